@@ -1,0 +1,200 @@
+"""The encoding of an architecture, and how it came from its parent's.
+
+A genotype is an immutable list of encoder blocks (thesis 4.1). It knows nothing of weights: the
+same architecture always has the same hash. Which modules still wait for their first training
+(the thesis's flag, 4.2.1) is a `Lineage`, kept beside the genotype.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, Literal, Self
+
+from nasd.errors import NasdError
+
+Activation = Literal["relu", "gelu"]
+Origin = Literal["kept", "altered", "added"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """A feed-forward network: `len(sizes) + 1` stacked linear layers with an activation between.
+
+    The first layer maps the backbone's width to `sizes[0]`, the last one back to the width.
+    """
+
+    activation: Activation
+    sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.activation[0] + "-".join(map(str, self.sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An encoder block: multi-head self-attention, then one or more feed-forward networks."""
+
+    heads: int
+    ffns: tuple[FeedForward, ...]
+
+    def __str__(self) -> str:
+        return f"{self.heads}h " + "+".join(map(str, self.ffns))
+
+
+@dataclass(frozen=True, slots=True)
+class Genotype:
+    """An architecture: the encoder blocks from the embeddings upwards."""
+
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`."""
+        runs = ((str(block), len(list(run))) for block, run in groupby(self.blocks))
+        return " ".join(f"{count}x[{text}]" if count > 1 else f"[{text}]" for text, count in runs)
+
+    @property
+    def hash(self) -> str:
+        """Canonical name of the architecture: 16 hex digits, equal if and only if it is."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "blocks": [
+                {
+                    "heads": block.heads,
+                    "ffns": [
+                        {"activation": ffn.activation, "sizes": list(ffn.sizes)}
+                        for ffn in block.ffns
+                    ],
+                }
+                for block in self.blocks
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`; raises NasdError if the data is no genotype."""
+        try:
+            blocks = tuple(
+                Block(
+                    heads=_count(block["heads"]),
+                    ffns=tuple(
+                        FeedForward(
+                            activation=_activation(ffn["activation"]),
+                            sizes=tuple(_count(size) for size in ffn["sizes"]),
+                        )
+                        for ffn in block["ffns"]
+                    ),
+                )
+                for block in data["blocks"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise NasdError(f"this is not a genotype: {error!r}") from error
+        genotype = cls(blocks)
+        if not blocks:
+            raise NasdError("this is not a genotype: it has no blocks")
+        if any(not block.ffns or any(not ffn.sizes for ffn in block.ffns) for block in blocks):
+            raise NasdError("this is not a genotype: a block has no FFN, or an FFN no hidden size")
+        return genotype
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLineage:
+    """Where one block's modules come from.
+
+    source: the parent's block whose weights this one keeps, None for a block that is wholly new.
+    attention_new: the attention is initialised afresh.
+    ffns: for each feed-forward network: kept, altered (in its place, fresh), or added (fresh, and
+        with a layer norm of its own that is fresh too).
+    """
+
+    source: int | None
+    attention_new: bool
+    ffns: tuple[Origin, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "attention_new": self.attention_new,
+            "ffns": list(self.ffns),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data["source"], data["attention_new"], tuple(data["ffns"]))
+
+
+Lineage = tuple[BlockLineage, ...]
+
+
+def unchanged(genotype: Genotype) -> Lineage:
+    """The lineage of an exact copy: every module kept."""
+    return tuple(
+        BlockLineage(index, False, ("kept",) * len(block.ffns))
+        for index, block in enumerate(genotype.blocks)
+    )
+
+
+def new_modules(lineage: Lineage) -> int:
+    """How many modules (attentions and feed-forward networks) still wait for training."""
+    return sum(
+        block.attention_new + sum(origin != "kept" for origin in block.ffns) for block in lineage
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """What every candidate shares with the seed: everything but the blocks."""
+
+    vocab_size: int
+    positions: int
+    width: int
+
+
+def parameters(genotype: Genotype, backbone: Backbone) -> int:
+    """Parameters of the encoder (embeddings and blocks, no task head), from the genotype alone."""
+    width = backbone.width
+    norm = 2 * width
+    total = (backbone.vocab_size + backbone.positions) * width + norm
+    for block in genotype.blocks:
+        total += 4 * (width * width + width) + norm
+        for ffn in block.ffns:
+            widths = (width, *ffn.sizes, width)
+            total += sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(widths)) + norm
+    return total
+
+
+def distance(one: Genotype, other: Genotype) -> int:
+    """How many modules differ with the blocks aligned by position; a module without a partner
+    counts as one. The measure of diversity for the initial population (thesis 4.2.2)."""
+    total = 0
+    for index in range(max(len(one.blocks), len(other.blocks))):
+        pair = [g.blocks[index] if index < len(g.blocks) else None for g in (one, other)]
+        first, second = pair
+        if first is None or second is None:
+            lone = first or second
+            assert lone is not None
+            total += 1 + len(lone.ffns)
+            continue
+        total += first.heads != second.heads
+        shared = min(len(first.ffns), len(second.ffns))
+        total += sum(first.ffns[i] != second.ffns[i] for i in range(shared))
+        total += max(len(first.ffns), len(second.ffns)) - shared
+    return total
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a positive whole number")
+    return value
+
+
+def _activation(value: Any) -> Activation:
+    if value == "relu":
+        return "relu"
+    if value == "gelu":
+        return "gelu"
+    raise ValueError(f"{value!r} is neither 'relu' nor 'gelu'")

@@ -1,0 +1,162 @@
+"""The attempt directory: all that the control plane and a worker say to each other.
+
+    attempts/<id>/  spec.json      written before the worker starts, read once
+                    heartbeat      touched by the worker at every step
+                    metrics.jsonl  one line per log step and per evaluation
+                    worker.log     standard output and error of the worker
+                    checkpoints/   whole directories, see nasd.worker.checkpoint
+                    weights/       the model at the end of the stage
+                    outcome.json   the verdict: written last, whole or not at all
+
+A worker knows its directory and nothing of the database, so any launcher that shares a file
+system can run it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nasd.config import Data, Stage
+from nasd.errors import NasdError
+
+TOKEN_VARIABLE = "NASD_RUN_TOKEN"
+
+# `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
+# verdict itself is always read from outcome.json.
+EXIT_DONE = 0
+EXIT_NO_OUTCOME = 1
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(Message):
+    """All a worker needs for one attempt. Paths are absolute."""
+
+    version: Literal[1] = 1
+    attempt: int
+    candidate: int
+    generation: int | None
+    stage: Stage | None  # None: prepare
+    seed: int  # of the experiment
+    dropout: float | None
+    source: str  # the seed model
+    data: Data
+    config_folder: str  # relative data paths start here
+    genotype: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    weights: str | None  # the folder to start from; None: the seed itself
+    inherits: bool  # `weights` are the parent's: build by lineage instead of loading
+    cache: str
+    tensorboard: str
+    precision: Literal["float32", "bfloat16"]
+    threads: int
+    checkpoint_minutes: float
+    log_steps: int
+    resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
+
+
+class Prepared(Message):
+    """What prepare found: counts for a person to read, and where the cache is."""
+
+    has_mlm_head: bool
+    parameters: int
+    mlm_train_sequences: int
+    mlm_evaluation_sequences: int
+    qa_train_questions: int
+    qa_test_questions: int
+    qa_train_features: int
+    qa_test_features: int
+
+
+Verdict = Literal["succeeded", "stopped", "diverged", "out_of_memory", "invalid", "error"]
+
+
+class Outcome(Message):
+    """How an attempt ended, in the worker's own words.
+
+    curve: (step, evaluation loss) in order. metrics: e.g. loss, exact_match, f1.
+    """
+
+    version: Literal[1] = 1
+    verdict: Verdict
+    message: str = ""
+    metrics: dict[str, float] = {}
+    curve: list[tuple[int, float]] = []
+    steps: int = 0
+    seconds: float = 0.0
+    has_weights: bool = False
+    prepared: Prepared | None = None
+
+
+class AttemptFolder:
+    """Names of the files of one attempt."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.json"
+        self.heartbeat = path / "heartbeat"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "worker.log"
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / "weights"
+        self.outcome = path / "outcome.json"
+
+
+M = TypeVar("M", bound=Message)
+
+
+def read(kind: type[M], path: Path) -> M:
+    """Reads a message; raises NasdError naming the file if it is damaged or of another version."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise NasdError(f"{path} is missing or damaged: {error}") from error
+
+
+def write(message: Message, path: Path) -> None:
+    """Writes a message whole or not at all."""
+    write_atomically(path, message.model_dump_json(indent=1).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Temporary name, fsync, rename, fsync of the folder: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_metrics(path: Path, after: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The lines of metrics.jsonl from byte `after` on, and the byte to go on from next time.
+
+    A last line without its end is being written just now (or was cut off by a kill): left out.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(after)
+            content = file.read()
+    except FileNotFoundError:
+        return [], after
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], after + len(whole)
