@@ -63,7 +63,6 @@ LONG_FACTS = 10
 
 _STATEMENTS = (
     "{Person} {verbs} {a} {colour} {thing} in {place}.",
-    "In {place} {person} {verbs} {a} {colour} {thing}.",
     "{A} {colour} {thing} is {participle} by {person} in {place}.",
 )
 # Kind of question -> (wordings, wording of the answer in running text).  The
@@ -238,7 +237,7 @@ def _document(rng: random.Random, town: str) -> Iterator[str]:
 
 def _paragraph(rng: random.Random, town: str) -> str:
     """Some facts, then most of them again, in other words or as a question."""
-    facts = _facts(rng, rng.randint(2, 5))
+    facts = _facts(rng, rng.randint(2, 6))
     told = [_render(rng.choice(_STATEMENTS), fact.slots())[0] for fact in facts]
     opening = rng.choice(_OPENINGS).format(town=town)
     again = []

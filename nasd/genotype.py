@@ -133,7 +133,7 @@ Lineage = tuple[BlockLineage, ...]
 def unchanged(genotype: Genotype) -> Lineage:
     """The lineage of an exact copy: every module kept."""
     return tuple(
-        BlockLineage(index, False, ("kept",) * len(block.ffns))
+        BlockLineage(index, False, tuple("kept" for _ in block.ffns))
         for index, block in enumerate(genotype.blocks)
     )
 

@@ -1,11 +1,11 @@
 """The attempt directory: all that the control plane and a worker say to each other.
 
     attempts/<id>/  spec.json      written before the worker starts, read once
-                    heartbeat      touched by the worker at every step
+                    heartbeat      where the worker is just now, rewritten at least every second
                     metrics.jsonl  one line per log step and per evaluation
                     worker.log     standard output and error of the worker
                     checkpoints/   whole directories, see nasd.worker.checkpoint
-                    weights/       the model at the end of the stage
+                    result/        what the stage leaves behind: the model, or the predictions
                     outcome.json   the verdict: written last, whole or not at all
 
 A worker knows its directory and nothing of the database, so any launcher that shares a file
@@ -51,7 +51,9 @@ class Spec(Message):
     lineage: list[dict[str, Any]]
     weights: str | None  # the folder to start from; None: the seed itself
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
-    cache: str
+    cache: str  # root of the cache; only prepare writes there
+    mlm_cache: str  # as prepare found or made them; empty for prepare itself
+    qa_cache: str
     tensorboard: str
     precision: Literal["float32", "bfloat16"]
     threads: int
@@ -61,8 +63,10 @@ class Spec(Message):
 
 
 class Prepared(Message):
-    """What prepare found: counts for a person to read, and where the cache is."""
+    """What prepare found: counts for a person to read, and the cache folders."""
 
+    mlm_cache: str
+    qa_cache: str
     has_mlm_head: bool
     parameters: int
     mlm_train_sequences: int
@@ -89,7 +93,7 @@ class Outcome(Message):
     curve: list[tuple[int, float]] = []
     steps: int = 0
     seconds: float = 0.0
-    has_weights: bool = False
+    has_result: bool = False
     prepared: Prepared | None = None
 
 
@@ -103,7 +107,7 @@ class AttemptFolder:
         self.metrics = path / "metrics.jsonl"
         self.log = path / "worker.log"
         self.checkpoints = path / "checkpoints"
-        self.weights = path / "weights"
+        self.result = path / "result"
         self.outcome = path / "outcome.json"
 
 
@@ -116,6 +120,15 @@ def read(kind: type[M], path: Path) -> M:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise NasdError(f"{path} is missing or damaged: {error}") from error
+
+
+class Heartbeat(Message):
+    """Where a worker is just now. at: seconds since the epoch."""
+
+    doing: str
+    step: int = 0
+    steps: int = 0
+    at: float
 
 
 def write(message: Message, path: Path) -> None:

@@ -1,0 +1,3 @@
+from nasd.cli import main
+
+main()

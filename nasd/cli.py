@@ -1,0 +1,178 @@
+"""The command line. Each command imports what it needs when it is called."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nasd import __version__
+from nasd.errors import NasdError
+
+app = typer.Typer(
+    name="nasd",
+    help="Searches transformer encoder architectures on your own GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The config file.", show_default=True)
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="The state folder, if not the one that the config names."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"nasd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigOption = Path("config.toml"),
+    watch: Annotated[bool, typer.Option("--watch", help="Show the live view meanwhile.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set an experiment that is there aside, begin anew.")
+    ] = False,
+) -> None:
+    """Begin the search of a config, or go on with it.
+
+    Example: nasd run --config config.toml
+    """
+    import logging
+
+    from nasd.config import load
+
+    settings = load(config)
+    state = config.resolve().parent / settings.experiment.state
+    if watch:
+        from nasd.watching import run_watched
+
+        complete = run_watched(settings, config, state, fresh)
+    else:
+        from nasd import daemon
+
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        )
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)
+        complete = daemon.run(settings, config, fresh)
+    if complete:
+        _print_summary(state)
+        return
+    from nasd import status as view
+
+    data = view.report(state)
+    if data["experiment"]["state"] == "halted":
+        raise NasdError(f"halted: {data['experiment']['reason']}")
+
+
+@app.command()
+def status(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+) -> None:
+    """Show what the search is doing. Works with the daemon down.
+
+    Example: nasd status --watch
+    """
+    from nasd import status as view
+
+    folder = _state(config, state)
+    if as_json:
+        print(json.dumps(view.report(folder), indent=1))
+        return
+    from rich.console import Console
+
+    if watch:
+        try:
+            view.watch(folder, interval)
+        except KeyboardInterrupt:
+            return
+    console = Console()
+    data = view.report(folder)
+    if data["experiment"]["state"] == "complete":
+        console.print(view.summary(data, folder, console.width))
+    else:
+        console.print(view.render(data, console.width))
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help='JSON: {"question id": "answer", …}.')],
+    dataset: Annotated[Path, typer.Argument(help="Questions in SQuAD v1.1's JSON form.")],
+) -> None:
+    """Score predictions as SQuAD's official v1.1 evaluation does.
+
+    Example: nasd score predictions.json dev-v1.1.json
+    """
+    from nasd import squad
+
+    print(json.dumps(squad.score(squad.read_predictions(predictions), squad.read_squad(dataset))))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write config.toml.")] = Path(),
+    preset: Annotated[str, typer.Option(help="thesis, minilm or demo.")] = "thesis",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, may be repeated.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a config.toml.")] = False,
+) -> None:
+    """Write a config.toml to begin with.
+
+    Example: nasd init --preset minilm --set experiment.seed=3 my-search
+    """
+    from nasd.presets import write_preset
+
+    path = write_preset(preset, folder, set_ or [], force)
+    print(f"wrote {path}; check it, then: nasd run --config {path}")
+
+
+def _state(config: Path, state: Path | None) -> Path:
+    """The state folder, read from the config without checking all of it: looking must be quick."""
+    if state is not None:
+        return state
+    import tomllib
+
+    try:
+        settings = tomllib.loads(config.read_text(encoding="utf-8"))
+        name = settings["experiment"].get("state", "state")
+    except FileNotFoundError:
+        raise NasdError(
+            f"there is no config file {config}: name one with --config, or a state folder with"
+            " --state"
+        ) from None
+    except (KeyError, AttributeError, tomllib.TOMLDecodeError) as error:
+        raise NasdError(f"{config} is not a config of nasd's: {error}") from error
+    return config.resolve().parent / str(name)
+
+
+def _print_summary(state: Path) -> None:
+    from rich.console import Console
+
+    from nasd import status as view
+
+    console = Console()
+    console.print(view.summary(view.report(state), state, console.width))
+
+
+def main() -> None:
+    try:
+        app(standalone_mode=True)
+    except NasdError as error:
+        print(f"nasd: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,29 @@
+"""Runs a command that cannot outlive the process that started it.
+
+    python -m nasd.leash PARENT_PID COMMAND [ARGUMENT ...]
+
+torchrun puts its ranks into sessions of their own, so killing a process group does not reach
+them. The kernel does: `PR_SET_PDEATHSIG` kills a process when the thread that started it dies,
+and survives exec. The daemon therefore starts workers from its main thread only.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to SIGKILL this process when its parent dies; exits if it is already gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before prctl took hold
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,125 @@
+"""The schema of state/nasd.db, as steps that commit together with their record.
+
+Never edit a step that has landed: add one. `SCHEMA` counts them, so that an older nasd refuses a
+newer database without importing anything heavy.
+"""
+
+from sqlite_utils import Database, Migrations
+
+from nasd.lifecycle import AttemptState, Phase, State
+from nasd.snapshot import SCHEMA
+
+migrations = Migrations("nasd")
+
+
+def _one_of(column: str, values: type[State] | type[AttemptState] | type[Phase]) -> str:
+    return f"CHECK ({column} IN ({', '.join(repr(str(value)) for value in values)}))"
+
+
+@migrations()
+def m001_search(db: Database) -> None:
+    statements = f"""
+    CREATE TABLE experiment (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        name TEXT NOT NULL,
+        seed INTEGER NOT NULL,
+        config TEXT NOT NULL,
+        backbone TEXT NOT NULL,
+        prepared TEXT,
+        state TEXT NOT NULL CHECK (state IN ('running', 'complete', 'halted')),
+        reason TEXT NOT NULL DEFAULT '',
+        created_at REAL NOT NULL,
+        completed_at REAL,
+        resumed_at REAL NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE generation (
+        number INTEGER PRIMARY KEY CHECK (number >= 0),
+        phase TEXT NOT NULL {_one_of("phase", Phase)},
+        opened_at REAL NOT NULL,
+        completed_at REAL
+    ) STRICT;
+    CREATE TABLE candidate (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER REFERENCES generation,
+        parent INTEGER REFERENCES candidate,
+        genotype TEXT NOT NULL,
+        hash TEXT NOT NULL UNIQUE,
+        lineage TEXT NOT NULL,
+        parameters INTEGER NOT NULL CHECK (parameters > 0),
+        stage TEXT NOT NULL,
+        state TEXT NOT NULL {_one_of("state", State)},
+        reason TEXT NOT NULL DEFAULT '',
+        CHECK ((generation IS NULL) = (parent IS NULL))
+    ) STRICT;
+    CREATE INDEX candidate_generation ON candidate (generation);
+    CREATE INDEX candidate_state ON candidate (state);
+    CREATE TABLE attempt (
+        id INTEGER PRIMARY KEY,
+        candidate INTEGER NOT NULL REFERENCES candidate,
+        stage TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        state TEXT NOT NULL {_one_of("state", AttemptState)},
+        slots TEXT NOT NULL,
+        token TEXT NOT NULL UNIQUE,
+        process TEXT,
+        verdict TEXT NOT NULL DEFAULT '',
+        message TEXT NOT NULL DEFAULT '',
+        started_at REAL NOT NULL,
+        ended_at REAL,
+        UNIQUE (candidate, stage, number),
+        CHECK ((ended_at IS NULL) = (state IN ('starting', 'running')))
+    ) STRICT;
+    CREATE UNIQUE INDEX one_live_attempt ON attempt (candidate)
+        WHERE state IN ('starting', 'running');
+    CREATE TABLE lease (
+        slot TEXT PRIMARY KEY,
+        attempt INTEGER NOT NULL REFERENCES attempt
+    ) STRICT;
+    CREATE TABLE result (
+        candidate INTEGER NOT NULL REFERENCES candidate,
+        stage TEXT NOT NULL,
+        attempt INTEGER NOT NULL REFERENCES attempt,
+        metrics TEXT NOT NULL,
+        curve TEXT NOT NULL,
+        steps INTEGER NOT NULL,
+        seconds REAL NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (candidate, stage)
+    ) STRICT;
+    CREATE TABLE decision (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generation,
+        kind TEXT NOT NULL CHECK (kind IN ('breed', 'cutoff', 'select')),
+        stage TEXT NOT NULL DEFAULT '',
+        payload TEXT NOT NULL,
+        at REAL NOT NULL,
+        UNIQUE (generation, kind, stage)
+    ) STRICT;
+    CREATE TABLE member (
+        generation INTEGER NOT NULL REFERENCES generation,
+        candidate INTEGER NOT NULL REFERENCES candidate,
+        role TEXT NOT NULL CHECK (role IN ('parent', 'offspring')),
+        survives INTEGER CHECK (survives IN (0, 1)),
+        rank INTEGER,
+        crowding REAL,
+        PRIMARY KEY (generation, candidate)
+    ) STRICT;
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        candidate INTEGER REFERENCES candidate,
+        attempt INTEGER REFERENCES attempt,
+        event TEXT NOT NULL,
+        source TEXT,
+        target TEXT,
+        stage TEXT,
+        detail TEXT NOT NULL DEFAULT ''
+    ) STRICT;
+    CREATE INDEX event_candidate ON event (candidate);
+    """
+    for statement in statements.split(";"):
+        if statement.strip():
+            db.execute(statement)
+
+
+assert len(migrations._migrations) == SCHEMA

@@ -1,0 +1,437 @@
+"""What is to be done next, as a pure function of a snapshot. No I/O, no clock, no own memory.
+
+`next_decision` gives at most one decision; the tick applies it and asks again. A decision only
+rests on what is recorded, and every random choice on a stream named by (seed, generation,
+purpose, index), so the order in which attempts happen to end changes nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nasd.config import PREPARE, Config, Stage
+from nasd.lifecycle import AttemptState, Event, Phase, State
+from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
+from nasd.protocol import Outcome
+from nasd.snapshot import Attempt, Candidate, Snapshot
+from nasd.variation import Bred, Parent, diversity, initial_population, offspring
+
+ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
+BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
+REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
+
+
+# -- decisions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenGeneration:
+    number: int
+    parents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Breed:
+    generation: int
+    births: tuple[Bred, ...]
+    first_stage: str
+    payload: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Cutoff:
+    generation: int
+    stage: str
+    next_stage: str
+    kept: tuple[int, ...]
+    cut: Mapping[int, str]
+    payload: dict[str, object]
+
+
+@dataclass(frozen=True)
+class StartSelecting:
+    generation: int
+
+
+@dataclass(frozen=True)
+class Select:
+    generation: int
+    members: Mapping[int, tuple[bool, int, float]]
+    payload: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Complete:
+    pass
+
+
+@dataclass(frozen=True)
+class Halt:
+    reason: str
+
+
+Decision = OpenGeneration | Breed | Cutoff | StartSelecting | Select | Complete | Halt
+
+
+def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
+    """The next step of the search, or None while attempts have to end first."""
+    if snapshot.experiment.state != "running":
+        return None
+    baseline = snapshot.baseline
+    if baseline.state is State.FAILED:
+        return Halt(f"the baseline failed at {baseline.stage}: {baseline.reason}")
+    for candidate in snapshot.candidates.values():
+        if (reason := _worn_out(snapshot, candidate, config)) is not None:
+            return Halt(reason)
+    generation = snapshot.generation
+    if generation is None:
+        return OpenGeneration(0, ()) if _seed_weights_stand(snapshot, config) else None
+    match generation.phase:
+        case Phase.BREEDING:
+            return _breed(snapshot, config, generation.number)
+        case Phase.CLIMBING:
+            return _climb(snapshot, config, generation.number)
+        case Phase.SELECTING:
+            return _select(snapshot, config, generation.number)
+        case Phase.COMPLETE:
+            if generation.number < config.experiment.generations:
+                survivors = snapshot.survivors(generation.number)
+                return OpenGeneration(generation.number + 1, tuple(survivors))
+            return Complete() if baseline.final else None
+
+
+# -- the ladder ----------------------------------------------------------------------------------
+
+
+def ladder(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
+    """Names of the stages that this candidate climbs, in order."""
+    if not candidate.is_baseline:
+        return tuple(stage.name for stage in config.ladder("candidates"))
+    prepared = snapshot.experiment.prepared
+    stages = config.ladder("baseline")
+    if prepared is not None and prepared["has_mlm_head"]:
+        stages = tuple(stage for stage in stages if stage.train != "head")
+    return (PREPARE, *(stage.name for stage in stages))
+
+
+def stage_named(config: Config, name: str) -> Stage | None:
+    """The stage's settings; None for prepare, which has none."""
+    return next((stage for stage in config.stages if stage.name == name), None)
+
+
+def slots_needed(config: Config, name: str) -> int:
+    stage = stage_named(config, name)
+    return 1 if stage is None else stage.slots
+
+
+def after(
+    snapshot: Snapshot, config: Config, candidate: Candidate, has_mlm_head: bool | None = None
+) -> tuple[Event, str | None]:
+    """Where a candidate goes that has finished its stage: the event, and the stage to go on to.
+
+    Generation 0 climbs without cutoffs: its individuals need scores before they can be parents.
+    has_mlm_head: what prepare has just found, before it is recorded.
+    """
+    steps = ladder(snapshot, config, candidate)
+    if has_mlm_head and candidate.stage == PREPARE:
+        heads = {stage.name for stage in config.stages if stage.train == "head"}
+        steps = tuple(step for step in steps if step not in heads)
+    position = steps.index(candidate.stage)
+    if position == len(steps) - 1:
+        return Event.SCORE, None
+    stage = stage_named(config, candidate.stage)
+    if stage is not None and stage.cuts and candidate.generation:
+        return Event.HOLD, None
+    return Event.ADVANCE, steps[position + 1]
+
+
+def weights_of(
+    snapshot: Snapshot, config: Config, candidate: Candidate
+) -> tuple[tuple[int, str] | None, bool]:
+    """The (candidate, stage) whose weights this candidate's stage starts from, and whether they
+    are the parent's, to be inherited by lineage.
+
+    Within a ladder a stage starts where the one before it ended. The first stage inherits from
+    the parent's last MLM stage: the head that fine-tuning trained is no use to MLM.
+    """
+    steps = ladder(snapshot, config, candidate)
+    position = steps.index(candidate.stage)
+    if position > 0:
+        return (candidate.id, steps[position - 1]), False
+    if candidate.parent is None:
+        return None, False
+    parent = snapshot.candidates[candidate.parent]
+    return (parent.id, _mlm_stages(snapshot, config, parent)[-1]), True
+
+
+def _mlm_stages(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
+    """The stages that leave a model with an MLM head; prepare does."""
+    names = []
+    for name in ladder(snapshot, config, candidate):
+        stage = stage_named(config, name)
+        if stage is None or stage.task == "mlm":
+            names.append(name)
+    return names
+
+
+def _seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
+    """Whether the baseline has climbed past everything that generation 0 starts from."""
+    if snapshot.experiment.prepared is None:
+        return False
+    steps = ladder(snapshot, config, snapshot.baseline)
+    last = steps.index(_mlm_stages(snapshot, config, snapshot.baseline)[-1])
+    return snapshot.baseline.final or steps.index(snapshot.baseline.stage) > last
+
+
+# -- the generation ------------------------------------------------------------------------------
+
+
+def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
+    """(quality, size) of scored candidates, both to be maximised."""
+    found = []
+    for candidate in candidates:
+        quality = snapshot.quality(candidate)
+        assert quality is not None, f"candidate {candidate} has no score"
+        found.append((quality, snapshot.size(candidate)))
+    return found
+
+
+def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
+    baseline = snapshot.baseline
+    seed = snapshot.experiment.seed
+    first_stage = config.ladder("candidates")[0].name
+    if generation == 0:
+        mutants = initial_population(
+            baseline.genotype, config.search_space, config.variation, config.population.mu, seed
+        )
+        measure = diversity([one.genotype for one in mutants], snapshot.experiment.backbone)
+        births = tuple(Bred(baseline.id, one.genotype, one.lineage) for one in mutants)
+        return Breed(0, births, first_stage, {"diversity": measure})
+    parents = [
+        Parent(member.candidate, snapshot.candidates[member.candidate].genotype, point)
+        for member in snapshot.members
+        if member.generation == generation and member.role == "parent"
+        for point in points(snapshot, [member.candidate])
+    ]
+    if not parents:  # nobody of the last generation was scored: begin again from the baseline
+        parents = [Parent(baseline.id, baseline.genotype, (0.0, 1.0))]
+    bred = offspring(
+        parents,
+        baseline.genotype,
+        config.search_space,
+        config.variation,
+        lambda_=config.population.lambda_,
+        tournament_size=config.population.tournament,
+        taken={candidate.hash for candidate in snapshot.candidates.values()},
+        seed=seed,
+        generation=generation,
+    )
+    return Breed(
+        generation,
+        tuple(bred),
+        first_stage,
+        {
+            "parents": [
+                {"candidate": parent.candidate, "point": parent.point} for parent in parents
+            ],
+            "picked": [one.parent for one in bred],
+        },
+    )
+
+
+def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | StartSelecting | None:
+    born = snapshot.born_in(generation)
+    if all(candidate.final for candidate in born):
+        return StartSelecting(generation)
+    steps = [stage.name for stage in config.ladder("candidates")]
+    for position, stage in enumerate(config.ladder("candidates")):
+        if stage.keep is None or generation == 0:
+            continue
+        waiting = [c for c in born if c.state is State.WAITING and c.stage == stage.name]
+        under_way = [
+            c
+            for c in born
+            if not c.final and c not in waiting and steps.index(c.stage) <= position
+        ]
+        if waiting and not under_way:
+            reached = [c for c in born if steps.index(c.stage) >= position]
+            return _cutoff(
+                snapshot, generation, stage, steps[position + 1], waiting, len(reached)
+            )
+    return None
+
+
+def _cutoff(
+    snapshot: Snapshot,
+    generation: int,
+    stage: Stage,
+    next_stage: str,
+    waiting: Sequence[Candidate],
+    reached: int,
+) -> Cutoff:
+    """The `keep` share with the lowest evaluation loss at the end of `stage` (thesis 4.2.4).
+
+    The share is of all that reached the stage, so a candidate that diverged in it frees no place
+    for more than were meant to go on. Ties go to the lower id.
+    """
+    assert stage.keep is not None
+    curves = {c.id: snapshot.results[c.id, stage.name].curve for c in waiting}
+    finals = {candidate: curve[-1][1] for candidate, curve in curves.items()}
+    order = sorted(finals, key=lambda candidate: (finals[candidate], candidate))
+    places = max(1, math.ceil(stage.keep * reached))
+    kept, cut = order[:places], order[places:]
+    threshold = finals[kept[-1]]
+    return Cutoff(
+        generation,
+        stage.name,
+        next_stage,
+        tuple(sorted(kept)),
+        {
+            candidate: f"{stage.name} loss {finals[candidate]:.4f} is not among the lowest"
+            f" {places} of {reached} (the last one kept has {threshold:.4f})"
+            for candidate in sorted(cut)
+        },
+        {
+            "rule": f"the lowest {places} of {reached} by the last evaluation loss",
+            "keep": stage.keep,
+            "places": places,
+            "reached": reached,
+            "losses": {str(candidate): finals[candidate] for candidate in order},
+            "curves": {str(candidate): curves[candidate] for candidate in order},
+            "kept": kept,
+            "cut": cut,
+        },
+    )
+
+
+def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
+    """Plus-selection: the best mu of parents and scored offspring together (thesis 4.2.6)."""
+    pool = sorted(
+        member.candidate
+        for member in snapshot.members
+        if member.generation == generation
+        and snapshot.candidates[member.candidate].state is State.SCORED
+    )
+    at = points(snapshot, pool)
+    rank = ranks(at)
+    distance = crowding(at, rank)
+    chosen = {pool[index] for index in survivors(at, config.population.mu)}
+    return Select(
+        generation,
+        {
+            candidate: (candidate in chosen, rank[index], distance[index])
+            for index, candidate in enumerate(pool)
+        },
+        {
+            "points": {str(candidate): at[index] for index, candidate in enumerate(pool)},
+            "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
+            "survivors": sorted(chosen),
+            "hypervolume": hypervolume(at, REFERENCE),
+        },
+    )
+
+
+# -- attempts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    candidate: int
+    stage: str
+    slots: tuple[str, ...]
+
+
+def starts(
+    snapshot: Snapshot, config: Config, free: Sequence[str], now: float
+) -> list[Start]:
+    """Which attempts to start on the free slots: what is furthest up the ladder first.
+
+    A candidate whose last attempts were lost waits for its back-off.
+    """
+    if snapshot.experiment.state != "running":
+        return []
+    budget = config.experiment.budget_gpu_hours
+    if budget is not None and snapshot.gpu_hours(now) >= budget:
+        return []
+    pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
+    pending.sort(
+        key=lambda c: (-ladder(snapshot, config, c).index(c.stage), not c.is_baseline, c.id)
+    )
+    left = list(free)
+    found = []
+    for candidate in pending:
+        need = slots_needed(config, candidate.stage)
+        if need <= len(left) and now >= _not_before(snapshot, candidate):
+            found.append(Start(candidate.id, candidate.stage, tuple(left[:need])))
+            left = left[need:]
+    return found
+
+
+def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
+    """The attempts in a row, up to now, that ended without finishing this candidate's stage."""
+    row: list[Attempt] = []
+    for attempt in snapshot.attempts:
+        if (attempt.candidate, attempt.stage) != (candidate.id, candidate.stage):
+            continue
+        lost = attempt.state in (AttemptState.LOST, AttemptState.FAILED)
+        row = [*row, attempt] if lost and attempt.started_at >= snapshot.experiment.resumed_at else []
+    return row
+
+
+def _not_before(snapshot: Snapshot, candidate: Candidate) -> float:
+    row = _setbacks(snapshot, candidate)
+    if not row:
+        return 0.0
+    assert row[-1].ended_at is not None
+    return row[-1].ended_at + BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
+
+
+def _worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str | None:
+    """Why the search cannot go on with this candidate until a person has looked, or None."""
+    if candidate.state is not State.PENDING:
+        return None
+    row = _setbacks(snapshot, candidate)
+    errors = [attempt for attempt in row if attempt.verdict == "error"]
+    where = f"candidate {candidate.id} at {candidate.stage}"
+    if len(errors) > ERROR_RETRIES:
+        return f"{where}: {errors[-1].message} (see attempts/{errors[-1].id}/worker.log)"
+    if len(row) - len(errors) > config.daemon.infrastructure_retries:
+        return (
+            f"{where} lost {len(row) - len(errors)} attempts in a row without a fault of its own:"
+            f" see attempts/{row[-1].id}/worker.log, mend the machine, and start nasd again"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What an attempt's end means for it and for its candidate."""
+
+    state: AttemptState
+    event: Event
+    next_stage: str | None
+    message: str
+
+
+def ending(
+    snapshot: Snapshot, config: Config, attempt: Attempt, outcome: Outcome | None
+) -> Ending:
+    """Reads a worker's verdict; no outcome at all means that the attempt was lost."""
+    candidate = snapshot.candidates[attempt.candidate]
+    if outcome is None:
+        return Ending(
+            AttemptState.LOST, Event.INTERRUPT, None, "gone without an outcome; tried again"
+        )
+    match outcome.verdict:
+        case "succeeded":
+            has_head = outcome.prepared.has_mlm_head if outcome.prepared else None
+            event, next_stage = after(snapshot, config, candidate, has_head)
+            return Ending(AttemptState.SUCCEEDED, event, next_stage, "")
+        case "stopped":
+            return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message)
+        case "error":
+            errors = sum(one.verdict == "error" for one in _setbacks(snapshot, candidate))
+            # Without the baseline there is no search: a person has to look, see _worn_out.
+            if errors < ERROR_RETRIES or candidate.is_baseline:
+                return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message)
+    return Ending(AttemptState.FAILED, Event.FAIL, None, f"{outcome.verdict}: {outcome.message}")

@@ -1,0 +1,79 @@
+"""The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nasd import config
+from nasd.errors import NasdError
+from nasd.protocol import write_atomically
+
+PRESETS = ("thesis", "minilm", "demo")
+
+
+def preset_text(name: str) -> str:
+    """The TOML text of a preset; raises NasdError for a name that is none."""
+    if name not in PRESETS:
+        raise NasdError(f"there is no preset {name!r}: take one of {', '.join(PRESETS)}")
+    return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) -> Path:
+    """Writes config.toml into `folder`, with each KEY=VALUE of `settings` put in its place.
+
+    The result is checked before it is written. The demo's data is made beside it. A stage is
+    addressed by its name: stages.finetune.epochs=2.
+    """
+    import tomlkit
+
+    text = preset_text(name)
+    document = tomlkit.parse(text)
+    for setting in settings:
+        _set(document, setting)
+    text = tomlkit.dumps(document)
+    path = folder / "config.toml"
+    config.parse(tomllib.loads(text), f"{name} with --set" if settings else name)
+    if path.exists() and not force:
+        raise NasdError(f"{path} is there already: choose another folder, or write over it with"
+                        " --force")
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "demo":
+        from nasd.demo import write_demo_data
+
+        write_demo_data(folder / "demo-data")
+    write_atomically(path, text.encode())
+    return path
+
+
+def _set(document: Any, setting: str) -> None:
+    import tomlkit
+
+    key, found, value = setting.partition("=")
+    if not found:
+        raise NasdError(f"--set {setting}: write KEY=VALUE, as in --set experiment.seed=3")
+    try:
+        parsed = tomlkit.value(value.strip())
+    except (tomlkit.exceptions.ParseError, ValueError):
+        parsed = tomlkit.string(value.strip())  # a bare word or path is meant as a string
+    place = document
+    *above, last = key.strip().split(".")
+    for part in above:
+        place = _below(place, part, key)
+    if isinstance(place, list):
+        raise NasdError(f"--set {key}: {last} is not a key")
+    place[last] = parsed
+
+
+def _below(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        for one in place:
+            if one.get("name") == part:
+                return one
+        raise NasdError(f"--set {key}: there is no stage {part!r}")
+    if part not in place:
+        import tomlkit
+
+        place[part] = tomlkit.table()
+    return place[part]

@@ -1,0 +1,182 @@
+"""Slots and launchers: what attempts run on, and what starts and stops them.
+
+A launcher is the seam for other machines: start, watch and stop one attempt, which is a folder
+with a spec. The local one runs torchrun on this machine, also for a single rank.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from nasd import gpus
+from nasd.config import Slots
+from nasd.errors import NasdError
+from nasd.protocol import TOKEN_VARIABLE, AttemptFolder
+
+KILL_SECONDS = 10.0
+
+
+def devices(slots: Slots) -> tuple[str, ...]:
+    """The slots of this machine, one a device; raises NasdError for a GPU that is not there."""
+    if slots.devices == "auto":
+        found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
+        if found:
+            return found
+        shares = max(1, len(os.sched_getaffinity(0)) // slots.threads)
+        return tuple(f"cpu:{index}" for index in range(shares))
+    if len(set(slots.devices)) != len(slots.devices):
+        raise NasdError("slots.devices: a device is named twice")
+    kinds = {device.split(":")[0] for device in slots.devices}
+    if len(kinds) > 1:
+        raise NasdError("slots.devices: take either cuda devices or cpu shares, not both")
+    if "cuda" in kinds:
+        known = {f"cuda:{gpu['index']}" for gpu in gpus.list_gpus()}
+        missing = [device for device in slots.devices if device not in known]
+        if missing:
+            raise NasdError(
+                f"slots.devices: {', '.join(missing)} is not on this machine"
+                f" ({', '.join(sorted(known)) or 'no GPU answers'}); for a machine without GPUs"
+                ' take devices = ["cpu:0"] or "auto"'
+            )
+    return slots.devices
+
+
+class Launcher(Protocol):
+    """Starts, watches and stops attempts. `process` is the launcher's own JSON note of one."""
+
+    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
+        """Starts the worker of the attempt whose spec stands in `folder`."""
+
+    def alive(self, process: Mapping[str, Any]) -> bool:
+        """Whether the attempt's own process (not a later one with its number) still runs."""
+
+    def stop(self, token: str) -> None:
+        """Asks the attempt to write a checkpoint and leave."""
+
+    def clear(self, token: str) -> int:
+        """Ends whatever still runs in this attempt's name; returns how many processes it found."""
+
+
+class LocalLauncher:
+    """torchrun on this machine; one rank a slot; a free rendezvous port for each launch."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
+        command = [
+            *(sys.executable, "-m", "nasd.leash", str(os.getpid())),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(len(slots)), "--max-restarts", "0"),
+            *("-m", "nasd.worker", str(folder.path)),
+        ]
+        gpus_visible = [slot.split(":")[1] for slot in slots if slot.startswith("cuda:")]
+        environment = os.environ | {
+            TOKEN_VARIABLE: token,
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus_visible),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
+            "OMP_NUM_THREADS": str(self._threads),
+            "GLOO_SOCKET_IFNAME": "lo",  # the host's name may not resolve on a machine alone
+            "PYTHONUNBUFFERED": "1",
+        }
+        with folder.log.open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C is the daemon's to handle
+            )
+        self._children[child.pid] = child
+        return {
+            "pid": child.pid,
+            "started": psutil.Process(child.pid).create_time(),
+            "boot": _boot_id(),
+        }
+
+    def alive(self, process: Mapping[str, Any]) -> bool:
+        child = self._children.get(process["pid"])
+        if child is not None:
+            if child.poll() is None:
+                return True
+            del self._children[process["pid"]]
+            return False
+        if process["boot"] != _boot_id():
+            return False
+        try:
+            other = psutil.Process(process["pid"])
+            return other.create_time() == process["started"] and (
+                other.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+    def stop(self, token: str) -> None:
+        # Only the ranks: torchrun itself would give them 30 s and then kill them.
+        for process in _of(token):
+            if "nasd.worker" in _command(process) and "torch.distributed.run" not in _command(
+                process
+            ):
+                _signal(process, signal.SIGTERM)
+
+    def clear(self, token: str) -> int:
+        found = _of(token)
+        for process in found:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(found, timeout=KILL_SECONDS)
+        for pid, child in list(self._children.items()):
+            if child.poll() is not None:
+                del self._children[pid]
+        return len(found)
+
+
+def wait_until(done: Any, seconds: float) -> bool:
+    """Polls until `done()`, for at most so many seconds; returns whether it came."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _of(token: str) -> list[psutil.Process]:
+    """The processes that carry an attempt's token in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.environ().get(TOKEN_VARIABLE) == token
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,329 @@
+"""What the database says, read in one go: the input of every decision and of every view.
+
+Read-only, and standard library alone, so that `nasd status` starts fast. Writing is the store's.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nasd.errors import NasdError
+from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
+
+SCHEMA = 1  # how many migrations this version of nasd knows
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    name: str
+    seed: int
+    config: dict[str, Any]
+    backbone: Backbone
+    prepared: dict[str, Any] | None
+    state: str
+    reason: str
+    created_at: float
+    completed_at: float | None
+    resumed_at: float  # of the last resumption after a halt; 0 if there was none
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    number: int
+    phase: Phase
+    opened_at: float
+    completed_at: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    id: int
+    generation: int | None  # None: the baseline
+    parent: int | None
+    genotype_json: str
+    hash: str
+    lineage_json: str
+    parameters: int
+    stage: str
+    state: State
+    reason: str
+
+    @cached_property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        return tuple(BlockLineage.from_json(block) for block in json.loads(self.lineage_json))
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.generation is None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    id: int
+    candidate: int
+    stage: str
+    number: int
+    state: AttemptState
+    slots: tuple[str, ...]
+    token: str
+    process: dict[str, Any] | None
+    verdict: str
+    message: str
+    started_at: float
+    ended_at: float | None
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_ATTEMPT
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """metrics: as the worker measured them; curve: (step, evaluation loss)."""
+
+    candidate: int
+    stage: str
+    metrics: dict[str, float]
+    curve: list[tuple[int, float]]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A candidate's part in a generation. survives, rank, crowding: None until it is selected."""
+
+    generation: int
+    candidate: int
+    role: str
+    survives: bool | None
+    rank: int | None
+    crowding: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    generation: int
+    kind: str
+    stage: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    at: float
+    candidate: int | None
+    attempt: int | None
+    event: str
+    source: str | None
+    target: str | None
+    stage: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    experiment: Experiment
+    generations: tuple[Generation, ...]
+    candidates: dict[int, Candidate]
+    attempts: tuple[Attempt, ...]
+    leases: dict[str, int]
+    results: dict[tuple[int, str], StageResult]
+    decisions: tuple[Decision, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def generation(self) -> Generation | None:
+        """The newest one."""
+        return self.generations[-1] if self.generations else None
+
+    @property
+    def baseline(self) -> Candidate:
+        return next(one for one in self.candidates.values() if one.is_baseline)
+
+    @property
+    def live_attempts(self) -> tuple[Attempt, ...]:
+        return tuple(attempt for attempt in self.attempts if attempt.live)
+
+    def born_in(self, generation: int) -> list[Candidate]:
+        return [one for one in self.candidates.values() if one.generation == generation]
+
+    def survivors(self, generation: int) -> list[int]:
+        return [m.candidate for m in self.members if m.generation == generation and m.survives]
+
+    def scores(self, candidate: int) -> dict[str, float] | None:
+        """exact_match and f1 in percent, None before the candidate is scored."""
+        if self.candidates[candidate].state is not State.SCORED:
+            return None
+        for (owner, _), result in self.results.items():
+            if owner == candidate and "f1" in result.metrics:
+                return result.metrics
+        raise AssertionError(f"candidate {candidate} is scored without scores")
+
+    def quality(self, candidate: int) -> float | None:
+        """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
+        scores = self.scores(candidate)
+        return None if scores is None else (scores["f1"] + scores["exact_match"]) / 2
+
+    def size(self, candidate: int) -> float:
+        """The second objective, parameters of the baseline / parameters of the candidate."""
+        return self.baseline.parameters / self.candidates[candidate].parameters
+
+    def gpu_hours(self, now: float) -> float:
+        """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
+        return sum(
+            len(attempt.slots)
+            * max(0.0, (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at)
+            for attempt in self.attempts
+        ) / 3600
+
+
+@contextmanager
+def opened(state: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection to the database of a state folder; raises NasdError without one."""
+    path = state / "nasd.db"
+    if not path.exists():
+        raise NasdError(f"{state} holds no experiment yet: start one with `nasd run`")
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+        try:
+            check_schema(connection, path)
+            yield connection
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise NasdError(f"{path} cannot be read: {error}") from error
+
+
+def check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises NasdError if the database is no database of nasd's, or of a newer nasd."""
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    if "_sqlite_migrations" not in tables or "experiment" not in tables:
+        raise NasdError(f"{path} is not a database of nasd's: choose another experiment.state")
+    query = "SELECT count(*) FROM _sqlite_migrations WHERE migration_set = 'nasd'"
+    found = connection.execute(query).fetchone()[0]
+    if found > SCHEMA:
+        raise NasdError(
+            f"{path} was written by a newer nasd (schema {found}, this one knows {SCHEMA}):"
+            " upgrade nasd, or choose another experiment.state"
+        )
+
+
+def read(connection: sqlite3.Connection) -> Snapshot:
+    """Everything, as of one instant (one read transaction)."""
+    connection.execute("BEGIN")
+    try:
+        return _read(connection)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def events(connection: sqlite3.Connection, last: int = 10) -> list[LoggedEvent]:
+    """The newest events, oldest first."""
+    rows = connection.execute(
+        "SELECT at, candidate, attempt, event, source, target, stage, detail FROM event"
+        " ORDER BY id DESC LIMIT ?",
+        (last,),
+    ).fetchall()
+    return [LoggedEvent(*row) for row in reversed(rows)]
+
+
+def _read(connection: sqlite3.Connection) -> Snapshot:
+    def rows(query: str) -> Sequence[Any]:
+        return connection.execute(query).fetchall()
+
+    found = rows(
+        "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
+        " resumed_at FROM experiment"
+    )
+    if not found:
+        raise NasdError("the database holds no experiment yet: start one with `nasd run`")
+    (name, seed, config, backbone, prepared, state, reason, created, completed, resumed) = found[0]
+    return Snapshot(
+        experiment=Experiment(
+            name=name,
+            seed=seed,
+            config=json.loads(config),
+            backbone=Backbone(**json.loads(backbone)),
+            prepared=None if prepared is None else json.loads(prepared),
+            state=state,
+            reason=reason,
+            created_at=created,
+            completed_at=completed,
+            resumed_at=resumed,
+        ),
+        generations=tuple(
+            Generation(number, Phase(phase), opened_at, completed_at)
+            for number, phase, opened_at, completed_at in rows(
+                "SELECT number, phase, opened_at, completed_at FROM generation ORDER BY number"
+            )
+        ),
+        candidates={
+            row[0]: Candidate(*row[:8], state=State(row[8]), reason=row[9])
+            for row in rows(
+                "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
+                " reason FROM candidate ORDER BY id"
+            )
+        },
+        attempts=tuple(
+            Attempt(
+                id=row[0],
+                candidate=row[1],
+                stage=row[2],
+                number=row[3],
+                state=AttemptState(row[4]),
+                slots=tuple(json.loads(row[5])),
+                token=row[6],
+                process=None if row[7] is None else json.loads(row[7]),
+                verdict=row[8],
+                message=row[9],
+                started_at=row[10],
+                ended_at=row[11],
+            )
+            for row in rows(
+                "SELECT id, candidate, stage, number, state, slots, token, process, verdict,"
+                " message, started_at, ended_at FROM attempt ORDER BY id"
+            )
+        ),
+        leases=dict(rows("SELECT slot, attempt FROM lease")),
+        results={
+            (row[0], row[1]): StageResult(
+                candidate=row[0],
+                stage=row[1],
+                metrics=json.loads(row[2]),
+                curve=[(step, loss) for step, loss in json.loads(row[3])],
+                steps=row[4],
+                seconds=row[5],
+            )
+            for row in rows(
+                "SELECT candidate, stage, metrics, curve, steps, seconds FROM result ORDER BY at"
+            )
+        },
+        decisions=tuple(
+            Decision(generation, kind, stage, json.loads(payload))
+            for generation, kind, stage, payload in rows(
+                "SELECT generation, kind, stage, payload FROM decision ORDER BY id"
+            )
+        ),
+        members=tuple(
+            Member(g, c, role, None if survives is None else bool(survives), rank, crowding)
+            for g, c, role, survives, rank, crowding in rows(
+                "SELECT generation, candidate, role, survives, rank, crowding FROM member"
+                " ORDER BY generation, candidate"
+            )
+        ),
+    )

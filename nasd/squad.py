@@ -1,0 +1,276 @@
+"""SQuAD v1.1: reading it, splitting it, and its official score.
+
+Sources: Rajpurkar et al. 2016 (exact match and F1 in section 6.1), their script evaluate-v1.1.py,
+and the thesis, 5.2.2. Standard library only: the control plane scores predictions without torch.
+"""
+
+import json
+import random
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from nasd.errors import NasdError
+
+PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one context. answers: (text, its first character in the context)."""
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: tuple[tuple[str, int], ...]
+
+
+# --- the official score ---------------------------------------------------------------------
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, then without ASCII punctuation, articles and superfluous white space."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    return normalise_answer(prediction) == normalise_answer(answer)
+
+
+def f1(prediction: str, answer: str) -> float:
+    """Harmonic mean of precision and recall over the words of both, as bags, from 0 to 1."""
+    predicted = normalise_answer(prediction).split()
+    gold = normalise_answer(answer).split()
+    same = (Counter(predicted) & Counter(gold)).total()
+    if not same:
+        return 0.0  # also where both are empty: so does the official script of v1.1
+    precision, recall = same / len(predicted), same / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> dict[str, float]:
+    """{"exact_match": %, "f1": %, "total": number of questions}, as evaluate-v1.1.py has it.
+
+    For each question the best over its gold answers counts; one without a prediction scores 0.
+    """
+    total, exact, overlap = 0, 0, 0.0
+    for question in questions:
+        total += 1
+        prediction = predictions.get(question.id)
+        if prediction is None:
+            continue
+        exact += max(exact_match(prediction, answer) for answer, _ in question.answers)
+        overlap += max(f1(prediction, answer) for answer, _ in question.answers)
+    if not total:
+        raise ValueError("there are no questions to score")
+    return {"exact_match": 100.0 * exact / total, "f1": 100.0 * overlap / total, "total": total}
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_squad(path: Path) -> list[Question]:
+    """Reads a data set in the official JSON form; raises NasdError naming the file and the place.
+
+    Keys that v1.1 does not know are ignored, as the official script ignores them.
+    """
+    return _unique(_nested(_json(path), str(path)), str(path))
+
+
+def from_records(records: Iterable[Mapping[str, Any]], origin: str) -> list[Question]:
+    """The same from flat records as the Hugging Face hub has them: one a question, with its title
+    and context, and answers as {"text": [...], "answer_start": [...]}."""
+    return _unique(_flat(records, origin), origin)
+
+
+Placed = Iterator[tuple[str, Question]]  # the place it stands at in the file, and the question
+
+
+def _unique(placed: Placed, origin: str) -> list[Question]:
+    seen: dict[str, tuple[str, Question]] = {}
+    for place, question in placed:
+        if question.id in seen:
+            raise NasdError(
+                f"{origin}: {place}: the id {question.id!r} is taken by {seen[question.id][0]};"
+                " give each question an id of its own"
+            )
+        seen[question.id] = (place, question)
+    if not seen:
+        raise NasdError(f"{origin} has no questions; give SQuAD v1.1 data that has some")
+    return [question for _, question in seen.values()]
+
+
+def _nested(root: Any, origin: str) -> Placed:
+    articles = _list(_object(root, f"{origin}: the top level"), "data", f"{origin}: ")
+    for i, article in enumerate(articles):
+        at = f"{origin}: data[{i}]"
+        title = _text(_object(article, at), "title", f"{at}.")
+        for j, paragraph in enumerate(_list(article, "paragraphs", f"{at}.")):
+            at = f"{origin}: data[{i}].paragraphs[{j}]"
+            context = _text(_object(paragraph, at), "context", f"{at}.")
+            for k, entry in enumerate(_list(paragraph, "qas", f"{at}.")):
+                place = f"data[{i}].paragraphs[{j}].qas[{k}]"
+                where = f"{origin}: {place}"
+                yield place, _question(_object(entry, where), title, context, where)
+
+
+def _flat(records: Iterable[Mapping[str, Any]], origin: str) -> Placed:
+    for i, record in enumerate(records):
+        where = f"{origin}: [{i}]"
+        entry = _object(dict(record), where)
+        answers = _object(_need(entry, "answers", f"{where}."), f"{where}.answers")
+        texts, starts = (
+            _list(answers, key, f"{where}.answers.") for key in ("text", "answer_start")
+        )
+        if len(texts) != len(starts):
+            raise NasdError(f"{where}.answers must have as many texts as starts; correct it")
+        entry["answers"] = [
+            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+        ]
+        title, context = (_text(entry, key, f"{where}.") for key in ("title", "context"))
+        yield f"[{i}]", _question(entry, title, context, where)
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Reads {question id: answer}, the official form of predictions; raises NasdError."""
+    predictions = _object(_json(path), f"{path}: the top level")
+    for key in predictions:
+        _text(predictions, key, f"{path}: ")
+    return predictions
+
+
+def _question(entry: dict[str, Any], title: str, context: str, where: str) -> Question:
+    """`where` is the file and the place of the entry in it."""
+    key = _text(entry, "id", f"{where}.")
+    if not key:
+        raise NasdError(f"{where}.id is empty; give each question an id of its own")
+    answers = []
+    for n, item in enumerate(_list(entry, "answers", f"{where}.")):
+        at = f"{where}.answers[{n}]"
+        text = _text(_object(item, at), "text", f"{at}.")
+        start = _need(item, "answer_start", f"{at}.")
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise NasdError(f"{at}.answer_start must be a whole number, not {_shown(start)}")
+        if not text.strip():
+            raise NasdError(f"{at}.text is empty; give an answer that stands in the context")
+        if start < 0 or not context.startswith(text, start):
+            raise NasdError(
+                f"{at}: the answer {_shown(text)} does not stand at character {start} of the"
+                " context; correct answer_start, which counts Unicode characters from 0"
+            )
+        answers.append((text, start))
+    if not answers:
+        raise NasdError(
+            f"{where}.answers is empty; each question of SQuAD v1.1 has an answer (2.0 also has"
+            " unanswerable ones: leave those out)"
+        )
+    return Question(key, title, context, _text(entry, "question", f"{where}."), tuple(answers))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise NasdError(f"there is no file {path}; correct its path") from None
+    except OSError as error:
+        raise NasdError(
+            f"{path} cannot be read ({error}); correct its path or its rights"
+        ) from None
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON, and of UTF-8
+        raise NasdError(f"{path} is not valid JSON ({error}); mend the file") from None
+
+
+def _need(parent: dict[str, Any], key: str, prefix: str) -> Any:
+    if key not in parent:
+        raise NasdError(f"{prefix}{key} is missing; give a file in the form of SQuAD v1.1")
+    return parent[key]
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise NasdError(f"{where} must be an object, not {_shown(value)}")
+    return value
+
+
+def _list(parent: dict[str, Any], key: str, prefix: str) -> list[Any]:
+    value = _need(parent, key, prefix)
+    if not isinstance(value, list):
+        raise NasdError(f"{prefix}{key} must be a list, not {_shown(value)}")
+    return value
+
+
+def _text(parent: dict[str, Any], key: str, prefix: str) -> str:
+    value = _need(parent, key, prefix)
+    if not isinstance(value, str):
+        raise NasdError(f"{prefix}{key} must be a string, not {_shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes one
+        raise NasdError(f"{prefix}{key} is no valid Unicode text; mend its \\u escapes") from None
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+# --- splitting ------------------------------------------------------------------------------
+
+
+def split(
+    questions: Iterable[Question], share: float, by: Literal["article", "record"], seed: int
+) -> tuple[list[Question], list[Question]]:
+    """(train, test), train having `share` of the questions as nearly as can be, neither empty.
+
+    By article no title, and no context that two titles share, stands on both sides. Which question
+    goes where, and the order on each side (by id), does not depend on the order given.
+    """
+    ordered = sorted(questions, key=lambda question: question.id)
+    for one, other in pairwise(ordered):
+        if one.id == other.id:
+            raise NasdError(
+                f"the question {one.id!r} stands twice in the data; leave one of the two out"
+            )
+    groups = _articles(ordered) if by == "article" else [[question] for question in ordered]
+    if len(groups) < 2:
+        wanted = "articles without a context in common" if by == "article" else "questions"
+        raise NasdError(
+            f"the data cannot be split by {by} into a train and a test part: that takes at least"
+            f" two {wanted}, and there are fewer; give more data"
+        )
+    random.Random(seed).shuffle(groups)
+    sums = list(accumulate(map(len, groups)))
+    goal = share * len(ordered)
+    cut = min(range(1, len(groups)), key=lambda n: abs(sums[n - 1] - goal))
+    train = {question.id for group in groups[:cut] for question in group}
+    return (
+        [question for question in ordered if question.id in train],
+        [question for question in ordered if question.id not in train],
+    )
+
+
+def _articles(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions of each article; articles with a context in common count as one."""
+    leader: dict[str, str] = {}  # of a title: another title of its group, or itself
+
+    def find(title: str) -> str:
+        while leader[title] != title:
+            title = leader[title]
+        return title
+
+    first: dict[str, str] = {}  # of a context: the first title it stands under
+    for question in questions:
+        leader.setdefault(question.title, question.title)
+        leader[find(question.title)] = find(first.setdefault(question.context, question.title))
+    groups: defaultdict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[find(question.title)].append(question)
+    return list(groups.values())  # in the order of their smallest ids

@@ -1,0 +1,404 @@
+"""The only writer of the database. Every public method is one transaction.
+
+The daemon holds an exclusive lock on state/daemon.lock for as long as it lives, so there is one
+store open for writing at a time.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from nasd import snapshot
+from nasd.errors import NasdError
+from nasd.genotype import Backbone, Genotype, Lineage, parameters, unchanged
+from nasd.lifecycle import (
+    ATTEMPT_TRANSITIONS,
+    NEXT_PHASE,
+    AttemptState,
+    Event,
+    ImpossibleTransition,
+    Phase,
+    target,
+)
+from nasd.snapshot import Snapshot
+from nasd.variation import Bred
+
+BASELINE = 0  # the id of the baseline
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a succeeded stage leaves in the database."""
+
+    metrics: Mapping[str, float]
+    curve: Sequence[tuple[int, float]]
+    steps: int
+    seconds: float
+
+
+class Store:
+    def __init__(self, path: Path) -> None:
+        """Opens the database and brings its schema up to date."""
+        from nasd.migrations import migrations
+
+        new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = Database(str(path))
+        connection = self._db.conn
+        connection.execute("PRAGMA busy_timeout = 10000")
+        if not new:
+            snapshot.check_schema(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: a decision that was acted upon must survive a power cut. 0.15 ms a commit.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        migrations.apply(self._db)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def read(self) -> Snapshot:
+        return snapshot.read(self._db.conn)
+
+    # -- the experiment ------------------------------------------------------------------------
+
+    def create_experiment(
+        self,
+        name: str,
+        seed: int,
+        config: Mapping[str, Any],
+        backbone: Backbone,
+        baseline: Genotype,
+        first_stage: str,
+        now: float,
+    ) -> None:
+        """The experiment's row and the baseline's, born at `first_stage`."""
+        with self._transaction():
+            self._insert(
+                "experiment",
+                id=1,
+                name=name,
+                seed=seed,
+                config=json.dumps(config),
+                backbone=json.dumps(asdict(backbone)),
+                state="running",
+                created_at=now,
+            )
+            self._bear(
+                BASELINE, None, None, baseline, unchanged(baseline), backbone, first_stage, now
+            )
+
+    def complete(self, now: float) -> None:
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET state = 'complete', completed_at = ?", (now,))
+            self._log(now, event="complete")
+
+    def halt(self, reason: str, now: float) -> None:
+        """Nothing new starts until a person has mended the cause and starts nasd again."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET state = 'halted', reason = ?", (reason,))
+            self._log(now, event="halted", detail=reason)
+
+    def resume(self, now: float) -> None:
+        """After a halt: attempts lost before now are no longer counted."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE experiment SET state = 'running', reason = '', resumed_at = ?"
+                " WHERE state = 'halted'",
+                (now,),
+            )
+            self._log(now, event="resumed")
+
+    def note(self, event: str, detail: str, now: float, attempt: int | None = None) -> None:
+        """An event of no candidate's: the daemon starting, a warning."""
+        with self._transaction():
+            self._log(now, event=event, detail=detail, attempt=attempt)
+
+    # -- decisions -----------------------------------------------------------------------------
+
+    def open_generation(self, number: int, parents: Sequence[int], now: float) -> None:
+        with self._transaction():
+            self._insert("generation", number=number, phase=str(Phase.BREEDING), opened_at=now)
+            for parent in parents:
+                self._insert("member", generation=number, candidate=parent, role="parent")
+            self._log(now, event="generation", detail=f"generation {number} opens")
+
+    def record_births(
+        self,
+        generation: int,
+        births: Sequence[Bred],
+        payload: Mapping[str, Any],
+        first_stage: str,
+        now: float,
+    ) -> list[int]:
+        """The breed decision and all its candidates; the generation climbs from here on."""
+        with self._transaction():
+            self._decide(generation, "breed", "", payload, now)
+            backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
+            first = self._value("SELECT max(id) FROM candidate") + 1
+            for number, birth in enumerate(births, first):
+                self._bear(
+                    number,
+                    generation,
+                    birth.parent,
+                    birth.genotype,
+                    birth.lineage,
+                    backbone,
+                    first_stage,
+                    now,
+                )
+                self._insert("member", generation=generation, candidate=number, role="offspring")
+            self._next_phase(generation, Phase.BREEDING, now)
+            return list(range(first, first + len(births)))
+
+    def record_cutoff(
+        self,
+        generation: int,
+        stage: str,
+        next_stage: str,
+        kept: Sequence[int],
+        cut: Mapping[int, str],
+        payload: Mapping[str, Any],
+        now: float,
+    ) -> None:
+        """The cutoff after `stage`: `kept` go on to `next_stage`, `cut` maps each to its reason."""
+        with self._transaction():
+            self._decide(generation, "cutoff", stage, payload, now)
+            for candidate in kept:
+                self._advance(candidate, Event.KEEP, now, next_stage)
+            for candidate, reason in cut.items():
+                self._advance(candidate, Event.CUT, now, detail=reason)
+
+    def start_selecting(self, generation: int, now: float) -> None:
+        with self._transaction():
+            self._next_phase(generation, Phase.CLIMBING, now)
+
+    def record_selection(
+        self,
+        generation: int,
+        members: Mapping[int, tuple[bool, int, float]],
+        payload: Mapping[str, Any],
+        now: float,
+    ) -> None:
+        """members maps candidates to (survives, rank, crowding distance)."""
+        with self._transaction():
+            self._decide(generation, "select", "", payload, now)
+            for candidate, (survives, rank, crowding) in members.items():
+                changed = self._db.execute(
+                    "UPDATE member SET survives = ?, rank = ?, crowding = ?"
+                    " WHERE generation = ? AND candidate = ?",
+                    (int(survives), rank, crowding, generation, candidate),
+                ).rowcount
+                assert changed == 1, f"candidate {candidate} is no member of {generation}"
+            self._next_phase(generation, Phase.SELECTING, now)
+
+    # -- candidates and attempts ---------------------------------------------------------------
+
+    def advance(
+        self,
+        candidate: int,
+        event: Event,
+        now: float,
+        stage: str | None = None,
+        attempt: int | None = None,
+        detail: str = "",
+    ) -> None:
+        """Moves a candidate along an edge of the table; raises ImpossibleTransition otherwise."""
+        with self._transaction():
+            self._advance(candidate, event, now, stage, attempt, detail)
+
+    def start_attempt(
+        self, candidate: int, stage: str, slots: Sequence[str], token: str, now: float
+    ) -> int:
+        """Leases the slots and writes the attempt's row, before any process exists."""
+        with self._transaction():
+            number = self._value(
+                "SELECT coalesce(max(number), 0) + 1 FROM attempt"
+                " WHERE candidate = ? AND stage = ?",
+                candidate,
+                stage,
+            )
+            attempt = self._insert(
+                "attempt",
+                candidate=candidate,
+                stage=stage,
+                number=number,
+                state=str(AttemptState.STARTING),
+                slots=json.dumps(list(slots)),
+                token=token,
+                started_at=now,
+            )
+            for slot in slots:
+                self._insert("lease", slot=slot, attempt=attempt)
+            self._advance(candidate, Event.START, now, attempt=attempt, detail=" ".join(slots))
+            return attempt
+
+    def attempt_runs(self, attempt: int, process: Mapping[str, Any]) -> None:
+        with self._transaction():
+            self._move_attempt(attempt, AttemptState.RUNNING)
+            self._db.execute(
+                "UPDATE attempt SET process = ? WHERE id = ?", (json.dumps(process), attempt)
+            )
+
+    def end_attempt(
+        self,
+        attempt: int,
+        state: AttemptState,
+        event: Event,
+        ended_at: float,
+        now: float,
+        verdict: str = "",
+        message: str = "",
+        next_stage: str | None = None,
+        record: StageRecord | None = None,
+        prepared: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ends an attempt, frees its slots, records its results and moves its candidate."""
+        with self._transaction():
+            self._move_attempt(attempt, state)
+            self._db.execute(
+                "UPDATE attempt SET ended_at = max(started_at, ?), verdict = ?, message = ?"
+                " WHERE id = ?",
+                (ended_at, verdict, message, attempt),
+            )
+            self._db.execute("DELETE FROM lease WHERE attempt = ?", (attempt,))
+            candidate, stage = self._row(
+                "SELECT candidate, stage FROM attempt WHERE id = ?", attempt
+            )
+            if record is not None:
+                self._insert(
+                    "result",
+                    candidate=candidate,
+                    stage=stage,
+                    attempt=attempt,
+                    metrics=json.dumps(dict(record.metrics)),
+                    curve=json.dumps([list(point) for point in record.curve]),
+                    steps=record.steps,
+                    seconds=record.seconds,
+                    at=now,
+                )
+            if prepared is not None:
+                self._db.execute("UPDATE experiment SET prepared = ?", (json.dumps(prepared),))
+            self._advance(candidate, event, now, next_stage, attempt, message)
+
+    # -- inside a transaction ------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # IMMEDIATE: a transaction that reads before it writes would fail under WAL if another
+        # writer came between, whatever the busy timeout.
+        self._db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.conn.execute("ROLLBACK")
+            raise
+        self._db.conn.execute("COMMIT")
+
+    def _bear(
+        self,
+        number: int,
+        generation: int | None,
+        parent: int | None,
+        genotype: Genotype,
+        lineage: Lineage,
+        backbone: Backbone,
+        stage: str,
+        now: float,
+    ) -> None:
+        self._insert(
+            "candidate",
+            id=number,
+            generation=generation,
+            parent=parent,
+            genotype=json.dumps(genotype.to_json()),
+            hash=genotype.hash,
+            lineage=json.dumps([block.to_json() for block in lineage]),
+            parameters=parameters(genotype, backbone),
+            stage=stage,
+            state=str(target(None, Event.BORN)),
+        )
+        detail = str(genotype) if parent is None else f"from {parent}: {genotype}"
+        self._log(
+            now, candidate=number, event=str(Event.BORN), target="pending", stage=stage,
+            detail=detail,
+        )
+
+    def _advance(
+        self,
+        candidate: int,
+        event: Event,
+        now: float,
+        stage: str | None = None,
+        attempt: int | None = None,
+        detail: str = "",
+    ) -> None:
+        source, at_stage = self._row("SELECT state, stage FROM candidate WHERE id = ?", candidate)
+        to = target(source, event)
+        changed = self._db.execute(
+            "UPDATE candidate SET state = ?, stage = ?, reason = ? WHERE id = ? AND state = ?",
+            (str(to), stage or at_stage, detail if event in _TELLING else "", candidate, source),
+        ).rowcount
+        if changed != 1:
+            raise ImpossibleTransition(source, event)
+        self._log(
+            now, candidate=candidate, attempt=attempt, event=str(event), source=source,
+            target=str(to), stage=stage or at_stage, detail=detail,
+        )
+
+    def _move_attempt(self, attempt: int, to: AttemptState) -> None:
+        source = AttemptState(self._value("SELECT state FROM attempt WHERE id = ?", attempt))
+        assert (source, to) in ATTEMPT_TRANSITIONS, f"attempt {attempt}: {source} to {to}"
+        # ended_at and state change together: the row's CHECK sees one statement at a time.
+        self._db.execute(
+            "UPDATE attempt SET state = ?, ended_at = CASE WHEN ? THEN started_at END"
+            " WHERE id = ? AND state = ?",
+            (str(to), to is not AttemptState.RUNNING, attempt, str(source)),
+        )
+
+    def _next_phase(self, generation: int, source: Phase, now: float) -> None:
+        to = NEXT_PHASE[source]
+        changed = self._db.execute(
+            "UPDATE generation SET phase = ?, completed_at = ? WHERE number = ? AND phase = ?",
+            (str(to), now if to is Phase.COMPLETE else None, generation, str(source)),
+        ).rowcount
+        assert changed == 1, f"generation {generation} is not {source}"
+        self._log(now, event="phase", detail=f"generation {generation}: {to}")
+
+    def _decide(
+        self, generation: int, kind: str, stage: str, payload: Mapping[str, Any], now: float
+    ) -> None:
+        self._insert(
+            "decision", generation=generation, kind=kind, stage=stage,
+            payload=json.dumps(payload), at=now,
+        )
+
+    def _log(self, now: float, event: str, **columns: Any) -> None:
+        self._insert("event", at=now, event=event, **columns)
+
+    def _insert(self, table: str, **row: Any) -> int:
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        cursor = self._db.execute(
+            f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values())
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _value(self, query: str, *arguments: Any) -> Any:
+        return self._row(query, *arguments)[0]
+
+    def _row(self, query: str, *arguments: Any) -> Any:
+        row = self._db.execute(query, arguments).fetchone()
+        if row is None:
+            raise NasdError(f"the database has no row for {arguments}")
+        return row
+
+
+# Events whose detail is the reason of the state they lead to.
+_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT})

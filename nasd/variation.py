@@ -1,0 +1,284 @@
+"""How one genotype comes from another: mutation, and the two ways it makes a generation.
+
+Thesis 4.2.1 (mutation), 4.2.2 (the initial population) and 4.2.3 (mating). There is no crossover.
+All of it is pure: the same arguments give the same genotypes.
+"""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from nasd.config import Mutation, SearchSpace, Variation
+from nasd.errors import NasdError
+from nasd.genotype import (
+    Backbone,
+    Block,
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    Lineage,
+    distance,
+    parameters,
+    unchanged,
+)
+from nasd.pareto import SIZE, Point, crowding, ranks, tournament
+from nasd.streams import stream
+
+TRIES = 1000  # mutations per individual before the search space counts as exhausted
+
+
+@dataclass(frozen=True, slots=True)
+class Offspring:
+    """A mutant of the baseline."""
+
+    genotype: Genotype
+    lineage: Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A scored candidate that may be mutated; its point is (quality, size)."""
+
+    candidate: int
+    genotype: Genotype
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Bred:
+    """A mutant of the parent with this candidate id."""
+
+    parent: int
+    genotype: Genotype
+    lineage: Lineage
+
+
+def draw_heads(space: SearchSpace, rng: random.Random) -> int:
+    """The attention of a new module, drawn independently of what stood there (thesis 4.1)."""
+    return rng.choice(space.heads)
+
+
+def draw_ffn(space: SearchSpace, rng: random.Random) -> FeedForward:
+    """A new feed-forward network, drawn independently of what stood there (thesis 4.1)."""
+    activation = rng.choice(space.activations)
+    layers = rng.choice(space.layers)
+    return FeedForward(activation, tuple(rng.choice(space.sizes) for _ in range(layers - 1)))
+
+
+def mutate(
+    parent: Genotype,
+    baseline: Genotype,
+    space: SearchSpace,
+    rates: Mutation,
+    rng: random.Random,
+) -> tuple[Genotype, Lineage]:
+    """A child of the parent, and where its modules come from (thesis 4.2.1).
+
+    First a block may be added or removed; then the blocks are visited in random order, and each
+    may have a feed-forward network added or altered, and its attention altered. An alteration
+    draws something different from what stood there; where the space has nothing else to offer,
+    the module stays. The child may be equal to the parent.
+    """
+    blocks = list(zip(parent.blocks, unchanged(parent), strict=True))
+    if rng.random() < rates.encoder:
+        _mutate_encoder(blocks, baseline.blocks[0], space, rates, rng)
+    for index in rng.sample(range(len(blocks)), len(blocks)):
+        if rng.random() < rates.ffn:
+            blocks[index] = _mutate_ffns(*blocks[index], space, rates, rng)
+        if rng.random() < rates.attention:
+            blocks[index] = _alter_attention(*blocks[index], space, rng)
+    return Genotype(tuple(block for block, _ in blocks)), tuple(lineage for _, lineage in blocks)
+
+
+def _mutate_encoder(
+    blocks: list[tuple[Block, BlockLineage]],
+    template: Block,
+    space: SearchSpace,
+    rates: Mutation,
+    rng: random.Random,
+) -> None:
+    """Adds a copy of the template with fresh weights, or removes a block, in place."""
+    fewest, most = space.blocks
+    may_add, may_remove = len(blocks) < most, len(blocks) > fewest
+    wants_to_add = rng.random() < rates.encoder_add
+    # At a limit of the space the other direction is taken.
+    if may_add and (wants_to_add or not may_remove):
+        fresh = BlockLineage(None, True, tuple("added" for _ in template.ffns))
+        blocks.insert(rng.randint(0, len(blocks)), (template, fresh))
+    elif may_remove:
+        del blocks[rng.randrange(len(blocks))]
+
+
+def _mutate_ffns(
+    block: Block, lineage: BlockLineage, space: SearchSpace, rates: Mutation, rng: random.Random
+) -> tuple[Block, BlockLineage]:
+    ffns, origins = list(block.ffns), list(lineage.ffns)
+    if rng.random() < rates.ffn_add and len(ffns) < space.ffns:
+        ffns.append(draw_ffn(space, rng))
+        origins.append("added")
+    else:
+        place = rng.randrange(len(ffns))
+        fresh = _other_ffn(ffns[place], space, rng)
+        if fresh != ffns[place] and origins[place] == "kept":  # in a new block it stays "added"
+            origins[place] = "altered"
+        ffns[place] = fresh
+    return replace(block, ffns=tuple(ffns)), replace(lineage, ffns=tuple(origins))
+
+
+def _alter_attention(
+    block: Block, lineage: BlockLineage, space: SearchSpace, rng: random.Random
+) -> tuple[Block, BlockLineage]:
+    if set(space.heads) == {block.heads}:
+        return block, lineage
+    while (heads := draw_heads(space, rng)) == block.heads:
+        pass
+    return replace(block, heads=heads), replace(lineage, attention_new=True)
+
+
+def _other_ffn(current: FeedForward, space: SearchSpace, rng: random.Random) -> FeedForward:
+    only_one = all(len(set(axis)) == 1 for axis in (space.activations, space.layers, space.sizes))
+    fresh = draw_ffn(space, rng)
+    while fresh == current and not only_one:
+        fresh = draw_ffn(space, rng)
+    return fresh
+
+
+def initial_population(
+    baseline: Genotype, space: SearchSpace, variation: Variation, mu: int, seed: int
+) -> list[Offspring]:
+    """Diverse mutants of the baseline, by the aggressive rates of variation.initial (thesis 4.2.2).
+
+    Each lies at least variation.min_distance from the baseline and from every other one; mutants
+    that do not are drawn again. Raises NasdError if the search space gives no more of them.
+    """
+    population: list[Offspring] = []
+    for individual in range(mu):
+        known = [baseline, *(other.genotype for other in population)]
+        for attempt in range(TRIES):
+            rng = stream(seed, 0, "initial", individual * TRIES + attempt)
+            genotype, lineage = mutate(baseline, baseline, space, variation.initial, rng)
+            if all(distance(genotype, other) >= variation.min_distance for other in known):
+                population.append(Offspring(genotype, lineage))
+                break
+        else:
+            raise NasdError(
+                f"{TRIES} mutations of the baseline gave none that lies variation.min_distance ="
+                f" {variation.min_distance} from the baseline and from the {individual} of {mu}"
+                " found before: lower variation.min_distance, raise variation.initial, or widen"
+                " search_space"
+            )
+    return population
+
+
+def diversity(genotypes: Sequence[Genotype], backbone: Backbone) -> dict[str, float]:
+    """How far the genotypes lie apart, and how their sizes spread (thesis 4.2.2).
+
+    Distances are those of `nasd.genotype.distance` over all pairs, and 0 where there is no pair.
+    """
+    distances = [distance(one, other) for one, other in combinations(genotypes, 2)] or [0]
+    sizes = [parameters(genotype, backbone) for genotype in genotypes] or [0]
+    return {
+        "mean_distance": sum(distances) / len(distances),
+        "min_distance": min(distances),
+        "distinct_sizes": len(set(sizes)) if genotypes else 0,
+        "min_parameters": min(sizes),
+        "max_parameters": max(sizes),
+    }
+
+
+def offspring(
+    parents: Sequence[Parent],
+    baseline: Genotype,
+    space: SearchSpace,
+    variation: Variation,
+    *,
+    lambda_: int,
+    tournament_size: int,
+    taken: Collection[str],
+    seed: int,
+    generation: int,
+) -> list[Bred]:
+    """The children of a generation: lambda mutants of parents picked in pairs (thesis 4.2.3).
+
+    Each parent of a pair is mutated into one child; of the last pair only the first if lambda is
+    odd. A child whose hash is `taken`, or is that of its parent or of a child before it, is drawn
+    again from the same parent; raises NasdError if that leads nowhere. `taken` holds the hashes
+    of all candidates of the experiment, the baseline among them.
+    """
+    known = set(taken)
+    children: list[Bred] = []
+    for index, parent in enumerate(
+        _pick_parents(parents, lambda_, tournament_size, seed, generation)
+    ):
+        for attempt in range(TRIES):
+            rng = stream(seed, generation, "mutate", index * TRIES + attempt)
+            genotype, lineage = mutate(parent.genotype, baseline, space, variation.offspring, rng)
+            if genotype != parent.genotype and genotype.hash not in known:
+                known.add(genotype.hash)
+                children.append(Bred(parent.candidate, genotype, lineage))
+                break
+        else:
+            raise NasdError(
+                f"{TRIES} mutations of candidate {parent.candidate} gave no genotype that is new"
+                f" to the experiment (generation {generation}, offspring {index}): widen"
+                " search_space, or raise variation.offspring"
+            )
+    return children
+
+
+def _pick_parents(
+    parents: Sequence[Parent], count: int, tournament_size: int, seed: int, generation: int
+) -> list[Parent]:
+    """The parents of `count` children, in pairs of two different ones.
+
+    Each wins a tournament by rank, then by the crowding distance on the size axis alone.
+    """
+    assert parents, "there is no parent"
+    points = [parent.point for parent in parents]
+    rank = ranks(points)
+    lonely = crowding(points, rank, axes=(SIZE,))
+    picked: list[int] = []
+    while len(picked) < count:
+        rng = stream(seed, generation, "pair", len(picked) // 2)
+        first = tournament(rank, lonely, tournament_size, rng)
+        others = {first} if len(parents) > 1 else ()  # a lone parent pairs with itself
+        picked += [first, tournament(rank, lonely, tournament_size, rng, exclude=others)]
+    return [parents[index] for index in picked[:count]]
+
+
+def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
+    """Raises NasdError, naming the block and the key, if the genotype is outside of the space."""
+    fewest, most = space.blocks
+    if not fewest <= len(genotype.blocks) <= most:
+        raise _outside(f"it has {len(genotype.blocks)} blocks", "blocks", f"{fewest} to {most}")
+    for index, block in enumerate(genotype.blocks):
+        if width % block.heads:
+            raise NasdError(
+                f"the genotype is impossible: block {index} has {block.heads} heads, which do not"
+                f" divide the width {width}"
+            )
+        if block.heads not in space.heads:
+            raise _outside(f"block {index} has {block.heads} heads", "heads", space.heads)
+        if not 1 <= len(block.ffns) <= space.ffns:
+            raise _outside(
+                f"block {index} has {len(block.ffns)} FFNs", "ffns", f"1 to {space.ffns}"
+            )
+        for ffn in block.ffns:
+            where = f"block {index} has an FFN"
+            if ffn.activation not in space.activations:
+                raise _outside(f"{where} with {ffn.activation}", "activations", space.activations)
+            if len(ffn.sizes) + 1 not in space.layers:
+                raise _outside(f"{where} of {len(ffn.sizes) + 1} layers", "layers", space.layers)
+            for size in ffn.sizes:
+                if size not in space.sizes:
+                    raise _outside(f"{where} of size {size}", "sizes", space.sizes)
+
+
+def _outside(what: str, key: str, allowed: object) -> NasdError:
+    if isinstance(allowed, tuple):
+        allowed = ", ".join(map(str, allowed))
+    return NasdError(
+        f"the genotype is outside of the search space: {what}, and search_space.{key} allows"
+        f" {allowed}"
+    )

@@ -1,0 +1,43 @@
+"""`nasd run --watch`: the daemon in the main thread, the live view beside it."""
+
+import logging
+import threading
+from pathlib import Path
+
+from nasd import daemon, status
+from nasd.config import Config
+from nasd.folders import StateFolder
+
+
+def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> bool:
+    """As daemon.run; what it logs goes to daemon.log in the state folder.
+
+    The view has the second thread, because workers must be started from the main one: they die
+    with the thread that started them.
+    """
+    ended = threading.Event()
+    began = threading.Event()
+
+    def view() -> None:
+        began.wait()
+        if not ended.is_set():
+            status.watch(state, 0.5, ended.is_set)
+
+    def begin() -> None:
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(message)s",
+            filename=StateFolder(state).log,
+            force=True,
+        )
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)
+        began.set()
+
+    viewer = threading.Thread(target=view, daemon=True)
+    viewer.start()
+    try:
+        return daemon.run(config, config_path, fresh, begin)
+    finally:
+        ended.set()
+        began.set()
+        viewer.join(timeout=5)

@@ -1,0 +1,1 @@
+"""The worker plane: trains. Knows one attempt directory, and nothing of the database."""

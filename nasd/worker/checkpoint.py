@@ -1,0 +1,106 @@
+"""Checkpoints: a directory each, whole and verified by checksum, or it does not count.
+
+    checkpoints/step-00001200/  model.safetensors  optimizer.pt  progress.json  manifest.json
+
+Everything is written under a temporary name, synced, and renamed. The random state is not saved:
+every step seeds its own generators from its number (see nasd.worker.train).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nasd.protocol import sync_folder
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    progress: dict[str, Any],
+) -> Path:
+    """Writes checkpoint `step` below `folder`, and forgets all but the newest two."""
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f".step-{step:09d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: t.detach().contiguous() for name, t in model.items()},
+              temporary / "model.safetensors")
+    torch.save(optimizer, temporary / "optimizer.pt")
+    (temporary / "progress.json").write_text(json.dumps({"step": step, **progress}))
+    manifest = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    (temporary / "manifest.json").write_text(json.dumps(manifest))
+    for path in temporary.iterdir():
+        _sync_file(path)
+    sync_folder(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync_folder(folder)
+    for old in _candidates([folder])[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folders: Iterable[Path]) -> Checkpoint | None:
+    """The newest whole checkpoint below any of `folders`; damaged ones are passed over."""
+    for path in _candidates(folders):
+        if (checkpoint := _load(path)) is not None:
+            return checkpoint
+    return None
+
+
+def _candidates(folders: Iterable[Path]) -> list[Path]:
+    found = [path for folder in folders if folder.is_dir() for path in folder.glob("step-*")]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def _load(path: Path) -> Checkpoint | None:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if any(_digest(path / name) != digest for name, digest in manifest.items()):
+            raise ValueError("checksum")
+        progress = json.loads((path / "progress.json").read_text())
+        return Checkpoint(
+            step=progress.pop("step"),
+            model=load_file(path / "model.safetensors"),
+            # weights_only: a pickle in a checkpoint is never executed.
+            optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+            progress=progress,
+        )
+    except Exception as error:  # whatever is wrong with it, it does not count
+        print(f"checkpoint {path} is damaged and passed over: {error!r}", flush=True)
+        return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

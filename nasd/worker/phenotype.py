@@ -1,0 +1,389 @@
+"""The model a genotype decodes to: a DistilBERT whose blocks may differ from each other.
+
+Thesis 4.1: a backbone is a list of encoder blocks; each has one multi-head self-attention and one
+or more feed-forward networks. Everything around the blocks (embeddings, post-layer-norm residuals,
+heads) is DistilBERT's, so that the unmodified seed computes exactly what DistilBERT computes.
+
+This file needs only torch and safetensors, because it also travels with exported models. Shapes:
+b = examples, l = tokens of an example, k = chosen tokens of an example, w = the backbone's width.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MODEL_TYPE = "nasd"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForwardShape:
+    activation: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    heads: int
+    ffns: tuple[FeedForwardShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """All that the model's shape and behaviour depend on; the defaults are DistilBERT's.
+
+    vocab_size, positions: rows of the two embedding tables. width: of every hidden state.
+    dropout: after the embeddings and each feed-forward network; attention_dropout: on the attention
+    probabilities; qa_dropout: before the question-answering head. All three are shares of 1.
+    """
+
+    vocab_size: int
+    positions: int
+    width: int
+    blocks: tuple[BlockShape, ...]
+    pad_token_id: int = 0
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    qa_dropout: float = 0.1
+    head_activation: str = "gelu"
+    norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
+        """The same backbone around other blocks, given as in a genotype's JSON."""
+        return replace(self, blocks=_blocks(blocks))
+
+    def with_dropout(self, share: float | None) -> Self:
+        """The same architecture with every dropout set to `share`; None leaves them alone."""
+        if share is None:
+            return self
+        return replace(self, dropout=share, attention_dropout=share, qa_dropout=share)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json, where `blocks` reads as in a genotype's JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"model_type": MODEL_TYPE, **plain}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`; keys of others (transformers adds some) are passed over."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**{**known, "blocks": _blocks(data["blocks"])})
+
+
+def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
+    return tuple(
+        BlockShape(
+            heads=block["heads"],
+            ffns=tuple(
+                FeedForwardShape(ffn["activation"], tuple(ffn["sizes"])) for ffn in block["ffns"]
+            ),
+        )
+        for block in blocks
+    )
+
+
+class Embeddings(nn.Module):
+    """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w]."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.word = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_token_id)
+        self.position = nn.Embedding(arch.positions, arch.width)
+        self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.dropout = nn.Dropout(arch.dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        summed = self.word(input_ids) + self.position.weight[: input_ids.shape[1]]
+        embedded: Tensor = self.dropout(self.norm(summed))
+        return embedded
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (thesis 4.1). The number of heads leaves no trace in the weights.
+
+    Raises ValueError where the heads do not divide the width.
+    """
+
+    def __init__(self, heads: int, arch: Architecture) -> None:
+        super().__init__()
+        width = arch.width
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide the width {width}")
+        self.heads = heads
+        self.dropout = arch.attention_dropout
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """queries [b, k, w] look at context [b, l, w] where mask [b, 1, 1, l] is true."""
+        attended = F.scaled_dot_product_attention(
+            self._split(self.q(queries)),
+            self._split(self.k(context)),
+            self._split(self.v(context)),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        merged: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return merged
+
+    def _split(self, states: Tensor) -> Tensor:
+        """[b, k, w] to [b, heads, k, w / heads]."""
+        examples, tokens, _ = states.shape
+        return states.view(examples, tokens, self.heads, -1).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Stacked linear layers with an activation between (thesis 4.1): [b, k, w] to [b, k, w]."""
+
+    def __init__(self, shape: FeedForwardShape, arch: Architecture) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[shape.activation]
+        widths = (arch.width, *shape.sizes, arch.width)
+        self.linears = nn.ModuleList(nn.Linear(into, out) for into, out in pairwise(widths))
+        self.dropout = nn.Dropout(arch.dropout)
+
+    def forward(self, states: Tensor) -> Tensor:
+        for index, linear in enumerate(self.linears):
+            states = linear(self.activation(states) if index else states)
+        dropped: Tensor = self.dropout(states)
+        return dropped
+
+
+class Block(nn.Module):
+    """An encoder block with DistilBERT's residuals, each normalised after the sum.
+
+    The norms belong to the block: a feed-forward network or an attention can be exchanged while
+    the norm at its place stays.
+    """
+
+    def __init__(self, shape: BlockShape, arch: Architecture) -> None:
+        super().__init__()
+        self.attention = Attention(shape.heads, arch)
+        self.attention_norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.ffns = nn.ModuleList(FeedForward(ffn, arch) for ffn in shape.ffns)
+        self.ffn_norms = nn.ModuleList(
+            nn.LayerNorm(arch.width, eps=arch.norm_eps) for _ in shape.ffns
+        )
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
+        """[b, l, w] to [b, l, w], or to [b, k, w] where only `positions` [b, k] are wanted."""
+        chosen: Tensor = states
+        if positions is not None:
+            chosen = states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        chosen = self.attention_norm(self.attention(chosen, states, mask) + chosen)
+        for ffn, norm in zip(self.ffns, self.ffn_norms, strict=True):
+            chosen = norm(ffn(chosen) + chosen)
+        return chosen
+
+
+class Encoder(nn.Module):
+    """Embeddings and blocks: the part that evolves."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(arch)
+        self.blocks = nn.ModuleList(Block(block, arch) for block in arch.blocks)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids [b, l] to states [b, l, w], or [b, k, w] at `positions` [b, k] alone.
+
+        attention_mask [b, l] is 0 where a token is padding; None means that there is none, which
+        is faster. Where only some positions are wanted, the last block computes no others.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        states: Tensor = self.embeddings(input_ids)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            states = block(states, mask, positions if index == last else None)
+        return states
+
+
+class MaskedLMHead(nn.Module):
+    """Logits over the vocabulary, DistilBERT's way. Its last layer multiplies with the word
+    embeddings, which it is handed rather than holds, so each weight has one name and one owner."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.transform = nn.Linear(arch.width, arch.width)
+        self.activation = ACTIVATIONS[arch.head_activation]
+        self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(arch.vocab_size))
+
+    def forward(self, states: Tensor, words: Tensor) -> Tensor:
+        """[b, k, w] and the word embeddings [vocab_size, w] to logits [b, k, vocab_size]."""
+        return F.linear(self.norm(self.activation(self.transform(states))), words, self.bias)
+
+
+class MaskedLM(nn.Module):
+    """The encoder under a masked-language-model head."""
+
+    head_name: ClassVar[str] = "head"
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.architecture = arch
+        self.encoder = Encoder(arch)
+        self.head = MaskedLMHead(arch)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids [b, l] to logits [b, l, vocab_size].
+
+        With `positions` [b, k], the places of the wanted tokens in each example, logits
+        [b, k, vocab_size] at those alone.
+        """
+        states = self.encoder(input_ids, attention_mask, positions)
+        logits: Tensor = self.head(states, self.encoder.embeddings.word.weight)
+        return logits
+
+
+class QuestionAnswering(nn.Module):
+    """The encoder under a head for the answer's start and end, as DistilBERT has it."""
+
+    head_name: ClassVar[str] = "qa_outputs"
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.architecture = arch
+        self.encoder = Encoder(arch)
+        self.dropout = nn.Dropout(arch.qa_dropout)
+        self.qa_outputs = nn.Linear(arch.width, 2)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids [b, l] to the logits [b, l] of the answer's start and of its end."""
+        logits = self.qa_outputs(self.dropout(self.encoder(input_ids, attention_mask)))
+        start, end = logits.unbind(-1)
+        return start.contiguous(), end.contiguous()
+
+
+Model = TypeVar("Model", MaskedLM, QuestionAnswering)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator, spread: float = 0.02) -> None:
+    """BERT's initialisation of all that `module` holds (Devlin et al. 2019), in place.
+
+    Weights are normal with standard deviation `spread`, biases and the padding's embedding 0, layer
+    norms the identity. The draws come from `generator`, on the CPU and in the modules' order, so
+    they are the same on every device.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            drawn = torch.empty(part.weight.shape).normal_(0.0, spread, generator=generator)
+            if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+                drawn[part.padding_idx] = 0.0
+            part.weight.copy_(drawn)
+        elif isinstance(part, nn.LayerNorm):
+            part.weight.fill_(1.0)
+        if isinstance(part, nn.Linear | nn.LayerNorm | MaskedLMHead) and part.bias is not None:
+            part.bias.zero_()
+
+
+def empty(kind: type[Model], arch: Architecture) -> Model:
+    """A model with uninitialised weights: for who fills every one, as torch's own take a second."""
+    with torch.device("meta"):
+        model = kind(arch)
+    return model.to_empty(device="cpu")
+
+
+def save(model: MaskedLM | QuestionAnswering, folder: Path) -> None:
+    """Writes config.json and model.safetensors, each whole or not at all, and durably."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": [f"NasdFor{type(model).__name__}"],
+        **model.architecture.to_json(),
+    }
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    _replace(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _sync(folder)
+
+
+def load_architecture(folder: Path) -> Architecture:
+    """The architecture of a model that `save`, or transformers, wrote into `folder`."""
+    return Architecture.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of a model that `save`, or transformers, wrote into `folder`, on the CPU."""
+    return load_file(folder / WEIGHTS)
+
+
+def load(kind: type[Model], folder: Path, dropout: float | None = None) -> Model:
+    """The model in `folder` as a `kind`, on the CPU; `dropout` overrides all three of its own.
+
+    Raises ValueError where the folder holds another kind, or weights that do not fit.
+    """
+    return _filled(kind, load_architecture(folder).with_dropout(dropout), folder, {})
+
+
+def load_for_answering(
+    folder: Path, generator: torch.Generator, dropout: float | None = None
+) -> QuestionAnswering:
+    """As `load`, but from a MaskedLM too: its encoder, under a head drawn from `generator`."""
+    arch = load_architecture(folder).with_dropout(dropout)
+    fresh = nn.ModuleDict({QuestionAnswering.head_name: nn.Linear(arch.width, 2)})
+    initialise(fresh, generator, arch.initializer_range)
+    return _filled(QuestionAnswering, arch, folder, fresh.state_dict())
+
+
+def _filled(
+    kind: type[Model], arch: Architecture, folder: Path, fallback: Mapping[str, Tensor]
+) -> Model:
+    """A `kind` with the weights in `folder`; those it lacks come from `fallback`."""
+    model = empty(kind, arch)
+    state = {**fallback, **load_state(folder)}
+    mine = ("encoder.", f"{kind.head_name}.")  # another kind's head is passed over
+    try:
+        # Copied, not adopted: where a tensor lies in the file could bend its results' last bit.
+        model.load_state_dict({name: state[name] for name in state if name.startswith(mine)})
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds no {kind.__name__}: {error}") from error
+    return model
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` make a file under a temporary name; syncs it and puts it in place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

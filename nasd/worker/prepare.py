@@ -1,0 +1,152 @@
+"""The first thing an experiment does: the caches, and the baseline from the seed.
+
+A cache folder is named by all that made it: the contents of the source files (or the names of the
+hub's data sets), the tokenizer, the lengths, the split. It is filled under a temporary name and
+renamed, so what carries the final name is whole, and later experiments find it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nasd.config import Data, QaData
+from nasd.errors import NasdError
+from nasd.protocol import sync_folder
+from nasd.squad import Question, from_records, read_squad, split
+from nasd.streams import stream_seed
+from nasd.worker import corpus
+from nasd.worker.passages import QaFeatures, build_features
+
+VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
+Say = Callable[[str], None]
+
+
+def caches(
+    data: Data, base: Path, tokenizer: Any, root: Path, seed: int, say: Say
+) -> tuple[Path, Path]:
+    """The cache folders of the corpora and of the questions, made where they are missing."""
+    tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    mlm_key = _key(
+        {
+            "tokenizer": tokens,
+            "seed": seed,
+            "data": data.mlm.model_dump(exclude={"corpora", "mask_share"}),
+            "corpora": corpus.describe_sources(data.mlm.corpora, base, _digest),
+        }
+    )
+    mlm_seed = stream_seed(seed, 0, "corpora")
+    mlm = _make(
+        root / f"mlm-{mlm_key}",
+        lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, say),
+        say,
+    )
+    sources = [_digest(base / name) for name in data.qa.files] or [data.qa.hub, data.qa.revision]
+    qa_key = _key(
+        {
+            "tokenizer": tokens,
+            "seed": seed,
+            "sources": sources,
+            "data": data.qa.model_dump(include={"tokens", "stride", "train_share", "split_by"}),
+        }
+    )
+    qa = _make(
+        root / f"qa-{qa_key}",
+        lambda folder: _build_qa(data.qa, base, tokenizer, folder, seed, say),
+        say,
+    )
+    return mlm, qa
+
+
+def test_questions(cache: Path) -> list[Question]:
+    """The questions of the test part, in the order of its features."""
+    rows = json.loads((cache / "test_questions.json").read_text(encoding="utf-8"))
+    return [
+        Question(**{**row, "answers": tuple((text, at) for text, at in row["answers"])})
+        for row in rows
+    ]
+
+
+def counts(mlm: Path, qa: Path) -> dict[str, int]:
+    """How much data there is, for a person to read."""
+    questions = json.loads((qa / "manifest.json").read_text())
+    return {
+        "mlm_train_sequences": len(np.load(mlm / "train.npy", mmap_mode="r")),
+        "mlm_evaluation_sequences": len(np.load(mlm / "evaluation.npy", mmap_mode="r")),
+        "qa_train_questions": questions["train_questions"],
+        "qa_test_questions": questions["test_questions"],
+        "qa_train_features": questions["train_features"],
+        "qa_test_features": questions["test_features"],
+    }
+
+
+def _build_qa(
+    data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, say: Say
+) -> None:
+    if data.files:
+        questions = [question for name in data.files for question in read_squad(base / name)]
+    else:
+        questions = _from_hub(data)
+    train, test = split(
+        questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions")
+    )
+    sizes = {"train_questions": len(train), "test_questions": len(test)}
+    for name, part in (("train", train), ("test", test)):
+        features: QaFeatures = build_features(part, tokenizer, data.tokens, data.stride)
+        features.save(folder / name)
+        sizes[f"{name}_features"] = len(features)
+        say(f"questions: {len(part)} for {name}, {len(features)} features")
+    (folder / "test_questions.json").write_text(
+        json.dumps([asdict(question) for question in test]), encoding="utf-8"
+    )
+    (folder / "manifest.json").write_text(json.dumps(sizes))
+
+
+def _from_hub(data: QaData) -> list[Question]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(data.hub, revision=data.revision, split="train")
+    except Exception as error:
+        raise NasdError(f"data.qa.hub: {data.hub} cannot be read: {error}") from error
+    return from_records(rows, f"data.qa.hub: {data.hub}")
+
+
+def _make(folder: Path, build: Callable[[Path], object], say: Say) -> Path:
+    if folder.is_dir():
+        say(f"cache: {folder.name} is there")
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        build(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    say(f"cache: {folder.name} made")
+    return folder
+
+
+def _key(parts: dict[str, Any]) -> str:
+    text = json.dumps({"version": VERSION, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise NasdError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,182 @@
+"""The phenotype as transformers knows models: the same modules under the same names.
+
+Importing this file registers the classes, after which `AutoModelForQuestionAnswering` and its
+like read a folder written by `phenotype.save`, and `phenotype.load` one by `save_pretrained`.
+It imports only its neighbour, relatively, so that both files can travel with an exported model.
+"""
+
+# transformers' own functions are mostly without types.
+# mypy: disable-error-code="no-untyped-call, untyped-decorator, attr-defined, call-arg"
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .phenotype import MODEL_TYPE, Architecture, Block, Encoder, MaskedLMHead
+
+
+class NasdConfig(PretrainedConfig):
+    """An `Architecture` as a configuration of transformers; see there for the fields."""
+
+    model_type = MODEL_TYPE
+    attribute_map = {"hidden_size": "width", "max_position_embeddings": "positions"}
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        positions: int = 512,
+        width: int = 768,
+        blocks: Sequence[dict[str, Any]] = (),
+        pad_token_id: int = 0,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        qa_dropout: float = 0.1,
+        head_activation: str = "gelu",
+        norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+        **others: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.positions = positions
+        self.width = width
+        self.blocks = list(blocks)
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.qa_dropout = qa_dropout
+        self.head_activation = head_activation
+        self.norm_eps = norm_eps
+        self.initializer_range = initializer_range
+        super().__init__(pad_token_id=pad_token_id, **others)
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.from_json(self.to_dict())
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.blocks)
+
+
+class NasdPreTrainedModel(PreTrainedModel):
+    config_class = NasdConfig
+    # No module has this name: the encoder's keys are the same in all three models, so transformers
+    # has no prefix to add or to take away.
+    base_model_prefix = MODEL_TYPE
+    _supports_sdpa = True
+    _no_split_modules = [Block.__name__]
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config.architecture)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskedLMHead):
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embeddings.word
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embeddings.word = value  # type: ignore[assignment]
+
+
+class NasdModel(NasdPreTrainedModel):
+    """The encoder alone."""
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> BaseModelOutput:
+        """Token ids [b, l] to states [b, l, w].
+
+        token_type_ids is accepted, as BERT's tokenizers give it, and has no effect.
+        """
+        return BaseModelOutput(last_hidden_state=self.encoder(input_ids, attention_mask))
+
+
+class NasdForMaskedLM(NasdPreTrainedModel):
+    """The encoder under its masked-language-model head."""
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.head = MaskedLMHead(config.architecture)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Token ids [b, l] to logits [b, l, vocab_size]; the loss is the mean over the tokens whose
+        label is not -100."""
+        states = self.encoder(input_ids, attention_mask)
+        logits = self.head(states, self.encoder.embeddings.word.weight)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class NasdForQuestionAnswering(NasdPreTrainedModel):
+    """The encoder under its question-answering head."""
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.qa_dropout)
+        self.qa_outputs = nn.Linear(config.width, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> QuestionAnsweringModelOutput:
+        """Token ids [b, l] to start and end logits [b, l]; positions [b] beyond l do not count."""
+        states = self.dropout(self.encoder(input_ids, attention_mask))
+        start, end = (logits.contiguous() for logits in self.qa_outputs(states).unbind(-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start.shape[1]
+            losses = [
+                F.cross_entropy(logits, places.clamp(0, length), ignore_index=length)
+                for logits, places in ((start, start_positions), (end, end_positions))
+            ]
+            loss = (losses[0] + losses[1]) / 2
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+
+
+AutoConfig.register(MODEL_TYPE, NasdConfig, exist_ok=True)
+AutoModel.register(NasdConfig, NasdModel, exist_ok=True)
+AutoModelForMaskedLM.register(NasdConfig, NasdForMaskedLM, exist_ok=True)
+AutoModelForQuestionAnswering.register(NasdConfig, NasdForQuestionAnswering, exist_ok=True)

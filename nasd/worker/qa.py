@@ -1,0 +1,116 @@
+"""Extractive question answering (thesis 5.2.2): the loss of the two ends of a span, and EM and F1."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nasd.config import QaData
+from nasd.squad import Question
+from nasd.worker.passages import QaFeatures, decode
+from nasd.worker.task import Batch, Progress, Ranks
+
+EVALUATION_BATCH = 32
+LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Start and end logits of every test feature, in order, each [length]."""
+
+    start: list[NDArray[np.float32]]
+    end: list[NDArray[np.float32]]
+
+
+class QaTask:
+    """Fine-tuning: the mean of the cross entropies of the start and the end position."""
+
+    def __init__(self, model: nn.Module, train: QaFeatures, test: QaFeatures) -> None:
+        self.model = model
+        self.train_size = len(train)
+        self._train = train
+        self._test = test
+
+    @classmethod
+    def load(cls, model: nn.Module, cache: Path) -> "QaTask":
+        return cls(model, QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test"))
+
+    def trainable(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters()}
+
+    def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
+        return _tensors(self._train, indices)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        start, end = model(batch["input_ids"], batch["attention_mask"])  # [b, length] each
+        start, end = start.float(), end.float()
+        return (
+            F.cross_entropy(start, batch["start"], reduction="sum")
+            + F.cross_entropy(end, batch["end"], reduction="sum")
+        ) / 2
+
+    @torch.no_grad()
+    def evaluate(self, ranks: Ranks, progress: Progress) -> dict[str, float]:
+        """Mean loss on an even sample of the test features: for the curve, not for the score."""
+        count = min(LOSS_FEATURES, len(self._test))
+        sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
+        mine = ranks.deal(sample)
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(mine), EVALUATION_BATCH):
+            progress("evaluating", start, len(mine))
+            batch = _tensors(self._test, mine[start : start + EVALUATION_BATCH])
+            batch = {name: tensor.to(ranks.device) for name, tensor in batch.items()}
+            total += self.loss(self.model, batch).double().cpu()
+        if ranks.world > 1:
+            dist.all_reduce(total)
+        return {"loss": float(total) / count}
+
+    @torch.no_grad()
+    def predict(
+        self, questions: list[Question], data: QaData, ranks: Ranks, progress: Progress
+    ) -> dict[str, str]:
+        """The answer to each test question: the best of the n-best spans over its windows.
+
+        Every rank takes its share of the windows; rank 0 gets all the answers, others none.
+        """
+        mine = ranks.deal(np.argsort(self._test.lengths, kind="stable"))
+        found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        for position in range(0, len(mine), EVALUATION_BATCH):
+            progress("answering", position, len(mine))
+            indices = mine[position : position + EVALUATION_BATCH]
+            batch = _tensors(self._test, indices)
+            start, end = self.model(
+                batch["input_ids"].to(ranks.device), batch["attention_mask"].to(ranks.device)
+            )
+            for index, one, other in zip(
+                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
+            ):
+                length = int(self._test.lengths[index])
+                found[int(index)] = (one[:length], other[:length])
+        if ranks.world > 1:
+            shares: list[dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]] | None
+            shares = [{} for _ in range(ranks.world)] if ranks.first else None
+            dist.gather_object(found, shares)
+            if shares is None:
+                return {}
+            found = {index: logits for share in shares for index, logits in share.items()}
+        progress("decoding", 0, len(questions))
+        order = range(len(self._test))
+        return decode(
+            self._test,
+            questions,
+            [found[index][0] for index in order],
+            [found[index][1] for index in order],
+            data.n_best,
+            data.max_answer_tokens,
+        )
+
+
+def _tensors(features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
+    """input_ids and attention_mask [b, longest], start and end [b]."""
+    return {name: torch.from_numpy(array) for name, array in features.batch(indices).items()}

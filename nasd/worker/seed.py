@@ -1,0 +1,426 @@
+"""The seed model: where it lies, what it looks like, and its weights under our names.
+
+DistilBERT and BERT checkpoints are read straight from their files, so transformers need not be
+imported for it. BERT differs from DistilBERT in its token types and its pooler alone: token type 0
+is added to the position embeddings, the pooler is dropped, and the outputs stay the same.
+"""
+
+import importlib.util
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nasd.errors import NasdError
+from nasd.genotype import Backbone, Genotype
+from nasd.worker import phenotype
+from nasd.worker.phenotype import Architecture, MaskedLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PACKAGE = "package:"
+HEAD_SEED = 0  # draws the MLM head of a seed that came without one
+
+
+@dataclass(frozen=True)
+class SeedDescription:
+    """What a seed is. The architecture holds the baseline's blocks and the seed's dropouts."""
+
+    architecture: Architecture
+    has_mlm_head: bool
+
+    @property
+    def backbone(self) -> Backbone:
+        arch = self.architecture
+        return Backbone(arch.vocab_size, arch.positions, arch.width)
+
+    @property
+    def baseline(self) -> Genotype:
+        return Genotype.from_json(self.architecture.to_json())
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How one model type names things.
+
+    prefix: of the encoder's tensors, where there is a head. keys: ours to the ones of config.json.
+    layer, modules: the blocks' name and our modules of a block to theirs. head: likewise for the
+    MLM head. bias, output: the head's bias, and its output weights if they are written at all.
+    """
+
+    prefix: str
+    keys: Mapping[str, str]
+    layer: str
+    modules: Mapping[str, str]
+    head: Mapping[str, str]
+    bias: str
+    output: str
+
+
+_FAMILIES = {
+    "distilbert": _Family(
+        prefix="distilbert.",
+        keys={
+            "width": "dim",
+            "blocks": "n_layers",
+            "heads": "n_heads",
+            "size": "hidden_dim",
+            "activation": "activation",
+            "dropout": "dropout",
+            "attention_dropout": "attention_dropout",
+        },
+        layer="transformer.layer",
+        modules={
+            "attention.q": "attention.q_lin",
+            "attention.k": "attention.k_lin",
+            "attention.v": "attention.v_lin",
+            "attention.out": "attention.out_lin",
+            "attention_norm": "sa_layer_norm",
+            "ffns.0.linears.0": "ffn.lin1",
+            "ffns.0.linears.1": "ffn.lin2",
+            "ffn_norms.0": "output_layer_norm",
+        },
+        head={"head.transform": "vocab_transform", "head.norm": "vocab_layer_norm"},
+        bias="vocab_projector.bias",
+        output="vocab_projector.weight",
+    ),
+    "bert": _Family(
+        prefix="bert.",
+        keys={
+            "width": "hidden_size",
+            "blocks": "num_hidden_layers",
+            "heads": "num_attention_heads",
+            "size": "intermediate_size",
+            "activation": "hidden_act",
+            "dropout": "hidden_dropout_prob",
+            "attention_dropout": "attention_probs_dropout_prob",
+        },
+        layer="encoder.layer",
+        modules={
+            "attention.q": "attention.self.query",
+            "attention.k": "attention.self.key",
+            "attention.v": "attention.self.value",
+            "attention.out": "attention.output.dense",
+            "attention_norm": "attention.output.LayerNorm",
+            "ffns.0.linears.0": "intermediate.dense",
+            "ffns.0.linears.1": "output.dense",
+            "ffn_norms.0": "output.LayerNorm",
+        },
+        head={
+            "head.transform": "cls.predictions.transform.dense",
+            "head.norm": "cls.predictions.transform.LayerNorm",
+        },
+        bias="cls.predictions.bias",
+        output="cls.predictions.decoder.weight",
+    ),
+}
+_EMBEDDINGS = {
+    "encoder.embeddings.word": "embeddings.word_embeddings",
+    "encoder.embeddings.position": "embeddings.position_embeddings",
+    "encoder.embeddings.norm": "embeddings.LayerNorm",
+}
+_DAMAGES = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    NasdError,
+)
+_POSITIONS = "embeddings.position_embeddings.weight"
+_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+
+
+def resolve(source: str, base: Path) -> str | Path:
+    """The folder that `source` names, or its name on the hub.
+
+    source: `package:NAME` or `package:NAME/sub/folder` for an installed package that carries a
+    model, a folder (relative to `base`), or else a model of the hub.
+    """
+    if source.startswith(PACKAGE):
+        return _package_folder(source)
+    folder = base / Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) is None:
+        raise _error(source, f"there is no folder {folder}: name the one with the model")
+    return source
+
+
+def describe(source: str, base: Path) -> SeedDescription:
+    """Reads the seed's config.json and the names of its weights, not the weights themselves."""
+    family, arch = _architecture(source, base)
+    path = _file(source, base, WEIGHTS)
+    with _reading(source, path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                names = {_modern(name, family) for name in file.keys()}  # noqa: SIM118
+        else:
+            names = set(_state(path, family))
+    return SeedDescription(arch, has_mlm_head=_has_head(names, family))
+
+
+def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[MaskedLM, bool]:
+    """The baseline with the seed's weights, and whether its MLM head came with them.
+
+    A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
+    """
+    family, arch = _architecture(source, base)
+    path = _file(source, base, WEIGHTS)
+    with _reading(source, path):
+        theirs = _state(path, family)
+    has_head = _has_head(theirs, family)
+    words = theirs.get("embeddings.word_embeddings.weight")
+    output = theirs.get(family.output)
+    if output is not None and words is not None and not torch.equal(output, words):
+        raise _error(
+            source,
+            "its MLM head has output weights other than the word embeddings, which is not"
+            " supported: take a seed that ties the two",
+        )
+    if _TOKEN_TYPES in theirs and _POSITIONS in theirs:
+        theirs[_POSITIONS] = theirs[_POSITIONS] + theirs[_TOKEN_TYPES][0]
+
+    model = phenotype.empty(MaskedLM, arch.with_dropout(dropout))
+    if not has_head:
+        generator = torch.Generator().manual_seed(HEAD_SEED)
+        phenotype.initialise(model.head, generator, arch.initializer_range)
+    with torch.no_grad():
+        for ours, name in _names(arch, family, has_head):
+            parameter = model.get_parameter(ours)
+            if name not in theirs:
+                raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
+            if theirs[name].shape != parameter.shape:
+                raise _error(
+                    source,
+                    f"the shape of {name} in {path} is {list(theirs[name].shape)}, where its"
+                    f" {CONFIG} asks for {list(parameter.shape)}: fetch the model again",
+                )
+            parameter.copy_(theirs[name])
+    return model, has_head
+
+
+def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
+    """The seed's own tokenizer; takes seconds, as it imports transformers."""
+    _, arch = _architecture(source, base)
+    from transformers import AutoTokenizer
+
+    resolved = resolve(source, base)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(resolved))
+    except Exception as error:  # of many kinds, among them those of parsers and of the network
+        raise _error(
+            source,
+            f"its tokenizer cannot be read ({_first_line(error)}): put the tokenizer's files beside"
+            " the model's",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise _error(
+            source,
+            "its tokenizer is not a fast one, so answers cannot be found in the text again: take a"
+            " seed with a tokenizer.json",
+        )
+    # Where there are no files at all, transformers makes up a tokenizer without words.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise _error(source, "it has no tokenizer: put the tokenizer's files beside the model's")
+    if len(tokenizer) > arch.vocab_size:
+        raise _error(
+            source,
+            f"its tokenizer knows {len(tokenizer)} tokens, and the model only {arch.vocab_size}:"
+            " take a tokenizer and a model that belong together",
+        )
+    for name in ("mask_token", "cls_token", "sep_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise _error(
+                source, f"its tokenizer has no {name}: take a seed with BERT's special tokens"
+            )
+    return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def _package_folder(source: str) -> Path:
+    name, _, below = source.removeprefix(PACKAGE).partition("/")
+    # find_spec imports the parents of a dotted name: only whole packages are asked for.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise _error(source, f"there is no package {name!r} to import: install it")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    if below:
+        if not (root / below).is_dir():
+            raise _error(source, f"the package has no folder {below!r}: name one that it has")
+        return root / below
+    folders = sorted(path.parent for path in root.rglob(CONFIG) if _is_model(path))
+    if len(folders) != 1:
+        found = ", ".join(str(folder.relative_to(root)) for folder in folders) or "none"
+        raise _error(
+            source,
+            f"the package must carry one model folder, but these were found: {found}; name one as"
+            f" {PACKAGE}{name}/FOLDER",
+        )
+    return folders[0]
+
+
+def _is_model(config: Path) -> bool:
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
+
+
+def _file(source: str, base: Path, names: tuple[str, ...]) -> Path:
+    """The first of `names` that the seed has; one of the hub is downloaded unless it is cached."""
+    resolved = resolve(source, base)
+    if isinstance(resolved, Path):
+        for name in names:
+            if (resolved / name).is_file():
+                return resolved / name
+        raise _error(
+            source, f"there is no {' or '.join(names)} in {resolved}: put the model's files there"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in names:
+        try:
+            return Path(hf_hub_download(resolved, name))
+        except EntryNotFoundError as error:  # also where the hub is out of reach
+            problem: Exception = error
+        except Exception as error:  # of many kinds: the name, the network, the disk
+            problem = error
+            break
+    raise _error(
+        source,
+        f"it is no folder below {base}, and the hub did not give its {' or '.join(names)}"
+        f" ({_first_line(problem)}): check the name and the network, or download the model and"
+        " name its folder",
+    )
+
+
+def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
+    path = _file(source, base, (CONFIG,))
+    with _reading(source, path):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        raise _error(
+            source,
+            f"the model type {model_type!r} is not supported: take one of {', '.join(_FAMILIES)}",
+        )
+    family = _FAMILIES[model_type]
+    missing = [
+        key
+        for key in ("vocab_size", "max_position_embeddings", *family.keys.values())
+        if key not in config
+    ]
+    if missing:
+        raise _error(source, f"{path} lacks the key {missing[0]!r}: fetch the model again")
+
+    def own(name: str) -> Any:
+        return config[family.keys[name]]
+
+    positions = config.get("position_embedding_type", "absolute")
+    if config.get("sinusoidal_pos_embds"):
+        positions = "sinusoidal"
+    if positions != "absolute":
+        raise _error(
+            source, f"its positions are {positions}: take a seed that learns absolute positions"
+        )
+    if own("activation") not in phenotype.ACTIVATIONS:
+        raise _error(
+            source, f"its activation is {own('activation')!r}: take a seed with gelu or relu"
+        )
+    block = {
+        "heads": own("heads"),
+        "ffns": [{"activation": own("activation"), "sizes": [own("size")]}],
+    }
+    with _reading(source, path):
+        genotype = Genotype.from_json({"blocks": [block] * own("blocks")})
+        if own("width") % own("heads"):
+            raise ValueError(f"{own('heads')} heads do not divide the width {own('width')}")
+        arch = Architecture(
+            vocab_size=int(config["vocab_size"]),
+            positions=int(config["max_position_embeddings"]),
+            width=int(own("width")),
+            blocks=(),
+            pad_token_id=int(config.get("pad_token_id") or 0),
+            dropout=float(own("dropout")),
+            attention_dropout=float(own("attention_dropout")),
+            qa_dropout=float(config.get("qa_dropout", 0.1)),
+            head_activation=own("activation"),
+            norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+            initializer_range=float(config.get("initializer_range", 0.02)),
+        ).with_blocks(genotype.to_json()["blocks"])
+    return family, arch
+
+
+def _state(path: Path, family: _Family) -> dict[str, Tensor]:
+    """The checkpoint's tensors, the encoder's without their prefix."""
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        # weights_only: no code in the file is run.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    return {_modern(name, family): tensor for name, tensor in state.items()}
+
+
+def _modern(name: str, family: _Family) -> str:
+    """The early checkpoints call a layer norm's weight and bias gamma and beta."""
+    name = name.removeprefix(family.prefix)
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _has_head(names: Mapping[str, Tensor] | set[str], family: _Family) -> bool:
+    return all(f"{module}.weight" in names for module in family.head.values())
+
+
+def _names(arch: Architecture, family: _Family, has_head: bool) -> Iterator[tuple[str, str]]:
+    """Each of our parameters, and the checkpoint's name of it."""
+    modules = dict(_EMBEDDINGS)
+    for index in range(len(arch.blocks)):
+        for ours, theirs in family.modules.items():
+            modules[f"encoder.blocks.{index}.{ours}"] = f"{family.layer}.{index}.{theirs}"
+    if has_head:
+        modules |= family.head
+        yield "head.bias", family.bias
+    for ours, theirs in modules.items():
+        yield f"{ours}.weight", f"{theirs}.weight"
+        if ours not in ("encoder.embeddings.word", "encoder.embeddings.position"):
+            yield f"{ours}.bias", f"{theirs}.bias"
+
+
+@contextmanager
+def _reading(source: str, path: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading `path` into one sentence."""
+    try:
+        yield
+    except _DAMAGES as error:
+        raise _error(
+            source,
+            f"{path} is damaged or not what it seems ({_first_line(error)}): fetch the model again",
+        ) from error
+
+
+def _error(source: str, problem: str) -> NasdError:
+    return NasdError(f"seed_model.source: {source!r}: {problem}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -1,0 +1,213 @@
+"""From a spec to an outcome: what each kind of stage does with its model and its task."""
+
+import json
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from nasd.config import Stage
+from nasd.genotype import BlockLineage, Genotype
+from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, write_atomically
+from nasd.streams import stream_seed
+from nasd.worker import phenotype
+from nasd.worker.task import Ranks, Task
+from nasd.worker.train import (
+    Diverged,
+    MetricsFile,
+    NoMetrics,
+    Recorder,
+    Run,
+    Stopped,
+    StopRequest,
+    autocast,
+    train,
+)
+
+# A peer that is gone must not hang the others for the library's default of up to half an hour.
+GROUP_TIMEOUT = timedelta(minutes=10)
+HEARTBEAT_SECONDS = 0.5
+
+
+class Pulse:
+    """The heartbeat file: where this attempt is. Written at most every HEARTBEAT_SECONDS."""
+
+    def __init__(self, path: Path, first: bool) -> None:
+        self._path = path
+        self._first = first
+        self._last = 0.0
+
+    def __call__(self, doing: str, step: int = 0, steps: int = 0) -> None:
+        now = time.monotonic()
+        if not self._first or now - self._last < HEARTBEAT_SECONDS:
+            return
+        self._last = now
+        beat = Heartbeat(doing=doing, step=step, steps=steps, at=time.time())
+        temporary = self._path.with_name(".heartbeat.tmp")
+        temporary.write_text(beat.model_dump_json())
+        temporary.replace(self._path)  # not synced: it speaks only of the living
+
+
+def join(spec: Spec) -> Ranks:
+    """Joins this attempt's process group, on the device that the launcher left visible."""
+    torch.set_num_threads(spec.threads)
+    world = int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
+        # Flags and counts travel through the CPU, gradients through NCCL.
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=GROUP_TIMEOUT, device_id=device)
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo", timeout=GROUP_TIMEOUT)
+    return Ranks(rank, world, device)
+
+
+def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> Outcome:
+    """Does the attempt. A fault of the candidate is an outcome, any other raises."""
+    pulse = Pulse(folder.heartbeat, ranks.first)
+    pulse("starting")
+    began = time.monotonic()
+    result = folder.result
+    try:
+        if spec.stage is None:
+            outcome = _prepare(spec, result, pulse)
+        elif spec.stage.train == "none":
+            outcome = _evaluate(spec, spec.stage, result, ranks, pulse)
+        else:
+            outcome = _train(spec, spec.stage, folder, ranks, stop, pulse)
+    except Diverged as reason:
+        outcome = Outcome(verdict="diverged", message=str(reason))
+    except Stopped as reason:
+        outcome = Outcome(verdict="stopped", message=str(reason))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        outcome = Outcome(verdict="out_of_memory", message=str(error).splitlines()[0][:500])
+    return outcome.model_copy(update={"seconds": time.monotonic() - began})
+
+
+def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
+    from nasd.worker import prepare, seed
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        pulse(text)
+
+    base = Path(spec.config_folder)
+    tokenizer = seed.load_tokenizer(spec.source, base)
+    mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, say)
+    model, has_head = seed.load_seed(spec.source, base, spec.dropout)
+    phenotype.save(model, result)
+    tokenizer.save_pretrained(result)
+    prepared = Prepared(
+        mlm_cache=str(mlm),
+        qa_cache=str(qa),
+        has_mlm_head=has_head,
+        parameters=sum(p.numel() for p in model.encoder.parameters()),
+        **prepare.counts(mlm, qa),
+    )
+    return Outcome(verdict="succeeded", has_result=True, prepared=prepared)
+
+
+def _train(
+    spec: Spec, stage: Stage, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
+) -> Outcome:
+    task = _task(spec, stage)
+
+    def open_recorder(step: int) -> Recorder:
+        if not ranks.first:
+            return NoMetrics()
+        return MetricsFile(folder.metrics, Path(spec.tensorboard), step)
+
+    result = train(
+        task,
+        stage,
+        ranks,
+        Run(
+            seed=spec.seed,
+            candidate=spec.candidate,
+            precision=spec.precision,
+            checkpoint_seconds=60 * spec.checkpoint_minutes,
+            log_steps=spec.log_steps,
+            checkpoints=folder.checkpoints,
+            resume=tuple(map(Path, spec.resume)),
+            open_recorder=open_recorder,
+            stop=stop,
+            progress=pulse,
+        ),
+    )
+    if ranks.first:
+        phenotype.save(task.model, folder.result)
+    return Outcome(
+        verdict="succeeded",
+        metrics=result.metrics,
+        curve=result.curve,
+        steps=result.steps,
+        has_result=True,
+    )
+
+
+def _task(spec: Spec, stage: Stage) -> Task:
+    from nasd.worker.corpus import MlmCorpus
+    from nasd.worker.mlm import MlmTask
+    from nasd.worker.qa import QaTask
+
+    assert spec.weights is not None
+    weights = Path(spec.weights)
+    # Named by the architecture's place in the search, so that a retry draws the same weights.
+    fresh = torch.Generator().manual_seed(
+        stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
+    )
+    if stage.task == "qa":
+        return QaTask.load(phenotype.load_for_answering(weights, fresh, spec.dropout),
+                           Path(spec.qa_cache))
+    genotype = Genotype.from_json(spec.genotype)
+    lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
+    if spec.inherits:
+        from nasd.worker.inherit import inherit
+
+        model = inherit(genotype, lineage, weights, fresh, spec.dropout)
+    else:
+        model = phenotype.load(phenotype.MaskedLM, weights, spec.dropout)
+    match stage.train:
+        case "all":
+            trains = {name for name, _ in model.named_parameters()}
+        case "head":
+            trains = {name for name, _ in model.named_parameters() if name.startswith("head.")}
+        case _:
+            from nasd.worker.inherit import new_parameters
+
+            trains = new_parameters(model, lineage)
+    corpus = MlmCorpus.load(Path(spec.mlm_cache))
+    return MlmTask(model, corpus, spec.data.mlm.mask_share, trains)
+
+
+def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
+    from nasd.worker.metrics import squad_scores
+    from nasd.worker.prepare import test_questions
+    from nasd.worker.qa import QaTask
+
+    assert spec.weights is not None and stage.task == "qa"
+    model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
+    model.to(ranks.device).eval()
+    task = QaTask.load(model, Path(spec.qa_cache))
+    questions = test_questions(Path(spec.qa_cache))
+    with autocast(spec.precision, ranks.device):
+        answers = task.predict(questions, spec.data.qa, ranks, pulse)
+        loss = task.evaluate(ranks, pulse)["loss"]
+    if not ranks.first:
+        return Outcome(verdict="succeeded")
+    result.mkdir(exist_ok=True)
+
+    write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
+    pulse("scoring")
+    scores = squad_scores(answers, questions)
+    return Outcome(
+        verdict="succeeded",
+        metrics={"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]},
+        has_result=True,
+    )

@@ -1,0 +1,58 @@
+"""The seam between the training loop and what is trained for.
+
+A task knows its data, its model and head, its loss and its metric. The loop (nasd.worker.train)
+knows steps, ranks, the optimizer and checkpoints. A new task is one file that fits this protocol
+and one line in nasd.worker.stage.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    model: nn.Module
+    train_size: int
+
+    def trainable(self) -> set[str]:
+        """Names of the parameters that this stage trains."""
+
+    def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
+        """The training examples `indices` as CPU tensors whose first dimension is the example.
+
+        Random parts (masks) are drawn from `seed` for the whole global batch, so that they do not
+        depend on how the batch is dealt out to ranks.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum over the examples of each example's mean loss."""
+
+    def evaluate(self, ranks: "Ranks", progress: "Progress") -> dict[str, float]:
+        """Metrics on the held-out part, the same on every rank; `loss` is among them."""
+
+
+class Progress(Protocol):
+    def __call__(self, doing: str, step: int, steps: int) -> None:
+        """Says where the worker is; cheap enough for every step."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its attempt's ranks."""
+
+    rank: int
+    world: int
+    device: Any  # torch.device
+
+    def deal(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This rank's share of a global batch."""
+        return indices[self.rank :: self.world]
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0

@@ -1,0 +1,356 @@
+"""The training loop: steps, ranks, optimizer, checkpoints, and nothing of any task.
+
+Every random number of a step is drawn from generators seeded by (experiment seed, candidate,
+stage, step, rank), and the order of an epoch by (experiment seed, stage, epoch). So a resumed run
+needs no saved random state, and the data order does not depend on the number of ranks.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nasd.config import Stage
+from nasd.streams import stream_seed
+from nasd.summaries import Summaries
+from nasd.worker import checkpoint
+from nasd.worker.divergence import DivergenceMonitor
+from nasd.worker.task import Progress, Ranks, Task
+
+
+class Diverged(Exception):
+    """The candidate's own fault: training went wrong for good."""
+
+
+class Stopped(Exception):
+    """Asked to leave; everything up to now stands in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, and the learning rate at each: linear warm-up, then linear to zero."""
+
+    examples: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    peak: float
+
+    @classmethod
+    def of(cls, stage: Stage, examples: int) -> "Schedule":
+        assert stage.epochs is not None and stage.learning_rate is not None
+        batch = min(stage.batch, examples)
+        per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
+        steps = max(1, round(stage.epochs * per_epoch))
+        return cls(
+            examples, batch, per_epoch, steps, round(stage.warmup * steps), stage.learning_rate
+        )
+
+    def learning_rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
+
+    def evaluates_after(self, step: int, per_epoch: int) -> bool:
+        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
+        done = step + 1
+        if done == self.steps:
+            return True
+        share = self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
+        return int(done / share) > int(step / share)
+
+
+class Order:
+    """Which examples make up a step's global batch: a new permutation every epoch."""
+
+    def __init__(self, schedule: Schedule, seed: int, stage: str) -> None:
+        self._schedule, self._seed, self._stage = schedule, seed, stage
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        epoch, position = divmod(step, self._schedule.steps_per_epoch)
+        if epoch != self._epoch:
+            seed = stream_seed(self._seed, epoch, f"order/{self._stage}")
+            self._permutation = np.random.default_rng(seed).permutation(self._schedule.examples)
+            self._epoch = epoch
+        start = position * self._schedule.batch
+        return self._permutation[start : start + self._schedule.batch]
+
+
+class StopRequest:
+    """SIGTERM, remembered until the loop can act on it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
+class Recorder(Protocol):
+    def line(self, **values: Any) -> None: ...
+
+
+class MetricsFile:
+    """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one."""
+
+    def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._summaries = Summaries(tensorboard, resume_step)
+
+    def line(self, **values: Any) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        step = values["step"]
+        scalars = {
+            ("evaluation/" if values["kind"] == "evaluation" else "train/") + name: value
+            for name, value in values.items()
+            if name not in ("kind", "step", "at") and isinstance(value, float)
+        }
+        self._summaries.scalars(scalars, step)
+        self._summaries.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._summaries.close()
+
+
+class NoMetrics:
+    def line(self, **values: Any) -> None:
+        pass
+
+
+@dataclass
+class Run:
+    """The settings of one attempt's training that are not the stage's own."""
+
+    seed: int
+    candidate: int
+    precision: str
+    checkpoint_seconds: float
+    log_steps: int
+    checkpoints: Path
+    resume: tuple[Path, ...]
+    open_recorder: Callable[[int], Recorder]
+    stop: StopRequest
+    progress: Progress
+    say: Callable[[str], None] = field(default=lambda text: print(text, flush=True))
+
+
+@dataclass(frozen=True)
+class Result:
+    steps: int
+    metrics: dict[str, float]
+    curve: list[tuple[int, float]]
+
+
+def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
+    """Trains `task.model` in place through `stage`.
+
+    Raises Diverged, or Stopped once everything is in a checkpoint.
+    """
+    model = task.model.to(ranks.device)
+    names = task.trainable()
+    # Before wrapping: DDP looks at requires_grad once, when it is built.
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    if not names:
+        run.say("nothing to train in this stage: the model is only evaluated")
+        return _evaluate_only(task, ranks, run)
+    schedule = Schedule.of(stage, task.train_size)
+    order = Order(schedule, run.seed, stage.name)
+    optimizer = _optimizer(model, stage)
+    monitor = DivergenceMonitor()
+    curve: list[tuple[int, float]] = []
+    metrics: dict[str, float] = {}
+    start = 0
+    if (found := checkpoint.newest((run.checkpoints, *run.resume))) is not None:
+        model.load_state_dict(found.model, strict=False)
+        optimizer.load_state_dict(found.optimizer)
+        monitor.restore(found.progress["monitor"])
+        curve = [(step, loss) for step, loss in found.progress["curve"]]
+        metrics = found.progress["metrics"]
+        start = found.step
+        run.say(f"resumed at step {start} of {schedule.steps}")
+    recorder = run.open_recorder(start)
+    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    ddp = DistributedDataParallel(model, device_ids=device_ids)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    pending = torch.zeros(2 * run.log_steps, device=ranks.device)  # losses, then norms
+    waiting: list[int] = []
+    tokens = 0
+    logged = saved = time.monotonic()
+    run.say(
+        f"{stage.name}: {schedule.steps} steps of {schedule.batch}, "
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters train"
+    )
+
+    def save(step: int) -> None:
+        if ranks.first:
+            checkpoint.save(
+                run.checkpoints,
+                step,
+                _trained_state(model),
+                optimizer.state_dict(),
+                {"monitor": monitor.state(), "curve": curve, "metrics": metrics},
+            )
+        if ranks.world > 1:
+            dist.barrier()
+
+    for step in range(start, schedule.steps):
+        rate = schedule.learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ddp.train()
+        loss, examples_tokens = _step_backward(task, ddp, order.batch(step), stage, ranks, run, step)
+        tokens += examples_tokens
+        norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        pending[len(waiting)] = loss
+        pending[run.log_steps + len(waiting)] = norm
+        waiting.append(step)
+        run.progress("training", step + 1, schedule.steps)
+
+        last = step + 1 == schedule.steps
+        evaluates = schedule.evaluates_after(step, stage.evaluations)
+        due = time.monotonic() - saved >= run.checkpoint_seconds
+        stop, due = _any((run.stop.asked, due), ranks)
+        saves = (stop or due) and not last
+        if len(waiting) == run.log_steps or evaluates or saves:
+            losses, norms = _agree(pending, len(waiting), run.log_steps, ranks)
+            now = time.monotonic()
+            recorder.line(
+                kind="train",
+                step=step + 1,
+                loss=float(np.mean(losses)),
+                gradient_norm=float(np.mean(norms)),
+                learning_rate=rate,
+                tokens_per_second=tokens * ranks.world / max(now - logged, 1e-9),
+                at=time.time(),
+            )
+            for at, one_loss, one_norm in zip(waiting, losses, norms, strict=True):
+                if (reason := monitor.look(at + 1, one_loss, one_norm)) is not None:
+                    raise Diverged(reason)
+            waiting, tokens, logged = [], 0, now
+        if evaluates:
+            metrics = _evaluate(task, ranks, run)
+            if not math.isfinite(metrics["loss"]):
+                raise Diverged(f"the evaluation loss is {metrics['loss']} at step {step + 1}")
+            curve.append((step + 1, metrics["loss"]))
+            recorder.line(kind="evaluation", step=step + 1, **metrics, at=time.time())
+            logged = time.monotonic()  # tokens/s speaks of training alone
+        if saves:
+            save(step + 1)
+            saved = time.monotonic()
+        if stop and not last:
+            raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
+    return Result(schedule.steps, metrics, curve)
+
+
+def _step_backward(
+    task: Task,
+    ddp: DistributedDataParallel,
+    indices: NDArray[np.int64],
+    stage: Stage,
+    ranks: Ranks,
+    run: Run,
+    step: int,
+) -> tuple[Tensor, int]:
+    """Gradients of the mean loss over the global batch `indices`, whatever the number of ranks.
+
+    Returns this rank's part of that mean, and how many tokens it saw. DDP takes the mean of the
+    ranks' gradients, so each contributes `world x its sum / batch`.
+    """
+    batch = task.batch(indices, stream_seed(run.seed, step, f"batch/{stage.name}"))
+    mine = torch.from_numpy(ranks.deal(np.arange(len(indices))))
+    torch.manual_seed(
+        stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank)
+    )
+    parts = mine.split(stage.micro_batch or len(mine))
+    total = torch.zeros((), device=ranks.device)
+    tokens = 0
+    for number, part in enumerate(parts):
+        micro = {name: t[part].to(ranks.device, non_blocking=True) for name, t in batch.items()}
+        last = number == len(parts) - 1
+        # The context has to enclose the forward pass, too.
+        sync: AbstractContextManager[None] = nullcontext() if last else ddp.no_sync()
+        with sync:
+            with autocast(run.precision, ranks.device):
+                loss = task.loss(ddp, micro) / len(indices)
+            (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        tokens += micro["input_ids"].numel()
+    return total, tokens
+
+
+def autocast(precision: str, device: Any) -> AbstractContextManager[Any]:
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW over what trains; biases and norms are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": stage.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    assert stage.learning_rate is not None
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=stage.learning_rate, fused=True
+    )
+
+
+def _trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that this stage changes, tied ones once; the others are the stage's input."""
+    return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
+    task.model.eval()
+    with torch.no_grad(), autocast(run.precision, ranks.device):
+        return task.evaluate(ranks, run.progress)
+
+
+def _evaluate_only(task: Task, ranks: Ranks, run: Run) -> Result:
+    recorder = run.open_recorder(0)
+    metrics = _evaluate(task, ranks, run)
+    recorder.line(kind="evaluation", step=0, **metrics, at=time.time())
+    return Result(0, metrics, [(0, metrics["loss"])])
+
+
+def _agree(
+    pending: Tensor, count: int, log_steps: int, ranks: Ranks
+) -> tuple[list[float], list[float]]:
+    """The steps' losses (summed over ranks) and gradient norms, the same on every rank."""
+    losses = pending[:count].clone()
+    if ranks.world > 1:
+        dist.all_reduce(losses)
+    norms = pending[log_steps : log_steps + count]
+    return losses.tolist(), norms.tolist()
+
+
+def _any(flags: tuple[bool, bool], ranks: Ranks) -> Iterator[bool]:
+    """Each flag, set if any rank has set it; through the CPU, so that no GPU is waited for."""
+    votes = torch.tensor(flags, dtype=torch.uint8)
+    if ranks.world > 1:
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return (bool(vote) for vote in votes)
