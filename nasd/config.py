@@ -177,7 +177,6 @@ class Daemon(Section):
     log_steps: Positive = 50
     infrastructure_retries: Annotated[int, Field(ge=0)] = 5
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 120.0
-    startup_timeout_minutes: Annotated[float, Field(gt=0)] = 15.0
 
 
 class Config(Section):
@@ -201,8 +200,9 @@ class Config(Section):
         for name in names:
             if names.count(name) > 1 or name == PREPARE:
                 raise ValueError(f"stages: the name {name!r} is taken")
-        for who in ("candidates", "baseline"):
-            ladder = self.ladder(who)  # type: ignore[arg-type]
+        whos: tuple[Literal["candidates", "baseline"], ...] = ("candidates", "baseline")
+        for who in whos:
+            ladder = self.ladder(who)
             if not ladder or (ladder[-1].task, ladder[-1].train) != ("qa", "none"):
                 raise ValueError(
                     f"stages: the ladder of the {who} must end with a stage of"
@@ -245,7 +245,7 @@ def parse(data: dict[str, Any], origin: str) -> Config:
         first = errors[0]
         key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
-            raise NasdError(f"{origin}: unknown key {key}{_hint(data, first['loc'])}") from None
+            raise NasdError(f"{origin}: unknown key {key}{_hint(first['loc'])}") from None
         if first["type"] == "missing":
             raise NasdError(f"{origin}: the key {key} is missing") from None
         message = re.sub(r"^Value error, ", "", first["msg"])
@@ -295,7 +295,7 @@ def _key(loc: Sequence[int | str]) -> str:
     return text
 
 
-def _hint(data: Any, loc: Sequence[int | str]) -> str:
+def _hint(loc: Sequence[int | str]) -> str:
     """`; did you mean …?` for an unknown key, from the names its section does have."""
     model: Any = Config
     for part in loc[:-1]:

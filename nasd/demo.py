@@ -155,8 +155,7 @@ def corpus_text(*, seed: int = 0, documents: int = 150) -> str:
     rng = random.Random(f"corpus-{seed}")
     towns = town_names()
     return "\n".join(
-        "".join(f"{line}\n" for line in _document(rng, rng.choice(towns)))
-        for _ in range(documents)
+        "".join(f"{line}\n" for line in _document(rng, rng.choice(towns))) for _ in range(documents)
     )
 
 

@@ -1,6 +1,6 @@
 """Asks the driver for its GPUs, in a process of its own: NVML can hang.
 
-    python -m nasd.gpus        one JSON list: [{"index": 0, "name": "…", "memory": bytes}, …]
+python -m nasd.gpus        one JSON list: [{"index": 0, "name": "…", "memory": bytes}, …]
 """
 
 import json
@@ -27,7 +27,7 @@ def list_gpus() -> list[dict[str, Any]]:
 
 
 def _ask() -> list[dict[str, Any]]:
-    import pynvml  # type: ignore[import-untyped]
+    import pynvml
 
     try:
         pynvml.nvmlInit()

@@ -84,12 +84,7 @@ LIVE_ATTEMPT = frozenset({AttemptState.STARTING, AttemptState.RUNNING})
 
 ATTEMPT_TRANSITIONS = frozenset(
     {(AttemptState.STARTING, AttemptState.RUNNING)}
-    | {
-        (source, end)
-        for source in LIVE_ATTEMPT
-        for end in AttemptState
-        if end not in LIVE_ATTEMPT
-    }
+    | {(source, end) for source in LIVE_ATTEMPT for end in AttemptState if end not in LIVE_ATTEMPT}
 )
 
 

@@ -23,7 +23,7 @@ def ranks(points: Sequence[Point]) -> list[int]:
     _assert_finite(points)
     if not points:
         return []
-    import moocore  # type: ignore[import-untyped]
+    import moocore
 
     return [int(rank) for rank in moocore.pareto_rank(points, maximise=True)]
 

@@ -249,15 +249,11 @@ def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | Star
             continue
         waiting = [c for c in born if c.state is State.WAITING and c.stage == stage.name]
         under_way = [
-            c
-            for c in born
-            if not c.final and c not in waiting and steps.index(c.stage) <= position
+            c for c in born if not c.final and c not in waiting and steps.index(c.stage) <= position
         ]
         if waiting and not under_way:
             reached = [c for c in born if steps.index(c.stage) >= position]
-            return _cutoff(
-                snapshot, generation, stage, steps[position + 1], waiting, len(reached)
-            )
+            return _cutoff(snapshot, generation, stage, steps[position + 1], waiting, len(reached))
     return None
 
 
@@ -341,9 +337,7 @@ class Start:
     slots: tuple[str, ...]
 
 
-def starts(
-    snapshot: Snapshot, config: Config, free: Sequence[str], now: float
-) -> list[Start]:
+def starts(snapshot: Snapshot, config: Config, free: Sequence[str], now: float) -> list[Start]:
     """Which attempts to start on the free slots: what is furthest up the ladder first.
 
     A candidate whose last attempts were lost waits for its back-off.
@@ -374,7 +368,9 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
         if (attempt.candidate, attempt.stage) != (candidate.id, candidate.stage):
             continue
         lost = attempt.state in (AttemptState.LOST, AttemptState.FAILED)
-        row = [*row, attempt] if lost and attempt.started_at >= snapshot.experiment.resumed_at else []
+        row = (
+            [*row, attempt] if lost and attempt.started_at >= snapshot.experiment.resumed_at else []
+        )
     return row
 
 
@@ -413,9 +409,7 @@ class Ending:
     message: str
 
 
-def ending(
-    snapshot: Snapshot, config: Config, attempt: Attempt, outcome: Outcome | None
-) -> Ending:
+def ending(snapshot: Snapshot, config: Config, attempt: Attempt, outcome: Outcome | None) -> Ending:
     """Reads a worker's verdict; no outcome at all means that the attempt was lost."""
     candidate = snapshot.candidates[attempt.candidate]
     if outcome is None:

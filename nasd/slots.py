@@ -4,6 +4,7 @@ A launcher is the seam for other machines: start, watch and stop one attempt, wh
 with a spec. The local one runs torchrun on this machine, also for a single rank.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -114,9 +115,8 @@ class LocalLauncher:
             return False
         try:
             other = psutil.Process(process["pid"])
-            return other.create_time() == process["started"] and (
-                other.status() != psutil.STATUS_ZOMBIE
-            )
+            same = other.create_time() == process["started"]
+            return bool(same and other.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
@@ -166,16 +166,14 @@ def _of(token: str) -> list[psutil.Process]:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.NoSuchProcess:
         return []
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _boot_id() -> str:

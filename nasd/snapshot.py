@@ -185,11 +185,17 @@ class Snapshot:
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
-        return sum(
-            len(attempt.slots)
-            * max(0.0, (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at)
-            for attempt in self.attempts
-        ) / 3600
+        return (
+            sum(
+                len(attempt.slots)
+                * max(
+                    0.0,
+                    (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at,
+                )
+                for attempt in self.attempts
+            )
+            / 3600
+        )
 
 
 @contextmanager
@@ -273,7 +279,18 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
             )
         ),
         candidates={
-            row[0]: Candidate(*row[:8], state=State(row[8]), reason=row[9])
+            row[0]: Candidate(
+                id=row[0],
+                generation=row[1],
+                parent=row[2],
+                genotype_json=row[3],
+                hash=row[4],
+                lineage_json=row[5],
+                parameters=row[6],
+                stage=row[7],
+                state=State(row[8]),
+                reason=row[9],
+            )
             for row in rows(
                 "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
                 " reason FROM candidate ORDER BY id"

@@ -325,7 +325,11 @@ class Store:
         )
         detail = str(genotype) if parent is None else f"from {parent}: {genotype}"
         self._log(
-            now, candidate=number, event=str(Event.BORN), target="pending", stage=stage,
+            now,
+            candidate=number,
+            event=str(Event.BORN),
+            target="pending",
+            stage=stage,
             detail=detail,
         )
 
@@ -347,8 +351,14 @@ class Store:
         if changed != 1:
             raise ImpossibleTransition(source, event)
         self._log(
-            now, candidate=candidate, attempt=attempt, event=str(event), source=source,
-            target=str(to), stage=stage or at_stage, detail=detail,
+            now,
+            candidate=candidate,
+            attempt=attempt,
+            event=str(event),
+            source=source,
+            target=str(to),
+            stage=stage or at_stage,
+            detail=detail,
         )
 
     def _move_attempt(self, attempt: int, to: AttemptState) -> None:
@@ -374,8 +384,12 @@ class Store:
         self, generation: int, kind: str, stage: str, payload: Mapping[str, Any], now: float
     ) -> None:
         self._insert(
-            "decision", generation=generation, kind=kind, stage=stage,
-            payload=json.dumps(payload), at=now,
+            "decision",
+            generation=generation,
+            kind=kind,
+            stage=stage,
+            payload=json.dumps(payload),
+            at=now,
         )
 
     def _log(self, now: float, event: str, **columns: Any) -> None:

@@ -141,7 +141,9 @@ class Tick:
                 log.info("generation %d opens with %d parents", number, len(parents))
             case policy.Breed(generation, births, first_stage, payload):
                 born = self.store.record_births(generation, births, payload, first_stage, now)
-                log.info("generation %d: candidates %d to %d are born", generation, born[0], born[-1])
+                log.info(
+                    "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
+                )
             case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
                 self._show_cutoff(decision)
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
@@ -170,9 +172,7 @@ class Tick:
     def _start(self, snapshot: Snapshot, one: policy.Start) -> None:
         token = secrets.token_hex(16)
         candidate = snapshot.candidates[one.candidate]
-        attempt = self.store.start_attempt(
-            candidate.id, one.stage, one.slots, token, self.clock()
-        )
+        attempt = self.store.start_attempt(candidate.id, one.stage, one.slots, token, self.clock())
         folder = self.state.attempt(attempt)
         folder.path.mkdir(parents=True, exist_ok=True)
         write(self._spec(snapshot, candidate, attempt), folder.spec)
@@ -211,9 +211,7 @@ class Tick:
             cache=str(self.state.cache),
             mlm_cache=prepared.get("mlm_cache", ""),
             qa_cache=prepared.get("qa_cache", ""),
-            tensorboard=str(
-                self.state.curves(candidate.generation, candidate.id, candidate.stage)
-            ),
+            tensorboard=str(self.state.curves(candidate.generation, candidate.id, candidate.stage)),
             precision=self.config.slots.precision,
             threads=self.config.slots.threads,
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
@@ -287,5 +285,3 @@ def _last_sign(folder: AttemptFolder, attempt: Attempt, now: float) -> float:
         return min(now, max(attempt.started_at, read(Heartbeat, folder.heartbeat).at))
     except NasdError:
         return attempt.started_at
-
-

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -305,6 +306,33 @@ def test_a_failed_write_leaves_the_old_files_and_no_others(
         phenotype.save(built(MaskedLM, 5), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert states_equal(phenotype.load(MaskedLM, tmp_path), model)
+
+
+def test_files_are_on_disk_before_they_get_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_rename)
+    phenotype.save(built(MaskedLM), tmp_path)
+    first, second = (f".{name}.{os.getpid()}.tmp" for name in ("config.json", "model.safetensors"))
+    assert done == [
+        f"sync {first}",
+        f"rename {first}",
+        f"sync {second}",
+        f"rename {second}",
+        f"sync {tmp_path.name}",
+    ]
 
 
 def test_the_phenotype_needs_neither_nasd_nor_transformers() -> None:

@@ -36,8 +36,9 @@ def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) 
     path = folder / "config.toml"
     config.parse(tomllib.loads(text), f"{name} with --set" if settings else name)
     if path.exists() and not force:
-        raise NasdError(f"{path} is there already: choose another folder, or write over it with"
-                        " --force")
+        raise NasdError(
+            f"{path} is there already: choose another folder, or write over it with --force"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if name == "demo":
         from nasd.demo import write_demo_data

@@ -30,6 +30,9 @@ def main() -> int:
         outcome, first = Outcome(verdict="error", message=str(error)), True
     except Exception as error:
         traceback.print_exc()
+        if _peer_is_gone(error):
+            # Whatever took the peer has the verdict: its own outcome, or none if it was killed.
+            os._exit(EXIT_NO_OUTCOME)
         message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         outcome, first = Outcome(verdict="error", message=message), True
     # Whichever rank fails has the verdict: its peers may never come back from waiting for it.
@@ -43,6 +46,13 @@ def main() -> int:
         dist.barrier()
         dist.destroy_process_group()
     return EXIT_DONE
+
+
+def _peer_is_gone(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    # gloo raises a bare RuntimeError with its own source's path in it.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 if __name__ == "__main__":

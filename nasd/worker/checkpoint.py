@@ -44,8 +44,10 @@ def save(
     temporary = folder / f".step-{step:09d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: t.detach().contiguous() for name, t in model.items()},
-              temporary / "model.safetensors")
+    save_file(
+        {name: t.detach().contiguous() for name, t in model.items()},
+        temporary / "model.safetensors",
+    )
     torch.save(optimizer, temporary / "optimizer.pt")
     (temporary / "progress.json").write_text(json.dumps({"step": step, **progress}))
     manifest = {path.name: _digest(path) for path in sorted(temporary.iterdir())}

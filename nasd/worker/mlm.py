@@ -20,11 +20,14 @@ class MlmTask:
     means over masks is the mean over masks, however the batch is dealt out.
     """
 
+    lengths: NDArray[np.int64] | None
+
     def __init__(
         self, model: nn.Module, corpus: MlmCorpus, mask_share: float, trains: set[str]
     ) -> None:
         self.model = model
         self.train_size = len(corpus.train)
+        self.lengths = None
         self._corpus = corpus
         self._trains = trains
         self._masks = max(1, round(mask_share * (corpus.length - 2)))
@@ -55,9 +58,7 @@ class MlmTask:
             indices = mine[start : start + EVALUATION_BATCH]
             tokens = self._corpus.sequences(self._corpus.evaluation[indices])
             # Seeded by sequence, so that the masks do not depend on the number of ranks.
-            parts = [
-                self._mask(tokens[i : i + 1], int(index)) for i, index in enumerate(indices)
-            ]
+            parts = [self._mask(tokens[i : i + 1], int(index)) for i, index in enumerate(indices)]
             batch = {
                 name: torch.cat([part[name] for part in parts]).to(ranks.device)
                 for name in parts[0]

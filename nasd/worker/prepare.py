@@ -47,7 +47,10 @@ def caches(
         lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, say),
         say,
     )
-    sources = [_digest(base / name) for name in data.qa.files] or [data.qa.hub, data.qa.revision]
+    sources: list[str | None] = [_digest(base / name) for name in data.qa.files] or [
+        data.qa.hub,
+        data.qa.revision,
+    ]
     qa_key = _key(
         {
             "tokenizer": tokens,
@@ -86,9 +89,7 @@ def counts(mlm: Path, qa: Path) -> dict[str, int]:
     }
 
 
-def _build_qa(
-    data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, say: Say
-) -> None:
+def _build_qa(data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, say: Say) -> None:
     if data.files:
         questions = [question for name in data.files for question in read_squad(base / name)]
     else:

@@ -1,6 +1,5 @@
-"""Extractive question answering (thesis 5.2.2): the loss of the two ends of a span, and EM and F1."""
+"""Extractive question answering (thesis 5.2.2): the loss of a span's two ends, and the answers."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,13 @@ EVALUATION_BATCH = 32
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
 
-@dataclass(frozen=True)
-class Logits:
-    """Start and end logits of every test feature, in order, each [length]."""
-
-    start: list[NDArray[np.float32]]
-    end: list[NDArray[np.float32]]
-
-
 class QaTask:
     """Fine-tuning: the mean of the cross entropies of the start and the end position."""
 
     def __init__(self, model: nn.Module, train: QaFeatures, test: QaFeatures) -> None:
         self.model = model
         self.train_size = len(train)
+        self.lengths: NDArray[np.int64] | None = train.lengths
         self._train = train
         self._test = test
 

@@ -141,6 +141,7 @@ def _train(
         ),
     )
     if ranks.first:
+        assert isinstance(task.model, phenotype.MaskedLM | phenotype.QuestionAnswering)
         phenotype.save(task.model, folder.result)
     return Outcome(
         verdict="succeeded",
@@ -163,8 +164,9 @@ def _task(spec: Spec, stage: Stage) -> Task:
         stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
     )
     if stage.task == "qa":
-        return QaTask.load(phenotype.load_for_answering(weights, fresh, spec.dropout),
-                           Path(spec.qa_cache))
+        return QaTask.load(
+            phenotype.load_for_answering(weights, fresh, spec.dropout), Path(spec.qa_cache)
+        )
     genotype = Genotype.from_json(spec.genotype)
     lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
     if spec.inherits:

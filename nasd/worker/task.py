@@ -18,6 +18,7 @@ Batch = dict[str, Tensor]
 class Task(Protocol):
     model: nn.Module
     train_size: int
+    lengths: NDArray[np.int64] | None  # of the training examples, where they differ
 
     def trainable(self) -> set[str]:
         """Names of the parameters that this stage trains."""

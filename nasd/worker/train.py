@@ -74,21 +74,42 @@ class Schedule:
 
 
 class Order:
-    """Which examples make up a step's global batch: a new permutation every epoch."""
+    """Which examples make up a step's global batch: a new permutation every epoch.
 
-    def __init__(self, schedule: Schedule, seed: int, stage: str) -> None:
+    Where examples differ in length, a stretch of `STRETCH` batches is sorted by it before it is
+    cut into batches, and the batches are shuffled again: little padding, and still random.
+    """
+
+    STRETCH = 64
+
+    def __init__(
+        self, schedule: Schedule, seed: int, stage: str, lengths: NDArray[np.int64] | None
+    ) -> None:
         self._schedule, self._seed, self._stage = schedule, seed, stage
+        self._lengths = lengths
         self._epoch = -1
-        self._permutation: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._batches: NDArray[np.int64] = np.empty((0, 0), dtype=np.int64)
 
     def batch(self, step: int) -> NDArray[np.int64]:
         epoch, position = divmod(step, self._schedule.steps_per_epoch)
         if epoch != self._epoch:
-            seed = stream_seed(self._seed, epoch, f"order/{self._stage}")
-            self._permutation = np.random.default_rng(seed).permutation(self._schedule.examples)
-            self._epoch = epoch
-        start = position * self._schedule.batch
-        return self._permutation[start : start + self._schedule.batch]
+            self._batches, self._epoch = self._deal(epoch), epoch
+        batch: NDArray[np.int64] = self._batches[position]
+        return batch
+
+    def _deal(self, epoch: int) -> NDArray[np.int64]:
+        """[steps of the epoch, batch] indices."""
+        size, steps = self._schedule.batch, self._schedule.steps_per_epoch
+        random = np.random.default_rng(stream_seed(self._seed, epoch, f"order/{self._stage}"))
+        order = random.permutation(self._schedule.examples)[: steps * size]
+        if self._lengths is None:
+            return order.reshape(steps, size)
+        batches = []
+        for start in range(0, len(order), self.STRETCH * size):
+            stretch = order[start : start + self.STRETCH * size]
+            stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
+            batches.append(random.permutation(stretch.reshape(-1, size)))
+        return np.concatenate(batches)
 
 
 class StopRequest:
@@ -173,7 +194,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         run.say("nothing to train in this stage: the model is only evaluated")
         return _evaluate_only(task, ranks, run)
     schedule = Schedule.of(stage, task.train_size)
-    order = Order(schedule, run.seed, stage.name)
+    order = Order(schedule, run.seed, stage.name, task.lengths)
     optimizer = _optimizer(model, stage)
     monitor = DivergenceMonitor()
     curve: list[tuple[int, float]] = []
@@ -217,8 +238,10 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ddp.train()
-        loss, examples_tokens = _step_backward(task, ddp, order.batch(step), stage, ranks, run, step)
+        ddp.train()  # type: ignore[no-untyped-call]
+        loss, examples_tokens = _step_backward(
+            task, ddp, order.batch(step), stage, ranks, run, step
+        )
         tokens += examples_tokens
         norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
         optimizer.step()
@@ -280,10 +303,8 @@ def _step_backward(
     """
     batch = task.batch(indices, stream_seed(run.seed, step, f"batch/{stage.name}"))
     mine = torch.from_numpy(ranks.deal(np.arange(len(indices))))
-    torch.manual_seed(
-        stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank)
-    )
-    parts = mine.split(stage.micro_batch or len(mine))
+    torch.manual_seed(stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank))
+    parts = torch.split(mine, stage.micro_batch or len(mine))
     total = torch.zeros((), device=ranks.device)
     tokens = 0
     for number, part in enumerate(parts):
