@@ -1,0 +1,139 @@
+"""The corpora are packed whole, cached by what made them, and masked as the recipe says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nasd.config import Corpus, MlmData
+from nasd.errors import NasdError
+from nasd.worker import corpus, prepare, seed
+from nasd.worker.corpus import MlmCorpus
+from nasd.worker.mlm import MlmTask
+from tests.training import SOURCE, demo_config
+
+TEXT = "\n".join(f"mara keeps a red kite in the old mill {n}." for n in range(2000)) + "\n\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return seed.load_tokenizer(SOURCE, Path())
+
+
+def data(*files: str, **changes: Any) -> MlmData:
+    base = {"corpora": (Corpus(files=files),), "tokens": 32, "evaluation_sequences": 16}
+    return MlmData(**{**base, **changes})
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "one.txt").write_text(TEXT)
+    (tmp_path / "two.txt").write_text("\n\n" + TEXT.upper())
+    return tmp_path
+
+
+def built(texts: Path, tokenizer: Any, settings: MlmData, name: str = "cache") -> MlmCorpus:
+    folder = texts / name
+    folder.mkdir()
+    corpus.build(settings, texts, tokenizer, folder, 1, lambda text: None)
+    return MlmCorpus.load(folder)
+
+
+def test_no_token_is_lost_but_the_tail(texts: Path, tokenizer: Any) -> None:
+    made = built(texts, tokenizer, data("one.txt", "two.txt"))
+    lines = [line for line in (TEXT + TEXT.upper()).splitlines() if line]
+    expected = [t for ids in tokenizer(lines, add_special_tokens=False)["input_ids"] for t in ids]
+    flat = made.pieces.reshape(-1).tolist()
+    assert flat == expected[: len(flat)]
+    assert len(expected) - len(flat) < 30
+
+
+def test_sequences_stand_between_cls_and_sep_and_the_parts_are_disjoint(
+    texts: Path, tokenizer: Any
+) -> None:
+    made = built(texts, tokenizer, data("one.txt"))
+    block = made.sequences(made.train[:5])
+    assert block.shape == (5, 32)
+    assert (block[:, 0] == tokenizer.cls_token_id).all()
+    assert (block[:, -1] == tokenizer.sep_token_id).all()
+    assert len(made.evaluation) == 16
+    both = np.concatenate([made.train, made.evaluation])
+    assert sorted(both) == list(range(len(made.pieces)))
+
+
+def test_max_sequences_takes_a_sample_of_the_training_part(texts: Path, tokenizer: Any) -> None:
+    made = built(texts, tokenizer, data("one.txt", max_sequences=50))
+    assert len(made.train) == 50
+    assert np.ptp(made.train) > 100
+
+
+def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None:
+    (texts / "short.txt").write_text("mara keeps a kite.\n")
+    with pytest.raises(NasdError, match="evaluation_sequences = 16"):
+        built(texts, tokenizer, data("short.txt"))
+
+
+def test_a_cache_is_found_again_until_what_made_it_changes(texts: Path, tokenizer: Any) -> None:
+    from nasd.demo import write_demo_data
+
+    write_demo_data(texts / "demo-data")
+    settings = demo_config().data
+    said: list[str] = []
+    first = prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append)
+    assert any("made" in line for line in said)
+    said.clear()
+    assert prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append) == first
+    assert not any("made" in line for line in said)
+    with (texts / "demo-data" / "corpus.txt").open("a") as file:
+        file.write("one more line\n")
+    third = prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append)
+    assert third[0] != first[0]
+    assert third[1] == first[1]
+    assert not list((texts / "c").glob(".*"))
+
+
+def test_a_failed_build_leaves_nothing_behind(texts: Path, tokenizer: Any) -> None:
+    from nasd.demo import write_demo_data
+
+    write_demo_data(texts / "demo-data")
+    (texts / "demo-data" / "squad.json").write_text("{}")
+    with pytest.raises(NasdError, match=r"squad\.json"):
+        prepare.caches(demo_config().data, texts, tokenizer, texts / "c", 1, print)
+    assert not [p for p in (texts / "c").iterdir() if not p.name.startswith("mlm-")]
+
+
+class TestMasks:
+    @pytest.fixture
+    def task(self, texts: Path, tokenizer: Any) -> MlmTask:
+        return MlmTask(torch.nn.Linear(1, 1), built(texts, tokenizer, data("one.txt")), 0.15, set())
+
+    def test_each_sequence_has_as_many_and_never_a_special_token(self, task: MlmTask) -> None:
+        batch = task.batch(np.arange(200), seed=3)
+        assert batch["positions"].shape == (200, round(0.15 * 30))
+        assert batch["positions"].min() >= 1
+        assert batch["positions"].max() <= 30
+        for row in batch["positions"]:
+            assert len(set(row.tolist())) == len(row)
+
+    def test_shares_are_80_10_10(self, task: MlmTask, tokenizer: Any) -> None:
+        batch = task.batch(np.arange(300), seed=3)
+        shown = batch["input_ids"].gather(1, batch["positions"])
+        masked = (shown == tokenizer.mask_token_id).float().mean().item()
+        kept = (shown == batch["targets"]).float().mean().item()
+        assert masked == pytest.approx(0.8, abs=0.04)
+        assert kept == pytest.approx(0.1, abs=0.03)
+
+    def test_another_step_hides_other_tokens_and_the_same_step_the_same(
+        self, task: MlmTask
+    ) -> None:
+        one, two = task.batch(np.arange(8), seed=1), task.batch(np.arange(8), seed=2)
+        assert not torch.equal(one["positions"], two["positions"])
+        again = task.batch(np.arange(8), seed=1)
+        assert all(torch.equal(one[name], again[name]) for name in one)
+
+    def test_targets_are_the_hidden_tokens(self, task: MlmTask) -> None:
+        batch = task.batch(np.arange(8), seed=1)
+        original = torch.from_numpy(task._corpus.sequences(task._corpus.train[np.arange(8)]))
+        assert torch.equal(original.gather(1, batch["positions"]), batch["targets"])

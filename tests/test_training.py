@@ -1,0 +1,241 @@
+"""Workers train: real torchrun, real gloo, real files."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from nasd import squad
+from nasd.genotype import BlockLineage, FeedForward, Genotype, unchanged
+from nasd.protocol import AttemptFolder, Spec
+from nasd.worker import phenotype
+from nasd.worker.corpus import MlmCorpus
+from nasd.worker.mlm import MlmTask
+from nasd.worker.prepare import test_questions as questions_of
+from nasd.worker.qa import QaTask
+from nasd.worker.stage import run as run_stage
+from nasd.worker.task import Ranks
+from nasd.worker.train import Order, Run, Schedule, Stopped, train
+from tests.training import Workshop, demo_config, losses, make_workshop, stage, weights, work
+
+CONFIG = demo_config()
+QUICK = {"epochs": 0.05, "evaluations": 4}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture
+def alone(tmp_path: Path):
+    """This process as the only rank of a group."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield Ranks(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def altered(shop: Workshop) -> tuple[Genotype, tuple[BlockLineage, ...]]:
+    """The baseline with a new FFN in block 1."""
+    blocks = list(shop.baseline.blocks)
+    lineage = list(unchanged(shop.baseline))
+    blocks[1] = replace(blocks[1], ffns=(FeedForward("relu", (96,)),))
+    lineage[1] = replace(lineage[1], ffns=("altered",))
+    return Genotype(tuple(blocks)), tuple(lineage)
+
+
+@pytest.mark.parametrize("name", ["pretrain_1", "finetune"])
+def test_two_ranks_follow_the_loss_curve_of_one(shop: Workshop, tmp_path: Path, name: str) -> None:
+    spec = shop.spec(stage(CONFIG, name, **QUICK))
+    one, first = work(spec, tmp_path / "one", ranks=1)
+    two, second = work(spec, tmp_path / "two", ranks=2)
+    assert first is not None, one.log.read_text()
+    assert second is not None, two.log.read_text()
+    for kind in ("train", "evaluation"):
+        assert len(losses(one, kind)) > 2
+        np.testing.assert_allclose(losses(one, kind), losses(two, kind), atol=1e-4)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(shop: Workshop, tmp_path: Path) -> None:
+    whole = shop.spec(stage(CONFIG, "finetune", **QUICK))
+    parts = shop.spec(stage(CONFIG, "finetune", **QUICK, micro_batch=5))
+    one, _ = work(whole, tmp_path / "whole")
+    two, _ = work(parts, tmp_path / "parts", ranks=2)
+    np.testing.assert_allclose(losses(one, "train"), losses(two, "train"), atol=1e-4)
+
+
+def test_phase_0_moves_new_modules_and_nothing_else(shop: Workshop, tmp_path: Path) -> None:
+    genotype, lineage = altered(shop)
+    spec = shop.spec(stage(CONFIG, "pretrain_0", **QUICK), **shop.child(genotype, lineage))
+    folder, outcome = work(spec, tmp_path / "attempt")
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.verdict == "succeeded"
+    before, after = weights(shop.seed_weights), weights(folder.result)
+    moved = {n for n in after if n not in before or not torch.equal(before[n], after[n])}
+    prefix = "encoder.blocks.1.ffns.0."
+    assert moved == {n for n in after if n.startswith(prefix)}
+    assert moved
+
+
+def test_a_stage_with_nothing_new_is_evaluated_only(shop: Workshop, tmp_path: Path) -> None:
+    genotype = Genotype(shop.baseline.blocks[:-1])
+    spec = shop.spec(stage(CONFIG, "pretrain_0"), **shop.child(genotype, unchanged(genotype)))
+    folder, outcome = work(spec, tmp_path / "attempt")
+    assert outcome is not None, folder.log.read_text()
+    assert (outcome.verdict, outcome.steps, len(outcome.curve)) == ("succeeded", 0, 1)
+    assert "nothing to train" in folder.log.read_text()
+
+
+def test_training_lowers_the_loss_and_leaves_curves(shop: Workshop, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    genotype, lineage = altered(shop)
+    spec = shop.spec(
+        stage(CONFIG, "pretrain_0", epochs=0.3, evaluations=8), **shop.child(genotype, lineage)
+    )
+    folder, outcome = work(spec, tmp_path / "attempt")
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.curve[-1][1] < outcome.curve[0][1]
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second",
+        "evaluation/loss",
+    } <= scalars  # fmt: skip
+    shown = [(event.step, event.value) for event in events.Scalars("evaluation/loss")]
+    assert shown == pytest.approx(outcome.curve)
+
+
+def test_a_learning_rate_beyond_reason_ends_with_the_verdict_diverged(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    spec = shop.spec(stage(CONFIG, "pretrain_1", epochs=1, learning_rate=1e20))
+    folder, outcome = work(spec, tmp_path / "attempt", ranks=2)
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.verdict == "diverged"
+    assert "step" in outcome.message
+    assert not folder.result.exists()
+
+
+def test_the_evaluate_stage_scores_as_nasd_score_does(shop: Workshop, tmp_path: Path) -> None:
+    tuned, outcome = work(shop.spec(stage(CONFIG, "finetune", epochs=0.2)), tmp_path / "tuned")
+    assert outcome is not None, tuned.log.read_text()
+    spec = shop.spec(stage(CONFIG, "evaluate"), weights=tuned.result)
+    one, first = work(spec, tmp_path / "one")
+    two, second = work(spec, tmp_path / "two", ranks=2)
+    assert first is not None, one.log.read_text()
+    assert second is not None, two.log.read_text()
+    answers = json.loads((one.result / "predictions.json").read_text())
+    assert answers == json.loads((two.result / "predictions.json").read_text())
+    expected = squad.score(answers, questions_of(Path(shop.prepared.qa_cache)))
+    assert first.metrics["f1"] == pytest.approx(expected["f1"])
+    assert first.metrics["exact_match"] == pytest.approx(expected["exact_match"])
+    assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], abs=1e-5)
+
+
+def test_the_users_mistake_reaches_the_outcome_in_words(shop: Workshop, tmp_path: Path) -> None:
+    spec = shop.spec(None, source="package:nasd/no_such_seed")
+    _, outcome = work(spec, tmp_path / "attempt")
+    assert outcome is not None
+    assert outcome.verdict == "error"
+    assert "seed_model.source" in outcome.message
+
+
+class AskAfter:
+    """A stop request that comes true after so many looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    @property
+    def asked(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def settings(folder: Path, stop_after: int, resume: tuple[Path, ...] = ()) -> Run:
+    class Quiet:
+        def line(self, **values: object) -> None: ...
+
+    return Run(
+        seed=5,
+        candidate=0,
+        precision="float32",
+        checkpoint_seconds=1e9,
+        log_steps=3,
+        checkpoints=folder / "checkpoints",
+        resume=resume,
+        open_recorder=lambda step: Quiet(),
+        stop=AskAfter(stop_after),  # type: ignore[arg-type]
+        progress=lambda doing, step, steps: None,
+        say=lambda text: None,
+    )
+
+
+def mlm_task(shop: Workshop) -> MlmTask:
+    model = phenotype.load(phenotype.MaskedLM, shop.seed_weights, 0.1)
+    corpus = MlmCorpus.load(Path(shop.prepared.mlm_cache))
+    return MlmTask(model, corpus, 0.15, {name for name, _ in model.named_parameters()})
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4])
+def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
+    shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int
+) -> None:
+    short = stage(CONFIG, "pretrain_1", epochs=0.05, evaluations=2)
+    straight = mlm_task(shop)
+    expected = train(straight, short, alone, settings(tmp_path / "a", 10**9))
+    first = mlm_task(shop)
+    with pytest.raises(Stopped):
+        train(first, short, alone, settings(tmp_path / "b", stopped_after))
+    second = mlm_task(shop)
+    got = train(
+        second, short, alone, settings(tmp_path / "c", 10**9, (tmp_path / "b" / "checkpoints",))
+    )
+    assert got == expected
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_every_epoch_takes_each_example_once_and_lengths_stay_together() -> None:
+    lengths = np.random.default_rng(0).integers(10, 200, size=1000)
+    schedule = Schedule.of(stage(CONFIG, "finetune", epochs=2, batch=8), 1000)
+    order = Order(schedule, 1, "finetune", lengths)
+    epochs = [[order.batch(e * 125 + n) for n in range(125)] for e in range(2)]
+    for batches in epochs:
+        assert sorted(np.concatenate(batches)) == list(range(1000))
+        assert max(np.ptp(lengths[batch]) for batch in batches) < 40
+    assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
+    again = Order(schedule, 1, "finetune", lengths)
+    assert np.array_equal(again.batch(200), epochs[1][75])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    schedule = Schedule.of(stage(CONFIG, "pretrain_1", epochs=10, batch=10, warmup=0.1), 100)
+    rates = [schedule.learning_rate(step) for step in range(schedule.steps)]
+    assert rates[10] == max(rates) == schedule.peak
+    assert rates[0] < rates[5] < rates[10] > rates[50] > rates[-1] > 0
+    evaluations = [s for s in range(schedule.steps) if schedule.evaluates_after(s, 2)]
+    assert len(evaluations) == 20
+    assert evaluations[-1] == schedule.steps - 1
+
+
+def test_an_out_of_memory_is_a_verdict_and_no_crash(
+    shop: Workshop, tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: QaTask, model: object, batch: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(QaTask, "loss", full)
+    spec: Spec = shop.spec(stage(CONFIG, "finetune", **QUICK), tensorboard=str(tmp_path / "tb"))
+    outcome = run_stage(spec, AttemptFolder(tmp_path), alone, AskAfter(10**9))  # type: ignore[arg-type]
+    assert outcome.verdict == "out_of_memory"
+    shutil.rmtree(tmp_path / "tb")

@@ -1,0 +1,136 @@
+"""What the tests of training share: prepared demo data, tiny specs, and real workers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasd.config import Config, Stage, parse
+from nasd.demo import write_demo_data
+from nasd.genotype import Genotype, Lineage, unchanged
+from nasd.presets import preset_text
+from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
+from nasd.slots import LocalLauncher, wait_until
+
+SOURCE = "package:nasd/demo_seed"
+
+
+def demo_config(**changes: Any) -> Config:
+    """The demo preset with dotted keys (stages by name) replaced."""
+    import tomllib
+
+    data = tomllib.loads(preset_text("demo"))
+    for key, value in changes.items():
+        place: Any = data
+        *above, last = key.split("__")
+        for part in above:
+            found = [s for s in place if s["name"] == part] if isinstance(place, list) else None
+            place = found[0] if found else place.setdefault(part, {})
+        place[last] = value
+    return parse(data, "demo")
+
+
+@dataclass
+class Workshop:
+    """A folder with demo data, the seed converted, and the caches made."""
+
+    folder: Path
+    prepared: Prepared
+    seed_weights: Path
+    baseline: Genotype
+
+    def spec(self, stage: Stage | None, weights: Path | None = None, **changes: Any) -> Spec:
+        """An attempt of the baseline at `stage`, in float32 without dropout."""
+        base: dict[str, Any] = {
+            "attempt": 1,
+            "candidate": 0,
+            "generation": None,
+            "stage": stage,
+            "seed": 5,
+            "dropout": 0.0,
+            "source": SOURCE,
+            "data": demo_config().data,
+            "config_folder": str(self.folder),
+            "genotype": self.baseline.to_json(),
+            "lineage": [block.to_json() for block in unchanged(self.baseline)],
+            "weights": str(weights or self.seed_weights),
+            "inherits": False,
+            "cache": str(self.folder / "cache"),
+            "mlm_cache": self.prepared.mlm_cache,
+            "qa_cache": self.prepared.qa_cache,
+            "tensorboard": "",
+            "precision": "float32",
+            "threads": 1,
+            "checkpoint_minutes": 60,
+            "log_steps": 1,
+        }
+        return Spec(**{**base, **changes})
+
+    def child(self, genotype: Genotype, lineage: Lineage) -> dict[str, Any]:
+        """Changes for `spec` that make the attempt one of an offspring of the seed."""
+        return {
+            "candidate": 7,
+            "generation": 1,
+            "genotype": genotype.to_json(),
+            "lineage": [block.to_json() for block in lineage],
+            "inherits": True,
+        }
+
+
+def make_workshop(folder: Path) -> Workshop:
+    from nasd.worker import prepare, seed
+    from nasd.worker import phenotype
+
+    write_demo_data(folder / "demo-data")
+    tokenizer = seed.load_tokenizer(SOURCE, folder)
+    data = demo_config().data
+    (folder / "cache").mkdir()
+    mlm, qa = prepare.caches(data, folder, tokenizer, folder / "cache", 5, print)
+    model, has_head = seed.load_seed(SOURCE, folder, 0.0)
+    phenotype.save(model, folder / "seed")
+    return Workshop(
+        folder,
+        Prepared(
+            mlm_cache=str(mlm),
+            qa_cache=str(qa),
+            has_mlm_head=has_head,
+            parameters=1,
+            **prepare.counts(mlm, qa),
+        ),
+        folder / "seed",
+        seed.describe(SOURCE, folder).baseline,
+    )
+
+
+def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome | None]:
+    """Runs an attempt in real worker processes under torchrun; None if it left no outcome."""
+    folder = AttemptFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not spec.tensorboard:
+        spec = spec.model_copy(update={"tensorboard": str(path / "tensorboard")})
+    write(spec, folder.spec)
+    launcher = LocalLauncher(threads=1)
+    process = launcher.start(folder, [f"cpu:{n}" for n in range(ranks)], path.name)
+    try:
+        assert wait_until(lambda: not launcher.alive(process), 240), folder.log.read_text()
+    finally:
+        launcher.clear(path.name)
+    return folder, read(Outcome, folder.outcome) if folder.outcome.exists() else None
+
+
+def losses(folder: AttemptFolder, kind: str) -> list[float]:
+    lines = map(json.loads, folder.metrics.read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == kind]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def stage(config: Config, name: str, **changes: Any) -> Stage:
+    found = next(stage for stage in config.stages if stage.name == name)
+    return found.model_copy(update=changes)
