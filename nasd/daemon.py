@@ -48,10 +48,11 @@ def run(
     with daemon_lock.hold(state.lock):
         if fresh and state.database.exists():
             set_aside(state)
-        if state.database.exists():
-            _check_same_experiment(state, config, config_path)
+        changed = state.database.exists() and _changes(state, config, config_path)
         store = Store(state.database)
         try:
+            if changed:
+                store.change_config(_as_json(config), changed, time.time())
             if seed is not None and not _begun(store):
                 store.create_experiment(
                     config.experiment.name,
@@ -73,7 +74,9 @@ def _serve(tick: Tick) -> bool:
     """Ticks until there is nothing more to do. On SIGTERM or SIGINT, attempts write a checkpoint
     and leave first."""
     now = time.time()
-    if tick.store.read().experiment.state == "halted":
+    snap = tick.store.read()
+    more = len(snap.generations) <= tick.config.experiment.generations
+    if snap.experiment.state == "halted" or (snap.experiment.state == "complete" and more):
         tick.store.resume(now)
     tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)
     log.info("nasd serves %s with slots %s", tick.state.path, " ".join(tick.slots))
@@ -81,16 +84,20 @@ def _serve(tick: Tick) -> bool:
     scheduler = BlockingScheduler(executors={"default": DebugExecutor()})
     told: list[int] = []
 
+    def leave_loop() -> None:
+        if scheduler.running:
+            scheduler.shutdown(wait=False)
+
     def turn() -> None:
         tick()
         if tick.store.read().experiment.state != "running":
-            scheduler.shutdown(wait=False)
+            leave_loop()
 
     def leave(number: int, frame: object) -> None:
         if told:
             raise SystemExit(128 + number)  # asked twice: leave without the grace period
         told.append(number)
-        scheduler.shutdown(wait=False)
+        leave_loop()
 
     def report(event: JobExecutionEvent) -> None:
         log.error("a tick failed and is tried again: %r\n%s", event.exception, event.traceback)
@@ -135,18 +142,23 @@ def _begun(store: Store) -> bool:
     return True
 
 
-def _check_same_experiment(state: StateFolder, config: Config, origin: Path) -> None:
+def _changes(state: StateFolder, config: Config, origin: Path) -> str:
+    """What differs from the config that the experiment was begun with, in words; raises NasdError
+    if it is anything that may not change."""
+    changes = []
     with snapshot.opened(state.path) as connection:
         try:
             began = snapshot.read(connection).experiment.config
         except NasdError:
-            return  # killed between the schema and the first row: nothing to protect
+            return ""  # killed between the schema and the first row: nothing to protect
     for key, there, here in _differences(began, _as_json(config)):
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise NasdError(
                 f"{state.path} holds another experiment: {key} is {there!r} there and {here!r} in"
                 f" {origin}; take the value back, or choose another experiment.state"
             )
+        changes.append(f"{key}: {there!r} to {here!r}")
+    return ", ".join(changes)
 
 
 def _as_json(config: Config) -> dict[str, Any]:

@@ -6,8 +6,10 @@ The seed is looked at by a child process, because that needs torch; it answers w
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from nasd.config import Config, QaData, check_against_seed
 from nasd.errors import NasdError
@@ -34,7 +36,14 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
         for name in corpus.files:
             _check_text(folder / name, f"{origin}: data.mlm.corpora[{index}].files")
     _check_questions(config.data.qa, folder, origin)
-    seed = look_at_seed(config.seed_model.source, folder)
+    hubs = {
+        f"data.mlm.corpora[{index}].hub": [corpus.hub, corpus.config, corpus.revision]
+        for index, corpus in enumerate(config.data.mlm.corpora)
+        if corpus.hub
+    }
+    if config.data.qa.hub:
+        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision]
+    seed = look_at_seed(config.seed_model.source, folder, hubs)
     check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
     try:
         check_genotype(seed.baseline, config.search_space, seed.backbone.width)
@@ -51,11 +60,18 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
     return seed
 
 
-def look_at_seed(source: str, folder: Path) -> Seed:
-    """The seed's shape, from a child process; raises NasdError if it cannot be loaded."""
+def look_at_seed(
+    source: str, folder: Path, hubs: Mapping[str, list[str | None]] = MappingProxyType({})
+) -> Seed:
+    """The seed's shape, from a child process; raises NasdError if it cannot be loaded.
+
+    hubs: config keys to the [name, config, revision] of data sets that have to be there as well.
+    """
+    question = {"source": source, "folder": str(folder), "hubs": dict(hubs)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "nasd.worker.check", source, str(folder)],
+            [sys.executable, "-m", "nasd.worker.check"],
+            input=json.dumps(question),
             capture_output=True,
             text=True,
             timeout=SEED_TIMEOUT_SECONDS,

@@ -156,7 +156,9 @@ def render(data: dict[str, Any], width: int, height: int | None = None) -> Any:
     header.append(f"  {_where(data)}")
     header.append(f"  {_duration(experiment['seconds'])}")
     used, budget = data["gpu_hours"]["used"], data["gpu_hours"]["budget"]
-    header.append(f"  {used:.2f} slot-hours" + (f" of {budget:g}" if budget else ""))
+    on_gpus = any(slot["slot"].startswith("cuda") for slot in data["slots"])
+    unit = "GPU-hours" if on_gpus else "slot-hours"
+    header.append(f"  {used:.2f} {unit}" + (f" of {budget:g}" if budget else ""))
     parts: list[Any] = [header]
     if experiment["state"] == "halted":
         parts.append(Text(f"halted: {experiment['reason']}", style="bold red"))

@@ -93,6 +93,12 @@ class Store:
                 BASELINE, None, None, baseline, unchanged(baseline), backbone, first_stage, now
             )
 
+    def change_config(self, config: Mapping[str, Any], changes: str, now: float) -> None:
+        """Another config for what comes; the daemon has checked that it may change so."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET config = ?", (json.dumps(config),))
+            self._log(now, event="config", detail=changes)
+
     def complete(self, now: float) -> None:
         with self._transaction():
             self._db.execute("UPDATE experiment SET state = 'complete', completed_at = ?", (now,))
@@ -105,11 +111,11 @@ class Store:
             self._log(now, event="halted", detail=reason)
 
     def resume(self, now: float) -> None:
-        """After a halt: attempts lost before now are no longer counted."""
+        """After a halt, or with more generations to go: setbacks before now no longer count."""
         with self._transaction():
             self._db.execute(
-                "UPDATE experiment SET state = 'running', reason = '', resumed_at = ?"
-                " WHERE state = 'halted'",
+                "UPDATE experiment SET state = 'running', reason = '', completed_at = NULL,"
+                " resumed_at = ?",
                 (now,),
             )
             self._log(now, event="resumed")

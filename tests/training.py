@@ -80,8 +80,7 @@ class Workshop:
 
 
 def make_workshop(folder: Path) -> Workshop:
-    from nasd.worker import prepare, seed
-    from nasd.worker import phenotype
+    from nasd.worker import phenotype, prepare, seed
 
     write_demo_data(folder / "demo-data")
     tokenizer = seed.load_tokenizer(SOURCE, folder)

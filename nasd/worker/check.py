@@ -1,35 +1,52 @@
-"""`python -m nasd.worker.check SOURCE FOLDER`: looks at a seed and prints one JSON line.
+"""`python -m nasd.worker.check`: looks at a seed, and for data sets of the hub. Writes nothing.
 
-{"backbone": …, "baseline": …, "has_mlm_head": …}, or {"error": one sentence}. Writes nothing.
+Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision]}}, and prints
+one JSON line: {"backbone", "baseline", "has_mlm_head"}, or {"error": one sentence}.
 """
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nasd.errors import NasdError
 
 
 def main() -> None:
-    source, folder = sys.argv[1], Path(sys.argv[2])
+    question = json.load(sys.stdin)
     try:
-        from nasd.worker import seed
-
-        description = seed.describe(source, folder)
-        seed.load_tokenizer(source, folder)
+        print(json.dumps(_answer(question)))
     except NasdError as error:
         print(json.dumps({"error": str(error)}))
-        return
-    print(
-        json.dumps(
-            {
-                "backbone": asdict(description.backbone),
-                "baseline": description.baseline.to_json(),
-                "has_mlm_head": description.has_mlm_head,
-            }
-        )
-    )
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    from nasd.worker import seed
+
+    source, folder = question["source"], Path(question["folder"])
+    description = seed.describe(source, folder)
+    seed.load_tokenizer(source, folder)
+    for key, (name, config, revision) in question["hubs"].items():
+        _check_hub(key, name, config, revision)
+    return {
+        "backbone": asdict(description.backbone),
+        "baseline": description.baseline.to_json(),
+        "has_mlm_head": description.has_mlm_head,
+    }
+
+
+def _check_hub(key: str, name: str, config: str | None, revision: str | None) -> None:
+    """Raises NasdError unless the hub, or the local cache of it, has the data set."""
+    import datasets
+
+    try:
+        datasets.load_dataset_builder(name, config, revision=revision)
+    except Exception as error:
+        lines = str(error).splitlines() or [repr(error)]
+        raise NasdError(
+            f"{key}: the data set {name} is neither on the hub nor in the local cache: {lines[0]}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,383 @@
+"""Builders that the tests share: a small config, a fresh store, a launcher that only pretends."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from nasd import config as config_module
+from nasd.config import PREPARE, Config
+from nasd.folders import StateFolder
+from nasd.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.lifecycle import Event
+from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, read, write
+from nasd.snapshot import Snapshot
+from nasd.store import Store
+from nasd.tick import Tick
+
+settings.register_profile(
+    "nasd",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("nasd")
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKBONE = Backbone(vocab_size=100, positions=64, width=32)
+BASELINE = Genotype((Block(4, (FeedForward("gelu", (64,)),)),) * 3)
+START = 1000.0  # when the virtual clock begins
+
+# -- configs -------------------------------------------------------------------------------------
+
+_RATES = {"encoder": 0.4, "encoder_add": 0.5, "ffn": 0.6, "ffn_add": 0.5, "attention": 0.6}
+_SMALL: dict[str, Any] = {
+    "experiment": {"name": "small", "seed": 5, "generations": 2},
+    "seed_model": {"source": "seed"},
+    "slots": {"devices": ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]},
+    "population": {"mu": 3, "lambda": 4, "tournament": 2},
+    "variation": {"initial": _RATES, "offspring": _RATES},
+    "search_space": {
+        "blocks": [1, 5],
+        "heads": [2, 4, 8],
+        "ffns": 2,
+        "layers": [2, 3],
+        "sizes": [32, 64, 96],
+    },
+    "data": {
+        "mlm": {
+            "corpora": [{"files": ["corpus.txt"]}],
+            "tokens": 32,
+            "evaluation_sequences": 8,
+        },
+        "qa": {"files": ["squad.json"], "tokens": 48, "stride": 16},
+    },
+    "stages": [
+        {
+            "name": "pretrain_head",
+            "task": "mlm",
+            "train": "head",
+            "who": "baseline",
+            "slots": 2,
+            "epochs": 1,
+            "batch": 8,
+            "learning_rate": 1e-3,
+        },
+        {
+            "name": "pretrain_0",
+            "task": "mlm",
+            "train": "new",
+            "slots": 2,
+            "epochs": 1,
+            "batch": 8,
+            "learning_rate": 1e-3,
+            "keep": 0.5,
+        },
+        {
+            "name": "pretrain_1",
+            "task": "mlm",
+            "train": "all",
+            "slots": 2,
+            "epochs": 1,
+            "batch": 8,
+            "learning_rate": 1e-3,
+        },
+        {
+            "name": "finetune",
+            "task": "qa",
+            "train": "all",
+            "who": "all",
+            "slots": 2,
+            "epochs": 1,
+            "batch": 8,
+            "learning_rate": 1e-3,
+        },
+        {
+            "name": "evaluate",
+            "task": "qa",
+            "train": "none",
+            "who": "all",
+            "slots": 1,
+            "batch": 8,
+        },
+    ],
+}
+
+
+def small_dict(**changes: Any) -> dict[str, Any]:
+    """A small config as TOML would give it; changes by dotted key, `__` for the dot, a stage by
+    its name: small_dict(population__mu=2, stages__finetune__slots=1). None removes the key."""
+    data = deepcopy(_SMALL)
+    for key, value in changes.items():
+        *above, last = key.split("__")
+        place: Any = data
+        for part in above:
+            if isinstance(place, list):
+                place = next(one for one in place if one["name"] == part)
+            else:
+                place = place.setdefault(part, {})
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return data
+
+
+def small_config(**changes: Any) -> Config:
+    return config_module.parse(small_dict(**changes), "small.toml")
+
+
+def thesis_config(**changes: Any) -> Config:
+    """The config as shipped, with whole sections replaced in part."""
+    config = config_module.load(ROOT / "config.toml")
+    data = config.model_dump(mode="json", by_alias=True)
+    for section, values in changes.items():
+        data[section].update(values)
+    return config_module.parse(data, "config.toml")
+
+
+def to_toml(data: Mapping[str, Any]) -> str:
+    import tomlkit
+
+    return tomlkit.dumps(data)
+
+
+# -- the store -----------------------------------------------------------------------------------
+
+
+def begin(
+    store: Store,
+    config: Config,
+    backbone: Backbone = BACKBONE,
+    baseline: Genotype = BASELINE,
+    now: float = START,
+) -> None:
+    store.create_experiment(
+        config.experiment.name,
+        config.experiment.seed,
+        config.model_dump(mode="json", by_alias=True),
+        backbone,
+        baseline,
+        PREPARE,
+        now,
+    )
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
+
+
+@pytest.fixture
+def store(state: StateFolder) -> Iterator[Store]:
+    """An open store whose experiment has just begun."""
+    opened = Store(state.database)
+    begin(opened, small_config())
+    yield opened
+    opened.close()
+
+
+# -- a launcher that only pretends ---------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def prepared(has_mlm_head: bool = True) -> Prepared:
+    return Prepared(
+        mlm_cache="/cache/mlm",
+        qa_cache="/cache/qa",
+        has_mlm_head=has_mlm_head,
+        parameters=1,
+        mlm_train_sequences=1,
+        mlm_evaluation_sequences=1,
+        qa_train_questions=1,
+        qa_test_questions=1,
+        qa_train_features=1,
+        qa_test_features=1,
+    )
+
+
+def succeeded(spec: Spec, has_mlm_head: bool = True) -> Outcome:
+    """The outcome of a good worker: its numbers depend on genotype and stage alone."""
+    if spec.stage is None:
+        return Outcome(verdict="succeeded", has_result=True, prepared=prepared(has_mlm_head))
+    luck = int(Genotype.from_json(spec.genotype).hash[:8], 16)
+    if spec.stage.train == "none":
+        scores = {"exact_match": float(luck % 61), "f1": float(luck % 61 + luck % 17)}
+        return Outcome(verdict="succeeded", has_result=True, metrics={"loss": 1.0, **scores})
+    loss = 2 + (luck % 1009) / 1009
+    return Outcome(
+        verdict="succeeded",
+        has_result=True,
+        metrics={"loss": loss},
+        curve=[(5, loss + 1), (10, loss)],
+        steps=10,
+        seconds=30.0,
+    )
+
+
+# (spec, how often this candidate was started at this stage before) -> (seconds, outcome or None)
+Script = Callable[[Spec, int], tuple[float, Outcome | None]]
+
+
+def all_succeed(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+    return 30.0, succeeded(spec)
+
+
+class FakeLauncher:
+    """Runs nothing: after its time an attempt has left the outcome that the script says, or is
+    just gone where the script says None. Insists that no slot is used twice at once."""
+
+    def __init__(self, clock: Clock, script: Script = all_succeed) -> None:
+        self.clock = clock
+        self.script = script
+        self.jobs: dict[str, tuple[float, Outcome | None, AttemptFolder, tuple[str, ...]]] = {}
+        self.specs: list[Spec] = []
+
+    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
+        spec = read(Spec, folder.spec)
+        for _, _, other, taken in self.jobs.values():
+            assert not set(slots) & set(taken), f"{folder.path} and {other.path} share a slot"
+        before = sum(
+            (one.candidate, one.stage) == (spec.candidate, spec.stage) for one in self.specs
+        )
+        self.specs.append(spec)
+        seconds, outcome = self.script(spec, before)
+        self.jobs[token] = (self.clock() + seconds, outcome, folder, tuple(slots))
+        write(Heartbeat(doing="training", at=self.clock()), folder.heartbeat)
+        return {"token": token}
+
+    def alive(self, process: Mapping[str, Any]) -> bool:
+        job = self.jobs.get(process["token"])
+        if job is None:
+            return False
+        end, outcome, folder, _ = job
+        if self.clock() < end:
+            return True
+        write(Heartbeat(doing="leaving", at=end), folder.heartbeat)
+        if outcome is not None:
+            self._leave(folder, outcome)
+        del self.jobs[process["token"]]
+        return False
+
+    def stop(self, token: str) -> None:
+        if token in self.jobs:
+            write(Outcome(verdict="stopped", message="asked to"), self.jobs[token][2].outcome)
+            del self.jobs[token]
+
+    def clear(self, token: str) -> int:
+        return int(self.jobs.pop(token, None) is not None)
+
+    def _leave(self, folder: AttemptFolder, outcome: Outcome) -> None:
+        if outcome.has_result:
+            spec = read(Spec, folder.spec)
+            folder.result.mkdir()
+            said = {"candidate": spec.candidate, "attempt": spec.attempt}
+            (folder.result / "model.json").write_text(json.dumps(said))
+        write(outcome, folder.outcome)
+
+
+# -- a whole search ------------------------------------------------------------------------------
+
+
+def make_tick(
+    state: StateFolder,
+    config: Config,
+    script: Script = all_succeed,
+    clock: Clock | None = None,
+    store: Store | None = None,
+) -> Tick:
+    """A tick on the experiment of the state folder, which begins if there is none."""
+    clock = clock or Clock()
+    if store is None:
+        new = not state.database.exists()
+        store = Store(state.database)
+        if new:
+            begin(store, config)
+    assert config.slots.devices != "auto"
+    return Tick(
+        store, config, state.path, state, config.slots.devices, FakeLauncher(clock, script), clock
+    )
+
+
+def advance(tick: Tick, seconds: float = 10.0) -> None:
+    assert isinstance(tick.clock, Clock)
+    tick.clock.now += seconds
+
+
+def drive(
+    tick: Tick,
+    until: Callable[[Snapshot], bool] = lambda snapshot: False,
+    seconds: float = 10.0,
+    most: int = 5000,
+) -> Snapshot:
+    """Turns until the experiment ends or `until` holds; the snapshot then."""
+    for _ in range(most):
+        tick()
+        snapshot = tick.store.read()
+        if snapshot.experiment.state != "running" or until(snapshot):
+            return snapshot
+        advance(tick, seconds)
+    raise AssertionError(f"no end after {most} turns")
+
+
+def story(store: Store) -> dict[str, Any]:
+    """What may not depend on the order of events, on kills, or on lost attempts."""
+    snapshot = store.read()
+    return {
+        "state": snapshot.experiment.state,
+        "generations": [(one.number, one.phase) for one in snapshot.generations],
+        "candidates": {
+            one.id: (
+                one.generation,
+                one.parent,
+                one.hash,
+                one.lineage_json,
+                one.stage,
+                one.state,
+                one.reason,
+            )
+            for one in snapshot.candidates.values()
+        },
+        "decisions": [
+            (one.generation, one.kind, one.stage, one.payload) for one in snapshot.decisions
+        ],
+        "members": snapshot.members,
+        "results": {
+            key: (one.metrics, one.curve, one.steps) for key, one in snapshot.results.items()
+        },
+        "events": {number: path_of(store, number) for number in snapshot.candidates},
+    }
+
+
+def path_of(store: Store, candidate: int) -> list[tuple[str, str]]:
+    """A candidate's events without the starts that came to nothing."""
+    path: list[tuple[str, str]] = []
+    for event in events_of(store, candidate):
+        if event[0] == Event.INTERRUPT:
+            assert path[-1][0] == Event.START
+            path.pop()
+        else:
+            path.append(event)
+    return path
+
+
+def events_of(store: Store, candidate: int) -> list[tuple[str, str]]:
+    """(event, stage) of a candidate, in order."""
+    return [
+        (row[0], row[1])
+        for row in store._db.execute(
+            "SELECT event, stage FROM event WHERE candidate = ? ORDER BY id", (candidate,)
+        )
+    ]
