@@ -54,6 +54,8 @@ def run(
 
     settings = load(config)
     state = config.resolve().parent / settings.experiment.state
+    if fresh or not (state / "nasd.db").exists():
+        print("checking the seed and the data ...", file=sys.stderr, flush=True)
     if watch:
         from nasd.watching import run_watched
 

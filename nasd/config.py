@@ -4,34 +4,57 @@ Paths in the file are relative to the file. Nothing here touches the disk but `l
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from nasd.errors import NasdError
 from nasd.genotype import Activation
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+# Strict: "8" and true are no numbers, whatever Python thinks.
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Whole, Field(ge=1)]
+Share = Annotated[Real, Field(gt=0.0, le=1.0)]
+Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Device = Annotated[str, Field(pattern=r"^(cuda|cpu):\d+$")]
+
+
+def _devices(value: Any) -> Any:
+    """Checked as one, because a union's own errors name none of the keys in the file."""
+    names = value if isinstance(value, list | tuple) else ()
+    if value != "auto" and not (
+        names and all(isinstance(n, str) and re.fullmatch(r"(cuda|cpu):\d+", n) for n in names)
+    ):
+        raise ValueError(
+            'take "auto", or a list such as ["cuda:0", "cuda:1"] or ["cpu:0"], not'
+            f" {json.dumps(value, default=str)}"
+        )
+    return value
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Experiment(Section):
     name: str = Field(min_length=1)
-    seed: int = 0
+    seed: Whole = 0
     state: str = "state"
-    generations: Annotated[int, Field(ge=0)]
-    budget_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    generations: Annotated[Whole, Field(ge=0)]
+    budget_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
 
 
 class SeedModel(Section):
@@ -40,7 +63,7 @@ class SeedModel(Section):
 
 
 class Slots(Section):
-    devices: Literal["auto"] | Annotated[tuple[Device, ...], Field(min_length=1)] = "auto"
+    devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     threads: Positive = 1
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -49,7 +72,7 @@ class SearchSpace(Section):
     blocks: tuple[Positive, Positive]
     heads: Annotated[tuple[Positive, ...], Field(min_length=1)]
     ffns: Positive
-    layers: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    layers: Annotated[tuple[Annotated[Whole, Field(ge=2)], ...], Field(min_length=1)]
     sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activations: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("relu", "gelu")
 
@@ -99,8 +122,8 @@ class Corpus(Section):
 
 class MlmData(Section):
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
-    tokens: Annotated[int, Field(ge=8)]
-    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    tokens: Annotated[Whole, Field(ge=8)]
+    mask_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.15
     evaluation_sequences: Positive
     max_sequences: Positive | None = None
 
@@ -109,9 +132,9 @@ class QaData(Section):
     files: tuple[str, ...] = ()
     hub: str | None = None
     revision: str | None = None
-    tokens: Annotated[int, Field(ge=16)]
+    tokens: Annotated[Whole, Field(ge=16)]
     stride: Positive
-    train_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    train_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.8
     split_by: Literal["article", "record"] = "article"
     max_answer_tokens: Positive = 30
     n_best: Positive = 20
@@ -138,13 +161,13 @@ class Stage(Section):
     train: Literal["new", "all", "head", "none"]
     who: Literal["candidates", "baseline", "all"] = "candidates"
     slots: Positive
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[Real, Field(gt=0)] | None = None
     batch: Positive
     micro_batch: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[Real, Field(gt=0)] | None = None
     warmup: Probability = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
     evaluations: Positive = 1  # per epoch
     keep: Share | None = None
 
@@ -172,11 +195,11 @@ class Stage(Section):
 
 
 class Daemon(Section):
-    tick_seconds: Annotated[float, Field(gt=0)] = 5.0
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    tick_seconds: Annotated[Real, Field(gt=0)] = 5.0
+    checkpoint_minutes: Annotated[Real, Field(gt=0)] = 15.0
     log_steps: Positive = 50
-    infrastructure_retries: Annotated[int, Field(ge=0)] = 5
-    stop_grace_seconds: Annotated[float, Field(gt=0)] = 120.0
+    infrastructure_retries: Annotated[Whole, Field(ge=0)] = 5
+    stop_grace_seconds: Annotated[Real, Field(gt=0)] = 120.0
 
 
 class Config(Section):

@@ -42,18 +42,26 @@ def run(
     state = StateFolder(folder / config.experiment.state)
     devices = slots.devices(config.slots)
     check_against_slots(config, len(devices), str(config_path))
-    begins = fresh or not state.database.exists()
-    seed = preflight.check(config, folder, str(config_path)) if begins else None
-    state.path.mkdir(parents=True, exist_ok=True)
+    began = None if fresh else _began_with(state)
+    if began is not None:
+        _changes(began, state, config, config_path)
+    seed = preflight.check(config, folder, str(config_path)) if began is None else None
+    try:
+        state.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NasdError(
+            f"{config_path}: experiment.state: {state.path} cannot be made: {error.strerror}"
+        ) from error
     with daemon_lock.hold(state.lock):
         if fresh and state.database.exists():
             set_aside(state)
-        changed = state.database.exists() and _changes(state, config, config_path)
+        began = _began_with(state)  # once more: another daemon may just have left
+        changed = "" if began is None else _changes(began, state, config, config_path)
         store = Store(state.database)
         try:
             if changed:
                 store.change_config(_as_json(config), changed, time.time())
-            if seed is not None and not _begun(store):
+            if seed is not None and began is None:
                 store.create_experiment(
                     config.experiment.name,
                     config.experiment.seed,
@@ -134,23 +142,20 @@ def set_aside(state: StateFolder) -> Path:
     return old
 
 
-def _begun(store: Store) -> bool:
+def _began_with(state: StateFolder) -> dict[str, Any] | None:
+    """The config of the experiment in the state folder; None if there is none, or only a database
+    that was killed on its way to the first row. Raises NasdError if the database is not nasd's."""
     try:
-        store.read()
-    except NasdError:
-        return False
-    return True
+        with snapshot.opened(state.path) as connection:
+            return snapshot.read(connection).experiment.config
+    except snapshot.NoExperiment:
+        return None
 
 
-def _changes(state: StateFolder, config: Config, origin: Path) -> str:
+def _changes(began: Mapping[str, Any], state: StateFolder, config: Config, origin: Path) -> str:
     """What differs from the config that the experiment was begun with, in words; raises NasdError
     if it is anything that may not change."""
     changes = []
-    with snapshot.opened(state.path) as connection:
-        try:
-            began = snapshot.read(connection).experiment.config
-        except NasdError:
-            return ""  # killed between the schema and the first row: nothing to protect
     for key, there, here in _differences(began, _as_json(config)):
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise NasdError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nasd.config import PREPARE, Config, Stage
+from nasd.errors import NasdError
 from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.protocol import Outcome
@@ -88,7 +89,10 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
         return OpenGeneration(0, ()) if _seed_weights_stand(snapshot, config) else None
     match generation.phase:
         case Phase.BREEDING:
-            return _breed(snapshot, config, generation.number)
+            try:
+                return _breed(snapshot, config, generation.number)
+            except NasdError as error:  # the search space is exhausted: so it is next time
+                return Halt(str(error))
         case Phase.CLIMBING:
             return _climb(snapshot, config, generation.number)
         case Phase.SELECTING:
@@ -365,7 +369,8 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
     """The attempts in a row, up to now, that ended without finishing this candidate's stage."""
     row: list[Attempt] = []
     for attempt in snapshot.attempts:
-        if (attempt.candidate, attempt.stage) != (candidate.id, candidate.stage):
+        elsewhere = (attempt.candidate, attempt.stage) != (candidate.id, candidate.stage)
+        if elsewhere or attempt.live:  # a live one has not ended yet: it breaks no row
             continue
         lost = attempt.state in (AttemptState.LOST, AttemptState.FAILED)
         row = (

@@ -3,6 +3,7 @@
 The seed is looked at by a child process, because that needs torch; it answers with one JSON line.
 """
 
+import codecs
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from nasd.genotype import Backbone, Genotype
 from nasd.squad import read_squad
 from nasd.variation import check_genotype
 
+PIECE = 1 << 16  # bytes of a corpus that are looked at
 SEED_TIMEOUT_SECONDS = 900  # a hub's model may have to be fetched first
 
 
@@ -97,13 +99,14 @@ def look_at_seed(
 def _check_text(path: Path, key: str) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(1 << 16)
+            start = file.read(PIECE)
     except OSError as error:
         raise NasdError(f"{key}: {path} cannot be read: {error.strerror}") from error
     if not start.strip():
         raise NasdError(f"{key}: {path} is empty")
     try:
-        start[: start.rfind(b"\n") + 1 or len(start)].decode("utf-8")
+        # The piece may end within a character.
+        codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < PIECE)
     except UnicodeDecodeError as error:
         raise NasdError(f"{key}: {path} is not UTF-8 text ({error.reason})") from error
 

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nasd.errors import NasdError
 from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
 SCHEMA = 1  # how many migrations this version of nasd knows
+
+
+class NoExperiment(NasdError):
+    def __init__(self, state: Path) -> None:
+        super().__init__(f"{state} holds no experiment yet: start one with `nasd run`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +175,8 @@ class Snapshot:
         """exact_match and f1 in percent, None before the candidate is scored."""
         if self.candidates[candidate].state is not State.SCORED:
             return None
-        for (owner, _), result in self.results.items():
-            if owner == candidate and "f1" in result.metrics:
-                return result.metrics
-        raise AssertionError(f"candidate {candidate} is scored without scores")
+        # It stays at the last stage of its ladder, which is the one that scores.
+        return self.results[candidate, self.candidates[candidate].stage].metrics
 
     def quality(self, candidate: int) -> float | None:
         """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
@@ -202,12 +206,13 @@ class Snapshot:
 def opened(state: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection to the database of a state folder; raises NasdError without one."""
     path = state / "nasd.db"
-    if not path.exists():
-        raise NasdError(f"{state} holds no experiment yet: start one with `nasd run`")
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+        if not path.exists():
+            raise NoExperiment(state)
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)
         try:
-            check_schema(connection, path)
+            if not check_schema(connection, path):
+                raise NoExperiment(state)
             yield connection
         finally:
             connection.close()
@@ -215,9 +220,17 @@ def opened(state: Path) -> Iterator[sqlite3.Connection]:
         raise NasdError(f"{path} cannot be read: {error}") from error
 
 
-def check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises NasdError if the database is no database of nasd's, or of a newer nasd."""
-    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+def check_schema(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the tables stand; they do not if their making was cut short.
+
+    Raises NasdError if this is no database of nasd's, or one of a newer nasd.
+    """
+    try:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        raise NasdError(f"{path} cannot be read: {error}") from error
+    if not any(table for table in tables if not table.startswith(("_sqlite_", "sqlite_"))):
+        return False
     if "_sqlite_migrations" not in tables or "experiment" not in tables:
         raise NasdError(f"{path} is not a database of nasd's: choose another experiment.state")
     query = "SELECT count(*) FROM _sqlite_migrations WHERE migration_set = 'nasd'"
@@ -227,6 +240,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer nasd (schema {found}, this one knows {SCHEMA}):"
             " upgrade nasd, or choose another experiment.state"
         )
+    return True
 
 
 def read(connection: sqlite3.Connection) -> Snapshot:
@@ -257,7 +271,8 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
         " resumed_at FROM experiment"
     )
     if not found:
-        raise NasdError("the database holds no experiment yet: start one with `nasd run`")
+        file = connection.execute("PRAGMA database_list").fetchone()[2]
+        raise NoExperiment(Path(file).parent)
     (name, seed, config, backbone, prepared, state, reason, created, completed, resumed) = found[0]
     return Snapshot(
         experiment=Experiment(

@@ -4,6 +4,7 @@ Reads the database read-only and the heartbeats of live attempts; works with the
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,11 +205,27 @@ def summary(data: dict[str, Any], state: Path, width: int) -> Any:
             for c in front
         ),
         Text("Where to look next", style="bold"),
-        Text(f"  tensorboard --logdir {state / 'tensorboard'}    learning curves and cutoffs"),
-        Text(f"  nasd status --json --state {state}    everything, for a program"),
-        Text(f"  {state / 'candidates'}/<id>/finetune    the trained models"),
+        Text(f"  {_shown(_tool('tensorboard'))} --logdir {_shown(state / 'tensorboard')}"),
+        Text("      learning curves, cutoffs and hypervolume, in a browser"),
+        Text(f"  {_shown(_tool('nasd'))} status --json --state {_shown(state)}"),
+        Text("      everything, for a program"),
+        Text(f"  {_shown(state)}/candidates/<id>/finetune"),
+        Text("      the trained models"),
     ]
     return Group(*parts)
+
+
+def _tool(name: str) -> Path:
+    """A command of the environment that runs this."""
+    return Path(sys.executable).parent / name
+
+
+def _shown(path: Path) -> Path:
+    """As short as it can be typed from here."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 def watch(

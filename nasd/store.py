@@ -52,7 +52,11 @@ class Store:
         connection = self._db.conn
         connection.execute("PRAGMA busy_timeout = 10000")
         if not new:
-            snapshot.check_schema(connection, path)
+            try:
+                snapshot.check_schema(connection, path)
+            except BaseException:
+                self.close()
+                raise
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL: a decision that was acted upon must survive a power cut. 0.15 ms a commit.
         connection.execute("PRAGMA synchronous = FULL")

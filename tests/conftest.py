@@ -1,6 +1,7 @@
 """Builders that the tests share: a small config, a fresh store, a launcher that only pretends."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -166,6 +167,18 @@ def begin(
     )
 
 
+def open_quickly(path: Path) -> Store:
+    """A store that does not wait for the disk: power cuts are not for these tests."""
+    store = Store(path)
+    store._db.execute("PRAGMA synchronous = OFF")
+    return store
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> StateFolder:
     return StateFolder(tmp_path / "state")
@@ -174,7 +187,7 @@ def state(tmp_path: Path) -> StateFolder:
 @pytest.fixture
 def store(state: StateFolder) -> Iterator[Store]:
     """An open store whose experiment has just begun."""
-    opened = Store(state.database)
+    opened = open_quickly(state.database)
     begin(opened, small_config())
     yield opened
     opened.close()
@@ -302,7 +315,7 @@ def make_tick(
     clock = clock or Clock()
     if store is None:
         new = not state.database.exists()
-        store = Store(state.database)
+        store = open_quickly(state.database)
         if new:
             begin(store, config)
     assert config.slots.devices != "auto"
@@ -312,14 +325,16 @@ def make_tick(
 
 
 def advance(tick: Tick, seconds: float = 10.0) -> None:
+    """Lets time pass: until the next attempt ends, or so long where none runs."""
     assert isinstance(tick.clock, Clock)
-    tick.clock.now += seconds
+    assert isinstance(tick.launcher, FakeLauncher)
+    ends = [end for end, *_ in tick.launcher.jobs.values()]
+    tick.clock.now = max(tick.clock.now + 0.1, min(ends)) if ends else tick.clock.now + seconds
 
 
 def drive(
     tick: Tick,
     until: Callable[[Snapshot], bool] = lambda snapshot: False,
-    seconds: float = 10.0,
     most: int = 5000,
 ) -> Snapshot:
     """Turns until the experiment ends or `until` holds; the snapshot then."""
@@ -328,7 +343,7 @@ def drive(
         snapshot = tick.store.read()
         if snapshot.experiment.state != "running" or until(snapshot):
             return snapshot
-        advance(tick, seconds)
+        advance(tick)
     raise AssertionError(f"no end after {most} turns")
 
 

@@ -23,7 +23,9 @@ def tokenizer() -> Any:
 
 
 def data(*files: str, **changes: Any) -> MlmData:
-    base = {"corpora": (Corpus(files=files),), "tokens": 32, "evaluation_sequences": 16}
+    base: dict[str, Any] = {"tokens": 32, "evaluation_sequences": 16}
+    if files:
+        base["corpora"] = (Corpus(files=files),)
     return MlmData(**{**base, **changes})
 
 
@@ -67,6 +69,49 @@ def test_max_sequences_takes_a_sample_of_the_training_part(texts: Path, tokenize
     made = built(texts, tokenizer, data("one.txt", max_sequences=50))
     assert len(made.train) == 50
     assert np.ptp(made.train) > 100
+
+
+def test_a_hub_data_set_is_read_by_its_column(texts: Path, tokenizer: Any) -> None:
+    """The hub's own code path, on a data set that stands in a folder."""
+    import datasets
+
+    lines = [line for line in TEXT.splitlines() if line]
+    (texts / "hub").mkdir()
+    datasets.Dataset.from_dict({"article": lines}).to_parquet(texts / "hub" / "train.parquet")
+    source = Corpus(hub=str(texts / "hub"), column="article")
+    made = built(texts, tokenizer, data(corpora=(source,)), "from-hub")
+    assert np.array_equal(made.pieces, built(texts, tokenizer, data("one.txt"), "files").pieces)
+    with pytest.raises(NasdError, match="no column 'text', only article"):
+        built(texts, tokenizer, data(corpora=(Corpus(hub=str(texts / "hub")),)), "wrong")
+
+
+def test_questions_of_the_hub_are_those_of_the_file(texts: Path) -> None:
+    import datasets
+
+    from nasd.config import QaData
+    from nasd.demo import write_demo_data
+    from nasd.squad import read_squad
+
+    write_demo_data(texts)
+    questions = read_squad(texts / "squad.json")
+    (texts / "hub").mkdir()
+    datasets.Dataset.from_list(
+        [
+            {
+                "id": q.id,
+                "title": q.title,
+                "context": q.context,
+                "question": q.question,
+                "answers": {
+                    "text": [text for text, _ in q.answers],
+                    "answer_start": [start for _, start in q.answers],
+                },
+            }
+            for q in questions
+        ]
+    ).to_parquet(texts / "hub" / "train.parquet")
+    settings = QaData(hub=str(texts / "hub"), tokens=96, stride=32)
+    assert prepare._from_hub(settings) == questions
 
 
 def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None:

@@ -40,7 +40,11 @@ class QaTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         start, end = model(batch["input_ids"], batch["attention_mask"])  # [b, length] each
-        start, end = start.float(), end.float()
+        # An answer never stands in the padding; counted in, the loss would depend on who shares
+        # the batch, and so on the number of ranks.
+        padding = batch["attention_mask"] == 0
+        start = start.float().masked_fill(padding, -torch.inf)
+        end = end.float().masked_fill(padding, -torch.inf)
         return (
             F.cross_entropy(start, batch["start"], reduction="sum")
             + F.cross_entropy(end, batch["end"], reduction="sum")

@@ -1,0 +1,605 @@
+"""What follows from what is recorded: decisions, starts, and what the end of an attempt means."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasd import pareto, policy
+from nasd.config import Config
+from nasd.folders import StateFolder
+from nasd.lifecycle import AttemptState, Event, Phase, State
+from nasd.policy import BACKOFF_SECONDS, Cutoff, Halt, OpenGeneration, Select, StartSelecting
+from nasd.protocol import Outcome
+from nasd.snapshot import Attempt, Member, Snapshot, StageResult
+from nasd.store import BASELINE
+from tests.conftest import drive, make_tick, prepared, small_config
+
+CONFIG = small_config()
+SLOTS = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
+
+
+# -- snapshots -----------------------------------------------------------------------------------
+
+
+def phase_of(number: int, phase: Phase) -> Any:
+    return lambda snapshot: any(
+        one.number == number and one.phase is phase for one in snapshot.generations
+    )
+
+
+def snapshot_when(folder: StateFolder, config: Config, until: Any) -> Snapshot:
+    tick = make_tick(folder, config)
+    drive(tick, until)
+    snapshot = tick.store.read()
+    tick.store.close()
+    return snapshot
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """The experiment has just begun: the baseline waits for prepare."""
+    tick = make_tick(StateFolder(tmp_path_factory.mktemp("begun")), CONFIG)
+    return tick.store.read()
+
+
+@pytest.fixture(scope="module")
+def generation_0(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Generation 0, candidates 1 to 3, has just been born, and nobody runs."""
+    folder = StateFolder(tmp_path_factory.mktemp("gen0"))
+    return idle(snapshot_when(folder, CONFIG, phase_of(0, Phase.CLIMBING)), "pretrain_0")
+
+
+@pytest.fixture(scope="module")
+def generation_1(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Generation 1, candidates 4 to 7, has just been born, and nobody runs."""
+    folder = StateFolder(tmp_path_factory.mktemp("gen1"))
+    return idle(snapshot_when(folder, CONFIG, phase_of(1, Phase.CLIMBING)), "pretrain_0")
+
+
+def idle(snapshot: Snapshot, stage: str) -> Snapshot:
+    """As if the newest generation stood at this stage and no attempt at it had been made yet."""
+    assert snapshot.generation is not None
+    born = [one.id for one in snapshot.born_in(snapshot.generation.number)]
+    others = tuple(one for one in snapshot.attempts if not one.live and one.candidate not in born)
+    found = replace(snapshot, attempts=others, leases={})
+    if not snapshot.baseline.final:
+        found = put(found, {BASELINE: ("evaluate", State.SCORED)})
+    return put(found, dict.fromkeys(born, (stage, State.PENDING)))
+
+
+def put(snapshot: Snapshot, where: Mapping[int, tuple[str, State]], reason: str = "") -> Snapshot:
+    """The snapshot with these candidates at other places."""
+    candidates = dict(snapshot.candidates)
+    for number, (stage, state) in where.items():
+        candidates[number] = replace(candidates[number], stage=stage, state=state, reason=reason)
+    return replace(snapshot, candidates=candidates)
+
+
+def with_results(
+    snapshot: Snapshot, stage: str, metrics: Mapping[int, Mapping[str, float]]
+) -> Snapshot:
+    results = {
+        (number, stage): StageResult(
+            number, stage, dict(found), [(1, 9.9), (2, found["loss"])], 2, 1.0
+        )
+        for number, found in metrics.items()
+    }
+    return replace(snapshot, results=snapshot.results | results)
+
+
+def attempt_of(candidate: int, stage: str, state: AttemptState, **more: Any) -> Attempt:
+    given: dict[str, Any] = {"number": 1, "slots": ("cpu:0",), "process": None, "message": ""}
+    given |= {"started_at": 2000.0, "verdict": "", "token": "", "id": 99}
+    given["ended_at"] = None if state is AttemptState.RUNNING else 2010.0
+    return Attempt(candidate=candidate, stage=stage, state=state, **(given | more))
+
+
+def with_attempts(snapshot: Snapshot, *attempts: Attempt) -> Snapshot:
+    return replace(snapshot, attempts=(*snapshot.attempts, *attempts))
+
+
+def lost(candidate: int, times: int, verdict: str = "", stage: str = "pretrain_0") -> list[Attempt]:
+    state = AttemptState.FAILED if verdict else AttemptState.LOST
+    return [
+        attempt_of(candidate, stage, state, verdict=verdict, message="boom", id=100 + n)
+        for n in range(times)
+    ]
+
+
+# -- the beginning -------------------------------------------------------------------------------
+
+
+def baseline_at(snapshot: Snapshot, stage: str, state: State, has_head: bool | None) -> Snapshot:
+    found = put(snapshot, {BASELINE: (stage, state)})
+    said = None if has_head is None else prepared(has_head).model_dump()
+    return replace(found, experiment=replace(found.experiment, prepared=said))
+
+
+@pytest.mark.parametrize(
+    ("stage", "state", "has_head", "opens"),
+    [
+        ("prepare", State.PENDING, None, False),
+        ("prepare", State.RUNNING, None, False),
+        ("pretrain_head", State.PENDING, False, False),
+        ("pretrain_head", State.RUNNING, False, False),
+        ("finetune", State.PENDING, False, True),  # the head is trained
+        ("finetune", State.PENDING, True, True),  # the seed has one: no need to wait for it
+        ("evaluate", State.RUNNING, True, True),
+        ("evaluate", State.SCORED, False, True),
+    ],
+)
+def test_generation_0_waits_for_all_that_its_weights_come_from(
+    begun, stage, state, has_head, opens
+):
+    found = policy.next_decision(baseline_at(begun, stage, state, has_head), CONFIG)
+    assert found == (OpenGeneration(0, ()) if opens else None)
+
+
+@pytest.mark.parametrize(
+    ("has_head", "event", "stage"),
+    [(True, Event.ADVANCE, "finetune"), (False, Event.ADVANCE, "pretrain_head")],
+)
+def test_after_prepare_the_baseline_trains_a_head_only_if_the_seed_has_none(
+    begun, has_head, event, stage
+):
+    outcome = Outcome(verdict="succeeded", prepared=prepared(has_head))
+    running = put(begun, {BASELINE: ("prepare", State.RUNNING)})
+    attempt = attempt_of(BASELINE, "prepare", AttemptState.RUNNING)
+    end = policy.ending(with_attempts(running, attempt), CONFIG, attempt, outcome)
+    assert (end.state, end.event, end.next_stage) == (AttemptState.SUCCEEDED, event, stage)
+
+
+def test_generation_0_is_mu_different_mutants_of_the_baseline(generation_0):
+    born = generation_0.born_in(0)
+    assert [one.id for one in born] == [1, 2, 3]
+    assert {one.parent for one in born} == {BASELINE}
+    assert len({one.hash for one in generation_0.candidates.values()}) == 4
+
+
+def test_an_experiment_that_does_not_run_decides_and_starts_nothing(generation_0):
+    for state in ("halted", "complete"):
+        still = replace(generation_0, experiment=replace(generation_0.experiment, state=state))
+        assert policy.next_decision(still, CONFIG) is None
+        assert policy.starts(still, CONFIG, SLOTS, 0.0) == []
+
+
+# -- where a candidate goes, and from which weights ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("generation", "stage", "expected"),
+    [
+        (0, "pretrain_0", (Event.ADVANCE, "pretrain_1")),  # no cutoff in generation 0
+        (1, "pretrain_0", (Event.HOLD, None)),
+        (1, "pretrain_1", (Event.ADVANCE, "finetune")),
+        (1, "finetune", (Event.ADVANCE, "evaluate")),
+        (1, "evaluate", (Event.SCORE, None)),
+    ],
+)
+def test_a_finished_stage_leads_to_the_next_or_to_the_cutoff(
+    generation_1, generation, stage, expected
+):
+    one = replace(generation_1.born_in(generation)[0], stage=stage)
+    assert policy.after(generation_1, CONFIG, one) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("pretrain_1", ((4, "pretrain_0"), False)),
+        ("finetune", ((4, "pretrain_1"), False)),
+        ("evaluate", ((4, "finetune"), False)),
+    ],
+)
+def test_a_stage_starts_where_the_one_before_it_ended(generation_1, stage, expected):
+    one = replace(generation_1.candidates[4], stage=stage)
+    assert policy.weights_of(generation_1, CONFIG, one) == expected
+
+
+def test_a_child_inherits_what_its_parent_had_before_it_learned_to_answer(generation_1):
+    one = generation_1.candidates[4]
+    assert one.parent in (1, 2, 3)
+    assert policy.weights_of(generation_1, CONFIG, one) == ((one.parent, "pretrain_1"), True)
+
+
+@pytest.mark.parametrize(("has_head", "stage"), [(True, "prepare"), (False, "pretrain_head")])
+def test_generation_0_inherits_the_baseline_with_its_head(generation_0, has_head, stage):
+    found = baseline_at(generation_0, "finetune", State.PENDING, has_head)
+    assert policy.weights_of(found, CONFIG, found.candidates[1]) == ((BASELINE, stage), True)
+    assert policy.weights_of(found, CONFIG, found.baseline) == ((BASELINE, stage), False)
+
+
+def test_prepare_starts_from_the_seed_itself(begun):
+    assert policy.weights_of(begun, CONFIG, begun.baseline) == (None, False)
+
+
+# -- the cutoff ----------------------------------------------------------------------------------
+
+WAITING = ("pretrain_0", State.WAITING)
+DIVERGED = ("pretrain_0", State.FAILED)
+
+
+def at_the_cutoff(
+    snapshot: Snapshot, losses: Mapping[int, float], others: Mapping[int, tuple[str, State]]
+) -> Snapshot:
+    found = put(snapshot, dict.fromkeys(losses, WAITING) | others)
+    return with_results(found, "pretrain_0", {number: {"loss": x} for number, x in losses.items()})
+
+
+def keeping(share: float) -> Config:
+    return small_config(stages__pretrain_0__keep=share)
+
+
+@pytest.mark.parametrize(
+    ("losses", "others", "keep", "kept"),
+    [
+        ({4: 3.0, 5: 1.0, 6: 2.0, 7: 4.0}, {}, 0.5, (5, 6)),
+        ({4: 3.0, 5: 1.0, 6: 2.0, 7: 4.0}, {}, 0.25, (5,)),
+        ({4: 3.0, 5: 1.0, 6: 2.0, 7: 4.0}, {}, 0.26, (5, 6)),  # rounded up
+        ({4: 3.0, 5: 1.0, 6: 2.0, 7: 4.0}, {}, 0.01, (5,)),  # never nobody
+        ({4: 3.0, 5: 1.0, 6: 2.0, 7: 4.0}, {}, 1.0, (4, 5, 6, 7)),
+        ({4: 2.0, 5: 2.0, 6: 2.0, 7: 2.0}, {}, 0.5, (4, 5)),  # ties: the lower ids
+        ({4: 2.0, 5: 1.0, 6: 2.0, 7: 2.0}, {}, 0.5, (4, 5)),
+        ({4: 3.0, 5: 1.0, 6: 2.0}, {7: DIVERGED}, 0.5, (5, 6)),  # half of the four
+        ({4: 3.0}, {5: DIVERGED, 6: DIVERGED, 7: DIVERGED}, 0.5, (4,)),  # two places, one left
+        ({4: 3.0, 5: 1.0}, {6: DIVERGED, 7: DIVERGED}, 0.5, (4, 5)),
+    ],
+)
+def test_the_cutoff_keeps_the_share_with_the_lowest_losses(
+    generation_1, losses, others, keep, kept
+):
+    decision = policy.next_decision(at_the_cutoff(generation_1, losses, others), keeping(keep))
+    assert isinstance(decision, Cutoff)
+    assert decision.kept == kept
+    assert set(decision.cut) == set(losses) - set(kept)
+    assert (decision.stage, decision.next_stage) == ("pretrain_0", "pretrain_1")
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 1.5, 2.0, None]), min_size=4, max_size=4),
+    st.floats(0.01, 1.0),
+)
+def test_no_candidate_is_cut_that_is_better_than_one_kept(generation_1, drawn, keep):
+    losses = {n: loss for n, loss in enumerate(drawn, 4) if loss is not None}
+    diverged = {n: DIVERGED for n in range(4, 8) if n not in losses}
+    decision = policy.next_decision(at_the_cutoff(generation_1, losses, diverged), keeping(keep))
+    if not losses:
+        assert decision == StartSelecting(1)
+        return
+    assert isinstance(decision, Cutoff)
+    assert len(decision.kept) == min(len(losses), math.ceil(keep * 4))
+    assert {*decision.kept, *decision.cut} == set(losses)
+    for one in decision.kept:
+        assert all((losses[one], one) < (losses[other], other) for other in decision.cut)
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
+def test_the_cutoff_waits_until_all_have_finished_the_stage(generation_1, state):
+    losses = {4: 3.0, 5: 1.0, 6: 2.0}
+    found = at_the_cutoff(generation_1, losses, {7: ("pretrain_0", state)})
+    assert policy.next_decision(found, CONFIG) is None
+
+
+def test_the_cutoff_says_what_it_saw_and_why(generation_1):
+    found = at_the_cutoff(generation_1, {4: 3.0, 5: 1.0, 6: 2.0}, {7: DIVERGED})
+    decision = policy.next_decision(found, CONFIG)
+    assert isinstance(decision, Cutoff)
+    assert decision.payload == {
+        "rule": "the lowest 2 of 4 by the last evaluation loss",
+        "keep": 0.5,
+        "places": 2,
+        "reached": 4,
+        "losses": {"5": 1.0, "6": 2.0, "4": 3.0},
+        "curves": {str(n): [(1, 9.9), (2, x)] for n, x in ((5, 1.0), (6, 2.0), (4, 3.0))},
+        "kept": [5, 6],
+        "cut": [4],
+    }
+    assert decision.cut[4] == (
+        "pretrain_0 loss 3.0000 is not among the lowest 2 of 4 (the last one kept has 2.0000)"
+    )
+
+
+def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
+    config = small_config(stages__pretrain_1__keep=0.5)
+    second = ("pretrain_1", State.WAITING)
+    found = put(generation_1, {4: ("pretrain_0", State.CUT), 5: DIVERGED, 6: second, 7: second})
+    found = with_results(found, "pretrain_1", {6: {"loss": 2.0}, 7: {"loss": 1.0}})
+    decision = policy.next_decision(found, config)
+    assert isinstance(decision, Cutoff)
+    assert (decision.stage, decision.kept, set(decision.cut)) == ("pretrain_1", (7,), {6})
+    # and what still climbs below holds the upper one back
+    under_way = put(found, {4: ("pretrain_0", State.RUNNING)})
+    assert policy.next_decision(under_way, config) is None
+
+
+# -- selection and the next generation -----------------------------------------------------------
+
+
+def scored(snapshot: Snapshot, scores: Mapping[int, float]) -> Snapshot:
+    """All others of generation 1 failed; these are scored, with this quality."""
+    where = dict.fromkeys(range(4, 8), DIVERGED) | dict.fromkeys(scores, ("evaluate", State.SCORED))
+    metrics = {n: {"loss": 1.0, "f1": x, "exact_match": x} for n, x in scores.items()}
+    return with_results(put(snapshot, where), "evaluate", metrics)
+
+
+def in_phase(snapshot: Snapshot, phase: Phase) -> Snapshot:
+    *before, last = snapshot.generations
+    return replace(snapshot, generations=(*before, replace(last, phase=phase)))
+
+
+def test_selection_comes_when_every_candidate_is_at_an_end(generation_1):
+    ended = {4: ("evaluate", State.SCORED), 5: ("pretrain_0", State.CUT), 6: DIVERGED}
+    assert policy.next_decision(put(generation_1, ended), CONFIG) is None
+    assert policy.next_decision(put(generation_1, {**ended, 7: DIVERGED}), CONFIG) == (
+        StartSelecting(1)
+    )
+
+
+@given(st.dictionaries(st.integers(4, 7), st.integers(0, 100).map(float)))
+def test_selection_takes_the_best_mu_of_parents_and_scored_offspring(generation_1, scores):
+    found = in_phase(scored(generation_1, scores), Phase.SELECTING)
+    decision = policy.next_decision(found, CONFIG)
+    assert isinstance(decision, Select)
+    parents = {m.candidate for m in found.members if m.generation == 1 and m.role == "parent"}
+    pool = sorted(parents | set(scores))
+    assert sorted(decision.members) == pool  # who was cut or failed has no part in it
+    points = policy.points(found, pool)
+    best = {pool[index] for index in pareto.survivors(points, CONFIG.population.mu)}
+    assert {one for one, (survives, _, _) in decision.members.items() if survives} == best
+    assert [rank for _, rank, _ in decision.members.values()] == pareto.ranks(points)
+    assert decision.payload["survivors"] == sorted(best)
+    assert decision.payload["hypervolume"] == pareto.hypervolume(points, (0.0, 0.0))
+
+
+def test_the_survivors_are_the_parents_of_the_next_generation(generation_1):
+    members = tuple(
+        replace(one, survives=one.candidate in (2, 4, 6)) if one.generation == 1 else one
+        for one in generation_1.members
+    )
+    found = replace(in_phase(generation_1, Phase.COMPLETE), members=members)
+    assert policy.next_decision(found, CONFIG) == OpenGeneration(2, (2, 4, 6))
+
+
+def test_offspring_come_from_parents_only_and_have_genotypes_of_their_own(generation_1):
+    parents = {m.candidate for m in generation_1.members if m.role == "parent"}
+    born = generation_1.born_in(1)
+    assert {one.parent for one in born} <= parents
+    assert len({one.hash for one in generation_1.candidates.values()}) == 8
+    (decision,) = [d for d in generation_1.decisions if (d.kind, d.generation) == ("breed", 1)]
+    assert decision.payload["picked"] == [one.parent for one in born]
+
+
+def test_where_nobody_was_scored_the_next_generation_begins_from_the_baseline(generation_1):
+    members = tuple(one for one in generation_1.members if one.role != "parent")
+    found = replace(in_phase(generation_1, Phase.BREEDING), members=members)
+    decision = policy.next_decision(found, CONFIG)
+    assert isinstance(decision, policy.Breed)
+    assert [one.parent for one in decision.births] == [BASELINE] * CONFIG.population.lambda_
+
+
+def test_a_selection_among_nobody_has_no_survivors(generation_1):
+    members = (Member(1, 4, "offspring", None, None, None),)
+    found = replace(in_phase(generation_1, Phase.SELECTING), members=members)
+    decision = policy.next_decision(put(found, {4: DIVERGED}), CONFIG)
+    assert isinstance(decision, Select)
+    assert (decision.members, decision.payload["survivors"]) == ({}, [])
+
+
+def test_the_same_snapshot_gives_the_same_decision(generation_1):
+    found = in_phase(generation_1, Phase.BREEDING)
+    assert policy.next_decision(found, CONFIG) == policy.next_decision(found, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(State.SCORED, policy.Complete()), (State.RUNNING, None), (State.PENDING, None)],
+)
+def test_the_search_is_complete_behind_the_last_generation_and_the_baselines_score(
+    generation_1, state, expected
+):
+    found = put(in_phase(generation_1, Phase.COMPLETE), {BASELINE: ("evaluate", state)})
+    config = small_config(experiment__generations=1)
+    assert policy.next_decision(found, config) == expected
+
+
+# -- starts --------------------------------------------------------------------------------------
+
+
+def started(snapshot: Snapshot, config: Config = CONFIG, free: Any = SLOTS, now: float = 5000.0):
+    return [(one.candidate, one.stage, one.slots) for one in policy.starts(
+        snapshot, config, free, now
+    )]  # fmt: skip
+
+
+def test_the_furthest_up_the_ladder_starts_first_then_the_older(generation_1):
+    found = put(
+        generation_1,
+        {
+            4: ("pretrain_0", State.PENDING),
+            5: ("finetune", State.PENDING),
+            6: ("evaluate", State.PENDING),
+            7: ("pretrain_0", State.PENDING),
+        },
+    )
+    assert started(found) == [
+        (6, "evaluate", ("cpu:0",)),
+        (5, "finetune", ("cpu:1", "cpu:2")),
+    ]
+    assert started(found, free=SLOTS[:2]) == [(6, "evaluate", ("cpu:0",))]
+
+
+def test_of_equals_the_older_one_starts_and_only_while_slots_are_free(generation_1):
+    assert [one[0] for one in started(generation_1)] == [4, 5]
+    assert [one[0] for one in started(generation_1, free=SLOTS[:3])] == [4]
+    assert started(generation_1, free=SLOTS[:1]) == []
+    assert started(generation_1, free=()) == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["pretrain_0", "pretrain_1", "finetune", "evaluate"]),
+            st.sampled_from(list(State)),
+        ),
+        min_size=4,
+        max_size=4,
+    ),
+    st.sets(st.sampled_from(SLOTS)),
+)
+def test_only_who_is_pending_starts_with_as_many_slots_as_its_stage_says(
+    generation_1, places, free
+):
+    found = put(generation_1, dict(enumerate(places, 4)))
+    used: list[str] = []
+    for candidate, stage, slots in started(found, free=sorted(free)):
+        assert found.candidates[candidate].state is State.PENDING
+        assert stage == found.candidates[candidate].stage
+        assert len(slots) == policy.slots_needed(CONFIG, stage)
+        used += slots
+    assert len(used) == len(set(used))
+    assert set(used) <= free
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_who_lost_attempts_waits_longer_each_time(generation_1, times):
+    found = with_attempts(generation_1, *lost(4, times))
+    ready = 2010.0 + BACKOFF_SECONDS[times - 1]
+    assert 4 not in [one[0] for one in started(found, now=ready - 0.1)]
+    assert 4 in [one[0] for one in started(found, now=ready)]
+
+
+def test_the_wait_has_a_longest_value(generation_1):
+    found = with_attempts(generation_1, *lost(4, 5))
+    assert 4 in [one[0] for one in started(found, now=2010.0 + BACKOFF_SECONDS[-1])]
+
+
+@pytest.mark.parametrize(
+    "after_it",
+    [
+        attempt_of(4, "pretrain_0", AttemptState.PREEMPTED),  # ran well, and was asked to stop
+        attempt_of(4, "finetune", AttemptState.SUCCEEDED),
+    ],
+)
+def test_who_was_asked_to_stop_or_lost_another_stage_does_not_wait(generation_1, after_it):
+    stage = "pretrain_0" if after_it.state is AttemptState.PREEMPTED else "finetune"
+    found = with_attempts(generation_1, *lost(4, 3, stage=stage), after_it)
+    assert 4 in [one[0] for one in started(found, now=2010.0)]
+
+
+def test_no_attempt_starts_once_the_budget_is_spent(generation_1):
+    spent = generation_1.gpu_hours(5000.0)
+    assert spent > 0
+    assert started(generation_1, small_config(experiment__budget_gpu_hours=spent)) == []
+    more = small_config(experiment__budget_gpu_hours=spent * 1.01)
+    assert len(started(generation_1, more)) == 2
+
+
+def test_running_attempts_count_for_the_budget_as_they_run(generation_1):
+    spent = generation_1.gpu_hours(5000.0)
+    live = attempt_of(7, "pretrain_0", AttemptState.RUNNING, slots=SLOTS[:2], started_at=5000.0)
+    found = with_attempts(put(generation_1, {7: ("pretrain_0", State.RUNNING)}), live)
+    config = small_config(experiment__budget_gpu_hours=spent + 2)
+    assert started(found, config, now=5000.0 + 3599) != []
+    assert started(found, config, now=5000.0 + 3601) == []
+
+
+# -- ends ----------------------------------------------------------------------------------------
+
+ENDS = [
+    # verdict, (attempt, event, words of the message)
+    (None, (AttemptState.LOST, Event.INTERRUPT, "gone without an outcome")),
+    ("succeeded", (AttemptState.SUCCEEDED, Event.HOLD, "")),
+    ("stopped", (AttemptState.PREEMPTED, Event.INTERRUPT, "why")),
+    ("diverged", (AttemptState.FAILED, Event.FAIL, "diverged: why")),
+    ("out_of_memory", (AttemptState.FAILED, Event.FAIL, "out_of_memory: why")),
+    ("invalid", (AttemptState.FAILED, Event.FAIL, "invalid: why")),
+    ("error", (AttemptState.FAILED, Event.INTERRUPT, "why")),  # once more
+]
+
+
+def ends(snapshot: Snapshot, candidate: int, outcome: Outcome | None, *before: Attempt) -> Any:
+    """The end of a running attempt, as the tick asks for it: while the attempt is still live."""
+    stage = snapshot.candidates[candidate].stage
+    live = attempt_of(candidate, stage, AttemptState.RUNNING, id=200, number=9)
+    running = put(snapshot, {candidate: (stage, State.RUNNING)})
+    return policy.ending(with_attempts(running, *before, live), CONFIG, live, outcome)
+
+
+@pytest.mark.parametrize(("verdict", "expected"), ENDS, ids=[str(verdict) for verdict, _ in ENDS])
+def test_a_verdict_means_one_end_of_the_attempt_and_one_event(generation_1, verdict, expected):
+    outcome = None if verdict is None else Outcome(verdict=verdict, message="why")
+    end = ends(generation_1, 4, outcome)
+    state, event, words = expected
+    assert (end.state, end.event, end.next_stage) == (state, event, None)
+    assert words in end.message
+
+
+@pytest.mark.parametrize("verdict", ["diverged", "out_of_memory", "invalid"])
+def test_a_fault_of_the_candidate_is_its_end_whatever_happened_before(generation_1, verdict):
+    end = ends(generation_1, 4, Outcome(verdict=verdict), *lost(4, 3))
+    assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
+
+
+def test_an_error_that_comes_back_is_the_candidates_end(generation_1):
+    error = Outcome(verdict="error", message="KeyError: 'x'")
+    first = ends(generation_1, 4, error)
+    assert (first.state, first.event) == (AttemptState.FAILED, Event.INTERRUPT)
+    second = ends(generation_1, 4, error, *lost(4, 1, "error"))
+    assert (second.state, second.event) == (AttemptState.FAILED, Event.FAIL)
+    assert second.message == "error: KeyError: 'x'"
+
+
+def test_an_error_after_lost_attempts_still_has_its_second_chance(generation_1):
+    end = ends(generation_1, 4, Outcome(verdict="error"), *lost(4, 3))
+    assert end.event is Event.INTERRUPT
+
+
+def test_lost_attempts_are_never_charged_to_the_candidate(generation_1):
+    assert ends(generation_1, 4, None, *lost(4, 40)).event is Event.INTERRUPT
+
+
+# -- halts ---------------------------------------------------------------------------------------
+
+
+def test_a_baseline_that_fails_halts_the_search(begun):
+    found = put(begun, {BASELINE: ("prepare", State.FAILED)}, reason="diverged: NaN")
+    assert policy.next_decision(found, CONFIG) == (
+        Halt("the baseline failed at prepare: diverged: NaN")
+    )
+
+
+def test_an_error_of_the_baseline_that_comes_back_halts_with_the_workers_words(begun):
+    error = Outcome(verdict="error", message="squad.json is gone")
+    once = lost(BASELINE, 1, "error", stage="prepare")
+    assert ends(begun, BASELINE, error, *once).event is Event.INTERRUPT
+    assert policy.next_decision(with_attempts(begun, *once), CONFIG) is None
+    twice = lost(BASELINE, 2, "error", stage="prepare")
+    assert policy.next_decision(with_attempts(begun, *twice), CONFIG) == (
+        Halt("candidate 0 at prepare: boom (see attempts/101/worker.log)")
+    )
+
+
+@pytest.mark.parametrize(("times", "halts"), [(5, False), (6, True)])
+def test_attempts_lost_in_a_row_halt_the_search_beyond_the_retries(generation_1, times, halts):
+    assert CONFIG.daemon.infrastructure_retries == 5
+    decision = policy.next_decision(with_attempts(generation_1, *lost(4, times)), CONFIG)
+    assert isinstance(decision, Halt) == halts
+    if halts:
+        assert "candidate 4 at pretrain_0 lost 6 attempts in a row" in decision.reason
+
+
+def test_a_halt_is_forgotten_with_the_resumption(generation_1):
+    found = with_attempts(generation_1, *lost(4, 6))
+    resumed = replace(found, experiment=replace(found.experiment, resumed_at=2005.0))
+    assert policy.next_decision(resumed, CONFIG) is None
+    assert 4 in [one[0] for one in started(resumed, now=2006.0)]
+
+
+def test_lost_attempts_of_different_candidates_do_not_add_up(generation_1):
+    found = with_attempts(generation_1, *lost(4, 4), *lost(5, 4))
+    assert policy.next_decision(found, CONFIG) is None
