@@ -11,6 +11,7 @@ from typing import Any
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.executors.debug import DebugExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
 from nasd import daemon_lock, preflight, slots, snapshot
@@ -97,8 +98,9 @@ def _serve(tick: Tick) -> bool:
             scheduler.shutdown(wait=False)
 
     def turn() -> None:
-        tick()
-        if tick.store.read().experiment.state != "running":
+        if not told:
+            tick()
+        if told or tick.store.read().experiment.state != "running":
             leave_loop()
 
     def leave(number: int, frame: object) -> None:
@@ -123,7 +125,12 @@ def _serve(tick: Tick) -> bool:
         coalesce=True,
         max_instances=1,
     )
-    scheduler.start()
+    try:
+        scheduler.start()
+    except JobLookupError:
+        # Shut down from within its one job, it does not find that job again afterwards.
+        if scheduler.running:
+            raise
     if told:
         log.info("asked to stop: attempts write their checkpoints")
     tick.stop()

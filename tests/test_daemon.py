@@ -88,7 +88,9 @@ def names(folder: Path) -> list[str]:
 
 
 def one_sentence(text: str) -> str:
-    (line,) = text.splitlines()
+    """The one line of an error; it may stand below a word on what is being done."""
+    *doing, line = text.splitlines()
+    assert all(before.endswith(" ...") for before in doing)
     assert line.startswith("nasd: ")
     return line
 
@@ -418,15 +420,10 @@ def test_it_serves_until_the_search_is_complete(state: StateFolder):
 
 @pytest.mark.usefixtures("signals")
 def test_it_leaves_when_the_search_halts_and_goes_on_when_started_again(state: StateFolder):
-    def gone_wrong(spec: Spec, before: int) -> tuple[float, Outcome | None]:
-        return 0.0, Outcome(verdict="error", message="no data")
-
-    config = small_config(daemon__tick_seconds=0.01)
-    tick = make_tick(state, config)
-    with tick.store._transaction():  # two errors, long ago: no back-off
-        pass
-    tick.store.halt("mend me", 0.0)
-    tick.store.close()
+    config = small_config(daemon__tick_seconds=0.01, daemon__infrastructure_retries=0)
+    complete, found = served(state, lambda spec, before: (0.0, None), config)
+    assert (complete, found.experiment.state) == (False, "halted")
+    assert "candidate 0 at prepare lost 1 attempts in a row" in found.experiment.reason
     complete, found = served(state, at_once())
     assert complete
     assert found.experiment.reason == ""
