@@ -158,7 +158,9 @@ def _state(config: Path, state: Path | None) -> Path:
             f"there is no config file {config}: name one with --config, or a state folder with"
             " --state"
         ) from None
-    except (KeyError, AttributeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise NasdError(f"{config} cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
         raise NasdError(f"{config} is not a config of nasd's: {error}") from error
     return config.resolve().parent / str(name)
 

@@ -266,12 +266,12 @@ def parse(data: dict[str, Any], origin: str) -> Config:
         # An unknown key is most often the cause of a missing one: name it first.
         errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         first = errors[0]
-        key = _key(first["loc"])
+        key = _key(data, first["loc"])
         if first["type"] == "extra_forbidden":
             raise NasdError(f"{origin}: unknown key {key}{_hint(first['loc'])}") from None
         if first["type"] == "missing":
             raise NasdError(f"{origin}: the key {key} is missing") from None
-        message = re.sub(r"^Value error, ", "", first["msg"])
+        message = re.sub(r"^Value error, ", "", first["msg"]).replace("valid tuple", "valid list")
         shown = first["input"]
         given = f" (it is {shown!r})" if isinstance(shown, str | int | float | bool) else ""
         where = f"{key}: " if key else ""
@@ -311,11 +311,25 @@ def check_against_slots(config: Config, slots: int, origin: str) -> None:
             )
 
 
-def _key(loc: Sequence[int | str]) -> str:
+def _key(data: Any, loc: Sequence[int | str]) -> str:
+    """The place as the user writes it: stages go by their name, other lists by number."""
     text = ""
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        inside = _below(data, part)
+        if isinstance(part, int):
+            name = inside.get("name") if text == "stages" and isinstance(inside, dict) else None
+            text += f".{name}" if isinstance(name, str) else f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+        data = inside
     return text
+
+
+def _below(data: Any, part: int | str) -> Any:
+    try:
+        return data[part]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _hint(loc: Sequence[int | str]) -> str:

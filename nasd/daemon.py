@@ -166,11 +166,17 @@ def _changes(began: Mapping[str, Any], state: StateFolder, config: Config, origi
     for key, there, here in _differences(began, _as_json(config)):
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise NasdError(
-                f"{state.path} holds another experiment: {key} is {there!r} there and {here!r} in"
-                f" {origin}; take the value back, or choose another experiment.state"
+                f"{state.path} holds another experiment: {key} is {_shown(there)} there and"
+                f" {_shown(here)} in {origin}; take the value back, or choose another"
+                " experiment.state"
             )
-        changes.append(f"{key}: {there!r} to {here!r}")
+        changes.append(f"{key}: {_shown(there)} to {_shown(here)}")
     return ", ".join(changes)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _as_json(config: Config) -> dict[str, Any]:
@@ -182,5 +188,10 @@ def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any
         for name in sorted({*one, *other}):
             below = f"{key}.{name}" if key else str(name)
             yield from _differences(one.get(name), other.get(name), below)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (here, there) in enumerate(zip(one, other, strict=True)):
+            name = here.get("name") if isinstance(here, Mapping) else None
+            below = f"{key}.{name}" if name else f"{key}[{index}]"
+            yield from _differences(here, there, below)
     elif one != other:
         yield key, one, other

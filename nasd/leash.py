@@ -15,15 +15,19 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int) -> None:
-    """Asks the kernel to SIGKILL this process when its parent dies; exits if it is already gone."""
+def die_with_parent(parent: int, may_be_init: bool = False) -> None:
+    """Asks the kernel to SIGKILL this process when its parent dies; exits if it is already gone.
+
+    Orphans fall to process 1, so that is no parent; but in a container the daemon may be 1 itself.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent or parent == 1:  # it died before prctl took hold
+    orphaned = parent == 1 and not may_be_init
+    if os.getppid() != parent or orphaned:  # it died before prctl took hold
         os._exit(1)
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]), may_be_init=True)
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -18,6 +18,7 @@ from nasd.lifecycle import State
 from nasd.snapshot import Candidate, LoggedEvent, Snapshot
 
 EVENTS = 5
+OTHERS = 80  # columns that all but the genotype take
 
 
 def report(state: Path, now: float | None = None) -> dict[str, Any]:
@@ -173,11 +174,13 @@ def render(data: dict[str, Any], width: int, height: int | None = None) -> Any:
     if slots:
         parts.append(Text(slots, style="dim", no_wrap=True, overflow="ellipsis"))
     candidates = _in_view(data)
+    events = data["events"] if experiment["state"] != "complete" else []
     if height is not None:
-        candidates = candidates[: max(4, height - len(parts) - 5 - len(data["events"]))]
+        room = height - len(parts) - 5  # the table's own lines, and the prompt's
+        events = events[len(events) - max(0, min(len(events), room - 4)) :]  # the newest
+        candidates = candidates[: max(1, room - len(events))]
     parts.append(_table(candidates, width))
-    for event in data["events"] if experiment["state"] != "complete" else []:
-        parts.append(_event_line(event))
+    parts += [_event_line(event) for event in events]
     return Group(*parts)
 
 
@@ -304,7 +307,7 @@ def _table(candidates: list[dict[str, Any]], width: int) -> Any:
         table.add_column(name, no_wrap=True, justify="right")
     wide = width >= 100
     if wide:
-        table.add_column("genotype", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column("genotype", no_wrap=True, overflow="ellipsis", max_width=width - OTHERS)
     for one in candidates:
         losses = list(one["losses"].items())
         mlm = [loss for stage, loss in losses if stage not in ("finetune", "evaluate")]

@@ -25,8 +25,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"population__lamda": 8}, "population.lamda", "did you mean lambda?"),
     ({"population__lambda_": 8}, "population.lambda_", "did you mean lambda?"),
     ({"populaton__mu": 8}, "populaton", "did you mean population?"),
-    ({"stages__finetune__epoch": 2}, "stages[3].epoch", "did you mean epochs?"),
-    ({"stages__finetune__learning_rte": 2}, "stages[3].learning_rte", "learning_rate?"),
+    ({"stages__finetune__epoch": 2}, "stages.finetune.epoch", "did you mean epochs?"),
+    ({"stages__finetune__learning_rte": 2}, "stages.finetune.learning_rte", "learning_rate?"),
     ({"variation__initial__encode": 2}, "variation.initial.encode", "did you mean encoder?"),
     ({"data__mlm__token": 2}, "data.mlm.token", "did you mean tokens?"),
     ({"data__mlm__corpora": [{"fils": ["a"]}]}, "data.mlm.corpora[0].fils", "did you mean files?"),
@@ -49,19 +49,19 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"slots__devices": []}, "slots.devices", 'take "auto", or a list'),
     ({"slots__devices": "cuda:0"}, "slots.devices", 'take "auto", or a list'),
     ({"slots__precision": "float16"}, "slots.precision", "'bfloat16'"),
-    ({"stages__pretrain_0__keep": 0}, "stages[1].keep", "greater than 0"),
-    ({"stages__pretrain_0__keep": 1.01}, "stages[1].keep", "less than or equal to 1"),
-    ({"stages__pretrain_0__keep": -0.5}, "stages[1].keep", "(it is -0.5)"),
-    ({"stages__pretrain_0__keep": NAN}, "stages[1].keep", "finite"),
-    ({"stages__pretrain_0__weight_decay": NAN}, "stages[1].weight_decay", "finite"),
-    ({"stages__finetune__keep": 0.5}, "stages[3]", "keep stands only on an MLM stage"),
-    ({"stages__finetune__slots": 0}, "stages[3].slots", "(it is 0)"),
-    ({"stages__finetune__epochs": None}, "stages[3]", "epochs and learning_rate are missing"),
-    ({"stages__finetune__task": "ner"}, "stages[3].task", "'mlm' or 'qa'"),
-    ({"stages__finetune__train": "new"}, "stages[3]", 'train = "new" stands only'),
-    ({"stages__evaluate__epochs": 1}, "stages[4]", "no meaning"),
-    ({"stages__pretrain_head__who": "all"}, "stages[0]", 'who = "baseline"'),
-    ({"stages__finetune__name": "Fine Tune"}, "stages[3].name", "'Fine Tune'"),
+    ({"stages__pretrain_0__keep": 0}, "stages.pretrain_0.keep", "greater than 0"),
+    ({"stages__pretrain_0__keep": 1.01}, "stages.pretrain_0.keep", "less than or equal to 1"),
+    ({"stages__pretrain_0__keep": -0.5}, "stages.pretrain_0.keep", "(it is -0.5)"),
+    ({"stages__pretrain_0__keep": NAN}, "stages.pretrain_0.keep", "finite"),
+    ({"stages__pretrain_0__weight_decay": NAN}, "stages.pretrain_0.weight_decay", "finite"),
+    ({"stages__finetune__keep": 0.5}, "stages.finetune", "keep stands only on an MLM stage"),
+    ({"stages__finetune__slots": 0}, "stages.finetune.slots", "(it is 0)"),
+    ({"stages__finetune__epochs": None}, "stages.finetune", "epochs and learning_rate are missing"),
+    ({"stages__finetune__task": "ner"}, "stages.finetune.task", "'mlm' or 'qa'"),
+    ({"stages__finetune__train": "new"}, "stages.finetune", 'train = "new" stands only'),
+    ({"stages__evaluate__epochs": 1}, "stages.evaluate", "no meaning"),
+    ({"stages__pretrain_head__who": "all"}, "stages.pretrain_head", 'who = "baseline"'),
+    ({"stages__finetune__name": "Fine Tune"}, "stages.Fine Tune.name", "'Fine Tune'"),
     ({"stages__finetune__name": "pretrain_0"}, "stages", "'pretrain_0' is taken"),
     ({"stages__finetune__name": "prepare"}, "stages", "'prepare' is taken"),
     ({"stages__evaluate__who": "baseline"}, "stages", "the ladder of the candidates must end"),
@@ -70,6 +70,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"search_space__blocks": [6, 4]}, "search_space", "fewest <= most"),
     ({"search_space__blocks": [6]}, "search_space.blocks[1]", "is missing"),
     ({"search_space__layers": [1, 2]}, "search_space.layers[0]", "(it is 1)"),
+    ({"search_space__heads": 4}, "search_space.heads", "input should be a valid list (it is 4)"),
     ({"search_space__heads": []}, "search_space.heads", "at least 1 item"),
     ({"search_space__activations": ["tanh"]}, "search_space.activations[0]", "'tanh'"),
     ({"variation__initial__ffn": 1.2}, "variation.initial.ffn", "(it is 1.2)"),
@@ -177,7 +178,7 @@ def test_every_keep_above_0_and_up_to_1_is_taken(keep):
 
 @given(st.one_of(st.floats(max_value=0), st.floats(min_value=1, exclude_min=True)))
 def test_every_other_keep_is_refused(keep):
-    with pytest.raises(NasdError, match=r"stages\[1\]\.keep"):
+    with pytest.raises(NasdError, match=r"stages\.pretrain_0\.keep"):
         small_config(stages__pretrain_0__keep=keep)
 
 

@@ -107,10 +107,10 @@ def test_training_lowers_the_loss_and_leaves_curves(shop: Workshop, tmp_path: Pa
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert {
-        "train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second",
-        "evaluation/loss",
+        "mlm/loss", "mlm/learning_rate", "mlm/gradient_norm", "mlm/tokens_per_second",
+        "mlm/evaluation_loss",
     } <= scalars  # fmt: skip
-    shown = events.Scalars("evaluation/loss")
+    shown = events.Scalars("mlm/evaluation_loss")
     assert [event.step for event in shown] == [step for step, _ in outcome.curve]
     assert [event.value for event in shown] == pytest.approx([loss for _, loss in outcome.curve])
 

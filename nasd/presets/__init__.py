@@ -52,27 +52,29 @@ def _set(document: Any, setting: str) -> None:
     import tomlkit
 
     key, found, value = setting.partition("=")
-    if not found:
+    *above, last = key.strip().split(".")
+    if not found or not all((*above, last)):
         raise NasdError(f"--set {setting}: write KEY=VALUE, as in --set experiment.seed=3")
     try:
         parsed = tomlkit.value(value.strip())
     except (tomlkit.exceptions.ParseError, ValueError):
         parsed = tomlkit.string(value.strip())  # a bare word or path is meant as a string
     place = document
-    *above, last = key.strip().split(".")
     for part in above:
         place = _below(place, part, key)
-    if isinstance(place, list):
-        raise NasdError(f"--set {key}: {last} is not a key")
+    if not isinstance(place, dict):
+        raise NasdError(f"--set {key}: {'.'.join(above)} is not a section, so it has no {last}")
     place[last] = parsed
 
 
 def _below(place: Any, part: str, key: str) -> Any:
     if isinstance(place, list):
         for one in place:
-            if one.get("name") == part:
+            if isinstance(one, dict) and one.get("name") == part:
                 return one
         raise NasdError(f"--set {key}: there is no stage {part!r}")
+    if not isinstance(place, dict):
+        raise NasdError(f"--set {key}: what stands above {part} is not a section")
     if part not in place:
         import tomlkit
 

@@ -121,7 +121,7 @@ def _train(
     def open_recorder(step: int) -> Recorder:
         if not ranks.first:
             return NoMetrics()
-        return MetricsFile(folder.metrics, Path(spec.tensorboard), step)
+        return MetricsFile(folder.metrics, Path(spec.tensorboard), stage.task, step)
 
     result = train(
         task,

@@ -130,7 +130,8 @@ class Recorder(Protocol):
 class MetricsFile:
     """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one."""
 
-    def __init__(self, path: Path, tensorboard: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, tensorboard: Path, task: str, resume_step: int) -> None:
+        self._task = task  # its curves share no chart with another task's
         self._file = path.open("a", encoding="utf-8")
         self._summaries = Summaries(tensorboard, resume_step)
 
@@ -139,7 +140,7 @@ class MetricsFile:
         self._file.flush()
         step = values["step"]
         scalars = {
-            ("evaluation/" if values["kind"] == "evaluation" else "train/") + name: value
+            f"{self._task}/{'evaluation_' if values['kind'] == 'evaluation' else ''}{name}": value
             for name, value in values.items()
             if name not in ("kind", "step", "at") and isinstance(value, float)
         }
