@@ -1,5 +1,6 @@
 """The daemon as a process: what it refuses, who may run, and that nothing outlives it."""
 
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from tests.conftest import (
     BACKBONE,
     BASELINE,
     ROOT,
+    Clock,
     Script,
     all_succeed,
     drive,
@@ -76,8 +78,6 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 def with_data(folder: Path) -> Path:
-    import json
-
     (folder / "corpus.txt").write_text("Some words.\n")
     (folder / "squad.json").write_text(json.dumps(SQUAD))
     return folder
@@ -212,7 +212,7 @@ def test_auto_takes_the_gpus_or_else_a_share_of_the_cores_each(monkeypatch, gpus
     assert slots.devices(settings) == expected
 
 
-def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path, monkeypatch):
+def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
     """The piece that is looked at ends in the middle of a character."""
     (tmp_path / "corpus.txt").write_bytes(b"x" + "ü".encode() * preflight.PIECE)
     preflight._check_text(tmp_path / "corpus.txt", "key")
@@ -278,7 +278,9 @@ def test_fresh_sets_the_old_experiment_aside_whole_but_for_the_cache(tmp_path):
         ({"population__mu": 4}, "population.mu is 3 there and 4 in"),
         ({"experiment__seed": 6}, "experiment.seed is 5 there and 6"),
         ({"experiment__name": "other"}, "experiment.name is 'small' there and 'other'"),
-        ({"stages__finetune__epochs": 2}, "stages"),
+        ({"stages__finetune__epochs": 2}, "stages.finetune.epochs is 1.0 there and 2.0 in"),
+        ({"search_space__heads": [2, 4]}, "search_space.heads is [2, 4, 8] there and [2, 4] in"),
+        ({"data__mlm__corpora": [{"files": ["squad.json"]}]}, "data.mlm.corpora[0].files[0] is"),
         ({"seed_model__dropout": 0.5}, "seed_model.dropout is None there and 0.5"),
     ],
 )
@@ -444,18 +446,22 @@ def test_told_to_stop_it_lets_attempts_write_their_checkpoints_first(state: Stat
     assert found.attempts[4].state is AttemptState.PREEMPTED
 
 
+class RunningClock(Clock):
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
 @pytest.mark.usefixtures("signals")
 def test_a_turn_that_fails_is_logged_and_tried_again(state: StateFolder, caplog):
     failures = [RuntimeError("disk full"), OSError("fork")]
 
     def failing(spec: Spec, before: int) -> tuple[float, Outcome | None]:
-        if failures and spec.stage is None and before > -1:
+        if failures:
             raise failures.pop()
         return 0.0, all_succeed(spec, before)[1]
 
-    tick = make_tick(state, small_config(daemon__tick_seconds=0.01), failing)
-    turns = tick.clock
-    tick.clock = lambda: turns.__setattr__("now", turns.now + 1) or turns.now  # type: ignore
+    tick = make_tick(state, small_config(daemon__tick_seconds=0.01), failing, RunningClock())
     assert daemon._serve(tick)
     assert "a tick failed and is tried again" in caplog.text
     assert "fork" in caplog.text
@@ -494,6 +500,25 @@ def test_a_leash_whose_parent_died_before_it_runs_nothing(tmp_path: Path):
     )
     assert done.returncode == 1
     assert list(tmp_path.iterdir()) == []
+
+
+IN_A_CONTAINER = """
+import os, subprocess, sys
+assert os.getpid() == 1
+sys.exit(subprocess.run([sys.executable, "-m", "nasd.leash", "1", "sh", "-c", "exit 7"]).returncode)
+"""
+
+
+def test_a_daemon_that_is_process_1_of_its_container_can_start_workers():
+    unshare = ("unshare", "--pid", "--fork")
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode != 0:
+        pytest.skip("takes the right to make a process namespace")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", IN_A_CONTAINER],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 7
 
 
 def test_a_leash_hands_through_the_command_and_its_exit_code():

@@ -1,0 +1,373 @@
+"""What a person sees of a search: as JSON, as a table, as a summary."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nasd import daemon_lock, snapshot, status
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.lifecycle import Phase, State
+from nasd.protocol import Heartbeat, Outcome, Spec, write
+from nasd.store import BASELINE, Store
+from nasd.tick import Tick
+from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, small_dict, to_toml
+
+CANDIDATE_KEYS = {
+    "id",
+    "generation",
+    "baseline",
+    "parent",
+    "stage",
+    "state",
+    "reason",
+    "genotype",
+    "genotype_text",
+    "hash",
+    "parameters",
+    "size",
+    "losses",
+    "exact_match",
+    "f1",
+    "quality",
+    "rank",
+    "crowding",
+    "survives",
+    "progress",
+    "attempts",
+}
+
+
+def one_diverges(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+    if spec.candidate == 5:
+        return 30.0, Outcome(verdict="diverged", message="the loss is NaN")
+    return all_succeed(spec, before)
+
+
+def in_phase(number: int, phase: Phase) -> Any:
+    return lambda found: (
+        found.generation and ((found.generation.number, found.generation.phase) == (number, phase))
+    )
+
+
+WHEN = {  # a search at several points of its life
+    "just begun": None,
+    "preparing": lambda found: found.live_attempts,
+    "baseline": lambda found: found.experiment.prepared,
+    "generation 0": in_phase(0, Phase.CLIMBING),
+    "generation 1": in_phase(1, Phase.CLIMBING),
+    "running": lambda found: len(found.results) > 20 and len(found.live_attempts) > 1,
+    "complete": lambda found: False,
+}
+
+
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Tick]]:
+    ticks = {}
+    for name, until in WHEN.items():
+        folder = StateFolder(tmp_path_factory.mktemp("status") / "state")
+        ticks[name] = make_tick(folder, small_config(), one_diverges)
+        if until:
+            drive(ticks[name], until)
+    yield ticks
+    for tick in ticks.values():
+        tick.store.close()
+
+
+@pytest.fixture(params=WHEN)
+def search(request: pytest.FixtureRequest, searches: dict[str, Tick]) -> Tick:
+    return searches[request.param]
+
+
+def report(tick: Tick) -> dict[str, Any]:
+    return status.report(tick.state.path, tick.clock())
+
+
+def shown(renderable: Any, width: int) -> list[str]:
+    console = Console(file=StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(renderable)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+# -- as JSON -------------------------------------------------------------------------------------
+
+
+def test_an_empty_folder_says_that_there_is_no_experiment(tmp_path: Path):
+    with pytest.raises(NasdError, match="holds no experiment yet: start one with `nasd run`"):
+        status.report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_plain_json_at_every_point_of_a_search(search: Tick):
+    data = report(search)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert set(data) == {
+        "experiment",
+        "generation",
+        "phase",
+        "gpu_hours",
+        "slots",
+        "candidates",
+        "generations",
+        "events",
+    }
+    for one in data["candidates"]:
+        assert set(one) == CANDIDATE_KEYS
+    assert len(data["candidates"]) == len(search.store.read().candidates)
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "generation"),
+    [
+        ("just begun", "prepare", None),
+        ("preparing", "prepare", None),
+        ("generation 0", "climbing", 0),
+        ("generation 1", "climbing", 1),
+        ("complete", "complete", 2),
+    ],
+)
+def test_it_names_generation_and_phase(searches, name, phase, generation):
+    data = report(searches[name])
+    assert (data["phase"], data["generation"]) == (phase, generation)
+
+
+def test_it_tells_each_candidates_stage_state_losses_scores_size_and_rank(searches):
+    found = searches["complete"].store.read()
+    for one in report(searches["complete"])["candidates"]:
+        candidate = found.candidates[one["id"]]
+        assert (one["stage"], one["state"]) == (candidate.stage, candidate.state)
+        assert one["genotype"] == candidate.genotype.to_json()
+        assert one["quality"] == found.quality(one["id"])
+        assert one["size"] == found.size(one["id"])
+        if candidate.state is State.SCORED:
+            assert one["quality"] == (one["exact_match"] + one["f1"]) / 2
+            assert one["baseline"] or isinstance(one["rank"], int)
+        else:
+            assert (one["quality"], one["rank"], one["survives"]) == (None, None, False)
+        stages = [stage for owner, stage in found.results if owner == one["id"]]
+        assert list(one["losses"]) == [s for s in stages if found.results[one["id"], s].curve]
+        for stage, loss in one["losses"].items():
+            assert loss == found.results[one["id"], stage].curve[-1][1]
+    failed = next(c for c in report(searches["complete"])["candidates"] if c["id"] == 5)
+    assert (failed["state"], failed["reason"]) == ("failed", "diverged: the loss is NaN")
+
+
+def test_infinite_crowding_is_written_as_a_word(searches):
+    values = [one["crowding"] for one in report(searches["complete"])["candidates"]]
+    assert "inf" in values
+
+
+def test_it_tells_who_holds_which_slot(searches):
+    tick = searches["running"]
+    found = tick.store.read()
+    holders = {slot: a.candidate for a in found.live_attempts for slot in a.slots}
+    for slot in report(tick)["slots"]:
+        assert slot["candidate"] == holders.get(slot["slot"])
+        assert slot["attempt"] == found.leases.get(slot["slot"])
+    assert holders
+
+
+def test_it_tells_the_ledger_and_the_budget(searches, tmp_path: Path):
+    for tick in searches.values():
+        used = report(tick)["gpu_hours"]
+        assert used == {"used": tick.store.read().gpu_hours(tick.clock()), "budget": None}
+    tick = make_tick(StateFolder(tmp_path), small_config(experiment__budget_gpu_hours=12.5))
+    assert report(tick)["gpu_hours"]["budget"] == 12.5
+
+
+def test_it_tells_the_survivors_and_the_hypervolume_of_each_generation(searches):
+    data = report(searches["complete"])
+    found = searches["complete"].store.read()
+    volumes = [one.payload["hypervolume"] for one in found.decisions if one.kind == "select"]
+    assert [one["hypervolume"] for one in data["generations"]] == volumes
+    assert [one["survivors"] for one in data["generations"]] == [
+        found.survivors(number) for number in range(3)
+    ]
+    assert report(searches["generation 0"])["generations"][0]["hypervolume"] is None
+
+
+def test_it_tells_where_a_worker_is_by_its_heartbeat(tmp_path: Path):
+    tick = make_tick(StateFolder(tmp_path), small_config())
+    tick()
+    heartbeat = tick.state.attempt(1).heartbeat
+    write(Heartbeat(doing="tokenising", step=3, steps=10, at=5.0), heartbeat)
+    (one,) = report(tick)["candidates"]
+    assert one["progress"] == {"doing": "tokenising", "step": 3, "steps": 10, "at": 5.0}
+    for broken in ("", '{"doing": '):
+        heartbeat.write_text(broken)
+        (one,) = report(tick)["candidates"]
+        assert one["progress"]["doing"] == "starting"
+
+
+def test_it_tells_whether_a_daemon_serves_the_folder(tmp_path: Path):
+    tick = make_tick(StateFolder(tmp_path), small_config())
+    assert report(tick)["experiment"]["served"] is False
+    with daemon_lock.hold(tick.state.lock):
+        assert report(tick)["experiment"]["served"] is True
+
+
+def test_it_tells_why_a_search_halted(tmp_path: Path):
+    tick = make_tick(StateFolder(tmp_path), small_config())
+    tick.store.halt("the disk is full", tick.clock())
+    data = report(tick)
+    assert (data["phase"], data["experiment"]["reason"]) == ("halted", "the disk is full")
+    assert any("halted: the disk is full" in line for line in shown(status.render(data, 80), 80))
+
+
+def test_it_answers_while_the_daemon_is_within_a_transaction(searches):
+    tick = searches["running"]
+    before = report(tick)
+    writer = Store(tick.state.database)
+    writer._db.conn.execute("BEGIN IMMEDIATE")
+    writer._db.execute("UPDATE experiment SET state = 'halted'")
+    assert report(tick) == before
+    writer._db.conn.execute("ROLLBACK")
+    writer.close()
+
+
+def test_it_writes_nothing(searches):
+    tick = searches["running"]
+    with snapshot.opened(tick.state.path) as connection:
+        before = connection.execute("PRAGMA data_version").fetchone()
+        report(tick)
+        assert connection.execute("PRAGMA data_version").fetchone() == before
+
+
+# -- for a terminal ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_no_line_of_the_view_is_wider_than_the_terminal(search: Tick, width: int):
+    lines = shown(status.render(report(search), width), width)
+    assert max(map(len, lines)) <= width
+    header = lines[0]
+    assert header.startswith("small")
+
+
+def test_a_narrow_view_still_shows_every_number_in_full(searches):
+    data = report(searches["complete"])
+    text = "\n".join(shown(status.render(data, 80), 80))
+    for one in data["candidates"]:
+        if one["generation"] == 2 and one["quality"] is not None:
+            assert f"{one['f1']:.1f}" in text
+    assert "…" not in text
+
+
+def test_a_wide_view_shows_genotypes_and_a_narrow_one_does_not(searches):
+    data = report(searches["complete"])
+    text = data["candidates"][BASELINE]["genotype_text"]
+    assert any(text in line for line in shown(status.render(data, 200), 200))
+    assert not any(text in line for line in shown(status.render(data, 80), 80))
+
+
+def test_the_view_holds_the_generation_its_parents_and_the_baseline(searches):
+    data = report(searches["generation 1"])
+    rows = [line.split() for line in shown(status.render(data, 80), 80)]
+    ids = [row[0] for row in rows if row and row[0].isdigit()]
+    assert ids == ["4", "5", "6", "7", "1", "2", "3", "0"]
+
+
+@pytest.mark.parametrize("height", range(9, 30))
+def test_a_low_terminal_is_not_overrun(searches, height: int):
+    data = report(searches["running"])
+    assert len(data["events"]) == 5
+    lines = shown(status.render(data, 120, height), 120)
+    assert len(lines) < height
+
+
+def test_the_summary_shows_population_baseline_front_and_where_to_look(searches):
+    tick = searches["complete"]
+    data = report(tick)
+    lines = shown(status.summary(data, tick.state.path, 200), 200)
+    text = "\n".join(lines)
+    survivors = data["generations"][-1]["survivors"]
+    rows = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()]
+    assert set(map(str, survivors)) | {"0"} == set(rows)
+    assert "Pareto front (rank 0)" in text
+    assert "tensorboard --logdir" in text
+    front = [one for one in data["candidates"] if one["id"] in survivors and one["rank"] == 0]
+    assert front
+    for one in front:
+        assert sum(line.split()[:2] == [str(one["id"]), "quality"] for line in lines) == 1
+
+
+@pytest.mark.parametrize("name", WHEN)
+def test_events_are_told_in_one_line_each(searches, name: str):
+    for event in report(searches[name])["events"]:
+        assert "\n" not in status._event_text(event)
+
+
+def test_without_a_terminal_the_live_view_tells_each_event_once(searches, capsys):
+    tick = searches["complete"]
+    status._follow(tick.state.path, 0.01, lambda: False)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("candidate 1 score evaluate" in line for line in lines)
+    assert len(lines) == min(200, len(list(tick.store._db.execute("SELECT 1 FROM event"))))
+
+
+# -- as a command --------------------------------------------------------------------------------
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "pandas",
+    "numpy",
+    "sqlite_utils",
+    "moocore",
+    "apscheduler",
+    "tensorboard",
+}
+
+PROBE = """
+import json, sys
+sys.argv = ["nasd", *json.loads(sys.argv[1])]
+from nasd.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (0, None), end.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+def probe(*arguments: str, folder: Path) -> tuple[str, set[str]]:
+    """What a command prints, and the packages that it has imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(arguments)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [("--json",), ()])
+def test_the_command_answers_without_any_heavy_import(searches, tmp_path: Path, arguments):
+    tick = searches["running"]
+    data = small_dict(experiment__state=str(tick.state.path))
+    (tmp_path / "config.toml").write_text(to_toml(data))
+    out, imported = probe("status", *arguments, folder=tmp_path)
+    assert imported & HEAVY == set()
+    if arguments:
+        told = json.loads(out)
+        assert len(told["candidates"]) == len(tick.store.read().candidates)
+    else:
+        assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_command_takes_a_state_folder_without_a_config(searches, tmp_path: Path):
+    out, _ = probe("status", "--state", str(searches["complete"].state.path), folder=tmp_path)
+    assert "Final population of small" in out
