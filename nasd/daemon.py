@@ -24,7 +24,13 @@ from nasd.tick import Tick
 log = logging.getLogger("nasd")
 
 # What may differ from what the experiment was begun with; all else would change its meaning.
-MAY_CHANGE = ("slots", "daemon", "experiment.generations", "experiment.budget_gpu_hours")
+MAY_CHANGE = (
+    "slots",
+    "daemon",
+    "experiment.state",
+    "experiment.generations",
+    "experiment.budget_gpu_hours",
+)
 
 
 def run(

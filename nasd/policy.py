@@ -78,6 +78,17 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     """The next step of the search, or None while attempts have to end first."""
     if snapshot.experiment.state != "running":
         return None
+    decision = _search(snapshot, config)
+    # With nothing running, what is spent does not depend on the time.
+    if decision is None and not snapshot.live_attempts and budget_spent(snapshot, config, now=0.0):
+        return Halt(
+            f"the budget of {config.experiment.budget_gpu_hours} GPU-hours is spent: raise"
+            " experiment.budget_gpu_hours and start nasd again"
+        )
+    return decision
+
+
+def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     baseline = snapshot.baseline
     if baseline.state is State.FAILED:
         return Halt(f"the baseline failed at {baseline.stage}: {baseline.reason}")
@@ -348,8 +359,7 @@ def starts(snapshot: Snapshot, config: Config, free: Sequence[str], now: float) 
     """
     if snapshot.experiment.state != "running":
         return []
-    budget = config.experiment.budget_gpu_hours
-    if budget is not None and snapshot.gpu_hours(now) >= budget:
+    if budget_spent(snapshot, config, now):
         return []
     pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
     pending.sort(
@@ -363,6 +373,11 @@ def starts(snapshot: Snapshot, config: Config, free: Sequence[str], now: float) 
             found.append(Start(candidate.id, candidate.stage, tuple(left[:need])))
             left = left[need:]
     return found
+
+
+def budget_spent(snapshot: Snapshot, config: Config, now: float) -> bool:
+    budget = config.experiment.budget_gpu_hours
+    return budget is not None and snapshot.gpu_hours(now) >= budget
 
 
 def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:

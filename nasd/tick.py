@@ -82,13 +82,21 @@ class Tick:
                 outcome = read(Outcome, folder.outcome)
             except NasdError as error:
                 log.warning("%s", error)
+        final = self.state.result(attempt.candidate, attempt.stage)
+        if (
+            outcome is not None
+            and outcome.has_result
+            and not (folder.result.exists() or final.exists())
+        ):
+            log.warning("attempt %d: its result is gone, so it counts as lost", attempt.id)
+            outcome = None
         snapshot = self.store.read()
         end = policy.ending(snapshot, self.config, attempt, outcome)
         record = None
         if end.state is AttemptState.SUCCEEDED:
             assert outcome is not None
             if outcome.has_result:
-                self._publish(folder.result, self.state.result(attempt.candidate, attempt.stage))
+                self._publish(folder.result, final)
             record = StageRecord(outcome.metrics, outcome.curve, outcome.steps, outcome.seconds)
         now = self.clock()
         self.store.end_attempt(
@@ -118,7 +126,6 @@ class Tick:
     def _publish(self, source: Path, final: Path) -> None:
         """Moves a result to its candidate. Done before, if a kill came just behind the rename."""
         if not source.exists():
-            assert final.exists(), f"the result {source} is gone"
             return
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
@@ -165,6 +172,10 @@ class Tick:
 
     def start(self) -> None:
         snapshot = self.store.read()
+        if policy.budget_spent(snapshot, self.config, self.clock()):
+            for attempt in snapshot.live_attempts:
+                self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
+            return
         free = [slot for slot in self.slots if slot not in snapshot.leases]
         for one in policy.starts(snapshot, self.config, free, self.clock()):
             self._start(snapshot, one)

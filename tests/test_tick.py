@@ -470,15 +470,19 @@ def test_the_slots_of_a_lost_attempt_were_held_until_its_last_heartbeat(folder):
     assert (first.state, first.ended_at) == (AttemptState.LOST, first.started_at)
 
 
-def test_no_attempt_starts_beyond_the_budget_and_the_search_does_not_end(folder):
+def test_a_spent_budget_stops_what_runs_at_a_checkpoint_and_halts_the_search(folder):
+    state = folder()
     config = small_config(experiment__budget_gpu_hours=0.05)
-    tick = make_tick(folder(), config)
+    tick = make_tick(state, config)
     for _ in range(100):
         tick()
         advance(tick)
     found = tick.store.read()
     assert found.live_attempts == ()
     assert 0.05 <= found.gpu_hours(tick.clock()) < 0.05 + 4 * 40 / 3600
+    assert found.experiment.state == "halted"
+    assert "experiment.budget_gpu_hours" in found.experiment.reason
+    assert all(one.state is not State.FAILED for one in found.candidates.values())
 
 
 # -- stopping ------------------------------------------------------------------------------------
