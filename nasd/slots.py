@@ -28,6 +28,11 @@ def devices(slots: Slots) -> tuple[str, ...]:
     """The slots of this machine, one a device; raises NasdError for a GPU that is not there."""
     if slots.devices == "auto":
         found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
+        if found and os.environ.get("CUDA_VISIBLE_DEVICES"):
+            raise NasdError(
+                'slots.devices: "auto" would take every GPU, but CUDA_VISIBLE_DEVICES names some:'
+                ' list them here instead, as in devices = ["cuda:0"]'
+            )
         if found:
             return found
         shares = max(1, len(os.sched_getaffinity(0)) // slots.threads)
@@ -62,7 +67,10 @@ class Launcher(Protocol):
         """Asks the attempt to write a checkpoint and leave."""
 
     def clear(self, token: str) -> int:
-        """Ends whatever still runs in this attempt's name; returns how many processes it found."""
+        """Ends whatever still runs in this attempt's name; returns how many processes it found.
+
+        Raises NasdError if one of them does not die: then nothing of its slots is free.
+        """
 
 
 class LocalLauncher:
@@ -76,6 +84,7 @@ class LocalLauncher:
         command = [
             *(sys.executable, "-m", "nasd.leash", str(os.getpid())),
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--local-addr", "localhost"),  # the host's own name may not resolve
             *("--nproc-per-node", str(len(slots)), "--max-restarts", "0"),
             *("-m", "nasd.worker", str(folder.path)),
         ]
@@ -85,7 +94,7 @@ class LocalLauncher:
             "CUDA_VISIBLE_DEVICES": ",".join(gpus_visible),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
             "OMP_NUM_THREADS": str(self._threads),
-            "GLOO_SOCKET_IFNAME": "lo",  # the host's name may not resolve on a machine alone
+            "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
         }
         with folder.log.open("ab") as log:
@@ -129,14 +138,22 @@ class LocalLauncher:
                 _signal(process, signal.SIGTERM)
 
     def clear(self, token: str) -> int:
-        found = _of(token)
-        for process in found:
-            _signal(process, signal.SIGKILL)
-        psutil.wait_procs(found, timeout=KILL_SECONDS)
+        ended: set[int] = set()
+        deadline = time.monotonic() + KILL_SECONDS
+        while found := _of(token):  # again: one may have been forked behind the look
+            for process in found:
+                _signal(process, signal.SIGKILL)
+                ended.add(process.pid)
+            psutil.wait_procs(found, timeout=1)
+            if time.monotonic() > deadline:
+                raise NasdError(
+                    f"process {found[0].pid} does not die, a GPU or a disk must hang: its slots"
+                    " stay taken until it does"
+                )
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]
-        return len(found)
+        return len(ended)
 
 
 def wait_until(done: Any, seconds: float) -> bool:

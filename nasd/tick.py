@@ -18,7 +18,7 @@ from nasd import policy
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState
+from nasd.lifecycle import AttemptState, Event
 from nasd.pareto import hypervolume
 from nasd.protocol import (
     AttemptFolder,
@@ -69,9 +69,13 @@ class Tick:
                 )
                 if not late:
                     continue
-            self._end(attempt, folder)
+            try:
+                self._end(attempt, folder)
+            except NasdError as error:  # it keeps its slots, the others go on
+                log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 
-    def _end(self, attempt: Attempt, folder: AttemptFolder) -> None:
+    def _end(self, attempt: Attempt, folder: AttemptFolder, asked: bool = False) -> None:
+        """Ends an attempt. asked: the daemon itself wanted it to stop, so it is not lost."""
         # No slot is free before nothing of ours is left on it.
         left = self.launcher.clear(attempt.token)
         if left:
@@ -90,6 +94,8 @@ class Tick:
         ):
             log.warning("attempt %d: its result is gone, so it counts as lost", attempt.id)
             outcome = None
+        if outcome is None and asked:
+            outcome = Outcome(verdict="stopped", message="ended with the daemon")
         snapshot = self.store.read()
         end = policy.ending(snapshot, self.config, attempt, outcome)
         record = None
@@ -103,7 +109,7 @@ class Tick:
             attempt.id,
             end.state,
             end.event,
-            ended_at=now if outcome is not None else _last_sign(folder, attempt, now),
+            ended_at=_ended_at(folder, attempt, now),
             now=now,
             verdict="" if outcome is None else outcome.verdict,
             message=end.message,
@@ -119,7 +125,7 @@ class Tick:
             end.state,
             f" ({end.message})" if end.message else "",
         )
-        if end.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
+        if end.event is not Event.INTERRUPT:  # the candidate has left this stage for good
             for other in self._attempts_at(snapshot, attempt.candidate, attempt.stage):
                 shutil.rmtree(self.state.attempt(other.id).checkpoints, ignore_errors=True)
 
@@ -152,14 +158,14 @@ class Tick:
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
             case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
-                self._show_cutoff(decision)
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
+                self._show(lambda: self._show_cutoff(decision))
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
             case policy.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case policy.Select(generation, members, payload):
-                self._show_selection(decision)
                 self.store.record_selection(generation, members, payload, now)
+                self._show(lambda: self._show_selection(decision))
                 log.info("generation %d: survivors %s", generation, payload["survivors"])
             case policy.Complete():
                 self.store.complete(now)
@@ -248,9 +254,19 @@ class Tick:
             self.config.daemon.stop_grace_seconds,
         )
         for attempt in live:
-            self._end(attempt, self.state.attempt(attempt.id))
+            try:
+                self._end(attempt, self.state.attempt(attempt.id), asked=True)
+            except NasdError as error:
+                log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 
     # -- TensorBoard ---------------------------------------------------------------------------
+
+    def _show(self, write: Callable[[], None]) -> None:
+        """Behind the decision, which stands: a kill in between costs a picture, and no more."""
+        try:
+            write()
+        except OSError as error:
+            log.warning("TensorBoard could not be written: %s", error)
 
     def _show_cutoff(self, cutoff: policy.Cutoff) -> None:
         """The decision where the curves are: a card, and each candidate's loss and fate."""
@@ -290,8 +306,10 @@ class Tick:
             )
 
 
-def _last_sign(folder: AttemptFolder, attempt: Attempt, now: float) -> float:
-    """When a lost attempt was last known to live: its slots were not held while the box was off."""
+def _ended_at(folder: AttemptFolder, attempt: Attempt, now: float) -> float:
+    """When an attempt last held its slots: not while the box was off, whoever finds it later."""
+    if folder.outcome.exists():
+        return min(now, max(attempt.started_at, folder.outcome.stat().st_mtime + EXIT_SECONDS))
     try:
         return min(now, max(attempt.started_at, read(Heartbeat, folder.heartbeat).at))
     except NasdError:

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nasd import tick as tick_module
 from nasd.config import Config
+from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.lifecycle import AttemptState, Phase, State
@@ -444,11 +445,12 @@ def test_a_retry_is_told_where_the_checkpoints_of_the_attempts_before_it_are(fol
     assert [one.resume for one in specs] == [(), (folders[0],), (folders[1], folders[0])]
 
 
-def test_checkpoints_stay_while_a_stage_may_be_retried_and_go_when_it_is_done(folder):
+@pytest.mark.parametrize("setback", [None, Outcome(verdict="error", message="once")])
+def test_checkpoints_stay_while_a_stage_may_be_retried_and_go_when_it_is_done(folder, setback):
     def leave_checkpoint(spec: Spec, before: int) -> tuple[float, Outcome | None]:
         checkpoint = tick.state.attempt(spec.attempt).checkpoints / "step-5"
         checkpoint.mkdir(parents=True)
-        return at_stage("prepare", [None], BASELINE)(spec, before)
+        return at_stage("prepare", [setback], BASELINE)(spec, before)
 
     tick = make_tick(folder(), PATIENT, leave_checkpoint)
     drive(tick, lambda found: len(found.attempts) == 2)
@@ -509,7 +511,28 @@ def test_stop_ends_what_does_not_answer_in_its_time(folder):
     tick.launcher.stop = lambda token: None  # type: ignore[method-assign]
     tick.stop()
     assert tick.launcher.jobs == {}
-    assert tick.store.read().attempts[0].state is AttemptState.LOST
+    assert tick.store.read().attempts[0].state is AttemptState.PREEMPTED  # it asked for that
+
+
+def test_an_attempt_that_cannot_be_cleared_keeps_its_slots_and_stops_no_other(folder):
+    tick = make_tick(folder(), PATIENT)
+    drive(tick, lambda found: len(found.live_attempts) == 2)
+    hung = tick.store.read().live_attempts[0]
+    clear = tick.launcher.clear
+
+    def stuck(token: str) -> int:
+        if token == hung.token:
+            raise NasdError("process 7 does not die")
+        return clear(token)
+
+    tick.launcher.clear = stuck  # type: ignore[method-assign]
+    for _ in range(6):
+        advance(tick)
+        tick()
+    found = tick.store.read()
+    assert hung.id in [one.id for one in found.live_attempts]
+    assert all(found.leases[slot] == hung.id for slot in hung.slots)
+    assert len(found.attempts) > 2
 
 
 # -- kills ---------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from nasd.worker.mlm import MlmTask
 from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.qa import QaTask
 from nasd.worker.stage import run as run_stage
+from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
-from nasd.worker.train import Order, Run, Schedule, Stopped, train
+from nasd.worker.train import Order, Run, Schedule, train
 from tests.training import Workshop, demo_config, losses, make_workshop, stage, weights, work
 
 CONFIG = demo_config()
@@ -227,6 +228,37 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     evaluations = [s for s in range(schedule.steps) if schedule.evaluates_after(s, 2)]
     assert len(evaluations) == 20
     assert evaluations[-1] == schedule.steps - 1
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_machine"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError(5, "Input/output error"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"), True),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),  # before there is a model
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (FileNotFoundError(2, "No such file"), False),
+        (ValueError("shapes do not fit"), False),
+    ],
+)
+def test_a_fault_of_the_machine_is_told_from_one_of_the_candidate(
+    error: Exception, of_the_machine: bool
+) -> None:
+    from nasd.worker.__main__ import _machine_failed
+
+    assert _machine_failed(error) is of_the_machine
+
+
+def test_a_stage_without_checkpoints_leaves_at_once_when_asked(
+    shop: Workshop, tmp_path: Path, alone: Ranks
+) -> None:
+    spec = shop.spec(stage(CONFIG, "evaluate"))
+    outcome = run_stage(spec, AttemptFolder(tmp_path), alone, AskAfter(0))  # type: ignore[arg-type]
+    assert outcome.verdict == "stopped"
 
 
 def test_an_out_of_memory_is_a_verdict_and_no_crash(

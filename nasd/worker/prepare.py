@@ -124,6 +124,8 @@ def _make(folder: Path, build: Callable[[Path], object], say: Say) -> Path:
     if folder.is_dir():
         say(f"cache: {folder.name} is there")
         return folder
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a prepare that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:

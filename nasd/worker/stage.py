@@ -1,6 +1,7 @@
 """From a spec to an outcome: what each kind of stage does with its model and its task."""
 
 import json
+import math
 import os
 import time
 from datetime import timedelta
@@ -14,6 +15,7 @@ from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
+from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import Ranks, Task
 from nasd.worker.train import (
     Diverged,
@@ -21,8 +23,6 @@ from nasd.worker.train import (
     NoMetrics,
     Recorder,
     Run,
-    Stopped,
-    StopRequest,
     autocast,
     train,
 )
@@ -33,14 +33,20 @@ HEARTBEAT_SECONDS = 0.5
 
 
 class Pulse:
-    """The heartbeat file: where this attempt is. Written at most every HEARTBEAT_SECONDS."""
+    """The heartbeat file: where this attempt is. Written at most every HEARTBEAT_SECONDS.
 
-    def __init__(self, path: Path, first: bool) -> None:
+    With `leave`, it is also where a stage without checkpoints leaves when asked to.
+    """
+
+    def __init__(self, path: Path, first: bool, leave: StopRequest | None) -> None:
+        self._leave = leave
         self._path = path
         self._first = first
         self._last = 0.0
 
     def __call__(self, doing: str, step: int = 0, steps: int = 0) -> None:
+        if self._leave is not None and self._leave.asked:
+            raise Stopped("asked to stop; this stage begins anew")
         now = time.monotonic()
         if not self._first or now - self._last < HEARTBEAT_SECONDS:
             return
@@ -70,11 +76,12 @@ def join(spec: Spec) -> Ranks:
 
 def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> Outcome:
     """Does the attempt. A fault of the candidate is an outcome, any other raises."""
-    pulse = Pulse(folder.heartbeat, ranks.first)
-    pulse("starting")
+    trains = spec.stage is not None and spec.stage.train != "none"
+    pulse = Pulse(folder.heartbeat, ranks.first, None if trains else stop)
     began = time.monotonic()
     result = folder.result
     try:
+        pulse("starting")
         if spec.stage is None:
             outcome = _prepare(spec, result, pulse)
         elif spec.stage.train == "none":
@@ -85,7 +92,7 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         outcome = Outcome(verdict="diverged", message=str(reason))
     except Stopped as reason:
         outcome = Outcome(verdict="stopped", message=str(reason))
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except torch.OutOfMemoryError as error:
         outcome = Outcome(verdict="out_of_memory", message=str(error).splitlines()[0][:500])
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
 
@@ -199,8 +206,11 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     task = QaTask.load(model, Path(spec.qa_cache))
     questions = test_questions(Path(spec.qa_cache))
     with autocast(spec.precision, ranks.device):
-        answers = task.predict(questions, spec.data.qa, ranks, pulse)
+        # In this order: the other ranks do not wait while the first one decodes.
         loss = task.evaluate(ranks, pulse)["loss"]
+        answers = task.predict(questions, spec.data.qa, ranks, pulse)
+    if not math.isfinite(loss):
+        raise Diverged(f"the evaluation loss is {loss}")
     if not ranks.first:
         return Outcome(verdict="succeeded")
     result.mkdir(exist_ok=True)

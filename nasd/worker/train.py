@@ -7,7 +7,6 @@ needs no saved random state, and the data order does not depend on the number of
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,19 +22,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nasd.config import Stage
+from nasd.errors import NasdError
 from nasd.streams import stream_seed
 from nasd.summaries import Summaries
 from nasd.worker import checkpoint
 from nasd.worker.divergence import DivergenceMonitor
+from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import Progress, Ranks, Task
 
 
 class Diverged(Exception):
     """The candidate's own fault: training went wrong for good."""
-
-
-class Stopped(Exception):
-    """Asked to leave; everything up to now stands in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +109,6 @@ class Order:
         return np.concatenate(batches)
 
 
-class StopRequest:
-    """SIGTERM, remembered until the loop can act on it."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._remember)
-
-    def _remember(self, number: int, frame: object) -> None:
-        self.asked = True
-
-
 class Recorder(Protocol):
     def line(self, **values: Any) -> None: ...
 
@@ -195,6 +181,11 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         run.say("nothing to train in this stage: the model is only evaluated")
         return _evaluate_only(task, ranks, run)
     schedule = Schedule.of(stage, task.train_size)
+    if schedule.batch < ranks.world:
+        raise NasdError(
+            f"stages.{stage.name}: {schedule.batch} training examples cannot be dealt out to"
+            f" {ranks.world} slots: give more data, or fewer slots"
+        )
     order = Order(schedule, run.seed, stage.name, task.lengths)
     optimizer = _optimizer(model, stage)
     monitor = DivergenceMonitor()
@@ -282,7 +273,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             logged = time.monotonic()  # tokens/s speaks of training alone
         if saves:
             save(step + 1)
-            saved = time.monotonic()
+            saved = logged = time.monotonic()
         if stop and not last:
             raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
     return Result(schedule.steps, metrics, curve)
@@ -355,6 +346,8 @@ def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
 def _evaluate_only(task: Task, ranks: Ranks, run: Run) -> Result:
     recorder = run.open_recorder(0)
     metrics = _evaluate(task, ranks, run)
+    if not math.isfinite(metrics["loss"]):
+        raise Diverged(f"the evaluation loss is {metrics['loss']} before any training")
     recorder.line(kind="evaluation", step=0, **metrics, at=time.time())
     return Result(0, metrics, [(0, metrics["loss"])])
 
@@ -364,9 +357,11 @@ def _agree(
 ) -> tuple[list[float], list[float]]:
     """The steps' losses (summed over ranks) and gradient norms, the same on every rank."""
     losses = pending[:count].clone()
+    norms = pending[log_steps : log_steps + count].clone()
     if ranks.world > 1:
         dist.all_reduce(losses)
-    norms = pending[log_steps : log_steps + count]
+        # Equal already, unless a rank's last bits differ: then the verdict must not.
+        dist.all_reduce(norms, op=dist.ReduceOp.MAX)
     return losses.tolist(), norms.tolist()
 
 
