@@ -24,5 +24,5 @@ def test_every_command_is_documented() -> None:
 
 def test_every_file_it_names_exists() -> None:
     root = Path(__file__).parents[1]
-    for name in re.findall(r"`(nasd/[\w/]+\.py|bin/\w+|\.ci/run)", README):
+    for name in re.findall(r"`(nasd/[\w/]+\.py|bin/[\w-]+|\.ci/run)", README):
         assert (root / name).exists(), name
