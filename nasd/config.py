@@ -200,6 +200,10 @@ class Daemon(Section):
     log_steps: Positive = 50
     infrastructure_retries: Annotated[Whole, Field(ge=0)] = 5
     stop_grace_seconds: Annotated[Real, Field(gt=0)] = 120.0
+    start_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    stall_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    disk_reserve_gb: Annotated[Real, Field(ge=0)] = 10.0
+    backup_hours: Annotated[Real, Field(gt=0)] = 6.0
 
 
 class Config(Section):

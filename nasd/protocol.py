@@ -12,6 +12,7 @@ A worker knows its directory and nothing of the database, so any launcher that s
 system can run it.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -59,6 +60,8 @@ class Spec(Message):
     threads: int
     checkpoint_minutes: float
     log_steps: int
+    stall_minutes: float  # silence after which the attempt is taken for stalled
+    halvings: int = 0  # how often the micro-batch is halved, because memory ran out
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
 
 
@@ -83,10 +86,12 @@ Verdict = Literal["succeeded", "stopped", "diverged", "out_of_memory", "invalid"
 class Outcome(Message):
     """How an attempt ended, in the worker's own words.
 
-    curve: (step, evaluation loss) in order. metrics: e.g. loss, exact_match, f1.
+    token: the attempt's own. A folder may hold what another attempt of the same number left, where
+    the database was taken back to a backup. curve: (step, evaluation loss) in order. metrics: e.g. loss, exact_match, f1.
     """
 
     version: Literal[1] = 1
+    token: str = ""
     verdict: Verdict
     message: str = ""
     metrics: dict[str, float] = {}
@@ -123,12 +128,17 @@ def read(kind: type[M], path: Path) -> M:
 
 
 class Heartbeat(Message):
-    """Where a worker is just now. at: seconds since the epoch."""
+    """Where a worker is just now.
+
+    at: seconds since the epoch. patience: seconds for which it may be silent from here on, where
+    that is longer than usual, as in a download.
+    """
 
     doing: str
     step: int = 0
     steps: int = 0
     at: float
+    patience: float = 0.0
 
 
 def write(message: Message, path: Path) -> None:
@@ -163,7 +173,8 @@ def sync_folder(path: Path) -> None:
 def read_metrics(path: Path, after: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The lines of metrics.jsonl from byte `after` on, and the byte to go on from next time.
 
-    A last line without its end is being written just now (or was cut off by a kill): left out.
+    A last line without its end is being written just now (or was cut off by a kill): left out, as
+    is one that a kill or a full disk has damaged.
     """
     try:
         with path.open("rb") as file:
@@ -172,4 +183,8 @@ def read_metrics(path: Path, after: int = 0) -> tuple[list[dict[str, Any]], int]
     except FileNotFoundError:
         return [], after
     whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], after + len(whole)
+    lines = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines, after + len(whole)

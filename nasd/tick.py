@@ -233,6 +233,7 @@ class Tick:
             threads=self.config.slots.threads,
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
             log_steps=self.config.daemon.log_steps,
+            stall_minutes=self.config.daemon.stall_minutes,
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )
 

@@ -65,6 +65,7 @@ class Workshop:
             "threads": 1,
             "checkpoint_minutes": 60,
             "log_steps": 1,
+            "stall_minutes": 10,
         }
         return Spec(**{**base, **changes})
 
