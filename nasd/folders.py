@@ -11,6 +11,7 @@ class StateFolder:
         self.database = path / "nasd.db"
         self.lock = path / "daemon.lock"
         self.log = path / "daemon.log"
+        self.backups = path / "backups"
         self.cache = path / "cache"
         self.tensorboard = path / "tensorboard"
 

@@ -4,10 +4,9 @@ Never edit a step that has landed: add one. `SCHEMA` counts them, so that an old
 newer database without importing anything heavy.
 """
 
-from sqlite_utils import Database, Migrations
-
 from nasd.lifecycle import AttemptState, Phase, State
 from nasd.snapshot import SCHEMA
+from nasd.sqlite import Database, Migrations
 
 migrations = Migrations("nasd")
 
@@ -117,6 +116,28 @@ def m001_search(db: Database) -> None:
     ) STRICT;
     CREATE INDEX event_candidate ON event (candidate);
     """
+    _execute(db, statements)
+
+
+@migrations()
+def m002_faults(db: Database) -> None:
+    statements = """
+    ALTER TABLE experiment ADD COLUMN hold TEXT NOT NULL DEFAULT '';
+    ALTER TABLE attempt ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE attempt ADD COLUMN slot_seconds REAL
+        GENERATED ALWAYS AS (json_array_length(slots) * (ended_at - started_at)) VIRTUAL;
+    CREATE INDEX attempt_ledger ON attempt (slot_seconds);
+    CREATE TABLE quarantine (
+        slot TEXT PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('lost', 'foreign', 'suspect')),
+        reason TEXT NOT NULL,
+        since REAL NOT NULL
+    ) STRICT;
+    """
+    _execute(db, statements)
+
+
+def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():
             db.execute(statement)

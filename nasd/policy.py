@@ -18,6 +18,9 @@ from nasd.snapshot import Attempt, Candidate, Snapshot
 from nasd.variation import Bred, Parent, diversity, initial_population, offspring
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
+MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
+SUSPICIOUS = 3  # attempts lost in a row on one GPU
+INTERRUPTED = "interrupted"  # verdict on an attempt that the daemon's own end took with it
 BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
 REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
 
@@ -134,9 +137,11 @@ def stage_named(config: Config, name: str) -> Stage | None:
     return next((stage for stage in config.stages if stage.name == name), None)
 
 
-def slots_needed(config: Config, name: str) -> int:
+def slots_needed(config: Config, name: str, fit: int) -> int:
+    """How many slots the stage leases, of `fit` that can be used: fewer than it asks for where
+    there are no more. Steps and batches stay what they are; only the ranks share them otherwise."""
     stage = stage_named(config, name)
-    return 1 if stage is None else stage.slots
+    return 1 if stage is None else min(stage.slots, max(1, fit))
 
 
 def after(
@@ -237,7 +242,7 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         config.variation,
         lambda_=config.population.lambda_,
         tournament_size=config.population.tournament,
-        taken={candidate.hash for candidate in snapshot.candidates.values()},
+        taken=set(snapshot.taken),
         seed=seed,
         generation=generation,
     )
@@ -352,24 +357,25 @@ class Start:
     slots: tuple[str, ...]
 
 
-def starts(snapshot: Snapshot, config: Config, free: Sequence[str], now: float) -> list[Start]:
-    """Which attempts to start on the free slots: what is furthest up the ladder first.
+def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float) -> list[Start]:
+    """Which attempts to start on the free ones of `slots`: what is furthest up the ladder first.
 
     A candidate whose last attempts were lost waits for its back-off.
     """
-    if snapshot.experiment.state != "running":
+    if snapshot.experiment.state != "running" or snapshot.experiment.hold:
         return []
     if budget_spent(snapshot, config, now):
         return []
+    fit = [slot for slot in slots if slot not in snapshot.quarantine]
+    left = [slot for slot in fit if slot not in snapshot.leases]
     pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
     pending.sort(
         key=lambda c: (-ladder(snapshot, config, c).index(c.stage), not c.is_baseline, c.id)
     )
-    left = list(free)
     found = []
     for candidate in pending:
-        need = slots_needed(config, candidate.stage)
-        if need <= len(left) and now >= _not_before(snapshot, candidate):
+        need = slots_needed(config, candidate.stage, len(fit))
+        if need <= len(left) and not _backs_off(snapshot, candidate, now):
             found.append(Start(candidate.id, candidate.stage, tuple(left[:need])))
             left = left[need:]
     return found
@@ -380,26 +386,73 @@ def budget_spent(snapshot: Snapshot, config: Config, now: float) -> bool:
     return budget is not None and snapshot.gpu_hours(now) >= budget
 
 
+def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:
+    return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
+
+
+def halvings(snapshot: Snapshot, candidate: Candidate) -> int:
+    """How often the micro-batch is halved: once for each time that memory ran out."""
+    ended = attempts_at(snapshot, candidate.id, candidate.stage)
+    return sum(attempt.verdict == "out_of_memory" for attempt in ended)
+
+
 def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
-    """The attempts in a row, up to now, that ended without finishing this candidate's stage."""
+    """The attempts in a row, up to now, that ended without getting on with this stage.
+
+    One that wrote a checkpoint beyond those before it got on: a row begins anew with it. One that
+    the daemon's own end took with it says nothing of the machine, and breaks no row; nor does one
+    that is live, or that ran out of memory.
+    """
     row: list[Attempt] = []
-    for attempt in snapshot.attempts:
-        elsewhere = (attempt.candidate, attempt.stage) != (candidate.id, candidate.stage)
-        if elsewhere or attempt.live:  # a live one has not ended yet: it breaks no row
+    furthest = 0
+    for attempt in attempts_at(snapshot, candidate.id, candidate.stage):
+        got_on, furthest = attempt.reached > furthest, max(furthest, attempt.reached)
+        if got_on:
+            row = []
+        if attempt.live or attempt.verdict in (INTERRUPTED, "out_of_memory"):
             continue
-        lost = attempt.state in (AttemptState.LOST, AttemptState.FAILED)
-        row = (
-            [*row, attempt] if lost and attempt.started_at >= snapshot.experiment.resumed_at else []
-        )
+        if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
+            row = []
+        elif attempt.started_at >= snapshot.experiment.resumed_at:
+            row = [*row, attempt]
     return row
 
 
-def _not_before(snapshot: Snapshot, candidate: Candidate) -> float:
+def _backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> bool:
     row = _setbacks(snapshot, candidate)
     if not row:
-        return 0.0
-    assert row[-1].ended_at is not None
-    return row[-1].ended_at + BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
+        return False
+    ended = row[-1].ended_at
+    assert ended is not None
+    wait = BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
+    # Before its end: the clock was set back, which must not make anybody wait.
+    return ended <= now < ended + wait
+
+
+def suspects(snapshot: Snapshot, slots: Sequence[str]) -> dict[str, str]:
+    """GPUs to leave alone, each with the reason: the last attempts on it were all lost, by more
+    than one candidate, while others got on elsewhere. The driver does not show every fault.
+    """
+    fit = [s for s in slots if s.startswith("cuda") and s not in snapshot.quarantine]
+    found = {}
+    good = set()
+    for slot in fit:
+        ended = [
+            a
+            for a in snapshot.attempts
+            if slot in a.slots and not a.live and a.verdict != INTERRUPTED
+            if a.started_at >= snapshot.experiment.resumed_at
+        ]
+        last = ended[-SUSPICIOUS:]
+        lost = [a for a in last if a.state is AttemptState.LOST and not a.reached]
+        if len(lost) == SUSPICIOUS and len({a.candidate for a in lost}) > 1:
+            found[slot] = (
+                f"the last {SUSPICIOUS} attempts on it were lost (see"
+                f" attempts/{lost[-1].id}/worker.log); starting nasd again tries it again"
+            )
+        elif last and not lost:
+            good.add(slot)
+    return found if good else {}
 
 
 def _worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str | None:
@@ -413,8 +466,9 @@ def _worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str |
         return f"{where}: {errors[-1].message} (see attempts/{errors[-1].id}/worker.log)"
     if len(row) - len(errors) > config.daemon.infrastructure_retries:
         return (
-            f"{where} lost {len(row) - len(errors)} attempts in a row without a fault of its own:"
-            f" see attempts/{row[-1].id}/worker.log, mend the machine, and start nasd again"
+            f"{where} lost {len(row) - len(errors)} attempts in a row without a fault of its own"
+            f" ({row[-1].message}): see attempts/{row[-1].id}/worker.log, mend the machine, and"
+            " start nasd again"
         )
     return None
 
@@ -427,25 +481,39 @@ class Ending:
     event: Event
     next_stage: str | None
     message: str
+    verdict: str
 
 
-def ending(snapshot: Snapshot, config: Config, attempt: Attempt, outcome: Outcome | None) -> Ending:
-    """Reads a worker's verdict; no outcome at all means that the attempt was lost."""
+def ending(
+    snapshot: Snapshot,
+    config: Config,
+    attempt: Attempt,
+    outcome: Outcome | None,
+    lost: str = "gone without an outcome",
+    interrupted: bool = False,
+) -> Ending:
+    """Reads a worker's verdict; no outcome at all means that the attempt was lost.
+
+    lost: how, in words. interrupted: it went with a daemon that was killed.
+    """
     candidate = snapshot.candidates[attempt.candidate]
     if outcome is None:
-        return Ending(
-            AttemptState.LOST, Event.INTERRUPT, None, "gone without an outcome; tried again"
-        )
-    match outcome.verdict:
+        verdict = INTERRUPTED if interrupted else ""
+        return Ending(AttemptState.LOST, Event.INTERRUPT, None, lost, verdict)
+    told = outcome.verdict
+    match told:
         case "succeeded":
             has_head = outcome.prepared.has_mlm_head if outcome.prepared else None
             event, next_stage = after(snapshot, config, candidate, has_head)
-            return Ending(AttemptState.SUCCEEDED, event, next_stage, "")
+            return Ending(AttemptState.SUCCEEDED, event, next_stage, "", told)
         case "stopped":
-            return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message)
+            return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message, told)
+        case "out_of_memory" if halvings(snapshot, candidate) < MEMORY_RETRIES:
+            message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
+            return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
         case "error":
             errors = sum(one.verdict == "error" for one in _setbacks(snapshot, candidate))
             # Without the baseline there is no search: a person has to look, see _worn_out.
             if errors < ERROR_RETRIES or candidate.is_baseline:
-                return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message)
-    return Ending(AttemptState.FAILED, Event.FAIL, None, f"{outcome.verdict}: {outcome.message}")
+                return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
+    return Ending(AttemptState.FAILED, Event.FAIL, None, f"{told}: {outcome.message}", told)

@@ -87,7 +87,8 @@ class Outcome(Message):
     """How an attempt ended, in the worker's own words.
 
     token: the attempt's own. A folder may hold what another attempt of the same number left, where
-    the database was taken back to a backup. curve: (step, evaluation loss) in order. metrics: e.g. loss, exact_match, f1.
+    the database was taken back to a backup. curve: (step, evaluation loss) in order. metrics: e.g.
+    loss, exact_match, f1.
     """
 
     version: Literal[1] = 1
@@ -114,6 +115,11 @@ class AttemptFolder:
         self.checkpoints = path / "checkpoints"
         self.result = path / "result"
         self.outcome = path / "outcome.json"
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none; whole or not."""
+        names = [path.name for path in self.checkpoints.glob("step-*")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
 M = TypeVar("M", bound=Message)

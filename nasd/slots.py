@@ -24,8 +24,11 @@ from nasd.protocol import TOKEN_VARIABLE, AttemptFolder
 KILL_SECONDS = 10.0
 
 
-def devices(slots: Slots) -> tuple[str, ...]:
-    """The slots of this machine, one a device; raises NasdError for a GPU that is not there."""
+def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
+    """The slots of this machine, one a device; raises NasdError for a GPU that is not there.
+
+    begun: the search goes on, and does without a lost GPU as long as another one answers.
+    """
     if slots.devices == "auto":
         found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
         if found and os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -45,7 +48,7 @@ def devices(slots: Slots) -> tuple[str, ...]:
     if "cuda" in kinds:
         known = {f"cuda:{gpu['index']}" for gpu in gpus.list_gpus()}
         missing = [device for device in slots.devices if device not in known]
-        if missing:
+        if missing and not (begun and len(missing) < len(slots.devices)):
             raise NasdError(
                 f"slots.devices: {', '.join(missing)} is not on this machine"
                 f" ({', '.join(sorted(known)) or 'no GPU answers'}); for a machine without GPUs"
@@ -66,6 +69,9 @@ class Launcher(Protocol):
     def stop(self, token: str) -> None:
         """Asks the attempt to write a checkpoint and leave."""
 
+    def owns(self, pid: int) -> bool | None:
+        """Whether a process belongs to an attempt; None if there is none that can be seen."""
+
     def clear(self, token: str) -> int:
         """Ends whatever still runs in this attempt's name; returns how many processes it found.
 
@@ -79,6 +85,7 @@ class LocalLauncher:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._tokens: set[str] = set()
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
@@ -107,6 +114,7 @@ class LocalLauncher:
                 start_new_session=True,  # a Ctrl-C is the daemon's to handle
             )
         self._children[child.pid] = child
+        self._tokens.add(token)
         return {
             "pid": child.pid,
             "started": psutil.Process(child.pid).create_time(),
@@ -137,6 +145,14 @@ class LocalLauncher:
             ):
                 _signal(process, signal.SIGTERM)
 
+    def owns(self, pid: int) -> bool | None:
+        try:
+            return psutil.Process(pid).environ().get(TOKEN_VARIABLE) in self._tokens
+        except psutil.NoSuchProcess:
+            return None
+        except psutil.AccessDenied:  # another user's
+            return False
+
     def clear(self, token: str) -> int:
         ended: set[int] = set()
         deadline = time.monotonic() + KILL_SECONDS
@@ -150,6 +166,7 @@ class LocalLauncher:
                     f"process {found[0].pid} does not die, a GPU or a disk must hang: its slots"
                     " stay taken until it does"
                 )
+        self._tokens.discard(token)
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]

@@ -1,6 +1,9 @@
 """What the database says, read in one go: the input of every decision and of every view.
 
 Read-only, and standard library alone, so that `nasd status` starts fast. Writing is the store's.
+
+A snapshot holds the whole search, or what is in play: the baseline, and the newest generation's
+parents and offspring. Decisions need no more, and so take no longer in a search of thousands.
 """
 
 import json
@@ -17,7 +20,7 @@ from nasd.errors import NasdError
 from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
-SCHEMA = 1  # how many migrations this version of nasd knows
+SCHEMA = 2  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -37,6 +40,7 @@ class Experiment:
     created_at: float
     completed_at: float | None
     resumed_at: float  # of the last resumption after a halt; 0 if there was none
+    hold: str  # why nothing starts just now, "" if nothing is in the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class Attempt:
     message: str
     started_at: float
     ended_at: float | None
+    reached: int  # step of its newest checkpoint when it ended
 
     @property
     def live(self) -> bool:
@@ -122,6 +127,17 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A slot that is not used. kind: lost (its GPU), foreign (somebody else is on it), or suspect
+    (too many attempts in a row were lost on it)."""
+
+    slot: str
+    kind: str
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     generation: int
     kind: str
@@ -143,6 +159,11 @@ class LoggedEvent:
 
 @dataclass(frozen=True)
 class Snapshot:
+    """whole: everything is in it, not only what is in play. taken: the genotype hashes that are
+    not free any more; read while a generation breeds. ended_slot_seconds: of all attempts ever.
+    """
+
+    whole: bool
     experiment: Experiment
     generations: tuple[Generation, ...]
     candidates: dict[int, Candidate]
@@ -151,6 +172,9 @@ class Snapshot:
     results: dict[tuple[int, str], StageResult]
     decisions: tuple[Decision, ...]
     members: tuple[Member, ...]
+    quarantine: dict[str, Quarantine]
+    taken: frozenset[str]
+    ended_slot_seconds: float
 
     @property
     def generation(self) -> Generation | None:
@@ -189,17 +213,8 @@ class Snapshot:
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
-        return (
-            sum(
-                len(attempt.slots)
-                * max(
-                    0.0,
-                    (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at,
-                )
-                for attempt in self.attempts
-            )
-            / 3600
-        )
+        live = sum(len(one.slots) * max(0.0, now - one.started_at) for one in self.live_attempts)
+        return (self.ended_slot_seconds + live) / 3600
 
 
 @contextmanager
@@ -220,10 +235,11 @@ def opened(state: Path) -> Iterator[sqlite3.Connection]:
         raise NasdError(f"{path} cannot be read: {error}") from error
 
 
-def check_schema(connection: sqlite3.Connection, path: Path) -> bool:
+def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = True) -> bool:
     """Whether the tables stand; they do not if their making was cut short.
 
-    Raises NasdError if this is no database of nasd's, or one of a newer nasd.
+    Raises NasdError if this is no database of nasd's, or one of a newer nasd; for reading, also if
+    it is one of an older nasd, which a writer would bring up to date.
     """
     try:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
@@ -235,6 +251,11 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> bool:
         raise NasdError(f"{path} is not a database of nasd's: choose another experiment.state")
     query = "SELECT count(*) FROM _sqlite_migrations WHERE migration_set = 'nasd'"
     found = connection.execute(query).fetchone()[0]
+    if found < SCHEMA and reading:
+        raise NasdError(
+            f"{path} was written by an older nasd (schema {found}, this one knows {SCHEMA}):"
+            " `nasd run` brings it up to date, after a backup"
+        )
     if found > SCHEMA:
         raise NasdError(
             f"{path} was written by a newer nasd (schema {found}, this one knows {SCHEMA}):"
@@ -243,11 +264,11 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
-def read(connection: sqlite3.Connection) -> Snapshot:
-    """Everything, as of one instant (one read transaction)."""
+def read(connection: sqlite3.Connection, whole: bool = True) -> Snapshot:
+    """Everything, or what is in play, as of one instant (one read transaction)."""
     connection.execute("BEGIN")
     try:
-        return _read(connection)
+        return _read(connection, whole)
     finally:
         connection.execute("ROLLBACK")
 
@@ -262,19 +283,44 @@ def events(connection: sqlite3.Connection, last: int = 10) -> list[LoggedEvent]:
     return [LoggedEvent(*row) for row in reversed(rows)]
 
 
-def _read(connection: sqlite3.Connection) -> Snapshot:
-    def rows(query: str) -> Sequence[Any]:
-        return connection.execute(query).fetchall()
+def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
+    """(candidate, quality, parameters) of every scored candidate, the baseline included."""
+    return connection.execute(
+        "SELECT c.id, ((r.metrics ->> 'f1') + (r.metrics ->> 'exact_match')) / 2, c.parameters"
+        " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
+        " WHERE c.state = 'scored' ORDER BY c.id"
+    ).fetchall()
+
+
+def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
+    def rows(query: str, *arguments: Any) -> Sequence[Any]:
+        return connection.execute(query, arguments).fetchall()
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_at FROM experiment"
+        " resumed_at, hold FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
-    (name, seed, config, backbone, prepared, state, reason, created, completed, resumed) = found[0]
+    (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
+    (created, completed, resumed, hold) = found[0][7:]
+    generations = tuple(
+        Generation(number, Phase(phase), opened_at, completed_at)
+        for number, phase, opened_at, completed_at in rows(
+            "SELECT number, phase, opened_at, completed_at FROM generation ORDER BY number"
+        )
+    )
+    newest = generations[-1] if generations else None
+    number = -1 if newest is None else newest.number
+    # What is in play, by whose id; ?1 is the newest generation.
+    play = (
+        "IN (SELECT candidate FROM member WHERE generation = ?1"
+        " UNION SELECT id FROM candidate WHERE generation IS NULL)"
+    )
+    one, owner = ("?1 = ?1", "?1 = ?1") if whole else (f"id {play}", f"candidate {play}")
     return Snapshot(
+        whole=whole,
         experiment=Experiment(
             name=name,
             seed=seed,
@@ -286,13 +332,9 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
             created_at=created,
             completed_at=completed,
             resumed_at=resumed,
+            hold=hold,
         ),
-        generations=tuple(
-            Generation(number, Phase(phase), opened_at, completed_at)
-            for number, phase, opened_at, completed_at in rows(
-                "SELECT number, phase, opened_at, completed_at FROM generation ORDER BY number"
-            )
-        ),
+        generations=generations,
         candidates={
             row[0]: Candidate(
                 id=row[0],
@@ -308,7 +350,8 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
             )
             for row in rows(
                 "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
-                " reason FROM candidate ORDER BY id"
+                f" reason FROM candidate WHERE {one} ORDER BY id",
+                number,
             )
         },
         attempts=tuple(
@@ -325,10 +368,12 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
                 message=row[9],
                 started_at=row[10],
                 ended_at=row[11],
+                reached=row[12],
             )
             for row in rows(
                 "SELECT id, candidate, stage, number, state, slots, token, process, verdict,"
-                " message, started_at, ended_at FROM attempt ORDER BY id"
+                f" message, started_at, ended_at, reached FROM attempt WHERE {owner} ORDER BY id",
+                number,
             )
         ),
         leases=dict(rows("SELECT slot, attempt FROM lease")),
@@ -342,20 +387,39 @@ def _read(connection: sqlite3.Connection) -> Snapshot:
                 seconds=row[5],
             )
             for row in rows(
-                "SELECT candidate, stage, metrics, curve, steps, seconds FROM result ORDER BY at"
+                "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
+                f" WHERE {owner} ORDER BY at",
+                number,
             )
         },
         decisions=tuple(
             Decision(generation, kind, stage, json.loads(payload))
             for generation, kind, stage, payload in rows(
-                "SELECT generation, kind, stage, payload FROM decision ORDER BY id"
+                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?"
+                " ORDER BY id",
+                0 if whole else number,
             )
         ),
         members=tuple(
             Member(g, c, role, None if survives is None else bool(survives), rank, crowding)
             for g, c, role, survives, rank, crowding in rows(
                 "SELECT generation, candidate, role, survives, rank, crowding FROM member"
-                " ORDER BY generation, candidate"
+                # The parents' ranks stand in the generation before.
+                " WHERE generation >= ? ORDER BY generation, candidate",
+                0 if whole else number - 1,
             )
         ),
+        quarantine={
+            row[0]: Quarantine(*row)
+            for row in rows("SELECT slot, kind, reason, since FROM quarantine ORDER BY slot")
+        },
+        taken=frozenset(
+            row[0]
+            for row in (
+                rows("SELECT hash FROM candidate")
+                if whole or (newest is not None and newest.phase is Phase.BREEDING)
+                else ()
+            )
+        ),
+        ended_slot_seconds=rows("SELECT coalesce(sum(slot_seconds), 0.0) FROM attempt")[0][0],
     )

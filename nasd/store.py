@@ -5,13 +5,13 @@ store open for writing at a time.
 """
 
 import json
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from sqlite_utils import Database
 
 from nasd import snapshot
 from nasd.errors import NasdError
@@ -25,7 +25,9 @@ from nasd.lifecycle import (
     Phase,
     target,
 )
+from nasd.protocol import sync_folder
 from nasd.snapshot import Snapshot
+from nasd.sqlite import Database
 from nasd.variation import Bred
 
 BASELINE = 0  # the id of the baseline
@@ -43,9 +45,11 @@ class StageRecord:
 
 class Store:
     def __init__(self, path: Path) -> None:
-        """Opens the database and brings its schema up to date."""
+        """Opens the database and brings its schema up to date; an older one is backed up first."""
         from nasd.migrations import migrations
 
+        self._path = path
+        self._in_play: tuple[int, Snapshot] | None = None
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = Database(str(path))
@@ -53,7 +57,7 @@ class Store:
         connection.execute("PRAGMA busy_timeout = 10000")
         if not new:
             try:
-                snapshot.check_schema(connection, path)
+                new = not snapshot.check_schema(connection, path, reading=False)
             except BaseException:
                 self.close()
                 raise
@@ -61,13 +65,44 @@ class Store:
         # FULL: a decision that was acted upon must survive a power cut. 0.15 ms a commit.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        if not new and migrations.pending(self._db):
+            self.backup(path.parent / "backups" / f"before-schema-{snapshot.SCHEMA}.db")
         migrations.apply(self._db)
 
     def close(self) -> None:
         self._db.close()
 
     def read(self) -> Snapshot:
+        """The whole search."""
         return snapshot.read(self._db.conn)
+
+    def in_play(self) -> Snapshot:
+        """The baseline and the newest generation; the same object until something is written."""
+        changes = self._db.conn.total_changes
+        if self._in_play is None or self._in_play[0] != changes:
+            self._in_play = changes, snapshot.read(self._db.conn, whole=False)
+        return self._in_play[1]
+
+    def scored(self) -> list[tuple[int, float, int]]:
+        """(candidate, quality, parameters) of every scored candidate."""
+        return snapshot.scored(self._db.conn)
+
+    def backup(self, path: Path) -> None:
+        """Copies the database, by SQLite's own online backup; whole at `path`, or not there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        copy = sqlite3.connect(temporary)
+        try:
+            self._db.conn.backup(copy)
+            # One file that needs no other beside it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
 
     # -- the experiment ------------------------------------------------------------------------
 
@@ -128,6 +163,23 @@ class Store:
         """An event of no candidate's: the daemon starting, a warning."""
         with self._transaction():
             self._log(now, event=event, detail=detail, attempt=attempt)
+
+    def hold(self, reason: str, now: float) -> None:
+        """Nothing starts as long as there is a reason; "" lifts it."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET hold = ?", (reason,))
+            self._log(now, event="hold" if reason else "released", detail=reason)
+
+    def quarantine(self, slot: str, kind: str, reason: str, now: float) -> None:
+        with self._transaction():
+            self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
+            self._insert("quarantine", slot=slot, kind=kind, reason=reason, since=now)
+            self._log(now, event="quarantine", detail=f"{slot}: {reason}")
+
+    def release(self, slot: str, now: float) -> None:
+        with self._transaction():
+            self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
+            self._log(now, event="released", detail=slot)
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -267,14 +319,18 @@ class Store:
         next_stage: str | None = None,
         record: StageRecord | None = None,
         prepared: Mapping[str, Any] | None = None,
+        reached: int = 0,
     ) -> None:
-        """Ends an attempt, frees its slots, records its results and moves its candidate."""
+        """Ends an attempt, frees its slots, records its results and moves its candidate.
+
+        reached: the step of its newest checkpoint.
+        """
         with self._transaction():
             self._move_attempt(attempt, state)
             self._db.execute(
-                "UPDATE attempt SET ended_at = max(started_at, ?), verdict = ?, message = ?"
-                " WHERE id = ?",
-                (ended_at, verdict, message, attempt),
+                "UPDATE attempt SET ended_at = max(started_at, ?), verdict = ?, message = ?,"
+                " reached = ? WHERE id = ?",
+                (ended_at, verdict, message, reached, attempt),
             )
             self._db.execute("DELETE FROM lease WHERE attempt = ?", (attempt,))
             candidate, stage = self._row(

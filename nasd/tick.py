@@ -10,16 +10,16 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import policy
+from nasd import backups, gpus, policy, retention, search_curves
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState, Event
-from nasd.pareto import hypervolume
+from nasd.gpus import Gpu
+from nasd.lifecycle import AttemptState
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -30,19 +30,32 @@ from nasd.protocol import (
     write,
     write_atomically,
 )
+from nasd.silence import Silence
 from nasd.slots import Launcher, wait_until
 from nasd.snapshot import Attempt, Candidate, Snapshot
 from nasd.store import StageRecord, Store
-from nasd.summaries import Summaries
 
 log = logging.getLogger("nasd")
 
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
+RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
+SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
+GB = 1e9
+
+
+Health = Callable[[], Mapping[str, Gpu] | None]
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free
 
 
 @dataclass
 class Tick:
-    """What a turn needs. `config_folder`: where relative data paths start."""
+    """What a turn needs. `config_folder`: where relative data paths start. `clock`: of the wall,
+    for the record; `monotonic`: for time that passes, whatever happens to the wall's clock.
+    `health`: of the GPUs, by slot; None while it is not known. `free_bytes`: of a folder's disk.
+    """
 
     store: Store
     config: Config
@@ -51,72 +64,169 @@ class Tick:
     slots: tuple[str, ...]
     launcher: Launcher
     clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    health: Health = dict
+    free_bytes: Callable[[Path], int] = free_bytes
+
+    def __post_init__(self) -> None:
+        daemon = self.config.daemon
+        self._silence = Silence(
+            self.monotonic, 60 * daemon.start_minutes, 60 * daemon.stall_minutes
+        )
+        self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
+        self._met: set[int] = set()  # attempts that this daemon started, or found alive
+        self._healthy_since: dict[str, float] = {}
+        age = backups.age(self.state, self.clock())
+        self._kept_at = None if age is None else self.monotonic() - age
 
     def __call__(self) -> None:
+        self.look()
         self.observe()
         self.decide()
         self.start()
+        if self._keeping_is_due():
+            self.keep()
+
+    # -- the machine ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Once, before the first turn of a daemon: what an earlier one left is put in order."""
+        for one in self.store.in_play().quarantine.values():
+            if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
+                self.store.release(one.slot, self.clock())
+        self.observe()
+        retention.sweep(self.state, self.store.read())
+
+    def look(self) -> None:
+        """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
+        suspect, or in use by somebody else."""
+        self._look_at_disk()
+        gpus = self.health()
+        if gpus:
+            for slot in self.slots:
+                if slot in gpus:
+                    self._look_at_gpu(gpus[slot])
+        for slot, reason in policy.suspects(self.store.in_play(), self.slots).items():
+            self._quarantine(slot, "suspect", reason)
+
+    def _look_at_disk(self) -> None:
+        snapshot = self.store.in_play()
+        reserve = self.config.daemon.disk_reserve_gb * GB
+        free = self.free_bytes(self.state.path)
+        if free < reserve:
+            for attempt in snapshot.live_attempts:
+                self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
+            if not snapshot.experiment.hold:
+                reason = (
+                    f"{self.state.path} has {free / GB:.1f} GB left, less than"
+                    f" daemon.disk_reserve_gb = {reserve / GB:g}: the search goes on by itself once"
+                    f" there are {reserve * SPACE_AGAIN / GB:.1f} GB"
+                )
+                self.store.hold(reason, self.clock())
+                log.warning("on hold: %s", reason)
+        elif snapshot.experiment.hold and free >= reserve * SPACE_AGAIN:
+            self.store.hold("", self.clock())
+            log.info("there is space on the disk again: the search goes on")
+
+    def _look_at_gpu(self, gpu: Gpu) -> None:
+        snapshot = self.store.in_play()
+        known = snapshot.quarantine.get(gpu.slot)
+        if gpu.fault:
+            self._healthy_since.pop(gpu.slot, None)
+            self._quarantine(gpu.slot, "lost", gpu.fault)
+            return
+        since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
+        leased = gpu.slot in snapshot.leases
+        foreign = gpus.foreign(gpu, self.launcher.owns, leased)
+        if foreign and (known is None or known.kind == "foreign"):
+            who = ", ".join(f"pid {one.pid}, {one.memory / GB:.1f} GB" for one in foreign)
+            self._quarantine(gpu.slot, "foreign", f"in use by somebody else ({who})")
+        elif known is not None and (
+            known.kind == "foreign"
+            or (known.kind == "lost" and self.monotonic() - since >= RECOVERY_SECONDS)
+        ):
+            self.store.release(gpu.slot, self.clock())
+            log.info("%s is free to use again", gpu.slot)
+
+    def _quarantine(self, slot: str, kind: str, reason: str) -> None:
+        known = self.store.in_play().quarantine.get(slot)
+        if known is None or known.kind != kind:
+            self.store.quarantine(slot, kind, reason, self.clock())
+            log.warning("%s is left alone: %s", slot, reason)
 
     # -- observe -------------------------------------------------------------------------------
 
     def observe(self) -> None:
-        """Ends every attempt whose process is gone, by the outcome it left behind."""
-        for attempt in self.store.read().live_attempts:
+        """Ends every attempt that is gone, by the outcome it left behind, or has to go."""
+        for attempt in self.store.in_play().live_attempts:
             folder = self.state.attempt(attempt.id)
-            if attempt.process is not None and self.launcher.alive(attempt.process):
-                late = folder.outcome.exists() and (
-                    self.clock() - folder.outcome.stat().st_mtime > EXIT_SECONDS
-                )
-                if not late:
-                    continue
+            lost = self._why_ended(attempt, folder)
+            if lost is None:
+                continue
             try:
-                self._end(attempt, folder)
+                self._end(attempt, folder, lost)
             except NasdError as error:  # it keeps its slots, the others go on
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 
-    def _end(self, attempt: Attempt, folder: AttemptFolder, asked: bool = False) -> None:
-        """Ends an attempt. asked: the daemon itself wanted it to stop, so it is not lost."""
+    def _why_ended(self, attempt: Attempt, folder: AttemptFolder) -> str | None:
+        """What to say of the attempt if it left no outcome; None while it lives and works."""
+        if attempt.process is None or not self.launcher.alive(attempt.process):
+            return f"gone without an outcome{_last_line(folder.log)}"
+        self._met.add(attempt.id)
+        if folder.outcome.exists():
+            late = self.clock() - folder.outcome.stat().st_mtime
+            return "it did not leave" if not 0 <= late <= EXIT_SECONDS else None
+        known = self.store.in_play().quarantine
+        for slot in attempt.slots:
+            if slot in known and known[slot].kind == "lost":
+                return f"{slot}: {known[slot].reason}"
+        return self._silence.too_long(attempt.id, folder)
+
+    def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, asked: bool = False) -> None:
+        """Ends an attempt. lost: what to say if there is no outcome. asked: the daemon itself
+        wanted it to stop, so it is not lost."""
         # No slot is free before nothing of ours is left on it.
         left = self.launcher.clear(attempt.token)
         if left:
             log.warning("attempt %d: ended %d processes left behind", attempt.id, left)
-        outcome = None
-        if folder.outcome.exists():
-            try:
-                outcome = read(Outcome, folder.outcome)
-            except NasdError as error:
-                log.warning("%s", error)
-        final = self.state.result(attempt.candidate, attempt.stage)
-        if (
-            outcome is not None
-            and outcome.has_result
-            and not (folder.result.exists() or final.exists())
-        ):
-            log.warning("attempt %d: its result is gone, so it counts as lost", attempt.id)
-            outcome = None
+        outcome = self._outcome(attempt, folder)
         if outcome is None and asked:
             outcome = Outcome(verdict="stopped", message="ended with the daemon")
-        snapshot = self.store.read()
-        end = policy.ending(snapshot, self.config, attempt, outcome)
+        snapshot = self.store.in_play()
+        if outcome is not None and outcome.verdict == "out_of_memory":
+            crowded = [
+                one.reason
+                for slot in attempt.slots
+                if (one := snapshot.quarantine.get(slot)) and one.kind == "foreign"
+            ]
+            if crowded:  # somebody else had the memory
+                outcome, lost = None, f"out of memory on a GPU {crowded[0]}"
+        end = policy.ending(
+            snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
+        )
         record = None
         if end.state is AttemptState.SUCCEEDED:
             assert outcome is not None
             if outcome.has_result:
-                self._publish(folder.result, final)
+                self._publish(folder.result, self.state.result(attempt.candidate, attempt.stage))
             record = StageRecord(outcome.metrics, outcome.curve, outcome.steps, outcome.seconds)
         now = self.clock()
         self.store.end_attempt(
             attempt.id,
             end.state,
             end.event,
-            ended_at=_ended_at(folder, attempt, now),
+            ended_at=self._ended_at(folder, attempt, now),
             now=now,
-            verdict="" if outcome is None else outcome.verdict,
+            verdict=end.verdict,
             message=end.message,
             next_stage=end.next_stage,
             record=record,
             prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
+            reached=folder.newest_step(),
         )
+        self._silence.forget(attempt.id)
+        self._began.pop(attempt.id, None)
+        self._met.discard(attempt.id)
         log.info(
             "candidate %d %s: attempt %d %s%s",
             attempt.candidate,
@@ -125,9 +235,27 @@ class Tick:
             end.state,
             f" ({end.message})" if end.message else "",
         )
-        if end.event is not Event.INTERRUPT:  # the candidate has left this stage for good
-            for other in self._attempts_at(snapshot, attempt.candidate, attempt.stage):
-                shutil.rmtree(self.state.attempt(other.id).checkpoints, ignore_errors=True)
+        snapshot = self.store.in_play()
+        candidate = snapshot.candidates[attempt.candidate]
+        retention.clear(self.state, snapshot, candidate, attempt.stage)
+
+    def _outcome(self, attempt: Attempt, folder: AttemptFolder) -> Outcome | None:
+        """What the worker says, if it is whole, this attempt's own, and its result stands."""
+        if not folder.outcome.exists():
+            return None
+        try:
+            outcome = read(Outcome, folder.outcome)
+        except NasdError as error:
+            log.warning("%s", error)
+            return None
+        if outcome.token != attempt.token:
+            log.warning("%s is of another attempt, and counts for nothing", folder.outcome)
+            return None
+        final = self.state.result(attempt.candidate, attempt.stage)
+        if outcome.has_result and not (folder.result.exists() or final.exists()):
+            log.warning("attempt %d: its result is gone, so it counts as lost", attempt.id)
+            return None
+        return outcome
 
     def _publish(self, source: Path, final: Path) -> None:
         """Moves a result to its candidate. Done before, if a kill came just behind the rename."""
@@ -139,11 +267,23 @@ class Tick:
         source.rename(final)
         sync_folder(final.parent)
 
+    def _ended_at(self, folder: AttemptFolder, attempt: Attempt, now: float) -> float:
+        """When an attempt last held its slots: not while the box was off, whoever finds it later,
+        and whatever happened to the clock meanwhile."""
+        if attempt.id in self._began:
+            return attempt.started_at + self.monotonic() - self._began[attempt.id]
+        if folder.outcome.exists():
+            return min(now, max(attempt.started_at, folder.outcome.stat().st_mtime))
+        try:
+            return min(now, max(attempt.started_at, read(Heartbeat, folder.heartbeat).at))
+        except NasdError:
+            return attempt.started_at
+
     # -- decide --------------------------------------------------------------------------------
 
     def decide(self) -> None:
         """Applies decisions until nothing more follows from what is recorded."""
-        while (decision := policy.next_decision(self.store.read(), self.config)) is not None:
+        while (decision := policy.next_decision(self.store.in_play(), self.config)) is not None:
             self._apply(decision)
 
     def _apply(self, decision: policy.Decision) -> None:
@@ -151,6 +291,7 @@ class Tick:
         match decision:
             case policy.OpenGeneration(number, parents):
                 self.store.open_generation(number, parents, now)
+                self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
             case policy.Breed(generation, births, first_stage, payload):
                 born = self.store.record_births(generation, births, payload, first_stage, now)
@@ -159,13 +300,14 @@ class Tick:
                 )
             case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
-                self._show(lambda: self._show_cutoff(decision))
+                self._show(lambda: search_curves.show_cutoff(self.state, decision))
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
             case policy.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case policy.Select(generation, members, payload):
                 self.store.record_selection(generation, members, payload, now)
-                self._show(lambda: self._show_selection(decision))
+                hours = self.store.in_play().gpu_hours(now)
+                self._show(lambda: search_curves.show_selection(self.state, decision, hours))
                 log.info("generation %d: survivors %s", generation, payload["survivors"])
             case policy.Complete():
                 self.store.complete(now)
@@ -177,21 +319,34 @@ class Tick:
     # -- start ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        snapshot = self.store.read()
+        snapshot = self.store.in_play()
         if policy.budget_spent(snapshot, self.config, self.clock()):
             for attempt in snapshot.live_attempts:
                 self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
             return
-        free = [slot for slot in self.slots if slot not in snapshot.leases]
-        for one in policy.starts(snapshot, self.config, free, self.clock()):
-            self._start(snapshot, one)
+        for one in policy.starts(snapshot, self.config, self.slots, self.clock()):
+            self._start(self.store.in_play(), one)
 
     def _start(self, snapshot: Snapshot, one: policy.Start) -> None:
         token = secrets.token_hex(16)
         candidate = snapshot.candidates[one.candidate]
+        origin, _ = policy.weights_of(snapshot, self.config, candidate)
+        if origin is not None and not self.state.result(*origin).is_dir():
+            reason = (
+                f"candidate {candidate.id} at {one.stage} starts from"
+                f" {self.state.result(*origin)}, which is gone: put it back, or take a backup of"
+                " the database from before it was made"
+            )
+            self.store.halt(reason, self.clock())
+            log.error("halted: %s", reason)
+            return
         attempt = self.store.start_attempt(candidate.id, one.stage, one.slots, token, self.clock())
+        self._began[attempt] = self.monotonic()
+        self._met.add(attempt)
         folder = self.state.attempt(attempt)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.path.exists():  # of a search that was taken back to a backup
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True)
         write(self._spec(snapshot, candidate, attempt), folder.spec)
         home = self.state.candidate(candidate.id)
         if not (home / "genotype.json").exists():
@@ -210,7 +365,7 @@ class Tick:
     def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int) -> Spec:
         prepared = snapshot.experiment.prepared or {}
         origin, inherits = policy.weights_of(snapshot, self.config, candidate)
-        earlier = self._attempts_at(snapshot, candidate.id, candidate.stage)
+        earlier = policy.attempts_at(snapshot, candidate.id, candidate.stage)
         return Spec(
             attempt=attempt,
             candidate=candidate.id,
@@ -234,11 +389,25 @@ class Tick:
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
             log_steps=self.config.daemon.log_steps,
             stall_minutes=self.config.daemon.stall_minutes,
+            halvings=policy.halvings(snapshot, candidate),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )
 
-    def _attempts_at(self, snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:
-        return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
+    # -- keep ----------------------------------------------------------------------------------
+
+    def _keeping_is_due(self) -> bool:
+        interval = 3600 * self.config.daemon.backup_hours
+        return self._kept_at is None or self.monotonic() - self._kept_at >= interval
+
+    def keep(self) -> None:
+        """A backup of the database, and only then the weights that nobody needs any more: so a
+        search that is taken back to its newest backup finds all it needs."""
+        self._kept_at = self.monotonic()
+        backups.make(self.store, self.state, self.clock())
+        wanted = retention.needed(self.store.in_play(), self.config, self.store.scored())
+        gone = retention.collect(self.state, self.config, wanted)
+        if gone:
+            log.info("weights that nobody needs any more are removed: %s", ", ".join(gone))
 
     # -- stop ----------------------------------------------------------------------------------
 
@@ -247,7 +416,7 @@ class Tick:
 
         Nothing is lost but the steps since the last checkpoint of an attempt that did not answer.
         """
-        live = self.store.read().live_attempts
+        live = self.store.in_play().live_attempts
         for attempt in live:
             self.launcher.stop(attempt.token)
         wait_until(
@@ -256,7 +425,7 @@ class Tick:
         )
         for attempt in live:
             try:
-                self._end(attempt, self.state.attempt(attempt.id), asked=True)
+                self._end(attempt, self.state.attempt(attempt.id), "", asked=True)
             except NasdError as error:
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 
@@ -269,49 +438,14 @@ class Tick:
         except OSError as error:
             log.warning("TensorBoard could not be written: %s", error)
 
-    def _show_cutoff(self, cutoff: policy.Cutoff) -> None:
-        """The decision where the curves are: a card, and each candidate's loss and fate."""
-        losses = cutoff.payload["losses"]
-        assert isinstance(losses, dict)
-        rows = "\n".join(
-            f"| {c} | {loss:.4f} | {'kept' if int(c) in cutoff.kept else 'cut'} |"
-            for c, loss in losses.items()
-        )
-        card = f"{cutoff.payload['rule']}\n\n| candidate | loss | |\n|---|---|---|\n{rows}"
-        with Summaries(self.state.search_curves) as summaries:
-            summaries.text(f"cutoff/{cutoff.stage}", card, cutoff.generation)
-            summaries.scalars(
-                {
-                    f"cutoff/{cutoff.stage}_threshold": max(losses[str(c)] for c in cutoff.kept),
-                    f"cutoff/{cutoff.stage}_best": min(losses.values()),
-                },
-                cutoff.generation,
-            )
-        for candidate, loss in losses.items():
-            folder = self.state.curves(cutoff.generation, int(candidate), cutoff.stage)
-            with Summaries(folder) as summaries:
-                kept = float(int(candidate) in cutoff.kept)
-                summaries.scalars({"cutoff/loss": loss, "cutoff/kept": kept}, cutoff.generation)
 
-    def _show_selection(self, selection: policy.Select) -> None:
-        points = selection.payload["points"]
-        assert isinstance(points, dict)
-        with Summaries(self.state.search_curves) as summaries:
-            summaries.scalars(
-                {
-                    "search/hypervolume": hypervolume(list(points.values()), policy.REFERENCE),
-                    "search/best_quality": max((p[0] for p in points.values()), default=0.0),
-                    "search/gpu_hours": self.store.read().gpu_hours(self.clock()),
-                },
-                selection.generation,
-            )
-
-
-def _ended_at(folder: AttemptFolder, attempt: Attempt, now: float) -> float:
-    """When an attempt last held its slots: not while the box was off, whoever finds it later."""
-    if folder.outcome.exists():
-        return min(now, max(attempt.started_at, folder.outcome.stat().st_mtime + EXIT_SECONDS))
+def _last_line(log_file: Path) -> str:
+    """`: ` and what the worker said last, if it said anything."""
     try:
-        return min(now, max(attempt.started_at, read(Heartbeat, folder.heartbeat).at))
-    except NasdError:
-        return attempt.started_at
+        with log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    words = [line.strip() for line in lines if line.strip()]
+    return f": {words[-1][:200]}" if words else ""

@@ -257,6 +257,7 @@ class FakeLauncher:
         self.script = script
         self.jobs: dict[str, tuple[float, Outcome | None, AttemptFolder, tuple[str, ...]]] = {}
         self.specs: list[Spec] = []
+        self.weights: list[dict[str, int] | None] = []  # what each of them found to start from
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         spec = read(Spec, folder.spec)
@@ -266,6 +267,8 @@ class FakeLauncher:
             (one.candidate, one.stage) == (spec.candidate, spec.stage) for one in self.specs
         )
         self.specs.append(spec)
+        model = None if spec.weights is None else Path(spec.weights, "model.json")
+        self.weights.append(None if model is None else json.loads(model.read_text()))
         seconds, outcome = self.script(spec, before)
         self.jobs[token] = (self.clock() + seconds, outcome, folder, tuple(slots))
         write(Heartbeat(doing="training", at=self.clock()), folder.heartbeat)
@@ -280,25 +283,29 @@ class FakeLauncher:
             return True
         write(Heartbeat(doing="leaving", at=end), folder.heartbeat)
         if outcome is not None:
-            self._leave(folder, outcome)
+            self._leave(folder, outcome, process["token"])
         del self.jobs[process["token"]]
         return False
 
     def stop(self, token: str) -> None:
         if token in self.jobs:
-            write(Outcome(verdict="stopped", message="asked to"), self.jobs[token][2].outcome)
+            outcome = Outcome(verdict="stopped", message="asked to", token=token)
+            write(outcome, self.jobs[token][2].outcome)
             del self.jobs[token]
+
+    def owns(self, pid: int) -> bool | None:
+        return None
 
     def clear(self, token: str) -> int:
         return int(self.jobs.pop(token, None) is not None)
 
-    def _leave(self, folder: AttemptFolder, outcome: Outcome) -> None:
+    def _leave(self, folder: AttemptFolder, outcome: Outcome, token: str) -> None:
         if outcome.has_result:
             spec = read(Spec, folder.spec)
             folder.result.mkdir()
             said = {"candidate": spec.candidate, "attempt": spec.attempt}
             (folder.result / "model.json").write_text(json.dumps(said))
-        write(outcome, folder.outcome)
+        write(outcome.model_copy(update={"token": token}), folder.outcome)
 
 
 # -- a whole search ------------------------------------------------------------------------------
@@ -320,7 +327,15 @@ def make_tick(
             begin(store, config)
     assert config.slots.devices != "auto"
     return Tick(
-        store, config, state.path, state, config.slots.devices, FakeLauncher(clock, script), clock
+        store,
+        config,
+        state.path,
+        state,
+        config.slots.devices,
+        FakeLauncher(clock, script),
+        clock,
+        monotonic=clock,
+        free_bytes=lambda path: 1 << 50,
     )
 
 

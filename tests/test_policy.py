@@ -13,9 +13,17 @@ from nasd import pareto, policy
 from nasd.config import Config
 from nasd.folders import StateFolder
 from nasd.lifecycle import AttemptState, Event, Phase, State
-from nasd.policy import BACKOFF_SECONDS, Cutoff, Halt, OpenGeneration, Select, StartSelecting
+from nasd.policy import (
+    BACKOFF_SECONDS,
+    INTERRUPTED,
+    Cutoff,
+    Halt,
+    OpenGeneration,
+    Select,
+    StartSelecting,
+)
 from nasd.protocol import Outcome
-from nasd.snapshot import Attempt, Member, Snapshot, StageResult
+from nasd.snapshot import Attempt, Member, Quarantine, Snapshot, StageResult
 from nasd.store import BASELINE
 from tests.conftest import drive, make_tick, prepared, small_config
 
@@ -95,6 +103,7 @@ def with_results(
 def attempt_of(candidate: int, stage: str, state: AttemptState, **more: Any) -> Attempt:
     given: dict[str, Any] = {"number": 1, "slots": ("cpu:0",), "process": None, "message": ""}
     given |= {"started_at": 2000.0, "verdict": "", "token": "", "id": 99}
+    given["reached"] = 0
     given["ended_at"] = None if state is AttemptState.RUNNING else 2010.0
     return Attempt(candidate=candidate, stage=stage, state=state, **(given | more))
 
@@ -411,9 +420,15 @@ def test_the_search_is_complete_behind_the_last_generation_and_the_baselines_sco
 
 
 def started(snapshot: Snapshot, config: Config = CONFIG, free: Any = SLOTS, now: float = 5000.0):
-    return [(one.candidate, one.stage, one.slots) for one in policy.starts(
-        snapshot, config, free, now
-    )]  # fmt: skip
+    leases = {slot: 98 for slot in SLOTS if slot not in free}
+    found = replace(snapshot, leases=leases)
+    starts = policy.starts(found, config, SLOTS, now)
+    return [(one.candidate, one.stage, one.slots) for one in starts]
+
+
+def quarantined(snapshot: Snapshot, *slots: str, kind: str = "lost") -> Snapshot:
+    given = {slot: Quarantine(slot, kind, "why", 0.0) for slot in slots}
+    return replace(snapshot, quarantine=given)
 
 
 def test_the_furthest_up_the_ladder_starts_first_then_the_older(generation_1):
@@ -459,7 +474,7 @@ def test_only_who_is_pending_starts_with_as_many_slots_as_its_stage_says(
     for candidate, stage, slots in started(found, free=sorted(free)):
         assert found.candidates[candidate].state is State.PENDING
         assert stage == found.candidates[candidate].stage
-        assert len(slots) == policy.slots_needed(CONFIG, stage)
+        assert len(slots) == policy.slots_needed(CONFIG, stage, len(SLOTS))
         used += slots
     assert len(used) == len(set(used))
     assert set(used) <= free
@@ -491,6 +506,71 @@ def test_who_was_asked_to_stop_or_lost_another_stage_does_not_wait(generation_1,
     assert 4 in [one[0] for one in started(found, now=2010.0)]
 
 
+def test_a_clock_that_was_set_back_makes_nobody_wait(generation_1):
+    found = with_attempts(generation_1, *lost(4, 5))
+    assert 4 in [one[0] for one in started(found, now=1500.0)]
+
+
+def test_nothing_starts_while_the_search_is_on_hold(generation_1):
+    held = replace(generation_1.experiment, hold="the disk is full")
+    assert started(replace(generation_1, experiment=held)) == []
+
+
+@pytest.mark.parametrize("kind", ["lost", "foreign", "suspect"])
+def test_a_slot_in_quarantine_is_left_alone_and_the_search_goes_on_on_the_others(
+    generation_1, kind
+):
+    found = quarantined(generation_1, SLOTS[0], SLOTS[2], kind=kind)
+    assert started(found) == [(4, "pretrain_0", (SLOTS[1], SLOTS[3]))]
+
+
+def test_a_stage_makes_do_with_fewer_slots_where_no_more_can_be_used(generation_1):
+    found = quarantined(generation_1, *SLOTS[1:])
+    assert started(found) == [(4, "pretrain_0", (SLOTS[0],))]
+
+
+def test_a_stage_waits_for_its_slots_where_they_are_only_taken(generation_1):
+    assert started(generation_1, free=SLOTS[:1]) == []
+
+
+# -- suspects ------------------------------------------------------------------------------------
+
+GPUS = ("cuda:0", "cuda:1", "cuda:2")
+
+
+def on(slot: str, candidate: int, state: AttemptState, **more: Any) -> Attempt:
+    return attempt_of(candidate, "pretrain_0", state, slots=(slot,), **more)
+
+
+def test_a_gpu_on_which_attempts_of_several_candidates_are_lost_in_a_row_is_suspect(generation_1):
+    good = on("cuda:1", 5, AttemptState.SUCCEEDED)
+    bad = [on("cuda:0", n, AttemptState.LOST) for n in (4, 4, 6)]
+    found = with_attempts(generation_1, good, *bad)
+    assert list(policy.suspects(found, GPUS)) == ["cuda:0"]
+    assert policy.suspects(with_attempts(generation_1, good, *bad[:2]), GPUS) == {}
+
+
+def test_losses_of_one_candidate_or_everywhere_or_with_the_daemon_put_no_gpu_under_suspicion(
+    generation_1,
+):
+    good = on("cuda:1", 5, AttemptState.SUCCEEDED)
+    one = [on("cuda:0", 4, AttemptState.LOST) for _ in range(5)]
+    assert policy.suspects(with_attempts(generation_1, good, *one), GPUS) == {}
+    everywhere = [on(slot, n, AttemptState.LOST) for n in (4, 5, 6) for slot in GPUS]
+    assert policy.suspects(with_attempts(generation_1, *everywhere), GPUS) == {}
+    went = [on("cuda:0", n, AttemptState.LOST, verdict=INTERRUPTED) for n in (4, 5, 6)]
+    assert policy.suspects(with_attempts(generation_1, good, *went), GPUS) == {}
+
+
+def test_a_cpu_share_is_never_suspect(generation_1):
+    bad = [attempt_of(n, "pretrain_0", AttemptState.LOST, slots=("cpu:0",)) for n in (4, 5, 6)]
+    good = on("cpu:1", 5, AttemptState.SUCCEEDED)
+    assert policy.suspects(with_attempts(generation_1, good, *bad), SLOTS) == {}
+
+
+# -- the budget ----------------------------------------------------------------------------------
+
+
 def test_no_attempt_starts_once_the_budget_is_spent(generation_1):
     spent = generation_1.gpu_hours(5000.0)
     assert spent > 0
@@ -516,7 +596,7 @@ ENDS = [
     ("succeeded", (AttemptState.SUCCEEDED, Event.HOLD, "")),
     ("stopped", (AttemptState.PREEMPTED, Event.INTERRUPT, "why")),
     ("diverged", (AttemptState.FAILED, Event.FAIL, "diverged: why")),
-    ("out_of_memory", (AttemptState.FAILED, Event.FAIL, "out_of_memory: why")),
+    ("out_of_memory", (AttemptState.FAILED, Event.INTERRUPT, "half the micro-batch: why")),
     ("invalid", (AttemptState.FAILED, Event.FAIL, "invalid: why")),
     ("error", (AttemptState.FAILED, Event.INTERRUPT, "why")),  # once more
 ]
@@ -539,10 +619,24 @@ def test_a_verdict_means_one_end_of_the_attempt_and_one_event(generation_1, verd
     assert words in end.message
 
 
-@pytest.mark.parametrize("verdict", ["diverged", "out_of_memory", "invalid"])
+@pytest.mark.parametrize("verdict", ["diverged", "invalid"])
 def test_a_fault_of_the_candidate_is_its_end_whatever_happened_before(generation_1, verdict):
     end = ends(generation_1, 4, Outcome(verdict=verdict), *lost(4, 3))
     assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
+
+
+def test_who_runs_out_of_memory_has_one_more_chance_at_half_the_micro_batch(generation_1):
+    once = lost(4, 1, "out_of_memory")
+    assert policy.halvings(generation_1, generation_1.candidates[4]) == 0
+    assert policy.halvings(with_attempts(generation_1, *once), generation_1.candidates[4]) == 1
+    end = ends(generation_1, 4, Outcome(verdict="out_of_memory", message="16 GB"), *once)
+    assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
+    assert end.message == "out_of_memory: 16 GB"
+
+
+def test_the_second_chance_after_an_out_of_memory_comes_at_once(generation_1):
+    found = with_attempts(generation_1, *lost(4, 1, "out_of_memory"))
+    assert 4 in [one[0] for one in started(found, now=2010.0)]
 
 
 def test_an_error_that_comes_back_is_the_candidates_end(generation_1):
@@ -591,6 +685,25 @@ def test_attempts_lost_in_a_row_halt_the_search_beyond_the_retries(generation_1,
     assert isinstance(decision, Halt) == halts
     if halts:
         assert "candidate 4 at pretrain_0 lost 6 attempts in a row" in decision.reason
+
+
+def test_attempts_that_a_killed_daemon_took_along_never_halt_the_search(generation_1):
+    went = [replace(one, verdict=INTERRUPTED) for one in lost(4, 40)]
+    assert policy.next_decision(with_attempts(generation_1, *went), CONFIG) is None
+    assert 4 in [one[0] for one in started(with_attempts(generation_1, *went), now=2010.0)]
+
+
+def test_who_gets_on_between_losses_never_halts_the_search(generation_1):
+    row = [replace(one, reached=10 * (n + 1)) for n, one in enumerate(lost(4, 40))]
+    assert policy.next_decision(with_attempts(generation_1, *row), CONFIG) is None
+
+
+def test_a_row_of_losses_counts_from_the_last_one_that_got_on(generation_1):
+    before = lost(4, 5)
+    row = [replace(one, reached=10) for one in lost(4, 6)]  # the first one got there, no other
+    found = with_attempts(generation_1, *before, *row)
+    assert isinstance(policy.next_decision(found, CONFIG), policy.Halt)
+    assert policy.next_decision(with_attempts(generation_1, *before, *row[:5]), CONFIG) is None
 
 
 def test_a_halt_is_forgotten_with_the_resumption(generation_1):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nasd import search_curves
 from nasd import tick as tick_module
 from nasd.config import Config
 from nasd.errors import NasdError
@@ -62,7 +63,7 @@ class NoSummaries:
 @contextmanager
 def without_summaries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tick_module, "Summaries", NoSummaries)
+        patch.setattr(search_curves, "Summaries", NoSummaries)
         yield
 
 
@@ -221,7 +222,7 @@ def test_every_stage_starts_from_the_weights_of_the_one_before_or_of_the_parent(
     assert isinstance(thesis.launcher, FakeLauncher)
     before = {"pretrain_1": "pretrain_0", "finetune": "pretrain_1", "evaluate": "finetune"}
     assert len(thesis.launcher.specs) == len(found.attempts)
-    for spec in thesis.launcher.specs:
+    for spec, said in zip(thesis.launcher.specs, thesis.launcher.weights, strict=True):
         one = found.candidates[spec.candidate]
         if spec.stage is None:
             assert spec.weights is None
@@ -235,7 +236,7 @@ def test_every_stage_starts_from_the_weights_of_the_one_before_or_of_the_parent(
             origin = (one.id, before[spec.stage.name])
         assert spec.weights == str(thesis.state.result(*origin))
         assert spec.inherits == (spec.stage.name == "pretrain_0")
-        said = json.loads(Path(spec.weights, "model.json").read_text())
+        assert said is not None
         assert said["candidate"] == origin[0]
 
 
@@ -323,13 +324,15 @@ def attempts_of(found: Snapshot, candidate: int, stage: str) -> list[AttemptStat
 
 
 ERROR = Outcome(verdict="error", message="RuntimeError: boom")
+MEMORY = Outcome(verdict="out_of_memory", message="x")
 
 
 @pytest.mark.parametrize(
     ("outcomes", "attempts", "state", "reason"),
     [
         ([Outcome(verdict="diverged", message="NaN")], "failed", "failed", "diverged: NaN"),
-        ([Outcome(verdict="out_of_memory", message="x")], "failed", "failed", "out_of_memory: x"),
+        ([MEMORY], "failed succeeded", "scored", ""),
+        ([MEMORY, None, MEMORY], "failed lost failed", "failed", "out_of_memory: x"),
         ([ERROR], "failed succeeded", "scored", ""),
         ([ERROR, ERROR], "failed failed", "failed", "error: RuntimeError: boom"),
         ([None, None], "lost lost succeeded", "scored", ""),
@@ -466,8 +469,8 @@ def test_the_slots_of_a_lost_attempt_were_held_until_its_last_heartbeat(folder):
     tick()  # the heartbeat is of the start
     advance(tick, 86400)
     assert isinstance(tick.clock, Clock)
-    tick.launcher = FakeLauncher(tick.clock)  # knows nothing of what ran before
-    tick()
+    another = make_tick(tick.state, PATIENT, clock=tick.clock, store=tick.store)
+    another()
     first = tick.store.read().attempts[0]
     assert (first.state, first.ended_at) == (AttemptState.LOST, first.started_at)
 

@@ -1,0 +1,178 @@
+"""Which weights are still needed, and how much disk an experiment can come to need.
+
+What is kept, and why:
+
+- the baseline: everything, since every comparison and every first inheritance rests on it
+- a candidate on its way: the stage it starts from next, and its last MLM stage, which its own
+  offspring will inherit from
+- parents, and scored candidates that may become parents: their last MLM stage
+- whoever is on the front of all that were ever scored, and all survivors: the fine-tuned model
+- a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
+  can have it trained on to see what the cutoff missed (thesis, Figure 9)
+
+Optimizer state lives in checkpoints, which go when their stage is done. Predictions, curves,
+genotypes and logs stay.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nasd import policy
+from nasd.config import PREPARE, Config
+from nasd.folders import StateFolder
+from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.lifecycle import State
+from nasd.pareto import ranks
+from nasd.snapshot import Candidate, Snapshot
+
+BYTES = 4  # of a weight, in float32
+OPTIMIZER = 2  # AdamW's two moments, each as large as the weights
+KEPT_CHECKPOINTS = 2
+
+
+def needed(
+    snapshot: Snapshot, config: Config, scored: Iterable[tuple[int, float, int]]
+) -> set[tuple[int, str]]:
+    """The (candidate, stage) whose weights must stay.
+
+    snapshot: of what is in play, at least. scored: (candidate, quality, parameters) of all that
+    ever were.
+    """
+    wanted: set[tuple[int, str]] = set()
+    for candidate in snapshot.candidates.values():
+        wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
+    model = _answering_stage(config)
+    pool = list(scored)
+    front = ranks([(quality, 1 / size) for _, quality, size in pool])
+    wanted |= {(one[0], model) for one, rank in zip(pool, front, strict=True) if rank == 0}
+    return wanted
+
+
+def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
+    steps = policy.ladder(snapshot, config, candidate)
+    if candidate.is_baseline:
+        return set(steps)
+    generation = snapshot.generation
+    assert generation is not None
+    here = steps.index(candidate.stage)
+    mlm = [
+        step
+        for step in steps
+        if (stage := policy.stage_named(config, step)) is not None and stage.task == "mlm"
+    ]
+    match candidate.state:
+        case State.FAILED:
+            return set()
+        case State.CUT:
+            return {candidate.stage} if candidate.generation == generation.number else set()
+        case State.WAITING:
+            return {candidate.stage}
+        case State.SCORED:
+            # Until a generation's selection stands, each of its members may become a parent.
+            if candidate.id in snapshot.survivors(generation.number) or not any(
+                member.survives is not None
+                for member in snapshot.members
+                if member.generation == generation.number
+            ):
+                return {mlm[-1], _answering_stage(config)}
+            return set()
+    behind = {step for step in mlm if steps.index(step) < here}
+    return {steps[here - 1], *sorted(behind, key=steps.index)[-1:]} if here else set()
+
+
+def _answering_stage(config: Config) -> str:
+    """The last stage that trains: what it leaves is the model to be used."""
+    return [stage.name for stage in config.ladder("candidates") if stage.train != "none"][-1]
+
+
+def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) -> list[str]:
+    """Removes the weights that are not wanted; returns their folders, below candidates/."""
+    stages = {stage.name for stage in config.stages if stage.train != "none"} | {PREPARE}
+    gone = []
+    for home in sorted((state.path / "candidates").glob("*")):
+        for stage in sorted(stages):
+            folder = home / stage
+            if folder.is_dir() and (int(home.name), stage) not in wanted:
+                folder.rename(half := home / f".{stage}.gone")  # no half a model under its name
+                shutil.rmtree(half)
+                gone.append(f"{home.name}/{stage}")
+        for half in home.glob(".*.gone"):  # of a collection that was killed
+            shutil.rmtree(half)
+    return gone
+
+
+def sweep(state: StateFolder, snapshot: Snapshot) -> int:
+    """Removes what ended attempts left and nobody will read; returns how many had something.
+
+    snapshot: of what these attempts belong to.
+    """
+    return sum(
+        clear(state, snapshot, candidate, attempt.stage)
+        for attempt in snapshot.attempts
+        if not attempt.live and attempt.number == 1
+        for candidate in [snapshot.candidates[attempt.candidate]]
+    )
+
+
+def clear(state: StateFolder, snapshot: Snapshot, candidate: Candidate, stage: str) -> bool:
+    """Removes what ended attempts of a candidate at a stage left; whether there was anything.
+
+    As long as the candidate has the stage before it, its two newest checkpoints stay.
+    """
+    folders = [
+        state.attempt(attempt.id)
+        for attempt in policy.attempts_at(snapshot, candidate.id, stage)
+        if not attempt.live
+    ]
+    goes_on = candidate.stage == stage and candidate.state in (State.PENDING, State.RUNNING)
+    checkpoints = [path for folder in folders for path in folder.checkpoints.glob("step-*")]
+    checkpoints.sort(key=lambda path: path.name)
+    left = checkpoints[:-KEPT_CHECKPOINTS] if goes_on else [f.checkpoints for f in folders]
+    left = [path for path in [*left, *(folder.result for folder in folders)] if path.exists()]
+    for path in left:
+        shutil.rmtree(path)
+    return bool(left)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most disk that weights and checkpoints of an experiment can take, in bytes."""
+
+    largest_model: int
+    models: int  # how many of them at most
+    checkpoints: int  # bytes, of all live attempts together
+
+    @property
+    def total(self) -> int:
+        return self.largest_model * self.models + self.checkpoints
+
+
+def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
+    """The bound that follows from the config: population sizes, ladder, search space, slots.
+
+    Every member of a generation with weights of all its stages, as they may stand between two
+    collections; the results of running attempts; the baseline; and, as the front of all ever
+    scored, at worst every candidate that passed the cutoffs. Two checkpoints for everybody on the
+    way, and one more for each attempt that is writing just now.
+    """
+    space = config.search_space
+    ffn = FeedForward(space.activations[0], (max(space.sizes),) * (max(space.layers) - 1))
+    block = Block(max(space.heads), (ffn,) * space.ffns)
+    # The question-answering or MLM head on top is at most a square matrix and a bias per token id.
+    head = backbone.width * (backbone.width + 4) + backbone.vocab_size
+    largest = BYTES * (parameters(Genotype((block,) * space.blocks[1]), backbone) + head)
+    training = sum(stage.train != "none" for stage in config.ladder("candidates"))
+    mu, lambda_ = config.population.mu, config.population.lambda_
+    offspring = lambda_
+    for stage in config.ladder("candidates"):
+        if stage.keep is not None:
+            offspring = min(offspring, max(1, math.ceil(stage.keep * offspring)))
+    scored = mu + config.experiment.generations * offspring
+    in_play = (mu + lambda_) * training + len(config.ladder("baseline")) + 1
+    return Bound(
+        largest_model=largest,
+        models=in_play + scored + slots,
+        checkpoints=(max(mu, lambda_) * KEPT_CHECKPOINTS + slots) * (1 + OPTIMIZER) * largest,
+    )
