@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,19 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from nasd import daemon_lock, preflight, slots, snapshot
+from nasd import daemon_lock, notify, preflight, slots, snapshot
 from nasd.config import PREPARE, Config, check_against_slots
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
+from nasd.gpus import GpuWatch
 from nasd.store import Store
 from nasd.tick import Tick
+from nasd.watchdog import Watchdog
 
 log = logging.getLogger("nasd")
+
+OVERDUE_SECONDS = 5.0  # beyond two intervals without a turn
+HANG_SECONDS = 300.0  # after which a turn counts as hanging
 
 # What may differ from what the experiment was begun with; all else would change its meaning.
 MAY_CHANGE = (
@@ -47,11 +54,14 @@ def run(
     """
     folder = config_path.resolve().parent
     state = StateFolder(folder / config.experiment.state)
-    devices = slots.devices(config.slots)
-    check_against_slots(config, len(devices), str(config_path))
+    if not fresh:
+        _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
+    devices = slots.devices(config.slots, begun=began is not None)
     if began is not None:
         _changes(began, state, config, config_path)
+    else:
+        check_against_slots(config, len(devices), str(config_path))
     seed = preflight.check(config, folder, str(config_path)) if began is None else None
     try:
         state.path.mkdir(parents=True, exist_ok=True)
@@ -59,55 +69,60 @@ def run(
         raise NasdError(
             f"{config_path}: experiment.state: {state.path} cannot be made: {error.strerror}"
         ) from error
-    with daemon_lock.hold(state.lock):
+    with ExitStack() as stack:
+        stack.enter_context(daemon_lock.hold(state.lock))
         if fresh and state.database.exists():
             set_aside(state)
         began = _began_with(state)  # once more: another daemon may just have left
         changed = "" if began is None else _changes(began, state, config, config_path)
         store = Store(state.database)
-        try:
-            if changed:
-                store.change_config(_as_json(config), changed, time.time())
-            if seed is not None and began is None:
-                store.create_experiment(
-                    config.experiment.name,
-                    config.experiment.seed,
-                    _as_json(config),
-                    seed.backbone,
-                    seed.baseline,
-                    PREPARE,
-                    time.time(),
-                )
-            on_begin()
-            launcher = slots.LocalLauncher(config.slots.threads)
-            return _serve(Tick(store, config, folder, state, devices, launcher))
-        finally:
-            store.close()
+        stack.callback(store.close)
+        if changed:
+            store.change_config(_as_json(config), changed, time.time())
+        if seed is not None and began is None:
+            store.create_experiment(
+                config.experiment.name,
+                config.experiment.seed,
+                _as_json(config),
+                seed.backbone,
+                seed.baseline,
+                PREPARE,
+                time.time(),
+            )
+        on_begin()
+        tick = Tick(
+            store, config, folder, state, devices, slots.LocalLauncher(config.slots.threads)
+        )
+        if any(device.startswith("cuda") for device in devices):
+            gpus = GpuWatch(devices)
+            stack.callback(gpus.close)
+            tick.health = gpus.look
+        return _serve(tick)
 
 
 def _serve(tick: Tick) -> bool:
     """Ticks until there is nothing more to do. On SIGTERM or SIGINT, attempts write a checkpoint
     and leave first."""
-    now = time.time()
-    snap = tick.store.read()
-    more = len(snap.generations) <= tick.config.experiment.generations
-    if snap.experiment.state == "halted" or (snap.experiment.state == "complete" and more):
-        tick.store.resume(now)
-    tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)
-    log.info("nasd serves %s with slots %s", tick.state.path, " ".join(tick.slots))
     # In this thread: the kernel kills a worker when the thread that started it ends.
     scheduler = BlockingScheduler(executors={"default": DebugExecutor()})
     told: list[int] = []
+    begun = False
 
     def leave_loop() -> None:
         if scheduler.running:
             scheduler.shutdown(wait=False)
 
     def turn() -> None:
-        if not told:
-            tick()
-        if told or tick.store.read().experiment.state != "running":
-            leave_loop()
+        nonlocal begun
+        with watchdog.turn():
+            if not told:
+                if not begun:
+                    _begin(tick)
+                    begun = True
+                tick()
+            if told or tick.store.in_play().experiment.state != "running":
+                leave_loop()
+        notify.notify(READY="1", WATCHDOG="1", STATUS=_in_words(tick))
 
     def leave(number: int, frame: object) -> None:
         if told:
@@ -122,27 +137,72 @@ def _serve(tick: Tick) -> bool:
         signal.signal(number, leave)
     scheduler.add_listener(report, EVENT_JOB_ERROR)
     # Late is better than never, and once is enough: nothing rests on the wall clock.
-    scheduler.add_job(
+    interval = tick.config.daemon.tick_seconds
+    job = scheduler.add_job(
         turn,
         "interval",
-        seconds=tick.config.daemon.tick_seconds,
-        next_run_time=datetime.now().astimezone(),
+        seconds=interval,
+        next_run_time=_now(),
         misfire_grace_time=None,
         coalesce=True,
         max_instances=1,
     )
-    try:
-        scheduler.start()
-    except JobLookupError:
-        # Shut down from within its one job, it does not find that job again afterwards.
-        if scheduler.running:
-            raise
+    watchdog = Watchdog(
+        overdue=2 * interval + OVERDUE_SECONDS,
+        hang=HANG_SECONDS,
+        wake=lambda: _turn_now(scheduler, job.id),
+        restart=_restart,
+    )
+    with watchdog:
+        try:
+            scheduler.start()
+        except JobLookupError:
+            # Shut down from within its one job, it does not find that job again afterwards.
+            if scheduler.running:
+                raise
+    notify.notify(STOPPING="1", STATUS="attempts write their checkpoints")
     if told:
         log.info("asked to stop: attempts write their checkpoints")
     tick.stop()
-    complete = tick.store.read().experiment.state == "complete"
+    complete = tick.store.in_play().experiment.state == "complete"
     tick.store.note("daemon", "stopped", time.time())
     return complete
+
+
+def _begin(tick: Tick) -> None:
+    """Takes the search up. Within a turn, so that a disk that is full just now does not end it."""
+    now = time.time()
+    found = tick.store.in_play()
+    more = len(found.generations) <= tick.config.experiment.generations
+    if found.experiment.state == "halted" or (found.experiment.state == "complete" and more):
+        tick.store.resume(now)
+    tick.begin()
+    tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)
+    log.info("nasd serves %s with slots %s", tick.state.path, " ".join(tick.slots))
+
+
+def _in_words(tick: Tick) -> str:
+    found = tick.store.in_play()
+    if found.experiment.hold:
+        return f"on hold: {found.experiment.hold}"
+    where = f"generation {found.generation.number}, " if found.generation else ""
+    phase = found.generation.phase if found.generation else "baseline"
+    return f"{found.experiment.state}: {where}{phase}, {len(found.live_attempts)} attempts run"
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _turn_now(scheduler: BlockingScheduler, job: str) -> None:
+    with suppress(JobLookupError):  # it has just left
+        scheduler.modify_job(job, next_run_time=_now())
+
+
+def _restart() -> None:
+    """This process from its beginning, with the same number: whatever hung in it is gone, the
+    workers end with it and are resumed, and it needs nobody to start it again."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def set_aside(state: StateFolder) -> Path:
@@ -153,6 +213,19 @@ def set_aside(state: StateFolder) -> Path:
         if path.name not in ("old", "cache", state.lock.name, ".gitkeep"):
             path.rename(old / path.name)
     return old
+
+
+def _bring_up_to_date(state: StateFolder) -> None:
+    """The database of an older nasd, after a backup; nothing else can read it before."""
+    try:
+        with snapshot.opened(state.path):
+            return
+    except snapshot.NoExperiment:
+        return
+    except snapshot.OlderSchema as older:
+        log.warning("%s", older)
+        with daemon_lock.hold(state.lock):
+            Store(state.database).close()
 
 
 def _began_with(state: StateFolder) -> dict[str, Any] | None:

@@ -28,6 +28,14 @@ class NoExperiment(NasdError):
         super().__init__(f"{state} holds no experiment yet: start one with `nasd run`")
 
 
+class OlderSchema(NasdError):
+    def __init__(self, path: Path, found: int) -> None:
+        super().__init__(
+            f"{path} was written by an older nasd (schema {found}, this one knows {SCHEMA}):"
+            " `nasd run` brings it up to date, after a backup"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     name: str
@@ -252,10 +260,7 @@ def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = Tru
     query = "SELECT count(*) FROM _sqlite_migrations WHERE migration_set = 'nasd'"
     found = connection.execute(query).fetchone()[0]
     if found < SCHEMA and reading:
-        raise NasdError(
-            f"{path} was written by an older nasd (schema {found}, this one knows {SCHEMA}):"
-            " `nasd run` brings it up to date, after a backup"
-        )
+        raise OlderSchema(path, found)
     if found > SCHEMA:
         raise NasdError(
             f"{path} was written by a newer nasd (schema {found}, this one knows {SCHEMA}):"

@@ -38,6 +38,7 @@ from nasd.store import StageRecord, Store
 log = logging.getLogger("nasd")
 
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
+FAULTS = 2  # answers in a row that make a GPU count as lost: a driver may be slow for once
 RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
 SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
 GB = 1e9
@@ -75,6 +76,8 @@ class Tick:
         )
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
+        self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
+        self._faults: dict[str, int] = {}  # answers in a row that found a GPU at fault
         self._healthy_since: dict[str, float] = {}
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
@@ -101,11 +104,12 @@ class Tick:
         """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
         suspect, or in use by somebody else."""
         self._look_at_disk()
-        gpus = self.health()
-        if gpus:
+        answer = self.health()
+        if answer and answer is not self._answer:  # a new one, each 30 s or so
+            self._answer = answer
             for slot in self.slots:
-                if slot in gpus:
-                    self._look_at_gpu(gpus[slot])
+                if slot in answer:
+                    self._look_at_gpu(answer[slot])
         for slot, reason in policy.suspects(self.store.in_play(), self.slots).items():
             self._quarantine(slot, "suspect", reason)
 
@@ -133,8 +137,11 @@ class Tick:
         known = snapshot.quarantine.get(gpu.slot)
         if gpu.fault:
             self._healthy_since.pop(gpu.slot, None)
-            self._quarantine(gpu.slot, "lost", gpu.fault)
+            self._faults[gpu.slot] = self._faults.get(gpu.slot, 0) + 1
+            if self._faults[gpu.slot] >= FAULTS:
+                self._quarantine(gpu.slot, "lost", gpu.fault)
             return
+        self._faults.pop(gpu.slot, None)
         since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
         leased = gpu.slot in snapshot.leases
         foreign = gpus.foreign(gpu, self.launcher.owns, leased)

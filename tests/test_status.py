@@ -201,7 +201,10 @@ def test_it_tells_where_a_worker_is_by_its_heartbeat(tmp_path: Path):
     write(Heartbeat(doing="tokenising", step=3, steps=10, at=5.0), heartbeat)
     (one,) = report(tick)["candidates"]
     assert one["progress"] == {
-        **{"doing": "tokenising", "step": 3, "steps": 10, "at": 5.0},
+        "doing": "tokenising",
+        "step": 3,
+        "steps": 10,
+        "at": 5.0,
         "patience": 0.0,
     }
     for broken in ("", '{"doing": '):
