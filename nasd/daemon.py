@@ -173,7 +173,8 @@ def _begin(tick: Tick) -> None:
     """Takes the search up. Within a turn, so that a disk that is full just now does not end it."""
     now = time.time()
     found = tick.store.in_play()
-    more = len(found.generations) <= tick.config.experiment.generations
+    done = -1 if found.generation is None else found.generation.number
+    more = done < tick.config.experiment.generations
     if found.experiment.state == "halted" or (found.experiment.state == "complete" and more):
         tick.store.resume(now)
     tick.begin()

@@ -126,7 +126,8 @@ def m002_faults(db: Database) -> None:
     ALTER TABLE attempt ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE attempt ADD COLUMN slot_seconds REAL
         GENERATED ALWAYS AS (json_array_length(slots) * (ended_at - started_at)) VIRTUAL;
-    CREATE INDEX attempt_ledger ON attempt (slot_seconds);
+    ALTER TABLE experiment ADD COLUMN slot_seconds REAL NOT NULL DEFAULT 0;
+    UPDATE experiment SET slot_seconds = (SELECT coalesce(sum(slot_seconds), 0.0) FROM attempt);
     CREATE TABLE quarantine (
         slot TEXT PRIMARY KEY,
         kind TEXT NOT NULL CHECK (kind IN ('lost', 'foreign', 'suspect')),

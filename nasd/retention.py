@@ -25,6 +25,7 @@ from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.lifecycle import State
 from nasd.pareto import ranks
+from nasd.protocol import AttemptFolder
 from nasd.snapshot import Candidate, Snapshot
 
 BYTES = 4  # of a weight, in float32
@@ -37,7 +38,7 @@ def needed(
 ) -> set[tuple[int, str]]:
     """The (candidate, stage) whose weights must stay.
 
-    snapshot: of what is in play, at least. scored: (candidate, quality, parameters) of all that
+    snapshot: of what is in play, or more. scored: (candidate, quality, parameters) of all that
     ever were.
     """
     wanted: set[tuple[int, str]] = set()
@@ -71,10 +72,10 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             return {candidate.stage}
         case State.SCORED:
             # Until a generation's selection stands, each of its members may become a parent.
-            if candidate.id in snapshot.survivors(generation.number) or not any(
-                member.survives is not None
-                for member in snapshot.members
-                if member.generation == generation.number
+            members = [one for one in snapshot.members if one.generation == generation.number]
+            selected = any(one.survives is not None for one in members)
+            if any(
+                one.candidate == candidate.id and (one.survives or not selected) for one in members
             ):
                 return {mlm[-1], _answering_stage(config)}
             return set()
@@ -92,40 +93,42 @@ def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) ->
     stages = {stage.name for stage in config.stages if stage.train != "none"} | {PREPARE}
     gone = []
     for home in sorted((state.path / "candidates").glob("*")):
+        for half in home.glob(".*.gone"):  # of a collection that was killed
+            shutil.rmtree(half)
         for stage in sorted(stages):
             folder = home / stage
             if folder.is_dir() and (int(home.name), stage) not in wanted:
                 folder.rename(half := home / f".{stage}.gone")  # no half a model under its name
                 shutil.rmtree(half)
                 gone.append(f"{home.name}/{stage}")
-        for half in home.glob(".*.gone"):  # of a collection that was killed
-            shutil.rmtree(half)
     return gone
 
 
 def sweep(state: StateFolder, snapshot: Snapshot) -> int:
-    """Removes what ended attempts left and nobody will read; returns how many had something.
+    """Removes what ended attempts left and nobody will read; at how many stages there was any.
 
-    snapshot: of what these attempts belong to.
+    As long as a candidate has the stage before it, its two newest checkpoints there stay.
+    snapshot: of what the attempts belong to.
     """
+    ended: dict[tuple[int, str], list[AttemptFolder]] = {}
+    for attempt in snapshot.attempts:
+        if not attempt.live:
+            folder = state.attempt(attempt.id)
+            ended.setdefault((attempt.candidate, attempt.stage), []).append(folder)
     return sum(
-        clear(state, snapshot, candidate, attempt.stage)
-        for attempt in snapshot.attempts
-        if not attempt.live and attempt.number == 1
-        for candidate in [snapshot.candidates[attempt.candidate]]
+        _clear(snapshot.candidates[candidate], stage, folders)
+        for (candidate, stage), folders in ended.items()
     )
 
 
-def clear(state: StateFolder, snapshot: Snapshot, candidate: Candidate, stage: str) -> bool:
-    """Removes what ended attempts of a candidate at a stage left; whether there was anything.
+def clear(state: StateFolder, snapshot: Snapshot, candidate: int, stage: str) -> None:
+    """As sweep, for one candidate at one stage."""
+    attempts = policy.attempts_at(snapshot, candidate, stage)
+    folders = [state.attempt(attempt.id) for attempt in attempts if not attempt.live]
+    _clear(snapshot.candidates[candidate], stage, folders)
 
-    As long as the candidate has the stage before it, its two newest checkpoints stay.
-    """
-    folders = [
-        state.attempt(attempt.id)
-        for attempt in policy.attempts_at(snapshot, candidate.id, stage)
-        if not attempt.live
-    ]
+
+def _clear(candidate: Candidate, stage: str, folders: list[AttemptFolder]) -> bool:
     goes_on = candidate.stage == stage and candidate.state in (State.PENDING, State.RUNNING)
     checkpoints = [path for folder in folders for path in folder.checkpoints.glob("step-*")]
     checkpoints.sort(key=lambda path: path.name)

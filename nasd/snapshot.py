@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -167,8 +167,9 @@ class LoggedEvent:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """whole: everything is in it, not only what is in play. taken: the genotype hashes that are
-    not free any more; read while a generation breeds. ended_slot_seconds: of all attempts ever.
+    """whole: everything is in it, not only what is in play and the two newest generations. taken:
+    the genotype hashes that are not free any more; read while a generation breeds.
+    ended_slot_seconds: of all attempts ever.
     """
 
     whole: bool
@@ -297,27 +298,40 @@ def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     ).fetchall()
 
 
+@lru_cache(maxsize=2048)
+def _decoded(text: str) -> Any:
+    """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
+    return json.loads(text)
+
+
+@lru_cache(maxsize=2048)
+def _curve(text: str) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in json.loads(text)]
+
+
 def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
     def rows(query: str, *arguments: Any) -> Sequence[Any]:
         return connection.execute(query, arguments).fetchall()
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_at, hold FROM experiment"
+        " resumed_at, hold, slot_seconds FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold) = found[0][7:]
+    (created, completed, resumed, hold, slot_seconds) = found[0][7:]
+    number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
-            "SELECT number, phase, opened_at, completed_at FROM generation ORDER BY number"
+            "SELECT number, phase, opened_at, completed_at FROM generation WHERE number >= ?"
+            " ORDER BY number",
+            0 if whole else number - 1,
         )
     )
     newest = generations[-1] if generations else None
-    number = -1 if newest is None else newest.number
     # What is in play, by whose id; ?1 is the newest generation.
     play = (
         "IN (SELECT candidate FROM member WHERE generation = ?1"
@@ -366,9 +380,9 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
                 stage=row[2],
                 number=row[3],
                 state=AttemptState(row[4]),
-                slots=tuple(json.loads(row[5])),
+                slots=tuple(_decoded(row[5])),
                 token=row[6],
-                process=None if row[7] is None else json.loads(row[7]),
+                process=None if row[7] is None else _decoded(row[7]),
                 verdict=row[8],
                 message=row[9],
                 started_at=row[10],
@@ -386,8 +400,8 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             (row[0], row[1]): StageResult(
                 candidate=row[0],
                 stage=row[1],
-                metrics=json.loads(row[2]),
-                curve=[(step, loss) for step, loss in json.loads(row[3])],
+                metrics=_decoded(row[2]),
+                curve=_curve(row[3]),
                 steps=row[4],
                 seconds=row[5],
             )
@@ -398,7 +412,7 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             )
         },
         decisions=tuple(
-            Decision(generation, kind, stage, json.loads(payload))
+            Decision(generation, kind, stage, _decoded(payload))
             for generation, kind, stage, payload in rows(
                 "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?"
                 " ORDER BY id",
@@ -426,5 +440,5 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
                 else ()
             )
         ),
-        ended_slot_seconds=rows("SELECT coalesce(sum(slot_seconds), 0.0) FROM attempt")[0][0],
+        ended_slot_seconds=slot_seconds,
     )

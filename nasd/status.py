@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,35 @@ from nasd.config import PREPARE
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
-from nasd.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.snapshot import Attempt, Candidate, LoggedEvent, Member, Snapshot
 
 EVENTS = 5
 OTHERS = 80  # columns that all but the genotype take
 
 
-def report(state: Path, now: float | None = None) -> dict[str, Any]:
-    """The whole experiment as plain JSON values; raises NasdError if there is none."""
+def report(state: Path, now: float | None = None, whole: bool = True) -> dict[str, Any]:
+    """The experiment as plain JSON values; raises NasdError if there is none.
+
+    Not whole: the baseline and the newest generation with its parents, which is what a view shows.
+    """
     folder = StateFolder(state)
     with snapshot.opened(state) as connection:
-        snap = snapshot.read(connection)
+        snap = snapshot.read(connection, whole)
         events = snapshot.events(connection, EVENTS)
     now = time.time() if now is None else now
     experiment = snap.experiment
     config = experiment.config
     generation = snap.generation
-    devices = sorted({slot for attempt in snap.attempts for slot in attempt.slots} | {*snap.leases})
+    used = {slot for attempt in snap.attempts for slot in attempt.slots}
+    devices = sorted(used | {*snap.leases, *snap.quarantine})
+    about = _About.all(snap)
     return {
         "experiment": {
             "name": experiment.name,
             "seed": experiment.seed,
             "state": experiment.state,
             "reason": experiment.reason,
+            "hold": experiment.hold,
             "served": daemon_lock.held(folder.lock),
             "started_at": experiment.created_at,
             "seconds": (experiment.completed_at or now) - experiment.created_at,
@@ -53,10 +60,17 @@ def report(state: Path, now: float | None = None) -> dict[str, Any]:
             "budget": config["experiment"]["budget_gpu_hours"],
         },
         "slots": [
-            {"slot": slot, "attempt": snap.leases.get(slot), "candidate": _holder(snap, slot)}
+            {
+                "slot": slot,
+                "attempt": snap.leases.get(slot),
+                "candidate": _holder(snap, slot),
+                "quarantine": snap.quarantine[slot].reason if slot in snap.quarantine else None,
+            }
             for slot in devices
         ],
-        "candidates": [_candidate(snap, folder, one) for one in snap.candidates.values()],
+        "candidates": [
+            _candidate(snap, folder, one, about[one.id]) for one in snap.candidates.values()
+        ],
         "generations": [
             {
                 "number": one.number,
@@ -83,18 +97,36 @@ def _holder(snap: Snapshot, slot: str) -> int | None:
     return None if attempt is None else attempt.candidate
 
 
-def _candidate(snap: Snapshot, folder: StateFolder, candidate: Candidate) -> dict[str, Any]:
-    attempt = next((a for a in snap.live_attempts if a.candidate == candidate.id), None)
-    losses = {
-        stage: result.curve[-1][1]
-        for (owner, stage), result in snap.results.items()
-        if owner == candidate.id and result.curve
-    }
+@dataclass
+class _About:
+    """What other tables say of one candidate."""
+
+    live: Attempt | None = None
+    attempts: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    member: Member | None = None  # of the newest generation that ranked it
+
+    @classmethod
+    def all(cls, snap: Snapshot) -> "dict[int, _About]":
+        found = {candidate: cls() for candidate in snap.candidates}
+        for attempt in snap.attempts:
+            found[attempt.candidate].attempts += 1
+            if attempt.live:
+                found[attempt.candidate].live = attempt
+        for (candidate, stage), result in snap.results.items():
+            if result.curve:
+                found[candidate].losses[stage] = result.curve[-1][1]
+        for member in snap.members:
+            if member.rank is not None and member.candidate in found:
+                found[member.candidate].member = member
+        return found
+
+
+def _candidate(
+    snap: Snapshot, folder: StateFolder, candidate: Candidate, about: _About
+) -> dict[str, Any]:
+    member = about.member
     scores = snap.scores(candidate.id) or {}
-    member = next(
-        (m for m in reversed(snap.members) if m.candidate == candidate.id and m.rank is not None),
-        None,
-    )
     return {
         "id": candidate.id,
         "generation": candidate.generation,
@@ -108,15 +140,15 @@ def _candidate(snap: Snapshot, folder: StateFolder, candidate: Candidate) -> dic
         "hash": candidate.hash,
         "parameters": candidate.parameters,
         "size": snap.size(candidate.id),
-        "losses": losses,
+        "losses": about.losses,
         "exact_match": scores.get("exact_match"),
         "f1": scores.get("f1"),
         "quality": snap.quality(candidate.id),
         "rank": None if member is None else member.rank,
         "crowding": _plain(None if member is None else member.crowding),
         "survives": bool(member and member.survives),
-        "progress": None if attempt is None else _progress(folder, attempt.id),
-        "attempts": sum(a.candidate == candidate.id for a in snap.attempts),
+        "progress": None if about.live is None else _progress(folder, about.live.id),
+        "attempts": about.attempts,
     }
 
 
@@ -166,17 +198,20 @@ def render(data: dict[str, Any], width: int, height: int | None = None) -> Any:
         parts.append(Text(f"halted: {experiment['reason']}", style="bold red"))
     elif experiment["state"] == "running" and not experiment["served"]:
         parts.append(Text("no daemon serves it: go on with `nasd run`", style="yellow"))
-    slots = "  ".join(
-        f"{slot['slot']} "
-        + ("idle" if slot["candidate"] is None else f"candidate {slot['candidate']}")
-        for slot in data["slots"]
-    )
+    if experiment["hold"]:
+        parts.append(Text(f"on hold: {experiment['hold']}", style="bold yellow"))
+    for slot in data["slots"]:
+        if slot["quarantine"]:
+            text = Text(f"{slot['slot']} is left alone: {slot['quarantine']}", style="yellow")
+            text.no_wrap, text.overflow = True, "ellipsis"
+            parts.append(text)
+    slots = "  ".join(f"{slot['slot']} " + _slot_text(slot) for slot in data["slots"])
     if slots:
         parts.append(Text(slots, style="dim", no_wrap=True, overflow="ellipsis"))
     candidates = _in_view(data)
     events = data["events"] if experiment["state"] != "complete" else []
     if height is not None:
-        room = height - len(parts) - 5  # the table's own lines, and the prompt's
+        room = height - sum(_lines(part, width) for part in parts) - 5  # the table's, the prompt's
         events = events[len(events) - max(0, min(len(events), room - 4)) :]  # the newest
         candidates = candidates[: max(1, room - len(events))]
     parts.append(_table(candidates, width))
@@ -245,14 +280,14 @@ def watch(
     def view() -> Any:
         nonlocal data
         try:
-            data = report(state)
+            data = report(state, whole=False)
         except NasdError as error:
             return Text(f"waiting: {error}", no_wrap=True, overflow="ellipsis")
         return render(data, console.width, console.height)
 
     if not console.is_terminal:
         _follow(state, interval, stop)
-        return report(state)
+        return report(state, whole=False)
     with Live(view(), console=console, auto_refresh=False, transient=True) as live:
         while not stop() and not (data and data["experiment"]["state"] != "running"):
             time.sleep(interval)
@@ -268,7 +303,7 @@ def _follow(state: Path, interval: float, stop: Callable[[], bool]) -> None:
         try:
             with snapshot.opened(state) as connection:
                 events = snapshot.events(connection, 200)
-                ended = ended or snapshot.read(connection).experiment.state != "running"
+                ended = ended or snapshot.read(connection, False).experiment.state != "running"
         except NasdError:
             events = []
         for event in events:
@@ -285,6 +320,17 @@ def _where(data: dict[str, Any]) -> str:
     if data["generation"] is None:
         return str(data["phase"])
     return f"generation {data['generation']} of {generations}, {data['phase']}"
+
+
+def _lines(text: Any, width: int) -> int:
+    """How many lines a text takes; one more where words that do not fit may be wrapped."""
+    return 1 if text.no_wrap or len(text) <= width else len(text) // width + 2
+
+
+def _slot_text(slot: dict[str, Any]) -> str:
+    if slot["candidate"] is not None:
+        return f"candidate {slot['candidate']}"
+    return "left alone" if slot["quarantine"] else "idle"
 
 
 def _in_view(data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -332,6 +332,12 @@ class Store:
                 " reached = ? WHERE id = ?",
                 (ended_at, verdict, message, reached, attempt),
             )
+            # The ledger as a running total: a sum over all attempts would be read each turn.
+            self._db.execute(
+                "UPDATE experiment SET slot_seconds = slot_seconds"
+                " + (SELECT slot_seconds FROM attempt WHERE id = ?)",
+                (attempt,),
+            )
             self._db.execute("DELETE FROM lease WHERE attempt = ?", (attempt,))
             candidate, stage = self._row(
                 "SELECT candidate, stage FROM attempt WHERE id = ?", attempt

@@ -242,9 +242,7 @@ class Tick:
             end.state,
             f" ({end.message})" if end.message else "",
         )
-        snapshot = self.store.in_play()
-        candidate = snapshot.candidates[attempt.candidate]
-        retention.clear(self.state, snapshot, candidate, attempt.stage)
+        retention.clear(self.state, self.store.in_play(), attempt.candidate, attempt.stage)
 
     def _outcome(self, attempt: Attempt, folder: AttemptFolder) -> Outcome | None:
         """What the worker says, if it is whole, this attempt's own, and its result stands."""

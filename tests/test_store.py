@@ -381,7 +381,7 @@ CANDIDATE = (
     [
         "UPDATE experiment SET state = 'asleep'",
         "INSERT INTO experiment SELECT 2, name, seed, config, backbone, prepared, state, reason,"
-        " created_at, completed_at, resumed_at, hold FROM experiment",
+        " created_at, completed_at, resumed_at, hold, slot_seconds FROM experiment",
         "UPDATE experiment SET seed = 'many'",
         "UPDATE generation SET phase = 'resting'",
         "INSERT INTO generation VALUES (-1, 'breeding', 0, NULL)",

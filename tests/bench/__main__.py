@@ -1,0 +1,12 @@
+"""`bin/bench control`: measures; prints one table."""
+
+import sys
+
+from tests.bench import control
+
+BENCHES = {"control": control.main}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
+        sys.exit(f"usage: bin/bench {{{','.join(BENCHES)}}} [--help]")
+    BENCHES[sys.argv[1]](sys.argv[2:])

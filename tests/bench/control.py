@@ -1,0 +1,293 @@
+"""The control plane at scale: a search of thousands of candidates, as deep into it as can be.
+
+The database is filled by SQL with what a search of that size leaves; then real ticks run on it
+(synchronous = FULL, a launcher that only pretends), the real commands, and a real daemon at rest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nasd.folders import StateFolder
+from nasd.genotype import Backbone, Block, FeedForward, Genotype, unchanged
+from nasd.policy import next_decision
+from nasd.store import Store
+from nasd.tick import Tick
+from tests.conftest import BASELINE, Clock, FakeLauncher, begin, prepared, thesis_config
+
+DISTILBERT = Backbone(30522, 512, 768)
+CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
+EVENTS_A_STAGE = 2
+LADDER = ("pretrain_0", "pretrain_1", "finetune", "evaluate")
+
+
+def genotypes(count: int, seed: int = 0) -> list[Genotype]:
+    """So many different ones, of about the size that a search comes to."""
+    draw = random.Random(seed)
+    found: dict[str, Genotype] = {}
+    while len(found) < count:
+        blocks = tuple(
+            Block(
+                draw.choice([6, 8, 12]),
+                tuple(
+                    FeedForward(
+                        draw.choice(["relu", "gelu"]),
+                        tuple(draw.choice([1024, 2048, 3072]) for _ in range(draw.choice([1, 2]))),
+                    )
+                    for _ in range(draw.choice([1, 1, 2]))
+                ),
+            )
+            for _ in range(draw.randint(4, 8))
+        )
+        one = Genotype(blocks)
+        found[one.hash] = one
+    return list(found.values())
+
+
+def fill(state: StateFolder, candidates: int) -> None:
+    """A search whose newest generation is about to be bred, behind `candidates` others."""
+    config = thesis_config(experiment={"generations": 10**6})
+    store = Store(state.database)
+    store._db.execute("PRAGMA synchronous = OFF")
+    begin(store, config, DISTILBERT, Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6))
+    ready = json.dumps(prepared().model_dump())
+    lineage = json.dumps([one.to_json() for one in unchanged(BASELINE)])
+    draw = random.Random(1)
+    with store._transaction():
+        run = store._db.conn.execute
+        run("UPDATE experiment SET prepared = ?", (ready,))
+        run("UPDATE candidate SET state = 'scored', stage = 'evaluate' WHERE id = 0")
+        _attempt(run, 0, "evaluate", 0.0)
+        _result(run, 0, "evaluate", draw)
+        mu, lambda_ = config.population.mu, config.population.lambda_
+        drawn = iter(genotypes(candidates))
+        number, generation, parents = 1, 0, [0]
+        while number <= candidates:
+            run(
+                "INSERT INTO generation VALUES (?, 'complete', ?, ?)",
+                (generation, generation * 1e5, generation * 1e5 + 9e4),
+            )
+            born = []
+            for _ in range(min(mu if generation == 0 else lambda_, candidates + 1 - number)):
+                one = next(drawn)
+                cut = generation > 0 and len(born) % 2 == 1
+                stages = LADDER[:1] if cut else LADDER
+                run(
+                    "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                    (
+                        *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
+                        *(one.hash, lineage, draw.randint(20_000_000, 90_000_000)),
+                        *(stages[-1], "cut" if cut else "scored"),
+                    ),
+                )
+                for stage in stages:
+                    _attempt(run, number, stage, generation * 1e5)
+                    _result(run, number, stage, draw)
+                born.append(number)
+                number += 1
+            scored = born if generation == 0 else [*parents, *born[::2]]
+            survivors = scored[-mu:]
+            for role, members in (("parent", parents), ("offspring", born)):
+                for member in members if generation or role == "offspring" else ():
+                    run(
+                        "INSERT INTO member VALUES (?, ?, ?, ?, 0, 1.0)",
+                        (generation, member, role, int(member in survivors)),
+                    )
+            curves = {str(member): CURVE for member in born}
+            for kind, stage in (("breed", ""), ("cutoff", "pretrain_0"), ("select", "")):
+                run(
+                    "INSERT INTO decision VALUES (NULL, ?, ?, ?, ?, 0)",
+                    (generation, kind, stage, json.dumps({"curves": curves, "hypervolume": 1.0})),
+                )
+            parents, generation = survivors, generation + 1
+    store._db.execute(
+        "UPDATE experiment SET slot_seconds = (SELECT sum(slot_seconds) FROM attempt)"
+    )
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
+
+
+def _attempt(run: Callable[..., Any], candidate: int, stage: str, at: float) -> None:
+    cursor = run(
+        "INSERT INTO attempt (candidate, stage, number, state, slots, token, verdict, started_at,"
+        " ended_at) VALUES (?, ?, 1, 'succeeded', ?, ?, 'succeeded', ?, ?)",
+        (candidate, stage, '["cuda:0", "cuda:1"]', os.urandom(16).hex(), at, at + 3600),
+    )
+    for event in ("start", "advance"):
+        run(
+            "INSERT INTO event (at, candidate, attempt, event, source, target, stage) VALUES"
+            " (?, ?, ?, ?, 'pending', 'running', ?)",
+            (at, candidate, cursor.lastrowid, event, stage),
+        )
+
+
+def _result(run: Callable[..., Any], candidate: int, stage: str, draw: random.Random) -> None:
+    f1 = draw.uniform(20, 80)
+    metrics = {"loss": draw.uniform(2, 6), "exact_match": f1 - 10, "f1": f1}
+    run(
+        "INSERT INTO result VALUES (?, ?, 1, ?, ?, 1600, 3600.0, 0)",
+        (candidate, stage, json.dumps(metrics), json.dumps(CURVE)),
+    )
+
+
+def ticks(state: StateFolder, generations: int) -> dict[str, list[float]]:
+    """Seconds of each turn, by what the turn did, while so many generations climb their ladder."""
+    config = thesis_config(experiment={"generations": 10**6, "seed": 1})
+    clock = Clock(1e9)
+    store = Store(state.database)
+    launcher = FakeLauncher(clock)
+    launcher.weights = []
+    _stand_in_weights(state, store)
+    slots = tuple(f"cpu:{n}" for n in range(4))
+    config = config.model_copy(update={"slots": config.slots.model_copy(update={"devices": slots})})
+    tick = Tick(*(store, config, state.path, state, slots, launcher, clock), monotonic=clock)
+    tick.begin()
+    tick()  # the backup at the start, and the generation that is due
+    spent: dict[str, list[float]] = {}
+    last = _newest(store) + generations
+    turns = 0
+    while _newest(store) < last:
+        ends = [end for end, *_ in launcher.jobs.values()]
+        before = store.in_play()
+        jobs = {*launcher.jobs}
+        turns += 1
+        if turns % 2:  # every other one finds nothing new
+            clock.now = max(clock.now + 0.1, min(ends)) if ends else clock.now + 10
+        begun = time.perf_counter()
+        tick()
+        seconds = time.perf_counter() - begun
+        after = store.in_play()
+        if after.generations != before.generations:
+            kind = "selects, opens, breeds, backs up and collects"
+        elif len(after.decisions) > len(before.decisions):
+            kind = "makes a cutoff"
+        elif jobs != {*launcher.jobs}:
+            kind = "ends and starts attempts"
+        else:
+            kind = "rests"
+        spent.setdefault(kind, []).append(seconds)
+    assert next_decision(store.in_play(), config) == next_decision(store.read(), config)
+    store.close()
+    return spent
+
+
+def _newest(store: Store) -> int:
+    generation = store.in_play().generation
+    return -1 if generation is None else generation.number
+
+
+def _stand_in_weights(state: StateFolder, store: Store) -> None:
+    for candidate in store.in_play().candidates:
+        for stage in ("prepare", "pretrain_1", "finetune"):
+            folder = state.result(candidate, stage)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "model.json").write_text(json.dumps({"candidate": candidate}))
+
+
+def commands(state: StateFolder, times: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for name, more in (("nasd status", []), ("nasd status --json", ["--json"])):
+        for _ in range(times):
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "nasd", "status", "--state", str(state.path), *more],
+                check=True,
+                capture_output=True,
+            )
+            found.setdefault(name, []).append(time.perf_counter() - begun)
+    return found
+
+
+AT_REST = """
+import sys
+from pathlib import Path
+from nasd import daemon
+from nasd.folders import StateFolder
+from nasd.slots import LocalLauncher
+from nasd.store import Store
+from nasd.tick import Tick
+from nasd.config import load
+
+class Idle(LocalLauncher):
+    # torchrun is there, but what it runs only waits: the daemon watches as it watches training
+    def start(self, folder, slots, token):
+        import nasd.protocol as p, os, subprocess, psutil, time
+        p.write(p.Heartbeat(doing="training", at=time.time()), folder.heartbeat)
+        child = subprocess.Popen(["sleep", "100000"], env=os.environ | {p.TOKEN_VARIABLE: token})
+        self._children[child.pid] = child
+        return {"pid": child.pid, "started": psutil.Process(child.pid).create_time(), "boot": ""}
+
+state = StateFolder(Path(sys.argv[1]))
+config = load(Path(sys.argv[2]))
+slots = tuple(f"cpu:{n}" for n in range(4))
+daemon._serve(Tick(Store(state.database), config, state.path, state, slots, Idle(1)))
+"""
+
+
+def at_rest(state: StateFolder, seconds: float) -> dict[str, float]:
+    """A real daemon that watches four running attempts: share of a core, and memory."""
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", AT_REST, str(state.path), str(root / "config.toml")],
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        process = psutil.Process(child.pid)
+        try:
+            time.sleep(10)  # starts, and has its first turns behind it
+            before, begun = process.cpu_times(), time.monotonic()
+            time.sleep(seconds)
+            after, passed = process.cpu_times(), time.monotonic() - begun
+            used = after.user + after.system - before.user - before.system
+            return {
+                "share of a core": used / passed,
+                "resident MB": process.memory_info().rss / 1e6,
+                "private MB": process.memory_full_info().uss / 1e6,
+            }
+        finally:
+            for worker in process.children(recursive=True):
+                worker.kill()
+            child.kill()
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bin/bench control", description=__doc__)
+    parser.add_argument("--candidates", type=int, default=10_000)
+    parser.add_argument("--generations", type=int, default=3, help="that climb while it measures")
+    parser.add_argument("--rest", type=float, default=60.0, help="seconds of watching the daemon")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
+        state = StateFolder(Path(folder) / "state")
+        fill(state, given.candidates)
+        size = state.database.stat().st_size / 1e6
+        figures: dict[str, Any] = {
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "candidates": given.candidates,
+            "database MB": size,
+        }
+        print(f"{given.candidates} candidates, {size:.0f} MB of database", flush=True)
+        found = {f"a turn that {k}": v for k, v in ticks(state, given.generations).items()}
+        found |= commands(state, 7)
+        print(f"{'':58}{'n':>5}{'median':>10}{'most':>10}")
+        for name, values in found.items():
+            middle, most = statistics.median(values), max(values)
+            figures[name] = {"n": len(values), "median": middle, "most": most}
+            print(f"{name:58}{len(values):5}{1e3 * middle:7.1f} ms{1e3 * most:7.1f} ms")
+        figures["daemon at rest"] = at_rest(state, given.rest)
+        for name, value in figures["daemon at rest"].items():
+            shown = f"{100 * value:.2f} %" if name.startswith("share") else f"{value:.0f}"
+            print(f"daemon at rest, {name:42}{shown:>15}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1))
