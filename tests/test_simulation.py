@@ -1,0 +1,1053 @@
+"""A search without training: the surrogate, the cost model, the launcher's files and fates, and
+the forecast that rests on them."""
+
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import correlation
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from nasd import cli, forecast
+from nasd.config import PREPARE, Config, Stage
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.genotype import (
+    Block,
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    Lineage,
+    parameters,
+    unchanged,
+)
+from nasd.lifecycle import AttemptState, State
+from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, read_metrics, write
+from nasd.simulation import (
+    CPU_THREAD,
+    ECC,
+    Fate,
+    Machine,
+    SimulatedLauncher,
+    Surrogate,
+    Timeline,
+    Trained,
+    VirtualClock,
+    Volumes,
+    all_succeed,
+    attempt_seconds,
+    evaluation_steps,
+    example_flop,
+    memory_gb,
+    newest_checkpoint,
+    run,
+    save_checkpoint,
+    schedule,
+)
+from nasd.snapshot import Snapshot
+from nasd.tick import Tick
+from nasd.variation import initial_population, mutate
+from tests.conftest import (
+    BACKBONE,
+    BASELINE,
+    ROOT,
+    begin,
+    open_quickly,
+    small_config,
+    story,
+    thesis_config,
+    to_toml,
+)
+
+DISTILBERT = forecast.DISTILBERT
+THESIS_VOLUMES = Volumes(10_000_000, 4096, 70_079, 17_520, 70_819, 17_705)
+SMALL_VOLUMES = Volumes(2000, 8, 400, 100, 404, 101, qa_tokens=40.0)
+SLOW = Machine(tflops=3e-6, step_seconds=0.0, start_seconds=30.0)  # attempts of an hour
+
+
+def simulated(
+    state: StateFolder,
+    fate: Callable[[Spec, int], Fate] = all_succeed,
+    config: Config | None = None,
+    clock: VirtualClock | None = None,
+    machine: Machine = SLOW,
+    **options: Any,
+) -> tuple[Tick, VirtualClock, SimulatedLauncher]:
+    """A simulated search of the small config, begun or taken over from another daemon."""
+    config = config or small_config(daemon__checkpoint_minutes=5.0)
+    clock = clock or VirtualClock()
+    new = not state.database.exists()
+    store = open_quickly(state.database)
+    if new:
+        begin(store, config, now=clock())
+    launcher = SimulatedLauncher(clock, BACKBONE, BASELINE, SMALL_VOLUMES, machine, fate, **options)
+    assert config.slots.devices != "auto"
+    tick = Tick(
+        store,
+        config,
+        state.path,
+        state,
+        config.slots.devices,
+        launcher,
+        clock,
+        monotonic=clock,
+        free_bytes=lambda path: 1 << 50,
+    )
+    return tick, clock, launcher
+
+
+def finished(state: StateFolder, *arguments: Any, **options: Any) -> tuple[Snapshot, Any]:
+    """The end of a whole search, and its story."""
+    tick, clock, launcher = simulated(state, *arguments, **options)
+    snapshot = run(tick, clock, launcher)
+    told = story(tick.store)
+    tick.store.close()
+    return snapshot, told
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Any]:
+    """The small search, undisturbed."""
+    return finished(StateFolder(tmp_path_factory.mktemp("usual") / "state"))
+
+
+def only(kind: Any, at: float = 0.5, candidate: int = 1, stage: str = "pretrain_0", times: int = 1):
+    """A fate for the first attempts of one candidate at one stage; all others succeed."""
+
+    def fate(spec: Spec, before: int) -> Fate:
+        name = PREPARE if spec.stage is None else spec.stage.name
+        here = (spec.candidate, name) == (candidate, stage) and before < times
+        return Fate(kind, at) if here else Fate()
+
+    return fate
+
+
+# -- the surrogate -------------------------------------------------------------------------------
+
+
+def thesis_candidates(count: int) -> list[Genotype]:
+    config = thesis_config()
+    pool: list[Genotype] = []
+    for seed in range(math.ceil(count / 8)):
+        mutants = initial_population(
+            DISTILBERT.baseline, config.search_space, config.variation, 8, seed
+        )
+        pool += [mutant.genotype for mutant in mutants]
+    return pool[:count]
+
+
+SURROGATE = Surrogate(DISTILBERT.backbone, DISTILBERT.baseline, seed=3)
+LADDER = Trained(new=19_532, all=39_064)  # 4 and 8 epochs of 10 million sequences
+
+
+def test_the_curves_are_finite_and_fall_up_to_their_noise():
+    for genotype in thesis_candidates(16):
+        curve = [
+            SURROGATE.evaluation_loss(genotype, "pretrain_0", step, Trained(new=step))
+            for step in range(1, 20_000, 600)
+        ] + [
+            SURROGATE.evaluation_loss(genotype, "pretrain_1", step, Trained(new=19_400, all=step))
+            for step in range(1, 40_000, 600)
+        ]
+        assert all(0 < loss < 20 for loss in curve)
+        assert all(later < earlier + 0.03 for earlier, later in itertools.pairwise(curve))
+        assert curve[-1] < curve[0] - 0.1
+
+
+def test_loss_and_quality_are_tied_as_in_the_thesis():
+    """Its Figure 10: -0.789 at the cutoff, -0.771 at the end, of one generation."""
+    pool = thesis_candidates(100)
+    quality = [SURROGATE.quality(genotype, LADDER) for genotype in pool]
+    final = [SURROGATE.mlm_loss(genotype, LADDER) for genotype in pool]
+    cutoff = [SURROGATE.mlm_loss(genotype, Trained(new=LADDER.new)) for genotype in pool]
+    assert -0.95 < correlation(final, quality) < -0.6
+    assert -0.95 < correlation(cutoff, quality) < -0.6
+    assert len(set(quality)) == len(pool)
+
+
+def test_smaller_candidates_are_somewhat_worse_and_both_sides_have_their_front():
+    pool = thesis_candidates(100)
+    size = [float(parameters(genotype, DISTILBERT.backbone)) for genotype in pool]
+    quality = [SURROGATE.quality(genotype, LADDER) for genotype in pool]
+    assert 0.1 < correlation(size, quality) < 0.9
+    front = [
+        one
+        for one in range(len(pool))
+        if not any(size[o] < size[one] and quality[o] > quality[one] for o in range(len(pool)))
+    ]
+    assert len(front) >= 4
+
+
+def test_the_baseline_scores_as_in_the_thesis():
+    scores = SURROGATE.scores(DISTILBERT.baseline, Trained())
+    assert scores == pytest.approx({"exact_match": 62.0, "f1": 75.9})
+
+
+def test_equal_hashes_have_equal_values_and_other_seeds_have_others():
+    for genotype in thesis_candidates(8):
+        twin = Genotype.from_json(json.loads(json.dumps(genotype.to_json())))
+        again = Surrogate(DISTILBERT.backbone, DISTILBERT.baseline, seed=3)
+        other = Surrogate(DISTILBERT.backbone, DISTILBERT.baseline, seed=4)
+        assert again.scores(twin, LADDER) == SURROGATE.scores(genotype, LADDER)
+        one, two = (
+            s.evaluation_loss(g, "pretrain_0", 500, Trained(new=500))
+            for s, g in ((again, twin), (SURROGATE, genotype))
+        )
+        assert one == two
+        assert other.scores(genotype, LADDER) != SURROGATE.scores(genotype, LADDER)
+
+
+@given(exact=st.integers(0, 10**6), seed=st.integers(0, 50))
+def test_scores_are_percentages_and_f1_is_never_below_exact_match(exact: int, seed: int):
+    config = thesis_config()
+    genotype, _ = mutate(
+        DISTILBERT.baseline,
+        DISTILBERT.baseline,
+        config.search_space,
+        config.variation.initial,
+        random.Random(seed),
+    )
+    scores = SURROGATE.scores(genotype, Trained(all=exact))
+    assert 0 <= scores["exact_match"] <= scores["f1"] <= 100
+
+
+def test_who_diverges_is_a_matter_of_the_architecture_alone():
+    surrogate = replace(SURROGATE, diverging=0.25)
+    pool = thesis_candidates(100)
+    found = [surrogate.diverges(genotype) for genotype in pool]
+    assert found == [surrogate.diverges(genotype) for genotype in pool]
+    assert 10 <= sum(share is not None for share in found) <= 40
+    assert not any(SURROGATE.diverges(genotype) for genotype in pool)
+    assert replace(surrogate, diverging=1.0).diverges(DISTILBERT.baseline) is None
+
+
+# -- the cost model ------------------------------------------------------------------------------
+
+
+def flop_per_token(masks: int | None, train: Any, lineage: Lineage | None = None) -> float:
+    lineage = lineage or unchanged(DISTILBERT.baseline)
+    seed = DISTILBERT
+    return example_flop(seed.baseline, lineage, seed.backbone, 512, masks, train) / 512 / 1e6
+
+
+def test_the_operations_of_distilbert_are_those_that_were_counted():
+    """MFLOP a token at 512 tokens: 271 for training with the head and the last block on the masks
+    alone, 134 where one FFN of block 3 trains."""
+    lineage = list(unchanged(DISTILBERT.baseline))
+    lineage[3] = BlockLineage(3, False, ("altered",))
+    assert flop_per_token(77, "all") == pytest.approx(271, rel=0.01)
+    assert flop_per_token(77, "new", tuple(lineage)) == pytest.approx(134, rel=0.03)
+    assert flop_per_token(77, "none") == pytest.approx(271 / 3, rel=0.01)
+    assert flop_per_token(77, "none") < flop_per_token(77, "head") < flop_per_token(77, "all")
+
+
+@given(
+    examples=st.integers(1, 5000),
+    batch=st.integers(1, 600),
+    epochs=st.sampled_from([0.05, 0.4, 1, 2, 3, 8]),
+    evaluations=st.integers(1, 9),
+)
+@hypothesis_settings(max_examples=50)
+def test_steps_and_evaluations_are_those_of_the_training_loop(
+    examples: int, batch: int, epochs: float, evaluations: int
+):
+    from nasd.worker.train import Schedule
+
+    stage = (
+        thesis_config()
+        .stages[1]
+        .model_copy(update={"batch": batch, "epochs": epochs, "evaluations": evaluations})
+    )
+    theirs = Schedule.of(stage, examples)
+    size, per_epoch, steps = schedule(stage, examples)
+    assert (size, per_epoch, steps) == (theirs.batch, theirs.steps_per_epoch, theirs.steps)
+    expected = [s + 1 for s in range(steps) if theirs.evaluates_after(s, evaluations)]
+    assert list(evaluation_steps(stage, per_epoch, steps)) == expected
+
+
+FFNS = st.builds(
+    FeedForward,
+    st.sampled_from(["relu", "gelu"]),
+    st.lists(st.sampled_from([1024, 2048, 3072]), min_size=1, max_size=2).map(tuple),
+)
+MADE = st.sampled_from(["kept", "altered", "added"])
+BLOCKS = st.lists(
+    st.tuples(
+        st.sampled_from([8, 12, 16]), st.booleans(), st.lists(st.tuples(FFNS, MADE), min_size=1)
+    ),
+    min_size=1,
+    max_size=4,
+)
+STAGES = st.sampled_from(thesis_config().stages)
+CONFIG = thesis_config()
+
+
+def candidate_of(blocks: list[Any]) -> tuple[Genotype, Lineage]:
+    genotype = Genotype(tuple(Block(heads, tuple(f for f, _ in ffns)) for heads, _, ffns in blocks))
+    lineage = tuple(
+        BlockLineage(index, new, tuple(made for _, made in ffns))
+        for index, (_, new, ffns) in enumerate(blocks)
+    )
+    return genotype, lineage
+
+
+def seconds(stage: Stage, blocks: list[Any], machine: Machine = Machine()) -> float:  # noqa: B008
+    genotype, lineage = candidate_of(blocks)
+    return attempt_seconds(
+        stage,
+        genotype,
+        lineage,
+        DISTILBERT.backbone,
+        CONFIG.data.mlm,
+        THESIS_VOLUMES,
+        machine,
+    )
+
+
+@given(stage=STAGES, blocks=BLOCKS, where=st.integers(0, 4), more=st.data())
+def test_more_blocks_or_layers_never_take_less_time(
+    stage: Stage, blocks: list[Any], where: int, more: st.DataObject
+):
+    before = seconds(stage, blocks)
+    place = min(where, len(blocks))
+    extra = more.draw(BLOCKS)[0]
+    assert seconds(stage, [*blocks[:place], extra, *blocks[place:]]) >= before
+    index = more.draw(st.integers(0, len(blocks) - 1))
+    heads, new, ffns = blocks[index]
+    longer = (heads, new, [*ffns, more.draw(st.tuples(FFNS, MADE))])
+    assert seconds(stage, [*blocks[:index], longer, *blocks[index + 1 :]]) >= before
+
+
+@given(stage=STAGES, blocks=BLOCKS, slots=st.integers(1, 63))
+def test_more_slots_and_faster_ones_never_take_more_time(
+    stage: Stage, blocks: list[Any], slots: int
+):
+    fewer, more = (stage.model_copy(update={"slots": slots + n}) for n in (0, 1))
+    assert seconds(more, blocks) <= seconds(fewer, blocks)
+    assert seconds(stage, blocks, Machine(tflops=80)) <= seconds(stage, blocks, Machine(tflops=60))
+    assert Machine().together(4) == pytest.approx(0.95 * 4)
+
+
+@given(
+    first=st.integers(0, 300),
+    steps=st.integers(300, 900),
+    per_step=st.floats(0.01, 50),
+    minutes=st.floats(0.1, 30),
+    pause=st.floats(0, 20),
+)
+def test_a_timeline_tells_the_same_both_ways(
+    first: int, steps: int, per_step: float, minutes: float, pause: float
+):
+    line = Timeline(45.0, per_step, first, steps, 0.0, 60 * minutes, pause)
+    assert line.done(0.0) == line.done(45.0) == first
+    assert line.done(line.end) == steps
+    reached = first
+    for step in range(first, steps + 1, 37):
+        assert line.done(line.when(step)) in (step, step - 1)  # a checkpoint may just be written
+        saved = line.checkpoints(line.when(step))
+        assert len(saved) <= 2
+        assert all(first < s <= step and s < steps for s in saved)
+        assert line.done(line.when(step)) >= reached
+        reached = line.done(line.when(step))
+
+
+def test_a_smaller_micro_batch_needs_less_memory():
+    stage, base = CONFIG.stages[2], DISTILBERT
+    lineage = unchanged(base.baseline)
+    needs = [
+        memory_gb(stage, base.baseline, lineage, base.backbone, 512, 2, "bfloat16", halvings)
+        for halvings in range(9)
+    ]
+    assert needs[0] < 40  # as config.toml says of it
+    assert needs[0] > needs[1] > needs[2]
+    assert needs[7] == needs[8]  # one sequence cannot be halved
+
+
+# -- the files that workers leave ----------------------------------------------------------------
+
+
+def middle(tick: Tick, clock: VirtualClock, launcher: SimulatedLauncher) -> Snapshot:
+    """Goes to the middle of candidate 1's first training."""
+    run(tick, clock, launcher, until=lambda snap: 1 in {a.candidate for a in snap.live_attempts})
+    (job,) = [job for job in launcher._jobs.values() if job.spec.candidate == 1]
+    clock.advance_to(clock() + 0.6 * (job.ends - clock()))
+    launcher.look()
+    return tick.store.read()
+
+
+def test_a_running_worker_leaves_what_a_real_one_does(state: StateFolder):
+    tick, clock, launcher = simulated(state)
+    snapshot = middle(tick, clock, launcher)
+    attempt = next(a for a in snapshot.live_attempts if a.candidate == 1)
+    folder = state.attempt(attempt.id)
+    beat = read(Heartbeat, folder.heartbeat)
+    assert (beat.doing, beat.at, beat.steps) == ("training", clock(), 250)
+    assert 100 < beat.step < 200
+    lines, _ = read_metrics(folder.metrics)
+    kinds = {line["kind"]: set(line) for line in lines}
+    assert kinds["train"] == {
+        *("kind", "step", "loss", "gradient_norm", "learning_rate", "tokens_per_second", "at")
+    }
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert all(attempt.started_at < line["at"] <= clock() for line in lines)
+    assert max(line["step"] for line in lines) <= beat.step
+    saved = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert len(saved) == 2
+    assert all(len(name) == len("step-000000123") for name in saved)
+    assert folder.newest_step() == newest_checkpoint([folder.checkpoints]) <= beat.step
+    assert not folder.outcome.exists()
+    run(tick, clock, launcher, until=lambda snap: (1, "pretrain_0") in snap.results)
+    outcome = read(Outcome, folder.outcome)
+    lines, _ = read_metrics(folder.metrics)
+    shown = [(one["step"], one["loss"]) for one in lines if one["kind"] == "evaluation"]
+    assert outcome.curve == shown == [(250, outcome.metrics["loss"])]
+    assert (outcome.token, outcome.steps) == (attempt.token, 250)
+    said = json.loads((state.result(1, "pretrain_0") / "model.json").read_text())
+    assert said["trained"] == {"head": 0, "new": 250, "all": 0}
+    assert not folder.checkpoints.exists()
+
+
+def test_checkpoints_keep_two_and_damaged_ones_are_passed_over(tmp_path: Path):
+    folder, other = tmp_path / "one" / "checkpoints", tmp_path / "two" / "checkpoints"
+    assert newest_checkpoint([folder, other]) is None
+    for step in (10, 20, 30):
+        save_checkpoint(folder, step)
+    save_checkpoint(other, 25)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000020", "step-000000030"]
+    assert newest_checkpoint([folder, other]) == 30
+    (folder / "step-000000030" / "progress.json").write_text('{"step": 3')
+    assert newest_checkpoint([folder, other]) == 25
+    (other / "step-000000025" / "manifest.json").unlink()
+    assert newest_checkpoint([folder, other]) == 20
+    (folder / "step-000000020" / "manifest.json").write_text('{"progress.json": "0"}')
+    assert newest_checkpoint([folder, other]) is None
+    save_checkpoint(folder, 40)
+    assert newest_checkpoint([folder, other]) == 40
+
+
+def test_an_attempt_resumes_at_the_newest_whole_checkpoint(state: StateFolder):
+    tick, clock, launcher = simulated(state, only("lost", 0.9))
+    run(tick, clock, launcher, until=lambda snap: any(a.number == 2 for a in snap.attempts))
+    lost, again = [a for a in tick.store.read().attempts if a.candidate == 1]
+    assert (lost.state, again.number) == (AttemptState.LOST, 2)
+    assert again.process is not None
+    assert 0 < again.process["first"] == lost.reached < 225
+    run(tick, clock, launcher, until=lambda snap: (1, "pretrain_0") in snap.results)
+    lines, _ = read_metrics(state.attempt(again.id).metrics)
+    assert min(line["step"] for line in lines) > lost.reached
+    assert lost.ended_at is not None
+    outcome = read(Outcome, state.attempt(again.id).outcome)
+    assert outcome.seconds < 0.3 * (lost.ended_at - lost.started_at)
+
+
+def test_a_search_that_is_stopped_writes_checkpoints_and_goes_on(
+    state: StateFolder, usual: tuple[Snapshot, Any]
+):
+    tick, clock, launcher = simulated(state)
+    middle(tick, clock, launcher)
+    tick()
+    live = tick.store.read().live_attempts
+    clock.advance_to(clock() + 100)
+    tick.stop()
+    snapshot = tick.store.read()
+    assert live
+    assert not snapshot.live_attempts
+    for attempt in live:
+        ended = snapshot.attempts[attempt.id - 1]
+        assert ended.state is AttemptState.PREEMPTED
+        trains = attempt.stage != "evaluate"
+        assert ("after step" if trains else "begins anew") in ended.message
+        folder = state.attempt(attempt.id)
+        if trains:
+            beat = read(Heartbeat, folder.heartbeat)
+            assert newest_checkpoint([folder.checkpoints]) == beat.step == ended.reached
+    tick.store.close()
+    _, told = finished(state, clock=clock)
+    assert told == usual[1]
+
+
+def test_an_evaluation_that_is_stopped_begins_anew(state: StateFolder):
+    tick, clock, launcher = simulated(state)
+    run(tick, clock, launcher, until=lambda s: "evaluate" in {a.stage for a in s.live_attempts})
+    (attempt,) = [a for a in tick.store.read().live_attempts if a.stage == "evaluate"]
+    launcher.stop(attempt.token)
+    assert "begins anew" in read(Outcome, state.attempt(attempt.id).outcome).message
+    assert launcher.clear(attempt.token) == 0
+
+
+# -- the launcher alone --------------------------------------------------------------------------
+
+
+def spec_of(folder: AttemptFolder, **changes: Any) -> Spec:
+    """The spec of an attempt that trains everything, written into its folder."""
+    config = small_config()
+    spec = Spec(
+        attempt=1,
+        candidate=1,
+        generation=0,
+        stage=config.stages[2],
+        seed=5,
+        dropout=None,
+        source="seed",
+        data=config.data,
+        config_folder="/nowhere",
+        genotype=BASELINE.to_json(),
+        lineage=[block.to_json() for block in unchanged(BASELINE)],
+        weights=None,
+        inherits=False,
+        cache="/nowhere",
+        mlm_cache="",
+        qa_cache="",
+        tensorboard="/nowhere",
+        precision="float32",
+        threads=1,
+        checkpoint_minutes=5,
+        log_steps=10,
+        stall_minutes=10,
+    ).model_copy(update=changes)
+    folder.path.mkdir(parents=True)
+    write(spec, folder.spec)
+    return spec
+
+
+def alone(clock: VirtualClock, **options: Any) -> SimulatedLauncher:
+    return SimulatedLauncher(clock, BACKBONE, BASELINE, SMALL_VOLUMES, SLOW, **options)
+
+
+def test_a_note_is_all_that_another_instance_needs(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    note = json.loads(json.dumps(alone(clock).start(folder, ["cpu:0", "cpu:1"], "t")))
+    other = alone(clock, fate=lambda spec, before: Fate("lost"))  # asked once, at the start
+    assert other.alive(note)
+    end = other.next_event()
+    assert end is not None
+    clock.advance_to(end - 1)
+    assert alone(clock).alive(note)
+    clock.advance_to(end)
+    assert not alone(clock).alive(note)
+    outcome = read(Outcome, folder.outcome)
+    assert (outcome.verdict, outcome.token) == ("succeeded", "t")
+    assert outcome.seconds == pytest.approx(end - note["began"] - 30)
+    assert folder.outcome.stat().st_mtime == pytest.approx(end)
+    before = folder.outcome.read_bytes()
+    assert not alone(clock).alive(note)
+    assert folder.outcome.read_bytes() == before
+
+
+def test_what_an_instance_has_ended_stays_ended_for_the_next(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    launcher = alone(clock)
+    note = launcher.start(folder, ["cpu:0"], "t")
+    assert (launcher.clear("t"), launcher.clear("t"), launcher.alive(note)) == (1, 0, False)
+    assert not alone(clock).alive(note)
+    assert not folder.outcome.exists()
+
+
+def test_a_stop_reaches_an_attempt_whose_note_comes_later(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    note = alone(clock).start(folder, ["cpu:0"], "t")
+    clock.advance_to(clock() + 600)
+    other = alone(clock)
+    other.stop("t")
+    assert not other.alive(note)
+    assert read(Outcome, folder.outcome).verdict == "stopped"
+
+
+def test_a_slot_is_never_used_twice_at_once(tmp_path: Path):
+    _clock, launcher = VirtualClock(), alone(_clock := VirtualClock())
+    one, two = (AttemptFolder(tmp_path / name) for name in "12")
+    spec_of(one)
+    spec_of(two, attempt=2, candidate=2)
+    launcher.start(one, ["cpu:0", "cpu:1"], "a")
+    with pytest.raises(AssertionError, match="share"):
+        launcher.start(two, ["cpu:1", "cpu:2"], "b")
+    launcher.clear("a")
+    launcher.start(two, ["cpu:1", "cpu:2"], "b")
+    assert launcher.owns(1) is None
+
+
+def test_attempts_on_a_leash_die_with_their_instance(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    launcher = alone(clock, leashed=True)
+    note = launcher.start(folder, ["cpu:0"], "t")
+    clock.advance_to(clock() + 3000)
+    assert launcher.alive(note)
+    assert not alone(clock, leashed=True).alive(note)
+    assert not folder.outcome.exists()
+    assert (newest_checkpoint([folder.checkpoints]) or 0) > 0
+
+
+def test_workers_write_down_what_the_wall_shows_and_take_no_notice(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    launcher = alone(clock, wall=lambda: clock() + 1e9)
+    note = launcher.start(folder, ["cpu:0"], "t")
+    end = launcher.next_event()
+    assert end is not None
+    assert end < clock() + 1e6
+    clock.advance_to(end)
+    assert not launcher.alive(note)
+    assert read(Heartbeat, folder.heartbeat).at == pytest.approx(end + 1e9)
+    assert folder.outcome.stat().st_mtime == pytest.approx(end + 1e9)
+
+
+def test_half_a_line_of_a_kill_is_written_anew(tmp_path: Path):
+    clock, folder = VirtualClock(), AttemptFolder(tmp_path / "1")
+    spec_of(folder)
+    note = alone(clock).start(folder, ["cpu:0"], "t")
+    clock.advance_to(clock() + 2000)
+    assert alone(clock).alive(note)
+    whole, _ = read_metrics(folder.metrics)
+    assert len(whole) > 3
+    folder.metrics.write_bytes(folder.metrics.read_bytes()[:-20])
+    assert alone(clock).alive(note)
+    assert read_metrics(folder.metrics)[0] == whole
+
+
+def test_a_note_without_its_folder_is_not_alive(tmp_path: Path):
+    note = {"token": "t", "folder": str(tmp_path / "gone"), "slots": ["cpu:0"], "began": 0.0}
+    assert not alone(VirtualClock()).alive(note)
+
+
+# -- whole searches ------------------------------------------------------------------------------
+
+
+def test_the_same_seed_tells_the_same_story_whatever_is_lost(
+    state: StateFolder, usual: tuple[Snapshot, Any]
+):
+    kinds = ("lost", "stall", "machine")
+
+    def fate(spec: Spec, before: int) -> Fate:
+        dice = random.Random(f"{spec.candidate} {spec.stage and spec.stage.name} {before}")
+        if before < 2 and dice.random() < 0.5:
+            return Fate(dice.choice(kinds), dice.random())  # type: ignore[arg-type]
+        return Fate()
+
+    snapshot, told = finished(state, fate)
+    assert told == usual[1]
+    assert told["state"] == "complete"
+    states = [attempt.state for attempt in snapshot.attempts]
+    assert states.count(AttemptState.LOST) > 10
+    assert len(states) == len(usual[0].attempts) + states.count(AttemptState.LOST)
+
+
+def test_another_seed_tells_another_story(tmp_path: Path, usual: tuple[Snapshot, Any]):
+    config = small_config(daemon__checkpoint_minutes=5.0, experiment__seed=6)
+    _, told = finished(StateFolder(tmp_path / "state"), config=config)
+    assert told["candidates"] != usual[1]["candidates"]
+
+
+@pytest.mark.parametrize("leashed", [False, True])
+def test_a_daemon_that_is_killed_is_followed_by_another(
+    state: StateFolder, usual: tuple[Snapshot, Any], leashed: bool
+):
+    clock, kills = VirtualClock(), 0
+    while True:
+        tick, clock, launcher = simulated(state, clock=clock, leashed=leashed)
+        tick.begin()
+        done = len(tick.store.read().results) + 6
+        snapshot = run(tick, clock, launcher, until=lambda snap, n=done: len(snap.results) >= n)
+        if snapshot.experiment.state == "complete":
+            break
+        for job in list(launcher._jobs.values()):  # somewhere within what runs
+            clock.advance_to(max(clock(), clock() + 0.4 * (job.ends - clock())))
+            break
+        launcher.look()
+        tick.store.close()
+        kills += 1
+    told = story(tick.store)
+    tick.store.close()
+    assert kills > 2
+    assert told == usual[1]
+    lost = [a for a in snapshot.attempts if a.state is AttemptState.LOST]
+    if leashed:
+        assert lost
+        assert {a.verdict for a in lost} == {"interrupted"}
+        assert any(a.reached for a in lost)
+    else:
+        assert not lost
+        assert len(snapshot.attempts) == len(usual[0].attempts)
+
+
+def ended(snapshot: Snapshot, candidate: int = 1, stage: str = "pretrain_0") -> list[Any]:
+    return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "said"),
+    [
+        ("lost", 0.5, "gone without an outcome"),
+        ("machine", 0.7, "uncorrectable ECC error"),
+        ("stall", 0.3, "stalled: silent for"),
+    ],
+)
+def test_what_is_lost_is_tried_again(state: StateFolder, kind: str, at: float, said: str):
+    tick, clock, launcher = simulated(state, only(kind, at))
+    run(tick, clock, launcher, until=lambda snap: (1, "pretrain_0") in snap.results)
+    lost, again = ended(tick.store.read())
+    assert (lost.state, again.state) == (AttemptState.LOST, AttemptState.SUCCEEDED)
+    assert said in lost.message
+    assert again.started_at >= lost.ended_at + 5  # the back-off
+    if kind == "machine":
+        assert ECC in state.attempt(lost.id).log.read_text()
+    if kind == "stall":
+        silent = 60 * tick.config.daemon.stall_minutes
+        beat = read(Heartbeat, state.attempt(lost.id).heartbeat)
+        assert silent < lost.ended_at - beat.at < 1.3 * silent
+
+
+def test_what_is_lost_again_and_again_halts_the_search(state: StateFolder):
+    tick, clock, launcher = simulated(state, only("lost", 0.0, times=99))
+    snapshot = run(tick, clock, launcher)
+    assert snapshot.experiment.state == "halted"
+    assert "lost 6 attempts in a row" in snapshot.experiment.reason
+    assert len(ended(snapshot)) == 6
+
+
+def test_an_error_is_tried_once_more(state: StateFolder):
+    tick, clock, launcher = simulated(state, only("error", 0.2, times=99))
+    run(
+        tick,
+        clock,
+        launcher,
+        until=lambda snap: snap.candidates[1].final if 1 in snap.candidates else False,
+    )
+    snapshot = tick.store.read()
+    assert [a.verdict for a in ended(snapshot)] == ["error", "error"]
+    assert snapshot.candidates[1].state is State.FAILED
+
+
+def test_a_candidate_that_diverges_fails(state: StateFolder):
+    snapshot, _ = finished(state, only("diverge", 0.4))
+    (attempt,) = ended(snapshot)
+    assert snapshot.experiment.state == "complete"
+    assert snapshot.candidates[1].state is State.FAILED
+    assert "diverged: the loss is nan at step" in snapshot.candidates[1].reason
+    assert attempt.state is AttemptState.FAILED
+
+
+def test_out_of_memory_is_tried_at_half_the_micro_batch(state: StateFolder):
+    tick, clock, launcher = simulated(state, only("out_of_memory"))
+    run(tick, clock, launcher, until=lambda snap: (1, "pretrain_0") in snap.results)
+    first, second = ended(tick.store.read())
+    assert (first.verdict, second.state) == ("out_of_memory", AttemptState.SUCCEEDED)
+    assert [read(Spec, state.attempt(a.id).spec).halvings for a in (first, second)] == [0, 1]
+
+
+def test_who_diverges_by_nature_does_so_whatever_is_lost(tmp_path: Path):
+    told = []
+    for name, fate in (("one", all_succeed), ("two", only("lost", 0.05, 2, times=2))):
+        snapshot, one = finished(StateFolder(tmp_path / name / "state"), fate, diverging=0.3)
+        told.append(one)
+        states = [candidate.state for candidate in snapshot.candidates.values()]
+        assert 0 < states.count(State.FAILED) < 8
+        assert snapshot.experiment.state == "complete"
+    assert told[0] == told[1]
+
+
+def test_candidates_that_do_not_fit_into_memory_fail_by_nature(state: StateFolder):
+    config = small_config()
+    half = memory_gb(
+        config.stages[3], BASELINE, unchanged(BASELINE), BACKBONE, 48, 2, "float32", halvings=1
+    )
+    machine = replace(SLOW, memory_gb=1.1 * half)
+    snapshot, _ = finished(state, machine=machine, config=config)
+    assert snapshot.experiment.state == "complete"
+    failed = [c for c in snapshot.candidates.values() if c.state is State.FAILED]
+    assert failed
+    assert any(c.state is State.SCORED and not c.is_baseline for c in snapshot.candidates.values())
+    for candidate in failed:
+        assert "out_of_memory" in candidate.reason
+        assert [a.verdict for a in ended(snapshot, candidate.id, candidate.stage)] == [
+            "out_of_memory",
+            "out_of_memory",
+        ]
+
+
+def test_a_spent_budget_stops_what_runs_and_halts(state: StateFolder):
+    config = small_config(experiment__budget_gpu_hours=3.0)
+    snapshot, _ = finished(state, config=config)
+    assert snapshot.experiment.state == "halted"
+    assert "budget of 3.0 GPU-hours" in snapshot.experiment.reason
+    assert snapshot.gpu_hours(0.0) == pytest.approx(3.0, rel=0.01)
+    assert AttemptState.PREEMPTED in {attempt.state for attempt in snapshot.attempts}
+
+
+def test_a_search_in_which_nothing_can_happen_is_an_error(state: StateFolder):
+    tick, clock, launcher = simulated(state)
+    tick.free_bytes = lambda path: 0
+    with pytest.raises(AssertionError, match="nothing ends, and nothing is decided"):
+        run(tick, clock, launcher)
+
+
+def test_the_thesis_schedule_runs_to_its_end_on_four_slots(state: StateFolder):
+    config, clock = thesis_config(), VirtualClock()
+    store = open_quickly(state.database)
+    begin(store, config, DISTILBERT.backbone, DISTILBERT.baseline, now=clock())
+    launcher = SimulatedLauncher(
+        clock, DISTILBERT.backbone, DISTILBERT.baseline, THESIS_VOLUMES, metrics=False
+    )
+    assert config.slots.devices != "auto"
+    tick = Tick(
+        store,
+        config,
+        state.path,
+        state,
+        config.slots.devices,
+        launcher,
+        clock,
+        monotonic=clock,
+        free_bytes=lambda path: 1 << 50,
+    )
+    began = clock()
+    snapshot = run(tick, clock, launcher)
+    assert snapshot.experiment.state == "complete"
+    assert len(snapshot.generations) == 4
+    assert len(snapshot.candidates) == 1 + 8 + 3 * 12
+    assert [len(snapshot.survivors(number)) for number in range(4)] == [8] * 4
+    for number in (1, 2, 3):
+        states = [candidate.state for candidate in snapshot.born_in(number)]
+        assert (states.count(State.CUT), states.count(State.SCORED)) == (6, 6)
+    used = snapshot.gpu_hours(clock())
+    hours = (clock() - began) / 3600
+    assert 0.8 * 4 * hours < used <= 4 * hours
+    assert 1000 < used < 6500  # the thesis used 6,500, and left more to be saved
+    for slot in config.slots.devices:
+        held = sorted((a.started_at, a.ended_at) for a in snapshot.attempts if slot in a.slots)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(held))
+    store.close()
+
+
+# -- the forecast --------------------------------------------------------------------------------
+
+PROBE = """
+import json, sys
+sys.argv = ["nasd", *json.loads(sys.argv[1])]
+from nasd.cli import main
+main()
+"""
+
+
+def few(**changes: Any) -> dict[str, Any]:
+    """The thesis's config with a small population, as TOML would give it."""
+    data = thesis_config(population={"mu": 2, "lambda": 2}, experiment={"generations": 1})
+    dumped = data.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        dumped[section][name] = value
+    return dumped
+
+
+def written(folder: Path, data: Mapping[str, Any]) -> Path:
+    path = folder / "config.toml"
+    path.write_text(to_toml(data))
+    return path
+
+
+def simulate(path: Path, *arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(
+        cli.app, ["simulate", "--config", str(path), "--json", *arguments], catch_exceptions=False
+    )
+    data: dict[str, Any] = json.loads(done.stdout)
+    return data
+
+
+def test_the_command_is_plain_and_needs_no_torch(tmp_path: Path):
+    probe = PROBE + (
+        "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})), file=sys.stderr)"
+    )
+    probe = probe.replace(
+        "main()\n", "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+    )
+    written(tmp_path, few())
+    done = subprocess.run(
+        [sys.executable, "-c", probe, json.dumps(["simulate", "--runs", "1"])],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    imported = set(json.loads(done.stderr.splitlines()[-1]))
+    assert imported & {"torch", "transformers", "datasets", "evaluate"} == set()
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in done.stdout
+    for word in ("wall-clock", "GPU-hours", "slot use", "pretrain_1", "--tflops", "lower bound"):
+        assert word in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_the_json_holds_together(tmp_path: Path):
+    data = simulate(written(tmp_path, few()), "--runs", "2")
+    assert [one["seed"] for one in data["runs"]] == [42, 43]
+    assert sum(one["share"] for one in data["stages"]) == pytest.approx(1.0, abs=0.05)
+    for one in data["runs"]:
+        stages = one["stages"]
+        assert sum(s["gpu_hours"] for s in stages.values()) == pytest.approx(one["gpu_hours"])
+        assert one["work_hours"] == pytest.approx(one["gpu_hours"] / 4)
+        assert max(one["work_hours"], one["chain_hours"]) <= one["wall_hours"] + 1e-6
+        assert one["slot_use"] == pytest.approx(one["work_hours"] / one["wall_hours"])
+        assert (one["candidates"], stages["pretrain_1"]["attempts"]) == (4, 3)
+        assert stages["pretrain_head"]["attempts"] == 0
+    assert data["wall_hours"]["least"] <= data["wall_hours"]["most"]
+    assert data["inputs"]["volumes"]["qa_train_questions"] == 70_079
+
+
+def test_more_and_faster_slots_shorten_the_search(tmp_path: Path):
+    path = written(tmp_path, few())
+    usual = simulate(path, "--runs", "1")
+    fast = simulate(path, "--runs", "1", "--tflops", "150")
+    many = simulate(path, "--runs", "1", "--slots", "8")
+    less = simulate(path, "--runs", "1", "--mlm-sequences", "1000000", "--qa-questions", "1000")
+    assert 0.45 < fast["gpu_hours"]["median"] / usual["gpu_hours"]["median"] < 0.55
+    assert many["wall_hours"]["median"] < usual["wall_hours"]["median"]
+    assert many["slots"] == 8
+    assert less["gpu_hours"]["median"] < 0.15 * usual["gpu_hours"]["median"]
+    assert less["inputs"]["volumes"]["qa_train_questions"] == 800
+
+
+def test_the_budget_is_told(tmp_path: Path):
+    usual = simulate(written(tmp_path, few()), "--runs", "1")
+    half = usual["gpu_hours"]["median"] / 2
+    data = simulate(written(tmp_path, few(experiment__budget_gpu_hours=half)), "--runs", "1")
+    assert data["gpu_hours"] == usual["gpu_hours"]  # it tells the whole need all the same
+    (spent,) = [one["budget_spent"] for one in data["runs"]]
+    assert 0 < spent["after_hours"] < data["wall_hours"]["median"]
+    assert spent["generation"] == 0
+    assert "is spent in generation 0, after" in forecast._budget(data)
+    plenty = simulate(written(tmp_path, few(experiment__budget_gpu_hours=1e6)), "--runs", "1")
+    assert "within the budget" in forecast._budget(plenty)
+    assert "no budget" in forecast._budget(usual)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, capsys: Any):
+    data = simulate(written(tmp_path, few(experiment__budget_gpu_hours=100.0)), "--runs", "2")
+    capsys.readouterr()
+    Console(width=width, color_system=None).print(forecast.render(data))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+
+
+def test_an_experiment_that_has_measured_something_is_believed_and_left_alone(tmp_path: Path):
+    state = StateFolder(tmp_path / "state")
+    config = small_config(experiment__state="state")
+    machine = replace(CPU_THREAD, tflops=3e-5, start_seconds=20.0, step_seconds=0.0)
+    tick, clock, launcher = simulated(
+        state, config=config, machine=machine, metrics=False, has_mlm_head=False
+    )
+    run(tick, clock, launcher, until=lambda snap: len(snap.results) > 8)
+    tick.store.close()
+    before = state.database.read_bytes(), sorted((tmp_path / "state").rglob("*.json"))
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    subject = forecast.gather(config, path)
+    assert subject.seed.baseline == BASELINE
+    assert not subject.seed.has_mlm_head
+    assert replace(subject.volumes, qa_tokens=40.0) == SMALL_VOLUMES
+    assert "as prepared" in " ".join(subject.assumptions)
+    rates = subject.machine.rates
+    assert set(rates) >= {"pretrain_head", "pretrain_0", "pretrain_1", "finetune"}
+    for name in ("pretrain_head", "pretrain_0", "pretrain_1"):
+        assert rates[name] == pytest.approx(3e-5, rel=0.01)
+    assert subject.machine.start_seconds == pytest.approx(20.0, abs=0.01)
+    data = forecast.forecast(config, path, runs=1)
+    assert "as the experiment shows" in data["assumptions"][2]
+    assert (state.database.read_bytes(), sorted((tmp_path / "state").rglob("*.json"))) == before
+    given_rate = forecast.gather(config, path, tflops=5.0).machine
+    assert (given_rate.tflops, given_rate.rates) == (5.0, {})
+    # Another data section has other counts.
+    other = small_config(data__mlm__tokens=16, data__mlm__max_sequences=500)
+    (tmp_path / "squad.json").write_text(
+        json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "a b", "qas": [
+            {"id": str(n), "question": "?", "answers": [{"text": "b", "answer_start": 2}]}
+            for n in range(200)
+        ]}]}], "version": "1.1"})
+    )  # fmt: skip
+    (tmp_path / "corpus.txt").write_text("a word and another one\n" * 2000)
+    counted = forecast.gather(other, path).volumes
+    assert (counted.mlm_train_sequences, counted.qa_train_questions) == (500, 160)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({}, ["--tflops", "0"], "--tflops: 0.0 makes no sense"),
+        ({}, ["--tflops", "-3"], "--tflops: -3.0 makes no sense"),
+        ({}, ["--tflops", "nan"], "--tflops: nan makes no sense"),
+        ({}, ["--tflops", "inf"], "--tflops: inf makes no sense"),
+        ({}, ["--runs", "0"], "--runs: 0 makes no sense"),
+        ({}, ["--slots", "0"], "--slots: 0 makes no sense"),
+        ({}, ["--slots", "1"], "--slots: stages.pretrain_head asks for 2 slots, more than 1"),
+        ({}, ["--mlm-sequences", "1"], "cannot be dealt out to 2 slots"),
+        ({}, ["--qa-questions", "1"], "cannot be split"),
+        ({"slots__devices": ["cuda:0"]}, [], "slots.devices has 1"),
+        ({"search_space__blocks": [7, 8]}, [], "does not hold the seed's own architecture"),
+        ({"search_space__heads": [7, 12]}, [], "7 heads do not divide"),
+        (
+            {"data__mlm": {**few()["data"]["mlm"], "corpora": [{"hub": "some/where"}]}},
+            [],
+            "nothing is known of the size of some/where: give --mlm-sequences",
+        ),
+        (
+            {"data__mlm": {**few()["data"]["mlm"], "corpora": [{"files": ["gone.txt"]}]}},
+            [],
+            "gone.txt cannot be read",
+        ),
+        (
+            {"data__qa": {**few()["data"]["qa"], "hub": "some/where"}},
+            [],
+            "nothing is known of some/where: give --qa-questions",
+        ),
+    ],
+)
+def test_nonsense_is_refused_in_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], arguments: list[str], words: str
+):
+    path = written(tmp_path, few(**changes))
+    with pytest.raises(NasdError) as caught:
+        simulate(path, *arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_slots_that_are_auto_are_guessed_and_cpu_slots_are_slower(tmp_path: Path):
+    path = written(tmp_path, few(slots__devices="auto"))
+    config = forecast.config_module.load(path)
+    guessed = forecast.gather(config, path)
+    assert len(guessed.slots) == 4
+    assert "slots.devices is auto" in guessed.assumptions[2]
+    path = written(tmp_path, few(slots__devices=["cpu:0", "cpu:1"], slots__threads=2))
+    slow = forecast.gather(forecast.config_module.load(path), path, slots=3)
+    assert slow.slots == ("cpu:0", "cpu:1", "cpu:2")
+    assert slow.machine.tflops == pytest.approx(0.05 * 2 * 1.5)
+
+
+def test_a_search_that_cannot_end_is_told(tmp_path: Path):
+    data = few(
+        search_space__sizes=[3072], search_space__heads=[12], search_space__ffns=1,
+        search_space__layers=[2], search_space__activations=["gelu"], search_space__blocks=[6, 6],
+    )  # fmt: skip
+    with pytest.raises(NasdError, match="does not get to its end: 1000 mutations of the baseline"):
+        simulate(written(tmp_path, data), "--runs", "1")
