@@ -107,6 +107,7 @@ def _serve(tick: Tick) -> bool:
     scheduler = BlockingScheduler(executors={"default": DebugExecutor()})
     told: list[int] = []
     begun = False
+    failed = ""
 
     def leave_loop() -> None:
         if scheduler.running:
@@ -131,7 +132,10 @@ def _serve(tick: Tick) -> bool:
         leave_loop()
 
     def report(event: JobExecutionEvent) -> None:
-        log.error("a tick failed and is tried again: %r\n%s", event.exception, event.traceback)
+        nonlocal failed
+        known, failed = failed, repr(event.exception)
+        trace = "" if known == failed else f"\n{event.traceback}"  # once is enough
+        log.error("a tick failed and is tried again: %s%s", failed, trace)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)

@@ -22,6 +22,7 @@ MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batc
 SUSPICIOUS = 3  # attempts lost in a row on one GPU
 INTERRUPTED = "interrupted"  # verdict on an attempt that the daemon's own end took with it
 BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
+CLOCK_SLACK_SECONDS = 10.0  # by which a clock may run apart from the time that passed
 REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
 
 
@@ -425,8 +426,8 @@ def _backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> bool:
     ended = row[-1].ended_at
     assert ended is not None
     wait = BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
-    # Before its end: the clock was set back, which must not make anybody wait.
-    return ended <= now < ended + wait
+    # Long before its end: the clock was set back, which must not make anybody wait.
+    return ended - CLOCK_SLACK_SECONDS <= now < ended + wait
 
 
 def suspects(snapshot: Snapshot, slots: Sequence[str]) -> dict[str, str]:

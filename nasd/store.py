@@ -364,13 +364,15 @@ class Store:
     def _transaction(self) -> Iterator[None]:
         # IMMEDIATE: a transaction that reads before it writes would fail under WAL if another
         # writer came between, whatever the busy timeout.
-        self._db.conn.execute("BEGIN IMMEDIATE")
+        connection = self._db.conn
+        connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            connection.execute("COMMIT")
         except BaseException:
-            self._db.conn.execute("ROLLBACK")
+            if connection.in_transaction:  # on a full disk, SQLite may have rolled back already
+                connection.execute("ROLLBACK")
             raise
-        self._db.conn.execute("COMMIT")
 
     def _bear(
         self,

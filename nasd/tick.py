@@ -41,6 +41,7 @@ EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
 FAULTS = 2  # answers in a row that make a GPU count as lost: a driver may be slow for once
 RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
 SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
+ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
 GB = 1e9
 
 
@@ -122,9 +123,9 @@ class Tick:
                 self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
             if not snapshot.experiment.hold:
                 reason = (
-                    f"{self.state.path} has {free / GB:.1f} GB left, less than"
+                    f"{self.state.path} has {free / GB:.2f} GB left, less than"
                     f" daemon.disk_reserve_gb = {reserve / GB:g}: the search goes on by itself once"
-                    f" there are {reserve * SPACE_AGAIN / GB:.1f} GB"
+                    f" there are {reserve * SPACE_AGAIN / GB:.2f} GB"
                 )
                 self.store.hold(reason, self.clock())
                 log.warning("on hold: %s", reason)
@@ -422,12 +423,15 @@ class Tick:
         Nothing is lost but the steps since the last checkpoint of an attempt that did not answer.
         """
         live = self.store.in_play().live_attempts
-        for attempt in live:
-            self.launcher.stop(attempt.token)
-        wait_until(
-            lambda: not any(a.process and self.launcher.alive(a.process) for a in live),
-            self.config.daemon.stop_grace_seconds,
-        )
+
+        def running() -> list[Attempt]:
+            return [one for one in live if one.process and self.launcher.alive(one.process)]
+
+        end = time.monotonic() + self.config.daemon.stop_grace_seconds
+        while (left := running()) and time.monotonic() < end:
+            for attempt in left:  # again and again: one may not have been there to hear it
+                self.launcher.stop(attempt.token)
+            wait_until(lambda: not running(), min(ASK_AGAIN_SECONDS, end - time.monotonic()))
         for attempt in live:
             try:
                 self._end(attempt, self.state.attempt(attempt.id), "", asked=True)
