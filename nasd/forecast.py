@@ -18,22 +18,13 @@ from typing import Any
 from nasd import config as config_module
 from nasd import preflight, snapshot
 from nasd.config import PREPARE, Config, check_against_seed, check_against_slots
+from nasd.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.lifecycle import AttemptState
 from nasd.preflight import Seed
-from nasd.simulation import (
-    A100,
-    CPU_BFLOAT16,
-    CPU_THREAD,
-    Machine,
-    SimulatedLauncher,
-    VirtualClock,
-    Volumes,
-    run,
-    work,
-)
+from nasd.simulation import SimulatedLauncher, VirtualClock, run
 from nasd.snapshot import Attempt, Snapshot
 from nasd.squad import read_squad
 from nasd.store import Store

@@ -22,6 +22,17 @@ from typer.testing import CliRunner
 
 from nasd import cli, forecast
 from nasd.config import PREPARE, Config, Stage
+from nasd.cost import (
+    CPU_THREAD,
+    Machine,
+    Timeline,
+    Volumes,
+    attempt_seconds,
+    evaluation_steps,
+    example_flop,
+    memory_gb,
+    schedule,
+)
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import (
@@ -36,27 +47,17 @@ from nasd.genotype import (
 from nasd.lifecycle import AttemptState, State
 from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, read_metrics, write
 from nasd.simulation import (
-    CPU_THREAD,
     ECC,
     Fate,
-    Machine,
     SimulatedLauncher,
-    Surrogate,
-    Timeline,
-    Trained,
     VirtualClock,
-    Volumes,
     all_succeed,
-    attempt_seconds,
-    evaluation_steps,
-    example_flop,
-    memory_gb,
     newest_checkpoint,
     run,
     save_checkpoint,
-    schedule,
 )
 from nasd.snapshot import Snapshot
+from nasd.surrogate import Surrogate, Trained
 from nasd.tick import Tick
 from nasd.variation import initial_population, mutate
 from tests.conftest import (

@@ -1,0 +1,310 @@
+"""How long training takes, worked out: from tokens, FLOP a token, and the rate of a slot.
+
+Meant to be believed, as far as its inputs are right; nasd.forecast rests on it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nasd.config import MlmData, Stage
+from nasd.genotype import (
+    Backbone,
+    Genotype,
+    Lineage,
+    new_modules,
+    parameters,
+)
+from nasd.surrogate import weights_of_ffn
+
+# 312 TFLOP/s are the peak of an A100 in bfloat16; a good harness sustains about 24 % of it with
+# Hugging Face's BERT-base, which has the blocks of DistilBERT.
+A100_TFLOPS = 75.0
+# A thread on a server core with AVX-512; half as fast again in bfloat16 (both measured).
+CPU_THREAD_TFLOPS, CPU_BFLOAT16 = 0.05, 1.5
+LOSS_FEATURES = 512  # of the test part, at each evaluation of fine-tuning
+FLOAT_STEP = 1e-6  # of a step: what differences of instants are off by
+FEATURE_TOKENS = 180.0  # SQuAD's features are 176 long on average; a little padding is left
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How much data there is. qa_tokens: of a feature as it is computed, on average."""
+
+    mlm_train_sequences: int
+    mlm_evaluation_sequences: int
+    qa_train_questions: int
+    qa_test_questions: int
+    qa_train_features: int
+    qa_test_features: int
+    qa_tokens: float = FEATURE_TOKENS
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What attempts run on.
+
+    tflops          10^12 floating-point operations that a slot sustains in a second
+    rates           the same as measured, by the stage's name, with all that a step takes in it
+    scaling         what four slots together give of four times one slot's rate
+    step_seconds    of every step, whatever its size: kernel launches, all-reduce, optimizer
+    prepare_tokens  tokenised in a second (measured on two cores)
+    memory_gb       of a slot; None: enough for all
+    """
+
+    tflops: float = A100_TFLOPS
+    rates: Mapping[str, float] = field(default_factory=dict)
+    scaling: float = 0.95
+    start_seconds: float = 45.0
+    step_seconds: float = 0.03
+    checkpoint_seconds: float = 5.0
+    prepare_tokens: float = 1e6
+    memory_gb: float | None = None
+
+    def flops(self, stage: str, slots: int) -> float:
+        """Floating-point operations that so many slots together do in a second."""
+        return 1e12 * self.rates.get(stage, self.tflops) * self.together(slots)
+
+    def beside(self, stage: str) -> float:
+        """Seconds of a step that come on top of its operations."""
+        return 0.0 if stage in self.rates else self.step_seconds
+
+    def together(self, slots: int) -> float:
+        """How many times one slot's rate so many slots give: rises with each, to `scaling` x 4."""
+        return slots / (1 + (1 / self.scaling - 1) / 3 * (slots - 1))
+
+
+A100 = Machine()
+CPU_THREAD = Machine(
+    CPU_THREAD_TFLOPS, start_seconds=8.0, step_seconds=0.005, checkpoint_seconds=1.0
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage asks of a machine: `steps` of training with evaluations behind some of them, or
+    without training one pass of `evaluation_flop`. tokens: that a step sees."""
+
+    steps: int
+    step_flop: float
+    evaluation_flop: float
+    evaluations: tuple[int, ...]
+    tokens: float
+
+
+def work(
+    stage: Stage,
+    genotype: Genotype,
+    lineage: Lineage,
+    backbone: Backbone,
+    mlm: MlmData,
+    volumes: Volumes,
+) -> Work:
+    """What the stage asks for this candidate, by the operations that nasd.worker does."""
+    is_mlm = stage.task == "mlm"
+    tokens = float(mlm.tokens) if is_mlm else volumes.qa_tokens
+    masks = max(1, round(mlm.mask_share * (mlm.tokens - 2))) if is_mlm else None
+    examples = volumes.mlm_train_sequences if is_mlm else volumes.qa_train_features
+    looks = (
+        volumes.mlm_evaluation_sequences if is_mlm else min(LOSS_FEATURES, volumes.qa_test_features)
+    )
+    forward = example_flop(genotype, lineage, backbone, tokens, masks, "none")
+    if stage.train == "none":
+        return Work(0, 0.0, (volumes.qa_test_features + looks) * forward, (), 0.0)
+    if stage.train == "new" and not new_modules(lineage):  # it is only evaluated
+        return Work(0, 0.0, looks * forward, (), 0.0)
+    batch, per_epoch, steps = schedule(stage, examples)
+    flop = example_flop(genotype, lineage, backbone, tokens, masks, stage.train)
+    return Work(
+        steps,
+        batch * flop,
+        looks * forward,
+        evaluation_steps(stage, per_epoch, steps),
+        batch * tokens,
+    )
+
+
+def example_flop(
+    genotype: Genotype,
+    lineage: Lineage,
+    backbone: Backbone,
+    tokens: float,
+    masks: int | None,
+    train: Literal["new", "all", "head", "none"],
+) -> float:
+    """Operations for one example: forward, and backward through what `train` asks for.
+
+    A matrix product costs two operations a weight and token; its backward pass costs the same
+    again for the gradient of the input, and once more for that of the weights. With `masks`, the
+    head and the last block's queries, outputs and feed-forward networks see those tokens alone.
+    Where only new modules train, the backward pass ends at the lowest of them, and only they have
+    gradients of weights.
+    """
+    width = backbone.width
+    modules: list[tuple[float, bool]] = []  # (forward, new), from the embeddings upwards
+    for index, (block, origin) in enumerate(zip(genotype.blocks, lineage, strict=True)):
+        last = index == len(genotype.blocks) - 1
+        seen = masks if last and masks is not None else tokens
+        attention = 4 * width**2 * tokens + (4 * width**2 + 4 * width * tokens) * seen
+        modules.append((attention, origin.attention_new))
+        modules += [
+            (2 * weights_of_ffn(ffn, width) * seen, made != "kept")
+            for ffn, made in zip(block.ffns, origin.ffns, strict=True)
+        ]
+    if masks is None:
+        head = 4 * width * tokens
+    else:
+        head = masks * (2 * width**2 + 2 * width * backbone.vocab_size)
+    forward = sum(cost for cost, _ in modules) + head
+    match train:
+        case "all":
+            return 3 * forward
+        case "head":
+            return forward + 2 * head
+        case "none":
+            return forward
+    lowest = next((index for index, (_, new) in enumerate(modules) if new), len(modules))
+    inputs = sum(cost for cost, _ in modules[lowest:]) + head
+    return forward + inputs + sum(cost for cost, new in modules if new)
+
+
+def schedule(stage: Stage, examples: int) -> tuple[int, int, int]:
+    """(batch, steps of an epoch, steps), as nasd.worker.train deals them out."""
+    assert stage.epochs is not None
+    batch = min(stage.batch, examples)
+    per_epoch = examples // batch
+    return batch, per_epoch, max(1, round(stage.epochs * per_epoch))
+
+
+def evaluation_steps(stage: Stage, per_epoch: int, steps: int) -> tuple[int, ...]:
+    """After how many steps nasd.worker.train evaluates, in order."""
+    share = per_epoch / min(stage.evaluations, per_epoch)
+    found = []
+    for number in range(1, int(steps / share) + 1):
+        step = math.ceil(number * share)
+        while int(step / share) < number:  # where a float is off by its last bit
+            step += 1
+        while int((step - 1) / share) >= number:
+            step -= 1
+        found.append(step)
+    return tuple(sorted({*(step for step in found if step <= steps), steps}))
+
+
+def attempt_seconds(
+    stage: Stage,
+    genotype: Genotype,
+    lineage: Lineage,
+    backbone: Backbone,
+    mlm: MlmData,
+    volumes: Volumes,
+    machine: Machine,
+    checkpoint_minutes: float = 15.0,
+) -> float:
+    """How long an attempt at the stage takes on the slots that the stage asks for, undisturbed."""
+    asked = work(stage, genotype, lineage, backbone, mlm, volumes)
+    return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes).end
+
+
+def prepare_seconds(machine: Machine, mlm: MlmData, volumes: Volumes) -> float:
+    sequences = volumes.mlm_train_sequences + volumes.mlm_evaluation_sequences
+    features = volumes.qa_train_features + volumes.qa_test_features
+    tokens = sequences * mlm.tokens + features * volumes.qa_tokens
+    return machine.start_seconds + tokens / machine.prepare_tokens
+
+
+def memory_gb(
+    stage: Stage,
+    genotype: Genotype,
+    lineage: Lineage,
+    backbone: Backbone,
+    tokens: int,
+    slots: int,
+    precision: str,
+    halvings: int = 0,
+) -> float:
+    """Roughly what a slot's memory has to hold: 4 bytes a weight, 4 + 8 for the gradient and
+    AdamW's two moments of each that trains, and what the backward pass of a micro-batch needs."""
+    weights = parameters(genotype, backbone)
+    width = backbone.width
+    share = max(1, stage.batch // slots)
+    micro = max(1, (min(stage.micro_batch or share, share)) >> halvings)
+    kept = 0  # numbers a token leaves behind in all blocks
+    new = 0
+    for block, origin in zip(genotype.blocks, lineage, strict=True):
+        kept += 10 * width + sum(2 * sum(ffn.sizes) + 4 * width for ffn in block.ffns)
+        new += 4 * width**2 * origin.attention_new
+        new += sum(
+            weights_of_ffn(ffn, width)
+            for ffn, made in zip(block.ffns, origin.ffns, strict=True)
+            if made != "kept"
+        )
+    trained = {"all": weights, "new": new, "head": width**2, "none": 0}[stage.train]
+    backward = 0.0 if stage.train == "none" else float(micro * tokens * kept)
+    return (4 * weights + 12 * trained + backward * (2 if precision == "bfloat16" else 4)) / 1e9
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When an attempt is where, in seconds since it began. first: the step it resumes at."""
+
+    start: float
+    per_step: float
+    first: int
+    steps: int
+    tail: float  # of a stage without steps: all of its work
+    every: float  # seconds of work between checkpoints
+    pause: float  # for a checkpoint
+
+    @classmethod
+    def of(
+        cls,
+        asked: Work,
+        machine: Machine,
+        stage: str,
+        slots: int,
+        checkpoint_minutes: float,
+        first: int = 0,
+    ) -> "Timeline":
+        flops = machine.flops(stage, slots)
+        evaluation = asked.evaluation_flop / flops
+        per_step = 0.0
+        if asked.steps:
+            looks = len(asked.evaluations) * evaluation / asked.steps
+            per_step = asked.step_flop / flops + machine.beside(stage) + looks
+        return cls(
+            start=machine.start_seconds,
+            per_step=per_step,
+            first=min(first, asked.steps),
+            steps=asked.steps,
+            tail=0.0 if asked.steps else evaluation,
+            every=60 * checkpoint_minutes,
+            pause=machine.checkpoint_seconds,
+        )
+
+    @property
+    def end(self) -> float:
+        return self.when(self.steps) + self.tail
+
+    def when(self, step: int) -> float:
+        """The time at which so many steps are done, the pauses for checkpoints included."""
+        busy = max(0, step - self.first) * self.per_step
+        return self.start + busy + max(0, math.ceil(busy / self.every) - 1) * self.pause
+
+    def done(self, elapsed: float) -> int:
+        """How many steps are done after so many seconds."""
+        if not self.steps or elapsed <= self.start:
+            return self.first
+        cycles, rest = divmod(elapsed - self.start, self.every + self.pause)
+        busy = cycles * self.every + min(rest, self.every)
+        return min(self.steps, self.first + int(busy / self.per_step + FLOAT_STEP))
+
+    def checkpoints(self, elapsed: float) -> list[int]:
+        """The steps of the newest two checkpoints that are whole after so many seconds."""
+        if not self.steps or elapsed <= self.start:
+            return []
+        whole = int((elapsed - self.start) / (self.every + self.pause) + FLOAT_STEP)
+        most = math.ceil((self.steps - self.first) * self.per_step / self.every) - 1
+        numbers = range(max(1, min(whole, most) - 1), min(whole, most) + 1)
+        steps = {self.first + int(n * self.every / self.per_step + FLOAT_STEP) for n in numbers}
+        return sorted(step for step in steps if step > self.first)
