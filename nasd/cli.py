@@ -73,7 +73,7 @@ def run(
         return
     from nasd import status as view
 
-    data = view.report(state)
+    data = view.report(state, whole=False)
     if data["experiment"]["state"] == "halted":
         raise NasdError(f"halted: {data['experiment']['reason']}")
 
@@ -104,11 +104,78 @@ def status(
         except KeyboardInterrupt:
             return
     console = Console()
-    data = view.report(folder)
+    data = view.report(folder, whole=False)
     if data["experiment"]["state"] == "complete":
         console.print(view.summary(data, folder, console.width))
     else:
         console.print(view.render(data, console.width))
+
+
+@app.command()
+def simulate(
+    config: ConfigOption = Path("config.toml"),
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="TFLOP/s that a slot sustains; else as measured, or an A100's 75."),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="How many, if not the config's.")] = None,
+    mlm_sequences: Annotated[
+        int | None, typer.Option(help="Sequences to train on, if not what is prepared or known.")
+    ] = None,
+    qa_questions: Annotated[
+        int | None, typer.Option(help="Questions in all, if not what is prepared or known.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="How many searches, each with another seed.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Forecast wall-clock, GPU-hours and slot use of a config, without training.
+
+    Example: nasd simulate --tflops 60 --slots 8
+    """
+    from rich.console import Console
+
+    from nasd import forecast as view
+    from nasd.config import load
+
+    settings = load(config)
+    # Shown only on a terminal, and never within the output.
+    with Console(stderr=True).status("simulating") as shown:
+        data = view.forecast(
+            settings,
+            config,
+            tflops=tflops,
+            slots=slots,
+            mlm_sequences=mlm_sequences,
+            qa_questions=qa_questions,
+            runs=runs,
+            progress=shown.update,
+        )
+    if as_json:
+        print(json.dumps(data, indent=1))
+    else:
+        Console().print(view.render(data))
+
+
+@app.command()
+def doctor(config: ConfigOption = Path("config.toml")) -> None:
+    """Check whether this machine can carry the search of a config through.
+
+    Looks at the config, the devices, the state folder and its lock, the seed and the data or the
+    database, and the disk against the most that weights and checkpoints can take. Exit code 1 if
+    something has to be mended.
+
+    Example: nasd doctor --config config.toml
+    """
+    from rich.console import Console
+
+    from nasd import doctor as practice
+
+    findings = list(practice.examine(config))
+    console = Console()
+    console.print(practice.render(findings))
+    console.print(practice.verdict(findings))
+    if any(one.mark == "bad" for one in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -171,7 +238,7 @@ def _print_summary(state: Path) -> None:
     from nasd import status as view
 
     console = Console()
-    console.print(view.summary(view.report(state), state, console.width))
+    console.print(view.summary(view.report(state, whole=False), state, console.width))
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from nasd import gpus
+from nasd.folders import StateFolder
 from nasd.gpus import Gpu, GpuProcess, GpuWatch
 from nasd.slots import wait_until
-from tests.conftest import ROOT, Clock
+from tests.conftest import ROOT, Clock, drive, make_tick, small_config
 
 PATIENCE = 60.0  # for what takes a moment on a busy machine
 HANGS = "the driver did not answer within 20 s"
@@ -384,3 +385,38 @@ def test_a_foreign_process_is_one_that_cannot_be_ours(ours, leased, found):
 def test_a_display_server_is_in_nobodys_way_and_an_unknown_amount_is():
     gpu = Gpu("cuda:0", processes=(GpuProcess(1, 8 << 20), GpuProcess(2, 0)))
     assert gpus.foreign(gpu, lambda pid: False, False) == (GpuProcess(2, 0),)
+
+
+# -- with the tick -------------------------------------------------------------------------------
+
+
+def test_the_search_leaves_a_lost_gpu_and_one_in_use_alone_and_ends_on_the_others(
+    world: World, tmp_path: Path
+):
+    """All of it but the driver is real: library, child, watch, tick, database."""
+    world("ok", "ok", "ok proc=1:9000000000", "ok")  # process 1 is somebody else's
+    slots = [f"cuda:{n}" for n in range(4)]
+    tick = make_tick(StateFolder(tmp_path / "state"), small_config(slots__devices=slots))
+    clock = tick.clock
+    assert isinstance(clock, Clock)
+    with watching(*slots, clock=clock) as watch:
+        tick.health = watch.look
+
+        def turn_with_news() -> None:
+            clock.now += 31
+            next_answer(watch)
+            tick()
+
+        turn_with_news()
+        assert {one.kind for one in tick.store.read().quarantine.values()} == {"foreign"}
+        world("ok", "lost", "ok", "ok")
+        while "cuda:1" not in tick.store.read().quarantine:
+            turn_with_news()
+        found = tick.store.read()
+        assert [(s, one.kind) for s, one in found.quarantine.items()] == [("cuda:1", "lost")]
+        assert found.quarantine["cuda:1"].reason == "GPU is lost"
+        last = found.attempts[-1].id
+        tick.health = dict  # no more news: this clock runs faster than any driver answers
+        assert drive(tick).experiment.state == "complete"
+    used = {slot for one in tick.store.read().attempts if one.id > last for slot in one.slots}
+    assert used == {"cuda:0", "cuda:2", "cuda:3"}
