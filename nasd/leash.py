@@ -5,14 +5,19 @@
 torchrun puts its ranks into sessions of their own, so killing a process group does not reach
 them. The kernel does: `PR_SET_PDEATHSIG` kills a process when the thread that started it dies,
 and survives exec. The daemon therefore starts workers from its main thread only.
+
+Where memory runs out, the kernel shall take the command and not the daemon.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "500"  # of 1000; a daemon's is 0 or less
 
 
 def die_with_parent(parent: int, may_be_init: bool = False) -> None:
@@ -28,6 +33,13 @@ def die_with_parent(parent: int, may_be_init: bool = False) -> None:
         os._exit(1)
 
 
+def die_first() -> None:
+    """Offers this process, and all that it starts, to the kernel's out-of-memory killer."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
 if __name__ == "__main__":
+    die_first()
     die_with_parent(int(sys.argv[1]), may_be_init=True)
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -133,6 +133,7 @@ def _clear(candidate: Candidate, stage: str, folders: list[AttemptFolder]) -> bo
     checkpoints = [path for folder in folders for path in folder.checkpoints.glob("step-*")]
     checkpoints.sort(key=lambda path: path.name)
     left = checkpoints[:-KEPT_CHECKPOINTS] if goes_on else [f.checkpoints for f in folders]
+    left += [path for folder in folders for path in folder.checkpoints.glob(".*.tmp")]  # half made
     left = [path for path in [*left, *(folder.result for folder in folders)] if path.exists()]
     for path in left:
         shutil.rmtree(path)

@@ -12,6 +12,7 @@ from nasd.errors import NasdError
 from nasd.worker import corpus, prepare, seed
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
+from nasd.worker.progress import DOWNLOAD, Progress, quiet
 from tests.training import SOURCE, demo_config
 
 TEXT = "\n".join(f"mara keeps a red kite in the old mill {n}." for n in range(2000)) + "\n\n"
@@ -36,10 +37,16 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def built(texts: Path, tokenizer: Any, settings: MlmData, name: str = "cache") -> MlmCorpus:
+def built(
+    texts: Path,
+    tokenizer: Any,
+    settings: MlmData,
+    name: str = "cache",
+    progress: Progress = quiet,
+) -> MlmCorpus:
     folder = texts / name
     folder.mkdir()
-    corpus.build(settings, texts, tokenizer, folder, 1, lambda text: None)
+    corpus.build(settings, texts, tokenizer, folder, 1, progress)
     return MlmCorpus.load(folder)
 
 
@@ -79,7 +86,16 @@ def test_a_hub_data_set_is_read_by_its_column(texts: Path, tokenizer: Any) -> No
     (texts / "hub").mkdir()
     datasets.Dataset.from_dict({"article": lines}).to_parquet(texts / "hub" / "train.parquet")
     source = Corpus(hub=str(texts / "hub"), column="article")
-    made = built(texts, tokenizer, data(corpora=(source,)), "from-hub")
+    beats: list[tuple[str, int, float]] = []
+
+    def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
+        beats.append((doing, step, patience))
+
+    made = built(texts, tokenizer, data(corpora=(source,)), "from-hub", progress)
+    assert beats[0] == ("downloading", 0, DOWNLOAD)
+    batches = [step for doing, step, patience in beats if doing == "tokenising" and not patience]
+    assert len(batches) == len(lines) / corpus.BATCH
+    assert 0 < batches[0] < batches[1]
     assert np.array_equal(made.pieces, built(texts, tokenizer, data("one.txt"), "files").pieces)
     with pytest.raises(NasdError, match="no column 'text', only article"):
         built(texts, tokenizer, data(corpora=(Corpus(hub=str(texts / "hub")),)), "wrong")
@@ -111,7 +127,7 @@ def test_questions_of_the_hub_are_those_of_the_file(texts: Path) -> None:
         ]
     ).to_parquet(texts / "hub" / "train.parquet")
     settings = QaData(hub=str(texts / "hub"), tokens=96, stride=32)
-    assert prepare._from_hub(settings) == questions
+    assert prepare._from_hub(settings, quiet) == questions
 
 
 def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None:
@@ -120,20 +136,20 @@ def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None
         built(texts, tokenizer, data("short.txt"))
 
 
-def test_a_cache_is_found_again_until_what_made_it_changes(texts: Path, tokenizer: Any) -> None:
+def test_a_cache_is_found_again_until_what_made_it_changes(
+    texts: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     from nasd.demo import write_demo_data
 
     write_demo_data(texts / "demo-data")
     settings = demo_config().data
-    said: list[str] = []
-    first = prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append)
-    assert any("made" in line for line in said)
-    said.clear()
-    assert prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append) == first
-    assert not any("made" in line for line in said)
+    first = prepare.caches(settings, texts, tokenizer, texts / "c", 1, quiet)
+    assert capsys.readouterr().out.count(" made") == 2
+    assert prepare.caches(settings, texts, tokenizer, texts / "c", 1, quiet) == first
+    assert capsys.readouterr().out.count(" is there") == 2
     with (texts / "demo-data" / "corpus.txt").open("a") as file:
         file.write("one more line\n")
-    third = prepare.caches(settings, texts, tokenizer, texts / "c", 1, said.append)
+    third = prepare.caches(settings, texts, tokenizer, texts / "c", 1, quiet)
     assert third[0] != first[0]
     assert third[1] == first[1]
     assert not list((texts / "c").glob(".*"))
@@ -145,7 +161,7 @@ def test_a_failed_build_leaves_nothing_behind(texts: Path, tokenizer: Any) -> No
     write_demo_data(texts / "demo-data")
     (texts / "demo-data" / "squad.json").write_text("{}")
     with pytest.raises(NasdError, match=r"squad\.json"):
-        prepare.caches(demo_config().data, texts, tokenizer, texts / "c", 1, print)
+        prepare.caches(demo_config().data, texts, tokenizer, texts / "c", 1, quiet)
     assert not [p for p in (texts / "c").iterdir() if not p.name.startswith("mlm-")]
 
 

@@ -1,7 +1,6 @@
 """Workers train: real torchrun, real gloo, real files."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import torch
 import torch.distributed as dist
 
 from nasd import squad
+from nasd.errors import NasdError
 from nasd.genotype import BlockLineage, FeedForward, Genotype, unchanged
-from nasd.protocol import AttemptFolder, Spec
+from nasd.protocol import AttemptFolder, Outcome, write
 from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
 from nasd.worker.prepare import test_questions as questions_of
-from nasd.worker.qa import QaTask
+from nasd.worker.progress import quiet
 from nasd.worker.stage import run as run_stage
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
@@ -144,9 +144,14 @@ def test_the_evaluate_stage_scores_as_nasd_score_does(shop: Workshop, tmp_path: 
 
 
 def test_the_users_mistake_reaches_the_outcome_in_words(shop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "attempt"
+    path.mkdir()
+    # Left by another attempt of the same number.
+    write(Outcome(token="another", verdict="succeeded"), AttemptFolder(path).outcome)
     spec = shop.spec(None, source="package:nasd/no_such_seed")
-    _, outcome = work(spec, tmp_path / "attempt")
+    _, outcome = work(spec, path)
     assert outcome is not None
+    assert outcome.token == path.name
     assert outcome.verdict == "error"
     assert "seed_model.source" in outcome.message
 
@@ -167,6 +172,8 @@ def settings(folder: Path, stop_after: int, resume: tuple[Path, ...] = ()) -> Ru
     class Quiet:
         def line(self, **values: object) -> None: ...
 
+        def close(self) -> None: ...
+
     return Run(
         seed=5,
         candidate=0,
@@ -177,7 +184,7 @@ def settings(folder: Path, stop_after: int, resume: tuple[Path, ...] = ()) -> Ru
         resume=resume,
         open_recorder=lambda step: Quiet(),
         stop=AskAfter(stop_after),  # type: ignore[arg-type]
-        progress=lambda doing, step, steps: None,
+        progress=quiet,
         say=lambda text: None,
     )
 
@@ -230,11 +237,18 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert evaluations[-1] == schedule.steps - 1
 
 
+def caused(error: Exception, by: Exception) -> Exception:
+    error.__cause__ = by
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "of_the_machine"),
     [
         (OSError(28, "No space left on device"), True),
         (OSError(5, "Input/output error"), True),
+        (OSError(27, "File too large"), True),
+        (OSError("100000 requested and 359 written"), True),  # numpy's
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"), True),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), True),
@@ -242,6 +256,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (FileNotFoundError(2, "No such file"), False),
+        (caused(NasdError("the corpus cannot be read"), OSError(28, "")), True),
+        (caused(NasdError("the corpus cannot be read"), OSError(2, "")), False),
         (ValueError("shapes do not fit"), False),
     ],
 )
@@ -259,16 +275,3 @@ def test_a_stage_without_checkpoints_leaves_at_once_when_asked(
     spec = shop.spec(stage(CONFIG, "evaluate"))
     outcome = run_stage(spec, AttemptFolder(tmp_path), alone, AskAfter(0))  # type: ignore[arg-type]
     assert outcome.verdict == "stopped"
-
-
-def test_an_out_of_memory_is_a_verdict_and_no_crash(
-    shop: Workshop, tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: QaTask, model: object, batch: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(QaTask, "loss", full)
-    spec: Spec = shop.spec(stage(CONFIG, "finetune", **QUICK), tensorboard=str(tmp_path / "tb"))
-    outcome = run_stage(spec, AttemptFolder(tmp_path), alone, AskAfter(10**9))  # type: ignore[arg-type]
-    assert outcome.verdict == "out_of_memory"
-    shutil.rmtree(tmp_path / "tb")

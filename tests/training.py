@@ -1,10 +1,13 @@
 """What the tests of training share: prepared demo data, tiny specs, and real workers."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from nasd.config import Config, Stage, parse
@@ -82,12 +85,13 @@ class Workshop:
 
 def make_workshop(folder: Path) -> Workshop:
     from nasd.worker import phenotype, prepare, seed
+    from nasd.worker.progress import quiet
 
     write_demo_data(folder / "demo-data")
     tokenizer = seed.load_tokenizer(SOURCE, folder)
     data = demo_config().data
     (folder / "cache").mkdir()
-    mlm, qa = prepare.caches(data, folder, tokenizer, folder / "cache", 5, print)
+    mlm, qa = prepare.caches(data, folder, tokenizer, folder / "cache", 5, quiet)
     model, has_head = seed.load_seed(SOURCE, folder, 0.0)
     phenotype.save(model, folder / "seed")
     return Workshop(
@@ -104,8 +108,54 @@ def make_workshop(folder: Path) -> Workshop:
     )
 
 
-def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome | None]:
-    """Runs an attempt in real worker processes under torchrun; None if it left no outcome."""
+@dataclass
+class Launched:
+    """An attempt in real worker processes under torchrun."""
+
+    folder: AttemptFolder
+    launcher: LocalLauncher
+    process: dict[str, Any]
+
+    @property
+    def alive(self) -> bool:
+        return self.launcher.alive(self.process)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Waits for something to come about while the attempt runs."""
+        assert wait_until(lambda: done() or not self.alive, 240), self.log
+        assert done(), self.log
+
+    def ends(self) -> None:
+        assert wait_until(lambda: not self.alive, 240), self.log
+
+    @property
+    def log(self) -> str:
+        return self.folder.log.read_text()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return read(Outcome, self.folder.outcome) if self.folder.outcome.exists() else None
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in self.folder.checkpoints.glob("step-*"))
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that train, in the order of their ranks."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = process.cmdline()
+                if command[-2:] == ["nasd.worker", str(self.folder.path)] and (
+                    "torch.distributed.run" not in command
+                ):
+                    found.append((process.environ()["RANK"], process))
+            except psutil.Error:
+                continue
+        return [process for _, process in sorted(found, key=lambda one: one[0])]
+
+
+@contextmanager
+def launched(spec: Spec, path: Path, ranks: int = 1) -> Iterator[Launched]:
     folder = AttemptFolder(path)
     path.mkdir(parents=True, exist_ok=True)
     if not spec.tensorboard:
@@ -114,10 +164,16 @@ def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome
     launcher = LocalLauncher(threads=1)
     process = launcher.start(folder, [f"cpu:{n}" for n in range(ranks)], path.name)
     try:
-        assert wait_until(lambda: not launcher.alive(process), 240), folder.log.read_text()
+        yield Launched(folder, launcher, process)
     finally:
         launcher.clear(path.name)
-    return folder, read(Outcome, folder.outcome) if folder.outcome.exists() else None
+
+
+def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome | None]:
+    """Runs an attempt to its end; None if it left no outcome."""
+    with launched(spec, path, ranks) as attempt:
+        attempt.ends()
+    return attempt.folder, attempt.outcome
 
 
 def losses(folder: AttemptFolder, kind: str) -> list[float]:

@@ -1,5 +1,6 @@
 """`torchrun -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -8,46 +9,86 @@ from pathlib import Path
 
 from nasd.errors import NasdError
 from nasd.leash import die_with_parent
-from nasd.protocol import EXIT_DONE, EXIT_NO_OUTCOME, AttemptFolder, Outcome, Spec, read, write
+from nasd.protocol import (
+    EXIT_DONE,
+    EXIT_NO_OUTCOME,
+    TOKEN_VARIABLE,
+    AttemptFolder,
+    Outcome,
+    Spec,
+    read,
+    write,
+)
 from nasd.worker.stop import StopRequest
+
+# Whichever rank comes to one of these has the verdict, and leaves at once: its peers may never come
+# back from waiting for it.
+ALONE = {"error", "out_of_memory", "stopped"}
 
 
 def main() -> int:
     die_with_parent(os.getppid())
     stop = StopRequest()  # before torch is imported: that takes seconds
     folder = AttemptFolder(Path(sys.argv[1]))
-    spec = read(Spec, folder.spec)
-    first = os.environ["RANK"] == "0"
+    try:
+        spec = read(Spec, folder.spec)
+    except NasdError as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return EXIT_NO_OUTCOME
 
     import torch.distributed as dist
 
-    from nasd.worker import stage
-
     try:
-        ranks = stage.join(spec)
-        outcome = stage.run(spec, folder, ranks, stop)
-    except NasdError as error:
-        print(f"error: {error}", flush=True)
-        outcome, first = Outcome(verdict="error", message=str(error)), True
+        outcome = _run(spec, folder, stop)
+        alone = outcome.verdict in ALONE
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if (alone or os.environ["RANK"] == "0") and not _has_outcome(folder, token):
+            write(outcome.model_copy(update={"token": token}), folder.outcome)
     except Exception as error:
-        traceback.print_exc()
-        if _peer_is_gone(error) or _machine_failed(error):
-            # No fault of the candidate's, so no verdict on it: the attempt counts as lost. Where
-            # a peer is gone, what took it may have left its own.
-            os._exit(EXIT_NO_OUTCOME)
-        message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        outcome, first = Outcome(verdict="error", message=message), True
-    # Whichever rank fails has the verdict: its peers may never come back from waiting for it.
-    if outcome.verdict == "out_of_memory":
-        first = True
-    if first and not folder.outcome.exists():
-        write(outcome, folder.outcome)
-    if outcome.verdict in ("error", "out_of_memory"):
-        os._exit(EXIT_NO_OUTCOME)  # without waiting for peers in a collective
+        _tell(error)
+        os._exit(EXIT_NO_OUTCOME)
+    if alone:
+        os._exit(EXIT_DONE if outcome.verdict == "stopped" else EXIT_NO_OUTCOME)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
     return EXIT_DONE
+
+
+def _run(spec: Spec, folder: AttemptFolder, stop: StopRequest) -> Outcome:
+    """What came of the attempt; raises what is no fault of the candidate's.
+
+    There is no verdict on that: the attempt counts as lost. Where a peer is gone, what took it may
+    have left its own.
+    """
+    from nasd.worker import stage
+
+    try:
+        return stage.run(spec, folder, stage.join(spec), stop)
+    except Exception as error:
+        if _peer_is_gone(error) or _machine_failed(error):
+            raise
+        _tell(error)
+        message = str(error)
+        if not isinstance(error, NasdError):
+            message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        return Outcome(verdict="error", message=message)
+
+
+def _has_outcome(folder: AttemptFolder, token: str) -> bool:
+    """Whether a peer has left this attempt's outcome; a later verdict does not replace it."""
+    try:
+        return read(Outcome, folder.outcome).token == token
+    except NasdError:
+        return False
+
+
+def _tell(error: Exception) -> None:
+    with contextlib.suppress(OSError):  # the log may stand on the very disk that is full
+        if isinstance(error, NasdError):
+            print(f"error: {error}", flush=True)
+        else:
+            traceback.print_exception(error)
 
 
 def _peer_is_gone(error: Exception) -> bool:
@@ -57,25 +98,32 @@ def _peer_is_gone(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-FULL_OR_BROKEN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+FULL_OR_BROKEN_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE,
+}  # fmt: skip
 OF_THE_MACHINE = (
+    *map(os.strerror, FULL_OR_BROKEN_DISK),  # safetensors has these words, and no number
+    "PytorchStreamWriter failed", "unexpected pos",  # torch.save, a full disk
+    "requested and",  # numpy likewise: so many bytes requested and so many written
     "CUDA error", "No CUDA GPUs", "CUDA driver", "NCCL error",
-    "No space left", "PytorchStreamWriter failed", "unexpected pos",  # torch.save, a full disk
+    "DefaultCPUAllocator",  # no memory on the host
 )  # fmt: skip
 
 
-def _machine_failed(error: Exception) -> bool:
+def _machine_failed(error: BaseException) -> bool:
     """Whether the machine is at fault: a lost GPU, a full disk, no memory on the host.
 
     What a kernel does wrong by itself (an index out of bounds) is not.
     """
     import torch
 
+    if error.__cause__ is not None and _machine_failed(error.__cause__):
+        return True
     text = str(error)
     if "device-side assert" in text or "illegal memory access" in text:
         return False
-    if isinstance(error, OSError):
-        return error.errno in FULL_OR_BROKEN_DISK
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL_OR_BROKEN_DISK or error.errno == errno.ENOMEM
     # An out-of-memory of the model's is a verdict of its own; this one came before the model.
     kinds = (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or any(part in text for part in OF_THE_MACHINE)

@@ -39,25 +39,33 @@ def save(
     optimizer: dict[str, Any],
     progress: dict[str, Any],
 ) -> Path:
-    """Writes checkpoint `step` below `folder`, and forgets all but the newest two."""
+    """Writes checkpoint `step` below `folder`, and forgets all but the newest two.
+
+    Where that fails, those before it stand as they did and nothing of it is left.
+    """
     final = folder / f"step-{step:09d}"
     temporary = folder / f".step-{step:09d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(
-        {name: t.detach().contiguous() for name, t in model.items()},
-        temporary / "model.safetensors",
-    )
-    torch.save(optimizer, temporary / "optimizer.pt")
-    (temporary / "progress.json").write_text(json.dumps({"step": step, **progress}))
-    manifest = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-    (temporary / "manifest.json").write_text(json.dumps(manifest))
-    for path in temporary.iterdir():
-        _sync_file(path)
-    sync_folder(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(
+            {name: t.detach().contiguous() for name, t in model.items()},
+            temporary / "model.safetensors",
+        )
+        with (temporary / "optimizer.pt").open("wb") as file:  # of a path, errors name no cause
+            torch.save(optimizer, file)
+        (temporary / "progress.json").write_text(json.dumps({"step": step, **progress}))
+        manifest = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(manifest))
+        for path in temporary.iterdir():
+            _sync_file(path)
+        sync_folder(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, its space is needed
+        raise
     sync_folder(folder)
     for old in _candidates([folder])[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -90,6 +98,8 @@ def _load(path: Path) -> Checkpoint | None:
             optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
             progress=progress,
         )
+    except MemoryError:  # that says nothing of the checkpoint
+        raise
     except Exception as error:  # whatever is wrong with it, it does not count
         print(f"checkpoint {path} is damaged and passed over: {error!r}", flush=True)
         return None

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from nasd.config import Corpus, MlmData
 from nasd.errors import NasdError
+from nasd.worker.progress import DOWNLOAD, LONG, Progress
 
 BATCH = 1000  # records tokenised at a time
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class MlmCorpus:
         )
 
 
-def records(corpus: Corpus, base: Path) -> Iterator[list[str]]:
+def records(corpus: Corpus, base: Path, progress: Progress) -> Iterator[list[str]]:
     """Batches of records of a corpus, through `datasets`; blank ones left out."""
     import datasets
 
@@ -99,6 +99,7 @@ def records(corpus: Corpus, base: Path) -> Iterator[list[str]]:
             column = "text"
         else:
             assert corpus.hub is not None
+            progress("downloading", patience=DOWNLOAD)
             rows = datasets.load_dataset(
                 corpus.hub, corpus.config, revision=corpus.revision, split=corpus.split
             )
@@ -120,7 +121,7 @@ def records(corpus: Corpus, base: Path) -> Iterator[list[str]]:
 
 
 def build(
-    data: MlmData, base: Path, tokenizer: Any, folder: Path, seed: int, say: Say
+    data: MlmData, base: Path, tokenizer: Any, folder: Path, seed: int, progress: Progress
 ) -> tuple[int, int]:
     """Fills `folder`; returns how many sequences are for training and for evaluation."""
     special = SpecialTokens.of(tokenizer)
@@ -130,7 +131,7 @@ def build(
     count = 0
     with stream.open("wb") as file:
         for corpus in data.corpora:
-            for texts in records(corpus, base):
+            for texts in records(corpus, base, progress):
                 encoded = tokenizer(
                     texts,
                     add_special_tokens=False,
@@ -140,9 +141,8 @@ def build(
                 )["input_ids"]
                 flat = np.fromiter((token for text in encoded for token in text), dtype=kind)
                 flat.tofile(file)
-                before, count = count, count + len(flat)
-                if before // 10_000_000 != count // 10_000_000:
-                    say(f"corpora: {count / 1e6:.0f} M tokens")
+                count += len(flat)
+                progress("tokenising", count)
     total = count // width
     held_out = data.evaluation_sequences
     if total < 2 * held_out:
@@ -151,6 +151,7 @@ def build(
             f"data.mlm.corpora: the corpora give {total} sequences of {data.tokens} tokens, too"
             f" few for data.mlm.evaluation_sequences = {held_out} and as many to train on"
         )
+    progress("packing", count, count, patience=LONG)
     tokens = np.memmap(stream, dtype=kind, mode="r", shape=(total, width))
     np.save(folder / "pieces.npy", tokens)
     del tokens
@@ -164,7 +165,7 @@ def build(
     (folder / "manifest.json").write_text(
         json.dumps({"tokens": special.__dict__, "train": len(train), "evaluation": held_out})
     )
-    say(f"corpora: {len(train)} training and {held_out} evaluation sequences")
+    print(f"corpora: {len(train)} training and {held_out} evaluation sequences", flush=True)
     return len(train), held_out
 
 

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.worker.corpus import MlmCorpus
-from nasd.worker.task import Batch, Progress, Ranks
-
-EVALUATION_BATCH = 32
+from nasd.worker.progress import Progress
+from nasd.worker.task import Batch, Ranks
 
 
 class MlmTask:
@@ -49,21 +48,21 @@ class MlmTask:
         return loss / self._masks
 
     @torch.no_grad()
-    def evaluate(self, ranks: Ranks, progress: Progress) -> dict[str, float]:
+    def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on the held-out sequences; the masks are the same every time."""
         mine = ranks.deal(np.arange(len(self._corpus.evaluation)))
         total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(mine), EVALUATION_BATCH):
+        for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
-            indices = mine[start : start + EVALUATION_BATCH]
+            indices = mine[start : start + batch]
             tokens = self._corpus.sequences(self._corpus.evaluation[indices])
             # Seeded by sequence, so that the masks do not depend on the number of ranks.
             parts = [self._mask(tokens[i : i + 1], int(index)) for i, index in enumerate(indices)]
-            batch = {
+            shown = {
                 name: torch.cat([part[name] for part in parts]).to(ranks.device)
                 for name in parts[0]
             }
-            total += self.loss(self.model, batch).double().cpu()
+            total += self.loss(self.model, shown).double().cpu()
         if ranks.world > 1:
             torch.distributed.all_reduce(total)
         return {"loss": float(total) / len(self._corpus.evaluation)}

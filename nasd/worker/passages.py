@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nasd.errors import NasdError
 from nasd.squad import Question
+from nasd.worker.progress import Progress, quiet
 
 if TYPE_CHECKING:  # it takes seconds to import, and training never tokenises
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +110,7 @@ def build_features(
     tokens: int,
     stride: int,
     chunk: int = CHUNK,
+    progress: Progress = quiet,
 ) -> QaFeatures:
     """Windows of at most `tokens` tokens; neighbours share `stride` tokens of the context.
 
@@ -132,6 +134,7 @@ def build_features(
     targets: list[tuple[int, int, int]] = []  # start, end, question
     outside = np.full((1, 2), NO_CHARACTERS, dtype=np.int32)
     for first in range(0, len(questions), chunk):
+        progress("tokenising", first, len(questions))
         part = questions[first : first + chunk]
         asked = _encode(tokenizer, [question.question for question in part])
         contexts = _encode(tokenizer, [question.context for question in part])
@@ -246,6 +249,7 @@ def decode(
     end_logits: Sequence[Floats],
     n_best: int,
     max_answer_tokens: int,
+    progress: Progress = quiet,
 ) -> dict[str, str]:
     """{question id: the text of the best span over all its features, cut from the context}.
 
@@ -260,6 +264,7 @@ def decode(
     # Where the best starts and the best ends of a question nowhere make a span, all are tried.
     for count in (n_best, int(features.lengths.max())):
         for feature in [i for i, owner in enumerate(owners) if owner not in best]:
+            progress("decoding", feature, len(owners))
             low, high = features.bounds[feature : feature + 2]
             characters = features.characters[low:high]
             context = np.flatnonzero(characters[:, 0] != NO_CHARACTERS)

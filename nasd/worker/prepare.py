@@ -23,31 +23,36 @@ from nasd.squad import Question, from_records, read_squad, split
 from nasd.streams import stream_seed
 from nasd.worker import corpus
 from nasd.worker.passages import QaFeatures, build_features
+from nasd.worker.progress import DOWNLOAD, LONG, Progress
 
 VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
-Say = Callable[[str], None]
+BLOCK = 1 << 22  # bytes hashed between two signs of life
 
 
 def caches(
-    data: Data, base: Path, tokenizer: Any, root: Path, seed: int, say: Say
+    data: Data, base: Path, tokenizer: Any, root: Path, seed: int, progress: Progress
 ) -> tuple[Path, Path]:
     """The cache folders of the corpora and of the questions, made where they are missing."""
+
+    def digest(path: Path) -> str:
+        return _digest(path, progress)
+
     tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     mlm_key = _key(
         {
             "tokenizer": tokens,
             "seed": seed,
             "data": data.mlm.model_dump(exclude={"corpora", "mask_share"}),
-            "corpora": corpus.describe_sources(data.mlm.corpora, base, _digest),
+            "corpora": corpus.describe_sources(data.mlm.corpora, base, digest),
         }
     )
     mlm_seed = stream_seed(seed, 0, "corpora")
     mlm = _make(
         root / f"mlm-{mlm_key}",
-        lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, say),
-        say,
+        lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, progress),
+        progress,
     )
-    sources: list[str | None] = [_digest(base / name) for name in data.qa.files] or [
+    sources: list[str | None] = [digest(base / name) for name in data.qa.files] or [
         data.qa.hub,
         data.qa.revision,
     ]
@@ -61,8 +66,8 @@ def caches(
     )
     qa = _make(
         root / f"qa-{qa_key}",
-        lambda folder: _build_qa(data.qa, base, tokenizer, folder, seed, say),
-        say,
+        lambda folder: _build_qa(data.qa, base, tokenizer, folder, seed, progress),
+        progress,
     )
     return mlm, qa
 
@@ -89,40 +94,47 @@ def counts(mlm: Path, qa: Path) -> dict[str, int]:
     }
 
 
-def _build_qa(data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, say: Say) -> None:
+def _build_qa(
+    data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, progress: Progress
+) -> None:
     if data.files:
         questions = [question for name in data.files for question in read_squad(base / name)]
     else:
-        questions = _from_hub(data)
+        questions = _from_hub(data, progress)
     train, test = split(
         questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions")
     )
     sizes = {"train_questions": len(train), "test_questions": len(test)}
     for name, part in (("train", train), ("test", test)):
-        features: QaFeatures = build_features(part, tokenizer, data.tokens, data.stride)
+        features: QaFeatures = build_features(
+            part, tokenizer, data.tokens, data.stride, progress=progress
+        )
+        progress("saving", patience=LONG)
         features.save(folder / name)
         sizes[f"{name}_features"] = len(features)
-        say(f"questions: {len(part)} for {name}, {len(features)} features")
+        print(f"questions: {len(part)} for {name}, {len(features)} features", flush=True)
     (folder / "test_questions.json").write_text(
         json.dumps([asdict(question) for question in test]), encoding="utf-8"
     )
     (folder / "manifest.json").write_text(json.dumps(sizes))
 
 
-def _from_hub(data: QaData) -> list[Question]:
+def _from_hub(data: QaData, progress: Progress) -> list[Question]:
     import datasets
 
     datasets.disable_progress_bars()
+    progress("downloading", patience=DOWNLOAD)
     try:
         rows = datasets.load_dataset(data.hub, revision=data.revision, split="train")
     except Exception as error:
         raise NasdError(f"data.qa.hub: {data.hub} cannot be read: {error}") from error
+    progress("reading")
     return from_records(rows, f"data.qa.hub: {data.hub}")
 
 
-def _make(folder: Path, build: Callable[[Path], object], say: Say) -> Path:
+def _make(folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:
     if folder.is_dir():
-        say(f"cache: {folder.name} is there")
+        print(f"cache: {folder.name} is there", flush=True)
         return folder
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a prepare that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -130,15 +142,14 @@ def _make(folder: Path, build: Callable[[Path], object], say: Say) -> Path:
     temporary.mkdir(parents=True)
     try:
         build(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        progress("saving", patience=LONG)
+        sync_tree(temporary)
         temporary.rename(folder)
         sync_folder(folder.parent)
+        sync_folder(folder.parent.parent)  # the root may be new
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    say(f"cache: {folder.name} made")
+    print(f"cache: {folder.name} made", flush=True)
     return folder
 
 
@@ -147,9 +158,23 @@ def _key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
+def sync_tree(folder: Path) -> None:
+    """Makes all that stands in a folder durable."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _digest(path: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(BLOCK):
+                digest.update(block)
+                progress("hashing")
+            return digest.hexdigest()
     except OSError as error:
         raise NasdError(f"{path} cannot be read: {error.strerror}") from error

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from nasd.config import QaData
 from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
-from nasd.worker.task import Batch, Progress, Ranks
+from nasd.worker.progress import Progress
+from nasd.worker.task import Batch, Ranks
 
-EVALUATION_BATCH = 32
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
 
@@ -51,37 +51,38 @@ class QaTask:
         ) / 2
 
     @torch.no_grad()
-    def evaluate(self, ranks: Ranks, progress: Progress) -> dict[str, float]:
+    def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on an even sample of the test features: for the curve, not for the score."""
         count = min(LOSS_FEATURES, len(self._test))
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
         total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(mine), EVALUATION_BATCH):
+        for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
-            batch = _tensors(self._test, mine[start : start + EVALUATION_BATCH])
-            batch = {name: tensor.to(ranks.device) for name, tensor in batch.items()}
-            total += self.loss(self.model, batch).double().cpu()
+            shown = _tensors(self._test, mine[start : start + batch])
+            shown = {name: tensor.to(ranks.device) for name, tensor in shown.items()}
+            total += self.loss(self.model, shown).double().cpu()
         if ranks.world > 1:
             dist.all_reduce(total)
         return {"loss": float(total) / count}
 
     @torch.no_grad()
     def predict(
-        self, questions: list[Question], data: QaData, ranks: Ranks, progress: Progress
+        self, questions: list[Question], data: QaData, ranks: Ranks, batch: int, progress: Progress
     ) -> dict[str, str]:
         """The answer to each test question: the best of the n-best spans over its windows.
 
-        Every rank takes its share of the windows; rank 0 gets all the answers, others none.
+        Every rank takes its share of the windows, `batch` at once; rank 0 gets all the answers,
+        others none.
         """
         mine = ranks.deal(np.argsort(self._test.lengths, kind="stable"))
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        for position in range(0, len(mine), EVALUATION_BATCH):
+        for position in range(0, len(mine), batch):
             progress("answering", position, len(mine))
-            indices = mine[position : position + EVALUATION_BATCH]
-            batch = _tensors(self._test, indices)
+            indices = mine[position : position + batch]
+            shown = _tensors(self._test, indices)
             start, end = self.model(
-                batch["input_ids"].to(ranks.device), batch["attention_mask"].to(ranks.device)
+                shown["input_ids"].to(ranks.device), shown["attention_mask"].to(ranks.device)
             )
             for index, one, other in zip(
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
@@ -95,7 +96,6 @@ class QaTask:
             if shares is None:
                 return {}
             found = {index: logits for share in shares for index, logits in share.items()}
-        progress("decoding", 0, len(questions))
         order = range(len(self._test))
         return decode(
             self._test,
@@ -104,6 +104,7 @@ class QaTask:
             [found[index][1] for index in order],
             data.n_best,
             data.max_answer_tokens,
+            progress,
         )
 
 

@@ -7,12 +7,12 @@ is added to the position embeddings, the pooler is dropped, and the outputs stay
 
 import importlib.util
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # torch.load's word for what it refuses to run
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -138,7 +138,7 @@ _DAMAGES = (
     AttributeError,
     RuntimeError,
     EOFError,
-    pickle.UnpicklingError,
+    UnpicklingError,
     SafetensorError,
     NasdError,
 )
@@ -222,7 +222,7 @@ def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
 
     resolved = resolve(source, base)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(resolved))
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(resolved), trust_remote_code=False)
     except Exception as error:  # of many kinds, among them those of parsers and of the network
         raise _error(
             source,

@@ -12,11 +12,12 @@ import torch.distributed as dist
 
 from nasd.config import Stage
 from nasd.genotype import BlockLineage, Genotype
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, write_atomically
+from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
+from nasd.worker.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import Ranks, Task
+from nasd.worker.task import EVALUATION_BATCH, Ranks, Task
 from nasd.worker.train import (
     Diverged,
     MetricsFile,
@@ -24,37 +25,17 @@ from nasd.worker.train import (
     Recorder,
     Run,
     autocast,
+    halved,
+    micro_batch,
     train,
 )
 
-# A peer that is gone must not hang the others for the library's default of up to half an hour.
-GROUP_TIMEOUT = timedelta(minutes=10)
-HEARTBEAT_SECONDS = 0.5
-
-
-class Pulse:
-    """The heartbeat file: where this attempt is. Written at most every HEARTBEAT_SECONDS.
-
-    With `leave`, it is also where a stage without checkpoints leaves when asked to.
-    """
-
-    def __init__(self, path: Path, first: bool, leave: StopRequest | None) -> None:
-        self._leave = leave
-        self._path = path
-        self._first = first
-        self._last = 0.0
-
-    def __call__(self, doing: str, step: int = 0, steps: int = 0) -> None:
-        if self._leave is not None and self._leave.asked:
-            raise Stopped("asked to stop; this stage begins anew")
-        now = time.monotonic()
-        if not self._first or now - self._last < HEARTBEAT_SECONDS:
-            return
-        self._last = now
-        beat = Heartbeat(doing=doing, step=step, steps=steps, at=time.time())
-        temporary = self._path.with_name(".heartbeat.tmp")
-        temporary.write_text(beat.model_dump_json())
-        temporary.replace(self._path)  # not synced: it speaks only of the living
+# A peer that hangs must not hang the others for the library's default of up to half an hour. The
+# longest that they wait for rank 0 while it works alone is a checkpoint, or decoding and scoring:
+# seconds for the 17,500 test questions of SQuAD.
+LEAST_GROUP_MINUTES = 10.0
+# What a lack of memory is called where torch does not call it OutOfMemoryError.
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def join(spec: Spec) -> Ranks:
@@ -62,15 +43,16 @@ def join(spec: Spec) -> Ranks:
     torch.set_num_threads(spec.threads)
     world = int(os.environ["WORLD_SIZE"])
     rank = int(os.environ["RANK"])
+    timeout = timedelta(minutes=max(LEAST_GROUP_MINUTES, spec.stall_minutes))
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
         # Flags and counts travel through the CPU, gradients through NCCL.
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=GROUP_TIMEOUT, device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
     else:
         device = torch.device("cpu")
-        dist.init_process_group("gloo", timeout=GROUP_TIMEOUT)
+        dist.init_process_group("gloo", timeout=timeout)
     return Ranks(rank, world, device)
 
 
@@ -92,24 +74,42 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         outcome = Outcome(verdict="diverged", message=str(reason))
     except Stopped as reason:
         outcome = Outcome(verdict="stopped", message=str(reason))
-    except torch.OutOfMemoryError as error:
-        outcome = Outcome(verdict="out_of_memory", message=str(error).splitlines()[0][:500])
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if spec.stage is None or not _no_memory(error):
+            raise
+        message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
+        outcome = Outcome(verdict="out_of_memory", message=message)
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
+
+
+def _no_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        part in str(error) for part in NO_MEMORY
+    )
+
+
+def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
+    """How much was worked on at a time when memory ran out."""
+    evaluation = halved(EVALUATION_BATCH, spec.halvings)
+    if stage.train == "none":
+        return f"at a batch of {evaluation}"
+    micro = micro_batch(stage, ranks.world, spec.halvings)
+    return f"at a micro-batch of {micro} (in evaluations {evaluation})"
 
 
 def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     from nasd.worker import prepare, seed
 
-    def say(text: str) -> None:
-        print(text, flush=True)
-        pulse(text)
-
     base = Path(spec.config_folder)
+    pulse("downloading", patience=DOWNLOAD)
     tokenizer = seed.load_tokenizer(spec.source, base)
-    mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, say)
+    mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, pulse)
+    pulse("downloading", patience=DOWNLOAD)
     model, has_head = seed.load_seed(spec.source, base, spec.dropout)
+    pulse("saving", patience=LONG)
     phenotype.save(model, result)
     tokenizer.save_pretrained(result)
+    prepare.sync_tree(result)
     prepared = Prepared(
         mlm_cache=str(mlm),
         qa_cache=str(qa),
@@ -123,6 +123,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
 def _train(
     spec: Spec, stage: Stage, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> Outcome:
+    pulse("loading", patience=LONG)
     task = _task(spec, stage)
 
     def open_recorder(step: int) -> Recorder:
@@ -140,6 +141,7 @@ def _train(
             precision=spec.precision,
             checkpoint_seconds=60 * spec.checkpoint_minutes,
             log_steps=spec.log_steps,
+            halvings=spec.halvings,
             checkpoints=folder.checkpoints,
             resume=tuple(map(Path, spec.resume)),
             open_recorder=open_recorder,
@@ -148,6 +150,7 @@ def _train(
         ),
     )
     if ranks.first:
+        pulse("saving", result.steps, result.steps, patience=LONG)
         assert isinstance(task.model, phenotype.MaskedLM | phenotype.QuestionAnswering)
         phenotype.save(task.model, folder.result)
     return Outcome(
@@ -201,14 +204,16 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     from nasd.worker.qa import QaTask
 
     assert spec.weights is not None and stage.task == "qa"
+    pulse("loading", patience=LONG)
     model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
     model.to(ranks.device).eval()
     task = QaTask.load(model, Path(spec.qa_cache))
     questions = test_questions(Path(spec.qa_cache))
+    batch = halved(EVALUATION_BATCH, spec.halvings)
     with autocast(spec.precision, ranks.device):
         # In this order: the other ranks do not wait while the first one decodes.
-        loss = task.evaluate(ranks, pulse)["loss"]
-        answers = task.predict(questions, spec.data.qa, ranks, pulse)
+        loss = task.evaluate(ranks, batch, pulse)["loss"]
+        answers = task.predict(questions, spec.data.qa, ranks, batch, pulse)
     if not math.isfinite(loss):
         raise Diverged(f"the evaluation loss is {loss}")
     if not ranks.first:
@@ -216,7 +221,7 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     result.mkdir(exist_ok=True)
 
     write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
-    pulse("scoring")
+    pulse("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
     scores = squad_scores(answers, questions)
     return Outcome(
         verdict="succeeded",

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.worker.progress import Progress
+
 Batch = dict[str, Tensor]
+EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
 class Task(Protocol):
@@ -33,13 +36,11 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the examples of each example's mean loss."""
 
-    def evaluate(self, ranks: "Ranks", progress: "Progress") -> dict[str, float]:
-        """Metrics on the held-out part, the same on every rank; `loss` is among them."""
+    def evaluate(self, ranks: "Ranks", batch: int, progress: Progress) -> dict[str, float]:
+        """Metrics on the held-out part, the same on every rank; `loss` is among them.
 
-
-class Progress(Protocol):
-    def __call__(self, doing: str, step: int, steps: int) -> None:
-        """Says where the worker is; cheap enough for every step."""
+        batch: how many examples a rank takes at once.
+        """
 
 
 @dataclass(frozen=True)

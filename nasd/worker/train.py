@@ -27,8 +27,12 @@ from nasd.streams import stream_seed
 from nasd.summaries import Summaries
 from nasd.worker import checkpoint
 from nasd.worker.divergence import DivergenceMonitor
+from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import Progress, Ranks, Task
+from nasd.worker.task import EVALUATION_BATCH, Ranks, Task
+
+# Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
+EPOCH_END_SHARE = 0.25
 
 
 class Diverged(Exception):
@@ -68,6 +72,18 @@ class Schedule:
             return True
         share = self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
         return int(done / share) > int(step / share)
+
+
+def halved(size: int, times: int) -> int:
+    """`size` halved so many times, never below 1."""
+    return max(1, size >> times)
+
+
+def micro_batch(stage: Stage, world: int, halvings: int) -> int:
+    """How many examples a rank takes at once: its share of the batch, unless the stage says less,
+    halved as often as memory has run out."""
+    share = -(-stage.batch // world)
+    return halved(min(stage.micro_batch or share, share), halvings)
 
 
 class Order:
@@ -112,6 +128,8 @@ class Order:
 class Recorder(Protocol):
     def line(self, **values: Any) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class MetricsFile:
     """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one."""
@@ -135,6 +153,9 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+        # TensorBoard writes in a thread of its own. What that ran into, the next call but close
+        # raises, and there may have been none since the last line.
+        self._summaries.flush()
         self._summaries.close()
 
 
@@ -142,10 +163,16 @@ class NoMetrics:
     def line(self, **values: Any) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class Run:
-    """The settings of one attempt's training that are not the stage's own."""
+    """The settings of one attempt's training that are not the stage's own.
+
+    halvings: how often the micro-batch is halved, because memory ran out.
+    """
 
     seed: int
     candidate: int
@@ -157,6 +184,7 @@ class Run:
     open_recorder: Callable[[int], Recorder]
     stop: StopRequest
     progress: Progress
+    halvings: int = 0
     say: Callable[[str], None] = field(default=lambda text: print(text, flush=True))
 
 
@@ -170,8 +198,10 @@ class Result:
 def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     """Trains `task.model` in place through `stage`.
 
-    Raises Diverged, or Stopped once everything is in a checkpoint.
+    A checkpoint is due `run.checkpoint_seconds` after the last one, at the end of an epoch after a
+    quarter of that. Raises Diverged, or Stopped once everything is in a checkpoint.
     """
+    run.progress("loading", patience=LONG)
     model = task.model.to(ranks.device)
     names = task.trainable()
     # Before wrapping: DDP looks at requires_grad once, when it is built.
@@ -200,6 +230,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         metrics = found.progress["metrics"]
         start = found.step
         run.say(f"resumed at step {start} of {schedule.steps}")
+    _check_equal(start, ranks)
     recorder = run.open_recorder(start)
     device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
     ddp = DistributedDataParallel(model, device_ids=device_ids)
@@ -207,6 +238,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     pending = torch.zeros(2 * run.log_steps, device=ranks.device)  # losses, then norms
     waiting: list[int] = []
     tokens = 0
+    micro = micro_batch(stage, ranks.world, run.halvings)
     logged = saved = time.monotonic()
     run.say(
         f"{stage.name}: {schedule.steps} steps of {schedule.batch}, "
@@ -216,6 +248,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
 
     def save(step: int) -> None:
         if ranks.first:
+            run.progress("saving", step, schedule.steps, patience=LONG)
             checkpoint.save(
                 run.checkpoints,
                 step,
@@ -223,16 +256,18 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
                 optimizer.state_dict(),
                 {"monitor": monitor.state(), "curve": curve, "metrics": metrics},
             )
+            run.progress("training", step, schedule.steps)
         if ranks.world > 1:
             dist.barrier()
 
+    run.progress("training", start, schedule.steps, patience=LONG)
     for step in range(start, schedule.steps):
         rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         ddp.train()  # type: ignore[no-untyped-call]
         loss, examples_tokens = _step_backward(
-            task, ddp, order.batch(step), stage, ranks, run, step
+            task, ddp, order.batch(step), stage, micro, ranks, run, step
         )
         tokens += examples_tokens
         norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
@@ -245,7 +280,9 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
 
         last = step + 1 == schedule.steps
         evaluates = schedule.evaluates_after(step, stage.evaluations)
-        due = time.monotonic() - saved >= run.checkpoint_seconds
+        epoch_ends = (step + 1) % schedule.steps_per_epoch == 0
+        interval = run.checkpoint_seconds * (EPOCH_END_SHARE if epoch_ends else 1.0)
+        due = time.monotonic() - saved >= interval
         stop, due = _any((run.stop.asked, due), ranks)
         saves = (stop or due) and not last
         if len(waiting) == run.log_steps or evaluates or saves:
@@ -276,6 +313,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             saved = logged = time.monotonic()
         if stop and not last:
             raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
+    recorder.close()
     return Result(schedule.steps, metrics, curve)
 
 
@@ -284,19 +322,20 @@ def _step_backward(
     ddp: DistributedDataParallel,
     indices: NDArray[np.int64],
     stage: Stage,
+    size: int,
     ranks: Ranks,
     run: Run,
     step: int,
 ) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the global batch `indices`, whatever the number of ranks.
 
-    Returns this rank's part of that mean, and how many tokens it saw. DDP takes the mean of the
-    ranks' gradients, so each contributes `world x its sum / batch`.
+    size: of a micro-batch. Returns this rank's part of that mean, and how many tokens it saw. DDP
+    takes the mean of the ranks' gradients, so each contributes `world x its sum / batch`.
     """
     batch = task.batch(indices, stream_seed(run.seed, step, f"batch/{stage.name}"))
     mine = torch.from_numpy(ranks.deal(np.arange(len(indices))))
     torch.manual_seed(stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank))
-    parts = torch.split(mine, stage.micro_batch or len(mine))
+    parts = torch.split(mine, size)
     total = torch.zeros((), device=ranks.device)
     tokens = 0
     for number, part in enumerate(parts):
@@ -340,7 +379,7 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
 def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
     task.model.eval()
     with torch.no_grad(), autocast(run.precision, ranks.device):
-        return task.evaluate(ranks, run.progress)
+        return task.evaluate(ranks, halved(EVALUATION_BATCH, run.halvings), run.progress)
 
 
 def _evaluate_only(task: Task, ranks: Ranks, run: Run) -> Result:
@@ -349,6 +388,7 @@ def _evaluate_only(task: Task, ranks: Ranks, run: Run) -> Result:
     if not math.isfinite(metrics["loss"]):
         raise Diverged(f"the evaluation loss is {metrics['loss']} before any training")
     recorder.line(kind="evaluation", step=0, **metrics, at=time.time())
+    recorder.close()
     return Result(0, metrics, [(0, metrics["loss"])])
 
 
@@ -363,6 +403,15 @@ def _agree(
         # Equal already, unless a rank's last bits differ: then the verdict must not.
         dist.all_reduce(norms, op=dist.ReduceOp.MAX)
     return losses.tolist(), norms.tolist()
+
+
+def _check_equal(start: int, ranks: Ranks) -> None:
+    """Ranks that found different checkpoints would train on different batches, unseen."""
+    if ranks.world > 1:
+        steps = torch.tensor([start, -start])
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        if steps.sum() != 0:
+            raise dist.DistError(f"a peer does not start at step {start}, as this rank does")
 
 
 def _any(flags: tuple[bool, bool], ranks: Ranks) -> Iterator[bool]:
