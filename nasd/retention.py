@@ -132,8 +132,10 @@ def _clear(candidate: Candidate, stage: str, folders: list[AttemptFolder]) -> bo
     goes_on = candidate.stage == stage and candidate.state in (State.PENDING, State.RUNNING)
     checkpoints = [path for folder in folders for path in folder.checkpoints.glob("step-*")]
     checkpoints.sort(key=lambda path: path.name)
-    left = checkpoints[:-KEPT_CHECKPOINTS] if goes_on else [f.checkpoints for f in folders]
-    left += [path for folder in folders for path in folder.checkpoints.glob(".*.tmp")]  # half made
+    half_made = [path for folder in folders for path in folder.checkpoints.glob(".*.tmp")]
+    left = [f.checkpoints for f in folders]
+    if goes_on:
+        left = [*checkpoints[:-KEPT_CHECKPOINTS], *half_made]
     left = [path for path in [*left, *(folder.result for folder in folders)] if path.exists()]
     for path in left:
         shutil.rmtree(path)
