@@ -136,14 +136,16 @@ def read(kind: type[M], path: Path) -> M:
 class Heartbeat(Message):
     """Where a worker is just now.
 
-    at: seconds since the epoch. patience: seconds for which it may be silent from here on, where
-    that is longer than usual, as in a download.
+    at: seconds since the epoch. age: seconds since the attempt was launched, whatever happened to
+    the wall's clock meanwhile; 0 where that is not known. patience: seconds for which it may be
+    silent from here on, where that is longer than usual, as in a download.
     """
 
     doing: str
     step: int = 0
     steps: int = 0
     at: float
+    age: float = 0.0
     patience: float = 0.0
 
 

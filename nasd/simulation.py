@@ -343,7 +343,9 @@ class SimulatedLauncher:
             doing = "tokenising"
         else:
             doing = "training" if job.timeline.steps else "evaluating"
-        beat = Heartbeat(doing=doing, step=step, steps=job.timeline.steps, at=self._shown(at))
+        beat = Heartbeat(
+            doing=doing, step=step, steps=job.timeline.steps, at=self._shown(at), age=elapsed
+        )
         temporary = job.folder.heartbeat.with_name(".heartbeat.tmp")
         temporary.write_text(beat.model_dump_json())
         temporary.replace(job.folder.heartbeat)

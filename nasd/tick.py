@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,7 +181,8 @@ class Tick:
         """What to say of the attempt if it left no outcome; None while it lives and works."""
         if attempt.process is None or not self.launcher.alive(attempt.process):
             return f"gone without an outcome{_last_line(folder.log)}"
-        self._met.add(attempt.id)
+        if attempt.id not in self._met:
+            self._adopt(attempt, folder)
         if folder.outcome.exists():
             late = self.clock() - folder.outcome.stat().st_mtime
             return "it did not leave" if not 0 <= late <= EXIT_SECONDS else None
@@ -189,6 +191,13 @@ class Tick:
             if slot in known and known[slot].kind == "lost":
                 return f"{slot}: {known[slot].reason}"
         return self._silence.too_long(attempt.id, folder)
+
+    def _adopt(self, attempt: Attempt, folder: AttemptFolder) -> None:
+        """One that an earlier daemon started, and that outlived it."""
+        self._met.add(attempt.id)
+        with suppress(NasdError):
+            if age := read(Heartbeat, folder.heartbeat).age:
+                self._began[attempt.id] = self.monotonic() - age
 
     def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, asked: bool = False) -> None:
         """Ends an attempt. lost: what to say if there is no outcome. asked: the daemon itself
@@ -278,12 +287,13 @@ class Tick:
         and whatever happened to the clock meanwhile."""
         if attempt.id in self._began:
             return attempt.started_at + self.monotonic() - self._began[attempt.id]
-        if folder.outcome.exists():
-            return min(now, max(attempt.started_at, folder.outcome.stat().st_mtime))
         try:
-            return min(now, max(attempt.started_at, read(Heartbeat, folder.heartbeat).at))
+            beat = read(Heartbeat, folder.heartbeat)
         except NasdError:
             return attempt.started_at
+        if beat.age > 0:
+            return attempt.started_at + beat.age
+        return min(now, max(attempt.started_at, beat.at))
 
     # -- decide --------------------------------------------------------------------------------
 

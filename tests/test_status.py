@@ -205,6 +205,7 @@ def test_it_tells_where_a_worker_is_by_its_heartbeat(tmp_path: Path):
         "step": 3,
         "steps": 10,
         "at": 5.0,
+        "age": 0.0,
         "patience": 0.0,
     }
     for broken in ("", '{"doing": '):

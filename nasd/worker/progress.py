@@ -5,6 +5,7 @@ speaks, never a thread beside it: whoever hangs falls silent. What cannot speak 
 before it begins.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +46,7 @@ class Pulse:
         self._first = first
         self._last = 0.0
         self._said = ("", 0.0)
+        self._launched = time.monotonic() - _age_of_parent()
 
     def __call__(self, doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
         if self._leave is not None and self._leave.asked:
@@ -56,7 +58,21 @@ class Pulse:
         if not news and now - self._last < HEARTBEAT_SECONDS:
             return
         self._last, self._said = now, (doing, patience)
-        beat = Heartbeat(doing=doing, step=step, steps=steps, at=time.time(), patience=patience)
+        beat = Heartbeat(
+            doing=doing,
+            step=step,
+            steps=steps,
+            at=time.time(),
+            age=now - self._launched,
+            patience=patience,
+        )
         temporary = self._path.with_name(".heartbeat.tmp")
         temporary.write_text(beat.model_dump_json())
         temporary.replace(self._path)  # not synced: it speaks only of the living
+
+
+def _age_of_parent() -> float:
+    """Seconds since torchrun was started, by the clock that counts from the boot."""
+    after_name = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # starttime, see proc(5)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
