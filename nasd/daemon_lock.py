@@ -2,29 +2,42 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nasd.errors import NasdError
 
+LOOK_SECONDS = 0.1
+
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Holds the lock for this process; raises NasdError if another one does.
+    """Holds the lock for this process; raises NasdError if another one does, or if the file system
+    does not lock: then nothing would keep two daemons apart.
 
     The descriptor is not inherited by workers: it would keep the lock after the daemon's death.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        got = _locked(descriptor, path)
+        if not got:  # perhaps only `held` does, for the instant that it looks
+            time.sleep(LOOK_SECONDS)
+            got = _locked(descriptor, path)
+        if not got:
             owner = os.pread(descriptor, 20, 0).decode().strip() or "unknown"
             raise NasdError(
                 f"{path.parent} is served by another nasd already (pid {owner}): look at it with"
                 " `nasd status`, or stop that one first"
-            ) from None
+            )
+        # Some file systems grant every lock, also one that is taken.
+        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if _locked(second, path):
+                raise _unlockable(path, "it grants the same lock twice")
+        finally:
+            os.close(second)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -32,8 +45,26 @@ def hold(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _locked(descriptor: int, path: Path) -> bool:
+    """Takes the lock, or tells that it is taken; raises NasdError where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _unlockable(path, error.strerror or str(error)) from error
+    return True
+
+
+def _unlockable(path: Path, why: str) -> NasdError:
+    return NasdError(
+        f"the file system of {path.parent} does not lock files ({why}), so two daemons could serve"
+        " it at once: choose an experiment.state on a local disk"
+    )
+
+
 def held(path: Path) -> bool:
-    """Whether a daemon holds the lock just now."""
+    """Whether a daemon holds the lock just now; none does where the file system does not lock."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -42,6 +73,8 @@ def held(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     else:
         return False
     finally:

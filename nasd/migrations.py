@@ -127,6 +127,9 @@ def m002_faults(db: Database) -> None:
     ALTER TABLE attempt ADD COLUMN slot_seconds REAL
         GENERATED ALWAYS AS (json_array_length(slots) * (ended_at - started_at)) VIRTUAL;
     ALTER TABLE experiment ADD COLUMN slot_seconds REAL NOT NULL DEFAULT 0;
+    ALTER TABLE experiment ADD COLUMN resumed_after INTEGER NOT NULL DEFAULT 0;
+    UPDATE experiment SET resumed_after =
+        (SELECT coalesce(max(id), 0) FROM attempt WHERE started_at < resumed_at);
     UPDATE experiment SET slot_seconds = (SELECT coalesce(sum(slot_seconds), 0.0) FROM attempt);
     CREATE TABLE quarantine (
         slot TEXT PRIMARY KEY,

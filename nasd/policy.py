@@ -391,8 +391,17 @@ def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]
     return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
 
 
-def halvings(snapshot: Snapshot, candidate: Candidate) -> int:
-    """How often the micro-batch is halved: once for each time that memory ran out."""
+def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: int) -> int:
+    """How often the micro-batch is halved on so many slots: once for each time that memory ran out,
+    and so that each rank has no more to hold than on as many slots as the stage asks for."""
+    stage = stage_named(config, candidate.stage)
+    fewer = 0
+    if stage is not None and stage.micro_batch is None:
+        fewer = math.ceil(math.log2(max(1.0, stage.slots / slots)))
+    return fewer + _shortages(snapshot, candidate)
+
+
+def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
     ended = attempts_at(snapshot, candidate.id, candidate.stage)
     return sum(attempt.verdict == "out_of_memory" for attempt in ended)
 
@@ -414,7 +423,7 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
             continue
         if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
             row = []
-        elif attempt.started_at >= snapshot.experiment.resumed_at:
+        elif attempt.id > snapshot.experiment.resumed_after:
             row = [*row, attempt]
     return row
 
@@ -430,9 +439,11 @@ def _backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> bool:
     return ended - CLOCK_SLACK_SECONDS <= now < ended + wait
 
 
-def suspects(snapshot: Snapshot, slots: Sequence[str]) -> dict[str, str]:
+def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[str, str]:
     """GPUs to leave alone, each with the reason: the last attempts on it were all lost, by more
     than one candidate, while others got on elsewhere. The driver does not show every fault.
+
+    after: the attempt behind which they count.
     """
     fit = [s for s in slots if s.startswith("cuda") and s not in snapshot.quarantine]
     found = {}
@@ -442,7 +453,7 @@ def suspects(snapshot: Snapshot, slots: Sequence[str]) -> dict[str, str]:
             a
             for a in snapshot.attempts
             if slot in a.slots and not a.live and a.verdict != INTERRUPTED
-            if a.started_at >= snapshot.experiment.resumed_at
+            if a.id > after
         ]
         last = ended[-SUSPICIOUS:]
         lost = [a for a in last if a.state is AttemptState.LOST and not a.reached]
@@ -509,7 +520,7 @@ def ending(
             return Ending(AttemptState.SUCCEEDED, event, next_stage, "", told)
         case "stopped":
             return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message, told)
-        case "out_of_memory" if halvings(snapshot, candidate) < MEMORY_RETRIES:
+        case "out_of_memory" if _shortages(snapshot, candidate) < MEMORY_RETRIES:
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
         case "error":

@@ -108,13 +108,20 @@ def sweep(state: StateFolder, snapshot: Snapshot) -> int:
     """Removes what ended attempts left and nobody will read; at how many stages there was any.
 
     As long as a candidate has the stage before it, its two newest checkpoints there stay.
-    snapshot: of what the attempts belong to.
+    snapshot: the whole search.
     """
+    assert snapshot.whole
     ended: dict[tuple[int, str], list[AttemptFolder]] = {}
     for attempt in snapshot.attempts:
         if not attempt.live:
             folder = state.attempt(attempt.id)
             ended.setdefault((attempt.candidate, attempt.stage), []).append(folder)
+    # Of a search that was taken back to a backup: numbers are given again, and an attempt must
+    # never resume what another one of its number left.
+    known = {str(attempt.id) for attempt in snapshot.attempts}
+    for path in (state.path / "attempts").glob("*"):
+        if path.name not in known:
+            shutil.rmtree(AttemptFolder(path).checkpoints, ignore_errors=True)
     return sum(
         _clear(snapshot.candidates[candidate], stage, folders)
         for (candidate, stage), folders in ended.items()

@@ -15,6 +15,7 @@ from nasd.protocol import AttemptFolder, Heartbeat, read
 class _Heard:
     since: float
     beat: Heartbeat | None
+    looked: float  # when it was asked last
 
 
 class Silence:
@@ -31,13 +32,17 @@ class Silence:
     def too_long(self, attempt: int, folder: AttemptFolder) -> str | None:
         """Why the attempt counts as stalled, or None while it does not. To be asked every turn."""
         now = self._monotonic()
-        heard = self._heard.setdefault(attempt, _Heard(now, None))
+        heard = self._heard.setdefault(attempt, _Heard(now, None, now))
+        if now - heard.looked > min(self._start, self._stall):
+            # The daemon itself was away, as in a container that was frozen: nobody listened.
+            heard.since += now - heard.looked
+        heard.looked = now
         try:
             beat = read(Heartbeat, folder.heartbeat)
         except NasdError:
             beat = None
         if beat != heard.beat:
-            self._heard[attempt] = _Heard(now, beat)
+            self._heard[attempt] = _Heard(now, beat, now)
             return None
         silent = now - heard.since
         if beat is None:

@@ -47,7 +47,7 @@ class Experiment:
     reason: str
     created_at: float
     completed_at: float | None
-    resumed_at: float  # of the last resumption after a halt; 0 if there was none
+    resumed_after: int  # the newest attempt at the last resumption after a halt; 0 without one
     hold: str  # why nothing starts just now, "" if nothing is in the way
 
 
@@ -315,7 +315,7 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_at, hold, slot_seconds FROM experiment"
+        " resumed_after, hold, slot_seconds FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
@@ -350,7 +350,7 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             reason=reason,
             created_at=created,
             completed_at=completed,
-            resumed_at=resumed,
+            resumed_after=resumed,
             hold=hold,
         ),
         generations=generations,

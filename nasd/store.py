@@ -150,11 +150,11 @@ class Store:
             self._log(now, event="halted", detail=reason)
 
     def resume(self, now: float) -> None:
-        """After a halt, or with more generations to go: setbacks before now no longer count."""
+        """After a halt, or with more generations to go: setbacks until now no longer count."""
         with self._transaction():
             self._db.execute(
                 "UPDATE experiment SET state = 'running', reason = '', completed_at = NULL,"
-                " resumed_at = ?",
+                " resumed_at = ?, resumed_after = (SELECT coalesce(max(id), 0) FROM attempt)",
                 (now,),
             )
             self._log(now, event="resumed")

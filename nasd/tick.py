@@ -81,6 +81,8 @@ class Tick:
         self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
         self._faults: dict[str, int] = {}  # answers in a row that found a GPU at fault
         self._healthy_since: dict[str, float] = {}
+        # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
+        self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
 
@@ -100,6 +102,9 @@ class Tick:
             if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
                 self.store.release(one.slot, self.clock())
         self.observe()
+        generation = self.store.in_play().generation
+        if generation and generation.opened_at > backups.newest(self.state):
+            self._kept_at = None  # the daemon before was killed on its way to it
         retention.sweep(self.state, self.store.read())
 
     def look(self) -> None:
@@ -112,7 +117,8 @@ class Tick:
             for slot in self.slots:
                 if slot in answer:
                     self._look_at_gpu(answer[slot])
-        for slot, reason in policy.suspects(self.store.in_play(), self.slots).items():
+        suspects = policy.suspects(self.store.in_play(), self.slots, self._trusts_after)
+        for slot, reason in suspects.items():
             self._quarantine(slot, "suspect", reason)
 
     def _look_at_disk(self) -> None:
@@ -147,13 +153,14 @@ class Tick:
         since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
         leased = gpu.slot in snapshot.leases
         foreign = gpus.foreign(gpu, self.launcher.owns, leased)
-        if foreign and (known is None or known.kind == "foreign"):
-            who = ", ".join(f"pid {one.pid}, {one.memory / GB:.1f} GB" for one in foreign)
-            self._quarantine(gpu.slot, "foreign", f"in use by somebody else ({who})")
-        elif known is not None and (
+        recovered = known is not None and (
             known.kind == "foreign"
             or (known.kind == "lost" and self.monotonic() - since >= RECOVERY_SECONDS)
-        ):
+        )
+        if foreign and (known is None or recovered):
+            who = ", ".join(f"pid {one.pid}, {one.memory / GB:.1f} GB" for one in foreign)
+            self._quarantine(gpu.slot, "foreign", f"in use by somebody else ({who})")
+        elif recovered:
             self.store.release(gpu.slot, self.clock())
             log.info("%s is free to use again", gpu.slot)
 
@@ -341,7 +348,9 @@ class Tick:
                 self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
             return
         for one in policy.starts(snapshot, self.config, self.slots, self.clock()):
-            self._start(self.store.in_play(), one)
+            snapshot = self.store.in_play()
+            if snapshot.experiment.state == "running":  # one before may have halted the search
+                self._start(snapshot, one)
 
     def _start(self, snapshot: Snapshot, one: policy.Start) -> None:
         token = secrets.token_hex(16)
@@ -363,7 +372,7 @@ class Tick:
         if folder.path.exists():  # of a search that was taken back to a backup
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        write(self._spec(snapshot, candidate, attempt), folder.spec)
+        write(self._spec(snapshot, candidate, attempt, len(one.slots)), folder.spec)
         home = self.state.candidate(candidate.id)
         if not (home / "genotype.json").exists():
             home.mkdir(parents=True, exist_ok=True)
@@ -378,7 +387,7 @@ class Tick:
             " ".join(one.slots),
         )
 
-    def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int) -> Spec:
+    def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int, slots: int) -> Spec:
         prepared = snapshot.experiment.prepared or {}
         origin, inherits = policy.weights_of(snapshot, self.config, candidate)
         earlier = policy.attempts_at(snapshot, candidate.id, candidate.stage)
@@ -405,7 +414,7 @@ class Tick:
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
             log_steps=self.config.daemon.log_steps,
             stall_minutes=self.config.daemon.stall_minutes,
-            halvings=policy.halvings(snapshot, candidate),
+            halvings=policy.halvings(snapshot, self.config, candidate, slots),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )
 

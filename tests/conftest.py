@@ -2,7 +2,9 @@
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -174,9 +176,55 @@ def open_quickly(path: Path) -> Store:
     return store
 
 
+def connect_quickly(path: Any, *arguments: Any, **named: Any) -> sqlite3.Connection:
+    """As sqlite3.connect; a backup on its way does not wait for the disk either."""
+    connection = _connect(path, *arguments, **named)
+    if str(path).endswith(".tmp"):
+        connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+_connect = sqlite3.connect
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(sqlite3, "connect", connect_quickly)
+
+
+class NoSummaries:
+    """In the place of TensorBoard's files where they are not what is tested."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    def __enter__(self) -> "NoSummaries":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def scalars(self, values: dict[str, float], step: int) -> None: ...
+
+    def text(self, tag: str, markdown: str, step: int) -> None: ...
+
+
+@contextmanager
+def without_summaries() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nasd.search_curves.Summaries", NoSummaries)
+        yield
+
+
+@pytest.fixture
+def no_summaries() -> Iterator[None]:
+    with without_summaries():
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StateFolder]:
+    """New state folders, as many as are asked for."""
+    return lambda: StateFolder(tmp_path_factory.mktemp("search") / "state")
 
 
 @pytest.fixture

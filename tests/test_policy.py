@@ -627,8 +627,10 @@ def test_a_fault_of_the_candidate_is_its_end_whatever_happened_before(generation
 
 def test_who_runs_out_of_memory_has_one_more_chance_at_half_the_micro_batch(generation_1):
     once = lost(4, 1, "out_of_memory")
-    assert policy.halvings(generation_1, generation_1.candidates[4]) == 0
-    assert policy.halvings(with_attempts(generation_1, *once), generation_1.candidates[4]) == 1
+    four = generation_1.candidates[4]
+    assert policy.halvings(generation_1, CONFIG, four, slots=2) == 0
+    assert policy.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=2) == 1
+    assert policy.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=1) == 2
     end = ends(generation_1, 4, Outcome(verdict="out_of_memory", message="16 GB"), *once)
     assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
     assert end.message == "out_of_memory: 16 GB"
@@ -708,7 +710,7 @@ def test_a_row_of_losses_counts_from_the_last_one_that_got_on(generation_1):
 
 def test_a_halt_is_forgotten_with_the_resumption(generation_1):
     found = with_attempts(generation_1, *lost(4, 6))
-    resumed = replace(found, experiment=replace(found.experiment, resumed_at=2005.0))
+    resumed = replace(found, experiment=replace(found.experiment, resumed_after=200))
     assert policy.next_decision(resumed, CONFIG) is None
     assert 4 in [one[0] for one in started(resumed, now=2006.0)]
 

@@ -2,19 +2,25 @@
 
 import json
 import math
+import resource
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nasd import migrations as migration_steps
 from nasd import snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Block, FeedForward, Genotype, parameters, unchanged
 from nasd.lifecycle import LIVE_ATTEMPT, AttemptState, Event, ImpossibleTransition, Phase, State
+from nasd.migrations import migrations
+from nasd.sqlite import Database
 from nasd.store import BASELINE, StageRecord, Store
 from nasd.variation import Bred
 from tests.conftest import BACKBONE, begin, events_of, open_quickly, prepared, small_config
@@ -365,7 +371,7 @@ def test_halt_keeps_its_reason_until_the_resumption(store: Store):
     assert (found.state, found.reason) == ("halted", "the disk is full")
     store.resume(60.0)
     found = store.read().experiment
-    assert (found.state, found.reason, found.resumed_at) == ("running", "", 60.0)
+    assert (found.state, found.reason, found.resumed_after) == ("running", "", 0)
 
 
 # -- the database itself -------------------------------------------------------------------------
@@ -381,7 +387,7 @@ CANDIDATE = (
     [
         "UPDATE experiment SET state = 'asleep'",
         "INSERT INTO experiment SELECT 2, name, seed, config, backbone, prepared, state, reason,"
-        " created_at, completed_at, resumed_at, hold, slot_seconds FROM experiment",
+        " created_at, completed_at, resumed_at, hold, slot_seconds, resumed_after FROM experiment",
         "UPDATE experiment SET seed = 'many'",
         "UPDATE generation SET phase = 'resting'",
         "INSERT INTO generation VALUES (-1, 'breeding', 0, NULL)",
@@ -585,3 +591,201 @@ def test_the_ledger_is_the_sum_of_slots_by_time(tmp_path_factory, held):
     assert store.read().gpu_hours(2e6 + 3600) == pytest.approx(closed / 3600 + 2)
     assert store.read().gpu_hours(0.0) == pytest.approx(closed / 3600)  # a clock set back
     store.close()
+
+
+# -- a full disk ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """For this process: what lies beyond cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_finds_the_disk_full_leaves_nothing_and_the_next_one_is_not_hindered(
+    store: Store, state: StateFolder
+):
+    store.note("before", "x" * 20_000, 1.0)
+    before, in_play = contents(store), store.in_play()
+    for _ in range(3):
+        with (
+            no_file_larger_than(state.database.with_name("nasd.db-wal").stat().st_size),
+            pytest.raises(sqlite3.OperationalError),
+        ):
+            store.quarantine("cuda:0", "lost", "x" * 20_000, 2.0)
+        assert contents(store) == before
+        assert store.in_play() == in_play
+    store.quarantine("cuda:0", "lost", "GPU is lost", 3.0)
+    assert set(store.in_play().quarantine) == {"cuda:0"}
+
+
+def test_a_database_that_may_not_grow_refuses_to_and_stays_whole(store: Store):
+    before = contents(store)
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.note("too much", "x" * 100_000, 1.0)
+    assert contents(store) == before
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.note("enough", "x" * 100_000, 1.0)
+
+
+# -- a database of an older nasd -----------------------------------------------------------------
+
+OLD_ROWS: dict[str, list[tuple[object, ...]]] = {
+    "experiment": [
+        (1, "old", 7, "{}", json.dumps(asdict(BACKBONE)), None, "running", "", 1.0, None, 0.0)
+    ],
+    "generation": [(0, "climbing", 2.0, None)],
+    "candidate": [
+        (0, None, None, "{}", "h0", "[]", 900, "evaluate", "scored", ""),
+        (1, 0, 0, "{}", "h1", "[]", 600, "pretrain_0", "running", ""),
+    ],
+    "attempt": [
+        (1, 0, "prepare", 1, "lost", '["cpu:0"]', "t1", None, "", "gone", 10.0, 110.0),
+        (2, 0, "prepare", 2, "succeeded", '["cpu:0"]', "t2", '{"pid": 5}', "", "", 120.0, 320.0),
+        (3, 0, "finetune", 1, "failed", '["cpu:0", "cpu:1"]', "t3", None, "x", "", 330.0, 380.0),
+        (4, 1, "pretrain_0", 1, "running", '["cpu:0", "cpu:1"]', "t4", "{}", "", "", 400.0, None),
+    ],
+    "lease": [("cpu:0", 4), ("cpu:1", 4)],
+    "result": [(0, "evaluate", 2, '{"f1": 1.0, "exact_match": 1.0}', "[]", 5, 2.0, 320.0)],
+    "decision": [(1, 0, "breed", "", "{}", 3.0)],
+    "member": [(0, 1, "offspring", None, None, None)],
+    "event": [(n, float(n), 0, None, "born", None, "pending", "prepare", "é") for n in range(1, 9)],
+}
+
+
+@pytest.fixture
+def old(state: StateFolder) -> StateFolder:
+    """An experiment as the first schema has it, on its way."""
+    state.path.mkdir()
+    database = Database(str(state.database))
+    migrations.apply(database, stop_before="m002_faults")
+    database.conn.execute("PRAGMA journal_mode = WAL")
+    with database.conn:
+        for table, rows in OLD_ROWS.items():
+            marks = ", ".join("?" * len(rows[0]))
+            database.conn.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+    database.close()
+    return state
+
+
+def old_rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """What stands in the columns that the first schema had."""
+    with closing(sqlite3.connect(path)) as database:
+        return {
+            table: [
+                row[: len(rows[0])] for row in database.execute(f"SELECT * FROM {table} ORDER BY 1")
+            ]
+            for table, rows in OLD_ROWS.items()
+        }
+
+
+def version(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        query = "SELECT count(*) FROM _sqlite_migrations WHERE migration_set = 'nasd'"
+        return int(database.execute(query).fetchone()[0])
+
+
+BEFORE = f"before-schema-{snapshot.SCHEMA}.db"
+
+
+def is_brought_up_to_date(state: StateFolder) -> None:
+    store = Store(state.database)
+    assert version(state.database) == snapshot.SCHEMA
+    assert old_rows(state.database) == OLD_ROWS
+    found = store.read()
+    ended = 100 + 200 + 2 * 50
+    assert found.ended_slot_seconds == ended
+    assert found.gpu_hours(460.0) == pytest.approx((ended + 2 * 60) / 3600)
+    assert store.in_play().ended_slot_seconds == ended
+    assert [one.reached for one in found.attempts] == [0] * 4
+    assert (found.experiment.hold, found.quarantine) == ("", {})
+    assert found.leases == {"cpu:0": 4, "cpu:1": 4}
+    # And it goes on from there.
+    store.end_attempt(4, AttemptState.LOST, Event.INTERRUPT, 500.0, 500.0)
+    assert store.read().ended_slot_seconds == ended + 200
+    assert store.in_play().ended_slot_seconds == ended + 200
+    store.close()
+    backup = state.backups / BEFORE
+    assert version(backup) == 1
+    assert old_rows(backup) == OLD_ROWS
+    assert [path.name for path in state.backups.iterdir()] == [BEFORE]
+
+
+def test_a_database_of_an_older_nasd_is_backed_up_and_then_brought_up_to_date(old: StateFolder):
+    is_brought_up_to_date(old)
+    again = Store(old.database)  # once is enough
+    again.close()
+    assert version(old.backups / BEFORE) == 1
+
+
+def test_reading_a_database_of_an_older_nasd_says_what_to_do_and_changes_nothing(old: StateFolder):
+    before = old.database.read_bytes()
+    with pytest.raises(NasdError) as caught, snapshot.opened(old.path):
+        pass
+    assert str(caught.value) == (
+        f"{old.database} was written by an older nasd (schema 1, this one knows"
+        f" {snapshot.SCHEMA}): `nasd run` brings it up to date, after a backup"
+    )
+    assert old.database.read_bytes() == before
+    assert not old.backups.exists()
+    is_brought_up_to_date(old)
+
+
+class Died(BaseException):
+    pass
+
+
+def test_killed_between_the_backup_and_the_migration_it_is_brought_up_to_date_next_time(
+    old: StateFolder, monkeypatch: pytest.MonkeyPatch
+):
+    def never(database: Database) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "apply", never)
+        with pytest.raises(Died):
+            Store(old.database)
+    assert version(old.database) == 1
+    assert version(old.backups / BEFORE) == 1
+    is_brought_up_to_date(old)
+
+
+def test_killed_within_the_backup_it_is_brought_up_to_date_next_time(
+    old: StateFolder, monkeypatch: pytest.MonkeyPatch
+):
+    def never(path: Path, target: Path) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", never)
+        with pytest.raises(Died):
+            Store(old.database)
+    assert version(old.database) == 1
+    assert not (old.backups / BEFORE).exists()
+    is_brought_up_to_date(old)
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+def test_killed_within_a_migration_it_is_brought_up_to_date_next_time(
+    old: StateFolder, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    execute = migration_steps._execute
+
+    def half(database: Database, statements: str) -> None:
+        execute(database, ";".join(statements.split(";")[:after]))
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migration_steps, "_execute", half)
+        with pytest.raises(Died):
+            Store(old.database)
+    assert version(old.database) == 1
+    assert old_rows(old.database) == OLD_ROWS
+    is_brought_up_to_date(old)

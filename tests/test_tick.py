@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from itertools import accumulate
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nasd import search_curves
 from nasd import tick as tick_module
 from nasd.config import Config
 from nasd.errors import NasdError
@@ -21,8 +19,7 @@ from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.lifecycle import AttemptState, Phase, State
 from nasd.protocol import Outcome, Spec, read
-from nasd.snapshot import Snapshot
-from nasd.store import BASELINE, Store
+from nasd.store import BASELINE
 from nasd.tick import Tick
 from tests.conftest import (
     Clock,
@@ -39,52 +36,28 @@ from tests.conftest import (
     story,
     succeeded,
     thesis_config,
+    without_summaries,
+)
+from tests.faults import (
+    PATIENT,
+    Fuse,
+    Killed,
+    at_stage,
+    attempts_of,
+    begin_in,
+    live_until_killed,
+    small_search,
+    some_diverge,
+    story_in,
 )
 
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
-PATIENT = small_config(daemon__infrastructure_retries=10_000)
-
-
-class NoSummaries:
-    """In the place of TensorBoard's files where they are not what is tested."""
-
-    def __init__(self, folder: Path) -> None: ...
-
-    def __enter__(self) -> "NoSummaries":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def scalars(self, values: dict[str, float], step: int) -> None: ...
-
-    def text(self, tag: str, markdown: str, step: int) -> None: ...
-
-
-@contextmanager
-def without_summaries() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_curves, "Summaries", NoSummaries)
-        yield
 
 
 @pytest.fixture(autouse=True)
 def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
     with nullcontext() if "tensorboard" in request.node.name else without_summaries():
         yield
-
-
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StateFolder]:
-    """New state folders, as many as are asked for."""
-    return lambda: StateFolder(tmp_path_factory.mktemp("search") / "state")
-
-
-def some_diverge(spec: Spec, before: int) -> tuple[float, Outcome | None]:
-    """As all_succeed, but that one in four diverges in pretrain_0, by its genotype."""
-    luck = int(Genotype.from_json(spec.genotype).hash[8:12], 16)
-    if spec.stage is not None and spec.stage.name == "pretrain_0" and luck % 4 == 0:
-        return 30.0, Outcome(verdict="diverged", message="the loss is NaN at step 3")
-    return all_succeed(spec, before)
 
 
 # -- a whole search ------------------------------------------------------------------------------
@@ -263,12 +236,6 @@ def test_each_candidate_has_its_genotype_beside_its_weights(thesis: Tick):
 # -- order, loss, verdicts -----------------------------------------------------------------------
 
 
-def small_search(state: StateFolder, script: Script, config: Config = PATIENT) -> Tick:
-    tick = make_tick(state, config, script)
-    drive(tick)
-    return tick
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with without_summaries():
@@ -305,22 +272,6 @@ def test_delays_and_lost_attempts_change_nothing_in_a_search_of_the_thesis_shape
 
     drive(make_tick(state, config, script, store=store))
     assert story(store) == story(thesis.store)
-
-
-def at_stage(stage: str, outcomes: list[Outcome | None], candidate: int = 1) -> Script:
-    """These outcomes, one after the other, for one candidate at one stage."""
-
-    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
-        name = "prepare" if spec.stage is None else spec.stage.name
-        if (spec.candidate, name) == (candidate, stage) and before < len(outcomes):
-            return 30.0, outcomes[before]
-        return all_succeed(spec, before)
-
-    return script
-
-
-def attempts_of(found: Snapshot, candidate: int, stage: str) -> list[AttemptState]:
-    return [a.state for a in found.attempts if (a.candidate, a.stage) == (candidate, stage)]
 
 
 ERROR = Outcome(verdict="error", message="RuntimeError: boom")
@@ -541,86 +492,10 @@ def test_an_attempt_that_cannot_be_cleared_keeps_its_slots_and_stops_no_other(fo
 # -- kills ---------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """In the place of SIGKILL: nothing in the control plane catches it."""
-
-
-class Fuse:
-    """Raises at chosen ones of the points that it guards: each gap is counted from the last."""
-
-    def __init__(self, *gaps: int, error: BaseException | None = None) -> None:
-        self.passed = 0
-        self._error = error or Killed()
-        self._blows_at = set(accumulate(gaps))
-
-    def __call__(self) -> None:
-        self.passed += 1
-        if self.passed in self._blows_at:
-            raise self._error
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*arguments: Any, **named: Any) -> Any:
-            self()
-            result = function(*arguments, **named)
-            self()
-            return result
-
-        return guarded
-
-
-class FragileStore(Store):
-    """Dies before a transaction, just before its commit, or just behind it."""
-
-    fuse: Fuse
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self.fuse()
-        with super()._transaction():
-            yield
-            self.fuse()
-        self.fuse()
-
-
-def live_until_killed(
-    state: StateFolder, config: Config, script: Script, clock: Clock, fuse: Fuse
-) -> None:
-    """One life of a daemon: all of its side effects are points where it may be killed, and its
-    workers die with it. What stood open on the disk stays as it is."""
-    store = FragileStore(state.database)
-    store._db.execute("PRAGMA synchronous = OFF")
-    store.fuse = fuse
-    tick = make_tick(state, config, script, clock, store)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write", "write_atomically"):
-            patch.setattr(tick_module, name, fuse.around(getattr(tick_module, name)))
-        patch.setattr(tick_module.shutil, "rmtree", fuse.around(shutil.rmtree))
-        patch.setattr(Path, "rename", fuse.around(Path.rename))
-        for name in ("start", "clear"):
-            patch.setattr(tick.launcher, name, fuse.around(getattr(tick.launcher, name)))
-        try:
-            drive(tick)
-        finally:
-            store.close()
-
-
 def points_passed(state: StateFolder, config: Config, script: Script) -> int:
     fuse = Fuse()
     live_until_killed(state, config, script, Clock(), fuse)
     return fuse.passed
-
-
-def begin_in(state: StateFolder, config: Config) -> None:
-    store = open_quickly(state.database)
-    begin(store, config)
-    store.close()
-
-
-def story_in(state: StateFolder) -> dict[str, Any]:
-    store = open_quickly(state.database)
-    told = story(store)
-    store.close()
-    return told
 
 
 @settings(max_examples=15)

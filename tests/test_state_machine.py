@@ -1,0 +1,423 @@
+"""Everything at once: a machine of rules drives daemons through searches in which whatever can go
+wrong does, in any order. After each rule what must always hold is looked at, and at the end the
+search has told the same story as an undisturbed one."""
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from nasd import policy, retention
+from nasd.config import PREPARE, Config
+from nasd.folders import StateFolder
+from nasd.lifecycle import State
+from nasd.pareto import ranks
+from nasd.protocol import Outcome, Spec, read
+from nasd.snapshot import Candidate, Snapshot
+from nasd.tick import GB, Tick
+from tests.conftest import small_config, story, without_summaries
+from tests.faults import (
+    GPUS,
+    Box,
+    Fuse,
+    Killed,
+    fragile,
+    restore,
+    small_search,
+    some_diverge,
+    stage_of,
+    weights_on_disk,
+)
+
+CONFIGS = {
+    "small": {"experiment__generations": 4},
+    "one parent": {
+        "population__mu": 1,
+        "population__lambda": 3,
+        "population__tournament": 1,
+        "experiment__generations": 6,
+    },
+    "two cutoffs": {
+        "stages__pretrain_1__keep": 0.5,
+        "population__lambda": 5,
+        "experiment__generations": 4,
+    },
+}
+TURNS = 20  # of a life that no fuse ends
+
+
+def config_of(name: str) -> Config:
+    return small_config(
+        slots__devices=list(GPUS),
+        daemon__infrastructure_retries=10_000,
+        daemon__stop_grace_seconds=0.001,  # what hangs does not answer anyway
+        **CONFIGS[name],
+    )
+
+
+@cache
+def undisturbed(name: str) -> dict[str, Any]:
+    home = Path(tempfile.mkdtemp())
+    try:
+        tick = small_search(StateFolder(home / "state"), some_diverge, config_of(name))
+        told = story(tick.store)
+        tick.store.close()
+    finally:
+        shutil.rmtree(home)
+    assert told["state"] == "complete"
+    return told
+
+
+class CheckedTick(Tick):
+    """What is decided from what is in play follows from the whole search just the same."""
+
+    def _apply(self, decision: policy.Decision) -> None:
+        whole = self.store.read()
+        assert decision == policy.next_decision(whole, self.config)
+        if isinstance(decision, policy.Breed):
+            assert self.store.in_play().taken == whole.taken
+        super()._apply(decision)
+
+
+def descended_from(found: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str]:
+    """The (candidate, stage) that a child of it would start from, were it born just now."""
+    ladder = policy.ladder(found, config, candidate)
+    tasks = {stage.name: stage.task for stage in config.stages} | {PREPARE: "mlm"}
+    return candidate.id, [stage for stage in ladder if tasks[stage] == "mlm"][-1]
+
+
+def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
+    """The weights that somebody will start from, and the models that a person wants, told without
+    nasd.retention."""
+    wanted = set()
+    newest = -1 if found.generation is None else found.generation.number
+    for one in found.candidates.values():
+        if one.state in (State.PENDING, State.RUNNING):
+            origin, _ = policy.weights_of(found, config, one)
+            wanted |= {origin} - {None}
+        done = [stage for number, stage in found.results if number == one.id]
+        if one.generation == newest and not one.final:
+            origin = descended_from(found, config, one)  # it may become a parent
+            wanted |= {origin} if origin[1] in done else set()
+        if one.state is State.WAITING:
+            wanted.add((one.id, one.stage))
+    for member in found.members:
+        if member.generation == newest and member.survives is not False:
+            one = found.candidates[member.candidate]
+            if one.state is State.SCORED:
+                wanted |= {descended_from(found, config, one), (one.id, "finetune")}
+    scored = [one.id for one in found.candidates.values() if one.state is State.SCORED]
+    best = ranks(policy.points(found, scored))
+    wanted |= {(one, "finetune") for one, rank in zip(scored, best, strict=True) if rank == 0}
+    return wanted
+
+
+def fault(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
+    """A rule behind which a few turns follow, or none, so that faults meet."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        def happens(self: "Search", then: int, **drawn: Any) -> None:
+            function(self, **drawn)
+            self.run(then)
+
+        happens.__name__ = function.__name__
+        return rule(then=st.sampled_from([1, 0, 2]), **strategies)(happens)
+
+    return decorate
+
+
+class Search(RuleBasedStateMachine):
+    @initialize(
+        name=st.sampled_from(sorted(CONFIGS)),
+        checkpoints=st.booleans(),
+        turns=st.sampled_from([12, 0, 4, 24, 48]),
+    )
+    def begin(self, name: str, checkpoints: bool, turns: int) -> None:
+        self.summaries = without_summaries()
+        self.summaries.__enter__()
+        self.expected = undisturbed(name)
+        self.config = config_of(name)
+        self.home = Path(tempfile.mkdtemp())
+        self.box = Box(StateFolder(self.home / "state"), self.config, some_diverge, checkpoints)
+        self.box.health_age = 20.0
+        self.struck: set[tuple[int, str, str]] = set()  # verdicts that may come once at a stage
+        self.tick = self.box.daemon(CheckedTick)
+        self.tick.begin()
+        self.run(turns)
+
+    # -- the daemon ----------------------------------------------------------------------------
+
+    @property
+    def found(self) -> Snapshot:
+        return self.tick.store.read()
+
+    def one_turn(self) -> None:
+        self.tick()
+        self.box.let_pass()
+
+    @rule(turns=st.integers(1, 3))
+    def turns(self, turns: int) -> None:
+        self.run(turns)
+
+    def run(self, turns: int) -> None:
+        for _ in range(turns):
+            self.one_turn()
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 31.0, 130.0, 700.0, 30_000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.box.let_pass(seconds)
+        self.tick()
+
+    @fault(
+        lives=st.lists(st.integers(1, 90), min_size=1, max_size=3),
+        orphans=st.booleans(),
+        while_it=st.sampled_from(["runs", "stops", "keeps"]),
+    )
+    def crash(self, lives: list[int], orphans: bool, while_it: str) -> None:
+        """The daemon is killed at one of its next points, and so is who comes after it."""
+        for points in lives:
+            with suppress(Killed), fragile(self.tick, Fuse(points)):
+                if while_it == "stops":
+                    self.tick.stop()
+                elif while_it == "keeps":
+                    self.tick.keep()
+                self.run(TURNS)
+            self.box.kill(self.tick, workers_too=not orphans)
+            self.holds_for_the_dead()
+            self.tick = self.box.daemon(CheckedTick)
+            with suppress(Killed), fragile(self.tick, Fuse(points // 2)):
+                self.tick.begin()
+        self.come_back()
+
+    def come_back(self) -> None:
+        self.tick.store.close()
+        self.tick = self.box.daemon(CheckedTick)
+        self.tick.begin()
+
+    def holds_for_the_dead(self) -> None:
+        """What the database says between two daemons."""
+        self.tick = self.box.daemon(CheckedTick)
+        self.everything_holds()
+        self.tick.store.close()
+
+    @fault(gaps=st.lists(st.integers(1, 60), min_size=1, max_size=6), database=st.booleans())
+    def nothing_can_be_written(self, gaps: list[int], database: bool) -> None:
+        """Errors, not kills: the same daemon goes on."""
+        full = sqlite3.OperationalError("database or disk is full")
+        error = full if database else OSError(28, "No space left on device")
+        with fragile(self.tick, Fuse(*gaps, error=error)):
+            for _ in range(10):
+                with suppress(OSError, sqlite3.OperationalError):
+                    self.tick()
+                self.box.let_pass()
+
+    @fault()
+    def terminate(self) -> None:
+        """As on SIGTERM, and nasd is started again."""
+        self.tick.stop()
+        assert set(self.box.launcher.jobs) <= self.box.launcher.stuck
+        self.come_back()
+
+    @fault()
+    def keep(self) -> None:
+        self.tick.keep()
+        self.nothing_stands_that_nobody_needs()
+
+    def nothing_stands_that_nobody_needs(self) -> None:
+        needed = retention.needed(self.found, self.config, self.tick.store.scored())
+        standing = {one for one in weights_on_disk(self.box.state) if one[1] != "evaluate"}
+        assert standing <= needed
+        assert not list(self.box.state.path.rglob("*.gone"))
+        assert not list(self.box.state.backups.glob(".*"))
+
+    @fault(killed=st.booleans())
+    def take_back(self, killed: bool) -> None:
+        """nasd is stopped, or killed; a person restores the newest backup, and starts it again."""
+        if not killed:
+            self.tick.stop()
+        self.box.kill(self.tick)
+        restore(self.box.state)
+        self.come_back()
+
+    # -- the machine ---------------------------------------------------------------------------
+
+    def a_job(self, number: int) -> str | None:
+        jobs = sorted(self.box.working(), key=lambda token: self.spec(token).attempt)
+        return jobs[number % len(jobs)] if jobs else None
+
+    def spec(self, token: str) -> Spec:
+        return read(Spec, self.box.launcher.jobs[token][2].spec)
+
+    NUMBER = st.integers(0, 3)
+    SLOT = st.sampled_from(GPUS)
+
+    @fault(number=NUMBER)
+    def lose(self, number: int) -> None:
+        if token := self.a_job(number):
+            del self.box.launcher.jobs[token]
+
+    @fault(number=NUMBER)
+    def stall(self, number: int) -> None:
+        if token := self.a_job(number):
+            self.box.launcher.silent.add(token)
+
+    @fault(number=NUMBER)
+    def damage_outcome(self, number: int) -> None:
+        if token := self.a_job(number):
+            self.box.launcher.damaged.add(token)
+
+    @fault(number=NUMBER, verdict=st.sampled_from(["out_of_memory", "error"]))
+    def strike(self, number: int, verdict: str) -> None:
+        """What is forgiven once at a stage comes once at a stage."""
+        if token := self.a_job(number):
+            spec = self.spec(token)
+            if (spec.candidate, stage_of(spec), verdict) not in self.struck:
+                self.struck.add((spec.candidate, stage_of(spec), verdict))
+                end, _, folder, slots = self.box.launcher.jobs[token]
+                outcome = Outcome(verdict=verdict, message="once")  # type: ignore[arg-type]
+                self.box.launcher.jobs[token] = (end, outcome, folder, slots)
+
+    @fault(number=NUMBER)
+    def hang_on(self, number: int) -> None:
+        """A process that does not die, whatever one does."""
+        if token := self.a_job(number):
+            self.box.launcher.stuck.add(token)
+
+    @precondition(lambda self: self.box.launcher.stuck)
+    @fault()
+    def die_at_last(self) -> None:
+        self.processes_die()
+
+    def processes_die(self) -> None:
+        for token in self.box.launcher.stuck:
+            self.box.launcher.jobs.pop(token, None)
+        self.box.launcher.stuck.clear()
+
+    @fault(free=st.sampled_from([0.0, 0.99, 1.05, 1.2, 100.0]))
+    def disk(self, free: float) -> None:
+        self.box.free = free * self.config.daemon.disk_reserve_gb * GB
+
+    @fault(slot=SLOT)
+    def gpu_is_lost(self, slot: str) -> None:
+        self.box.faults[slot] = "GPU is lost"
+
+    @precondition(lambda self: self.box.faults)
+    @fault()
+    def gpus_are_back(self) -> None:
+        self.box.faults.clear()
+
+    @fault(slot=SLOT)
+    def a_stranger_comes(self, slot: str) -> None:
+        self.box.strangers.add(slot)
+
+    @precondition(lambda self: self.box.strangers)
+    @fault()
+    def strangers_go(self) -> None:
+        self.box.strangers.clear()
+
+    @fault(hours=st.integers(-100, 100))
+    def set_the_clock(self, hours: int) -> None:
+        self.box.wall.ahead += 3600.0 * hours
+
+    # -- what always holds ---------------------------------------------------------------------
+
+    @invariant()
+    def everything_holds(self) -> None:
+        found = self.found
+        assert found.experiment.state != "halted", found.experiment.reason
+        self.slots_are_leased_by_live_attempts_alone(found)
+        self.the_story_is_the_undisturbed_one_so_far(found)
+        self.the_ledger_is_right(found)
+        self.what_is_in_play_decides(found)
+        self.weights_stand(found)
+
+    def slots_are_leased_by_live_attempts_alone(self, found: Snapshot) -> None:
+        live = found.live_attempts
+        held = [(slot, one.id) for one in live for slot in one.slots]
+        assert len(held) == len(dict(held)), "a slot is leased twice"
+        assert found.leases == dict(held)
+        busy = [one.candidate for one in live]
+        assert len(busy) == len(set(busy)), "a candidate runs twice"
+        running = {c.id for c in found.candidates.values() if c.state is State.RUNNING}
+        assert running == set(busy)
+        assert set(self.box.launcher.jobs) <= {one.token for one in live}, "a worker is forgotten"
+
+    def the_story_is_the_undisturbed_one_so_far(self, found: Snapshot) -> None:
+        made = [(one.generation, one.kind, one.stage, one.payload) for one in found.decisions]
+        assert made == self.expected["decisions"][: len(made)]
+        for one in found.candidates.values():
+            born = (one.generation, one.parent, one.hash, one.lineage_json)
+            assert born == self.expected["candidates"][one.id][:4]
+            if one.final:
+                assert (one.state, one.reason) == self.expected["candidates"][one.id][5:]
+
+    def the_ledger_is_right(self, found: Snapshot) -> None:
+        now = self.box.wall()
+        ended = [one for one in found.attempts if one.ended_at is not None]
+        spent = sum(len(one.slots) * (one.ended_at - one.started_at) for one in ended)
+        spent += sum(len(one.slots) * max(0, now - one.started_at) for one in found.live_attempts)
+        assert found.gpu_hours(now) == pytest.approx(spent / 3600)
+        assert self.tick.store.in_play().gpu_hours(now) == found.gpu_hours(now)
+
+    def what_is_in_play_decides(self, found: Snapshot) -> None:
+        now, slots = self.box.wall(), self.config.slots.devices
+        in_play = self.tick.store.in_play()
+        assert policy.next_decision(in_play, self.config) == policy.next_decision(
+            found, self.config
+        )
+        assert policy.starts(in_play, self.config, slots, now) == policy.starts(
+            found, self.config, slots, now
+        )
+        scored = self.tick.store.scored()
+        assert retention.needed(in_play, self.config, scored) == retention.needed(
+            found, self.config, scored
+        )
+
+    def weights_stand(self, found: Snapshot) -> None:
+        wanted = must_stand(found, self.config)
+        assert wanted <= weights_on_disk(self.box.state)
+        assert wanted <= retention.needed(found, self.config, self.tick.store.scored())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "home"):
+            return
+        try:
+            self.box.faults.clear()
+            self.box.strangers.clear()
+            self.box.free = 1e15
+            self.processes_die()
+            self.box.drive(self.tick)
+            self.everything_holds()
+            assert story(self.tick.store) == self.expected
+            self.tick.keep()
+            self.nothing_stands_that_nobody_needs()
+        finally:
+            self.tick.store.close()
+            self.summaries.__exit__(None, None, None)
+            shutil.rmtree(self.home)
+
+
+def test_whatever_goes_wrong_the_search_ends_as_if_nothing_had():
+    run_state_machine_as_test(Search, settings=settings(max_examples=25, stateful_step_count=40))
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(3600)
+def test_whatever_goes_wrong_for_long_the_search_ends_as_if_nothing_had():
+    run_state_machine_as_test(Search, settings=settings(max_examples=250, stateful_step_count=60))
