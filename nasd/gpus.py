@@ -40,6 +40,7 @@ class Gpu:
 
     slot         "cuda:<index>", counted in PCI order as NVML does
     fault        "" if it answers; else the driver's own words, e.g. "GPU is lost"
+    asked        whether the driver answered at all: if not, the fault may not be the GPU's
     memory, used bytes; 0 where the GPU shares the machine's memory
     utilisation  percent
     temperature  degrees Celsius
@@ -56,6 +57,7 @@ class Gpu:
     temperature: int | None = None
     power: float | None = None
     processes: tuple[GpuProcess, ...] = ()
+    asked: bool = True
 
 
 def foreign(
@@ -164,7 +166,7 @@ class GpuWatch:
             }
 
     def _all_have(self, fault: str) -> None:
-        self._seen = {slot: Gpu(slot, fault=fault) for slot in self._expected}
+        self._seen = {slot: Gpu(slot, fault=fault, asked=False) for slot in self._expected}
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def m002_faults(db: Database) -> None:
     UPDATE experiment SET slot_seconds = (SELECT coalesce(sum(slot_seconds), 0.0) FROM attempt);
     CREATE TABLE quarantine (
         slot TEXT PRIMARY KEY,
-        kind TEXT NOT NULL CHECK (kind IN ('lost', 'foreign', 'suspect')),
+        kind TEXT NOT NULL CHECK (kind IN ('lost', 'unknown', 'foreign', 'suspect')),
         reason TEXT NOT NULL,
         since REAL NOT NULL
     ) STRICT;

@@ -136,8 +136,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A slot that is not used. kind: lost (its GPU), foreign (somebody else is on it), or suspect
-    (too many attempts in a row were lost on it)."""
+    """A slot on which nothing new starts. kind: lost (its GPU; what runs on it is ended), unknown
+    (the driver does not answer), foreign (somebody else is on it), or suspect (too many attempts
+    in a row were lost on it)."""
 
     slot: str
     kind: str

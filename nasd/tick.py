@@ -146,15 +146,17 @@ class Tick:
         if gpu.fault:
             self._healthy_since.pop(gpu.slot, None)
             self._faults[gpu.slot] = self._faults.get(gpu.slot, 0) + 1
-            if self._faults[gpu.slot] >= FAULTS:
-                self._quarantine(gpu.slot, "lost", gpu.fault)
+            lost = known is not None and known.kind == "lost"
+            if self._faults[gpu.slot] >= FAULTS and not lost:
+                # What runs goes on where only the driver is silent: its heartbeat tells.
+                self._quarantine(gpu.slot, "lost" if gpu.asked else "unknown", gpu.fault)
             return
         self._faults.pop(gpu.slot, None)
         since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
         leased = gpu.slot in snapshot.leases
         foreign = gpus.foreign(gpu, self.launcher.owns, leased)
         recovered = known is not None and (
-            known.kind == "foreign"
+            known.kind in ("foreign", "unknown")
             or (known.kind == "lost" and self.monotonic() - since >= RECOVERY_SECONDS)
         )
         if foreign and (known is None or recovered):

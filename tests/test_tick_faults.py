@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nasd.folders import StateFolder
+from nasd.gpus import Gpu
 from nasd.lifecycle import AttemptState, State
 from nasd.policy import BACKOFF_SECONDS, INTERRUPTED
 from nasd.protocol import Heartbeat, Outcome, Spec, read_metrics, write
@@ -867,3 +868,21 @@ def test_an_attempt_that_cannot_be_cleared_keeps_its_slots_also_when_it_stalled(
     box.drive(tick)
     assert get(tick.store.read(), hung.id).state is AttemptState.LOST
     assert story(tick.store) == undisturbed
+
+
+def test_a_driver_that_does_not_answer_ends_nothing_that_runs(folder: Folder):
+    box = Box(folder(), ON_GPUS, slow)
+    tick = box.daemon()
+    live = box.drive(tick, two_run).live_attempts
+    silent = {
+        slot: Gpu(slot, fault="the driver did not answer", asked=False) for slot in tick.slots
+    }
+    tick.health = lambda: dict(silent)
+    for _ in range(3):
+        tick()
+    found = tick.store.read()
+    assert {one.kind for one in found.quarantine.values()} == {"unknown"}
+    assert [one.id for one in found.live_attempts] == [one.id for one in live]
+    tick.health = lambda: {slot: Gpu(slot) for slot in tick.slots}
+    tick()
+    assert tick.store.read().quarantine == {}
