@@ -1,0 +1,1 @@
+"""Whole searches under kills and faults: does what comes out depend on them?"""

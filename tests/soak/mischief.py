@@ -1,0 +1,120 @@
+"""What goes wrong with files: while a daemon runs, or between two of them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.lifecycle import State
+from nasd.protocol import Heartbeat, Outcome, read, write
+from nasd.snapshot import Snapshot
+
+# Each of these is given the wall clock's time, and tells what it did; None: there was nothing to do
+# it to.
+Told = dict[str, Any] | None
+
+
+def whole(checkpoint: Path) -> bool:
+    """Whether its files are those that its manifest names."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        return all(
+            hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() == digest
+            for name, digest in manifest.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoint_damaged(
+    state: StateFolder, found: Snapshot, draw: random.Random, now: float
+) -> Told:
+    """The newest checkpoint of a stage on its way loses half a file, or has a bit flipped; if the
+    one before it is whole, so that two intervals are the most that this costs."""
+    goals = []
+    for one in found.candidates.values():
+        if one.state in (State.PENDING, State.RUNNING):
+            there = [
+                path
+                for attempt in found.attempts
+                if (attempt.candidate, attempt.stage) == (one.id, one.stage)
+                for path in state.attempt(attempt.id).checkpoints.glob("step-*")
+            ]
+            newest = sorted(there, key=lambda path: path.name)[-2:]
+            if len(newest) == 2 and all(map(whole, newest)):
+                goals.append((one, newest[-1]))
+    if not goals:
+        return None
+    candidate, path = draw.choice(goals)
+    try:  # its worker may replace it just now
+        file = draw.choice(sorted(path.iterdir()))
+        content = bytearray(file.read_bytes())
+        if draw.random() < 0.5:
+            os.truncate(file, len(content) // 2)
+        else:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            file.write_bytes(content)
+    except (OSError, IndexError):
+        return None
+    step = int(path.name.removeprefix("step-"))
+    return {"candidate": candidate.id, "stage": candidate.stage, "step": step, "file": file.name}
+
+
+def outcome_torn(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Told:
+    return _outcome(state, found, draw, now, torn=True)
+
+
+def outcome_of_another(
+    state: StateFolder, found: Snapshot, draw: random.Random, now: float
+) -> Told:
+    return _outcome(state, found, draw, now, torn=False)
+
+
+def _outcome(
+    state: StateFolder, found: Snapshot, draw: random.Random, now: float, torn: bool
+) -> Told:
+    """A running attempt finds an outcome in its folder that is not its own, or not whole."""
+    live = [one for one in found.live_attempts if state.attempt(one.id).path.is_dir()]
+    if not live:
+        return None
+    attempt = draw.choice(live)
+    token = attempt.token if torn else "0" * 32
+    path = state.attempt(attempt.id).outcome
+    write(Outcome(verdict="succeeded", token=token, has_result=True, steps=1), path)
+    if torn:
+        os.truncate(path, path.stat().st_size // 2)
+    with contextlib.suppress(NasdError):  # as old as the last sign of life
+        now = min(now, read(Heartbeat, state.attempt(attempt.id).heartbeat).at)
+    os.utime(path, (now, now))
+    return {"attempt": attempt.id}
+
+
+def files_left(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Told:
+    """What a kill leaves of a file or folder that was being written or removed."""
+    attempt = draw.choice(found.attempts) if found.attempts else None
+    places = [state.backups / ".nasd-20200101-000000.db.tmp", state.path / ".nasd.db.tmp"]
+    if attempt is not None:
+        folder = state.attempt(attempt.id)
+        home = state.candidate(attempt.candidate)
+        places += [
+            folder.path / ".outcome.json.4242.tmp",
+            folder.path / ".spec.json.4242.tmp",
+            folder.path / ".heartbeat.tmp",
+            home / ".genotype.json.4242.tmp",
+            home / f".{attempt.stage}.gone" / "model.json",
+        ]
+        if attempt.live:
+            places.append(folder.checkpoints / ".step-000000001.tmp" / "progress.json")
+    path = draw.choice(places)
+    with contextlib.suppress(FileNotFoundError):  # its folder goes just now
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'{"half of')
+    return {"path": str(path.relative_to(state.path))}
+
+
+ALL = (checkpoint_damaged, outcome_torn, outcome_of_another, files_left)
