@@ -94,6 +94,7 @@ class Store:
         temporary.unlink(missing_ok=True)
         copy = sqlite3.connect(temporary)
         try:
+            copy.execute("PRAGMA synchronous = OFF")  # the whole of it is synced below
             self._db.conn.backup(copy)
             # One file that needs no other beside it.
             copy.execute("PRAGMA journal_mode = DELETE")

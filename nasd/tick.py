@@ -42,6 +42,7 @@ EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
 FAULTS = 2  # answers in a row that make a GPU count as lost: a driver may be slow for once
 RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
 SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
+RETRY_SECONDS = 600.0  # after a backup that failed
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
 GB = 1e9
 
@@ -429,8 +430,10 @@ class Tick:
     def keep(self) -> None:
         """A backup of the database, and only then the weights that nobody needs any more: so a
         search that is taken back to its newest backup finds all it needs."""
-        self._kept_at = self.monotonic()
+        # Until it is done: one that fails, as on a full disk, is tried again before long.
+        self._kept_at = self.monotonic() - 3600 * self.config.daemon.backup_hours + RETRY_SECONDS
         backups.make(self.store, self.state, self.clock())
+        self._kept_at = self.monotonic()
         wanted = retention.needed(self.store.in_play(), self.config, self.store.scored())
         gone = retention.collect(self.state, self.config, wanted)
         if gone:
