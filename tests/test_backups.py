@@ -224,6 +224,183 @@ def test_a_new_daemon_goes_by_the_age_of_the_newest(folder: Folder):
     box.kill(tick)
     tick = box.daemon(Counting)
     tick()
+    assert made(tick) == 0
+    box.turns(tick, HOUR - 60, every=60)
+    assert made(tick) == 0
+    box.turns(tick, 120, every=60)
+    assert made(tick) == 1
+
+
+def test_each_generation_opens_with_a_backup_and_a_collection(folder: Folder):
+    box = Box(folder())
+    tick = box.daemon(Counting)
+    opened = 0
+    while tick.store.read().experiment.state == "running":
+        before = made(tick)
+        tick()
+        now = len(tick.store.read().generations)
+        assert made(tick) - before == int(now > opened or not before)
+        opened = now
+        box.let_pass()
+    assert made(tick) == 1 + 3
+    newest = sorted(box.state.backups.iterdir())[-1]
+    with closing(sqlite3.connect(newest)) as copy:
+        # The new generation's births are in it.
+        assert snapshot.read(copy).generations[-1].phase is Phase.CLIMBING
+
+
+def test_a_daemon_killed_at_the_opening_of_a_generation_makes_up_for_its_backup(folder: Folder):
+    box = Box(folder())
+    tick = box.daemon(Counting)
+    tick()
+    (path,) = box.state.backups.iterdir()
+    os.utime(path, (box.wall(), box.wall()))
+    with suppress(Killed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "backup", lambda self, path: Fuse(1)())
+        box.let_pass()
+        box.drive(tick)
+    assert len(tick.store.read().generations) == 1
+    box.kill(tick)
+    tick = box.daemon(Counting)
+    tick.begin()
+    tick()
+    assert made(tick) == 1
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with without_summaries():
+        state = StateFolder(tmp_path_factory.mktemp("calm") / "state")
+        return story(small_search(state, some_diverge).store)
+
+
+def test_a_backup_that_fails_fails_its_turn_and_removes_nothing(
+    folder: Folder, undisturbed, monkeypatch: pytest.MonkeyPatch
+):
+    """No collection without a backup before it: weights that the last one needs all stay. The
+    attempts go on, and so does the search."""
+    box = Box(folder())
+    tick = box.daemon()
+
+    def full(self: Store, path: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "backup", full)
+    failed = 0
+    for _ in range(1000):
+        try:
+            tick()
+        except sqlite3.OperationalError:
+            failed += 1
+        if tick.store.read().experiment.state != "running":
+            break
+        box.let_pass()
+    found = tick.store.read()
+    assert failed == 4  # at first, and at each generation: not in every turn
+    assert set(found.results) == weights_on_disk(box.state)
+    assert story(tick.store) == undisturbed
+
+
+# -- the way back --------------------------------------------------------------------------------
+
+
+def some_way(tick: Tick, box: Box, turns: int) -> Snapshot:
+    for _ in range(turns):
+        tick()
+        box.let_pass()
+    return tick.store.read()
+
+
+@settings(max_examples=10)
+@given(
+    before=st.integers(0, 60),
+    behind=st.integers(0, 60),
+    dies_in_keep=st.integers(1, 40),
+    checkpoints=st.booleans(),
+)
+def test_a_search_taken_back_to_its_newest_backup_ends_as_if_nothing_had_been(
+    folder: Folder,
+    undisturbed,
+    before: int,
+    behind: int,
+    dies_in_keep: int,
+    checkpoints: bool,
+):
+    """The collection behind the backup has run, all of it or not; more attempts were made, whose
+    numbers are given again."""
+    box = Box(folder(), checkpoints=checkpoints)
+    tick = box.daemon()
+    tick.begin()
+    some_way(tick, box, before)
+    with suppress(Killed), fragile(tick, Fuse(dies_in_keep)):
+        tick.keep()
+    some_way(tick, box, behind)
+    box.kill(tick)
+    assert restore(box.state) or not before
+    tick = box.daemon()
+    tick.begin()
+    box.drive(tick)
+    assert story(tick.store) == undisturbed
+    tick.store.close()
+    shutil.rmtree(box.state.path)
+
+
+def climbs(found: Snapshot) -> bool:
+    """Generation 1 is on its way, and two attempts at pretrain_1 run."""
+    stages = [one.stage for one in found.live_attempts]
+    return len(found.generations) == 2 and stages.count("pretrain_1") == 2
+
+
+def test_numbers_of_attempts_are_given_again_and_mean_the_new_ones(folder: Folder, undisturbed):
+    box = Box(folder(), PATIENT)
+    tick = box.daemon()
+    found = box.drive(tick, climbs)
+    tick.keep()
+    last = found.attempts[-1].id
+    found = box.drive(tick, lambda found: found.attempts[-1].id >= last + 4)
+    assert len(found.generations) == 2
+    later = {one.id: one.token for one in found.attempts if one.id > last}
+    tick.stop()
+    tick.store.close()
+    restore(box.state)
+    tick = box.daemon()
+    tick.begin()
+    assert tick.store.read().attempts[-1].id == last
+    box.launcher.script = lambda spec, before: (77.0 + spec.attempt, some_diverge(spec, before)[1])
+    box.drive(tick)
+    again = {one.id: one.token for one in tick.store.read().attempts if one.id in later}
+    assert set(again) == set(later)
+    assert not set(again.values()) & set(later.values())
+    assert story(tick.store) == undisturbed
+
+
+def test_an_older_backup_halts_with_what_is_gone_rather_than_going_wrong(folder: Folder):
+    """Weights that it needs were collected since."""
+    box = Box(folder())
+    tick = box.daemon()
+    box.drive(tick, climbs)
+    tick.keep()
+    shutil.copyfile(sorted(box.state.backups.iterdir())[-1], aside := box.state.path / "aside.db")
+    box.drive(tick)
+    tick.keep()
+    tick.store.close()
+    shutil.copyfile(aside, sorted(box.state.backups.iterdir())[-1])
+    restore(box.state)
+    tick = box.daemon()
+    tick.begin()
+    found = box.drive(tick)
+    assert found.experiment.state == "halted"
+    assert "which is gone: put it back" in found.experiment.reason
+
+
+def test_a_backup_that_failed_is_tried_again_before_long(folder: Folder, monkeypatch):
+    box = Box(folder())
+    tick = box.daemon(Counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "backup", lambda self, path: Fuse(1, error=OSError("full"))())
+        with pytest.raises(OSError, match="full"):
+            tick()
+    tick()
     assert made(tick) == 1  # the one that failed
     box.let_pass(601.0)
     tick()

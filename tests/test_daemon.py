@@ -605,7 +605,10 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
         assert launcher.alive(note)
         other = LocalLauncher(1)  # of a daemon started later, which is not its parent
         assert other.alive(note)
-        environment = psutil.Process(note["pid"]).environ()
+        process = psutil.Process(note["pid"])
+        # The leash becomes torchrun, and in that instant a process has no environment.
+        assert wait_until(lambda: TOKEN_VARIABLE in process.environ(), PATIENCE)
+        environment = process.environ()
         assert environment[TOKEN_VARIABLE] == "the token"
         assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
         assert environment["OMP_NUM_THREADS"] == "3"

@@ -506,6 +506,7 @@ class TestHeartbeat:
     ) -> None:
         from nasd.worker import progress
 
+        monkeypatch.setattr(progress, "_age_of_parent", lambda: 7.0)
         monkeypatch.setattr(
             progress, "time", SimpleNamespace(monotonic=lambda: 100.0, time=time.time)
         )
