@@ -151,7 +151,7 @@ def test_the_users_mistake_reaches_the_outcome_in_words(shop: Workshop, tmp_path
     spec = shop.spec(None, source="package:nasd/no_such_seed")
     _, outcome = work(spec, path)
     assert outcome is not None
-    assert outcome.token == path.name
+    assert outcome.token == str(path)
     assert outcome.verdict == "error"
     assert "seed_model.source" in outcome.message
 

@@ -173,7 +173,7 @@ def test_a_hung_peer_silences_the_heartbeat_and_a_killed_one_leaves_nothing(
 ) -> None:
     """The silence is waited for where the attempt is made: others go on from what it leaves."""
     assert half_hung.outcome is None, half_hung.log
-    half_hung.launcher.clear(half_hung.folder.path.name)
+    half_hung.launcher.clear(str(half_hung.folder.path))
     assert half_hung.ranks() == []
 
 

@@ -162,11 +162,12 @@ def launched(spec: Spec, path: Path, ranks: int = 1) -> Iterator[Launched]:
         spec = spec.model_copy(update={"tensorboard": str(path / "tensorboard")})
     write(spec, folder.spec)
     launcher = LocalLauncher(threads=1)
-    process = launcher.start(folder, [f"cpu:{n}" for n in range(ranks)], path.name)
+    # The token is the whole path: of two tests at once, neither must end the other's workers.
+    process = launcher.start(folder, [f"cpu:{n}" for n in range(ranks)], str(path))
     try:
         yield Launched(folder, launcher, process)
     finally:
-        launcher.clear(path.name)
+        launcher.clear(str(path))
 
 
 def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome | None]:
