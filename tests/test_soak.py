@@ -192,15 +192,20 @@ def came(attempt: int, first: int, done: int, kept: int) -> Progress:
 
 def test_work_that_is_done_again() -> None:
     fine = [came(1, 0, 250, 200), came(2, 200, 290, 0), came(3, 200, 400, 400)]
-    numbers, wrong = report.done_again(fine, set())
+    numbers, wrong = report.done_again(fine, {})
     assert wrong == []
     assert (numbers["steps done again"], numbers["stages begun anew"]) == (140, 0)
     assert numbers["... the most at once, in intervals"] == 0.9
     late = [came(1, 0, 350, 200), came(2, 200, 400, 400)]
-    assert "did 150 steps again" in report.done_again(late, set())[1][0]
-    assert report.done_again(late, {(5, "finetune")})[1] == []
+    assert "did 150 steps again" in report.done_again(late, {})[1][0]
+    hurt = report.damage([{"candidate": 5, "stage": "finetune", "step": 200, "before": 100}])
+    assert report.done_again(late, hurt)[1] == []
+    fell = [came(1, 0, 250, 200), came(2, 100, 400, 400)]
+    assert report.done_again(fell, hurt)[1] == []
+    too_far = [came(1, 0, 250, 200), came(2, 90, 400, 400)]
+    assert "began at step 90, a checkpoint stood at 100" in report.done_again(too_far, hurt)[1][0]
     anew = [came(1, 0, 90, 80), came(2, 0, 400, 400)]
-    numbers, wrong = report.done_again(anew, set())
+    numbers, wrong = report.done_again(anew, {})
     assert numbers["stages begun anew"] == 1
     assert wrong == [
         "attempt 2 (candidate 5 at finetune) began at step 0, a checkpoint stood at 80"
@@ -291,7 +296,13 @@ def test_only_a_checkpoint_with_a_whole_one_before_it_is_damaged(state: StateFol
     assert mischief.whole(second)
     told = mischief.checkpoint_damaged(state, found, draw, 0.0)
     assert told is not None
-    assert (told["candidate"], told["stage"], told["step"]) == (3, "pretrain_1", 9)
+    assert {**told, "file": ""} == {
+        "candidate": 3,
+        "stage": "pretrain_1",
+        "step": 9,
+        "before": 5,
+        "file": "",
+    }
     assert (mischief.whole(first), mischief.whole(second)) == (True, False)
     assert mischief.checkpoint_damaged(state, found, draw, 0.0) is None
 

@@ -31,6 +31,10 @@ def whole(checkpoint: Path) -> bool:
         return False
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def checkpoint_damaged(
     state: StateFolder, found: Snapshot, draw: random.Random, now: float
 ) -> Told:
@@ -47,10 +51,10 @@ def checkpoint_damaged(
             ]
             newest = sorted(there, key=lambda path: path.name)[-2:]
             if len(newest) == 2 and all(map(whole, newest)):
-                goals.append((one, newest[-1]))
+                goals.append((one, *newest))
     if not goals:
         return None
-    candidate, path = draw.choice(goals)
+    candidate, before, path = draw.choice(goals)
     try:  # its worker may replace it just now
         file = draw.choice(sorted(path.iterdir()))
         content = bytearray(file.read_bytes())
@@ -61,8 +65,13 @@ def checkpoint_damaged(
             file.write_bytes(content)
     except (OSError, IndexError):
         return None
-    step = int(path.name.removeprefix("step-"))
-    return {"candidate": candidate.id, "stage": candidate.stage, "step": step, "file": file.name}
+    return {
+        "candidate": candidate.id,
+        "stage": candidate.stage,
+        "step": step_of(path),
+        "before": step_of(before),
+        "file": file.name,
+    }
 
 
 def outcome_torn(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Told:
@@ -85,7 +94,7 @@ def _outcome(
     attempt = draw.choice(live)
     token = attempt.token if torn else "0" * 32
     path = state.attempt(attempt.id).outcome
-    write(Outcome(verdict="succeeded", token=token, has_result=True, steps=1), path)
+    write(Outcome(verdict="diverged", token=token, message="of another attempt"), path)
     if torn:
         os.truncate(path, path.stat().st_size // 2)
     with contextlib.suppress(NasdError):  # as old as the last sign of life

@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,6 +33,7 @@ from tests.soak.report import (
     Part,
     Progress,
     Span,
+    damage,
     differences,
     done_again,
     leases_wrong,
@@ -123,7 +125,7 @@ def soak(folder: Path, kills: int, seed: int, say: Say) -> Part:
         "halts resumed": disturbed.halts,
     }
     numbers, wrong = done_again(
-        progress(rough, found), disturbed.damaged, slack=SAVING_SECONDS / CHECKPOINT_SECONDS
+        progress(rough, found), damage(disturbed.damaged), slack=SAVING_SECONDS / CHECKPOINT_SECONDS
     )
     part.numbers |= numbers
     part.check("more done again than that", wrong)
@@ -239,7 +241,7 @@ class Disturbed:
     halts: int = 0
     killed: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
-    damaged: set[tuple[int, str]] = field(default_factory=set)
+    damaged: list[dict[str, Any]] = field(default_factory=list)
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
     outlasting: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
@@ -436,7 +438,7 @@ class Disturbed:
         told = mischief.checkpoint_damaged(self.state, found, self.draw, time.time())
         if told is None:
             return False
-        self.damaged.add((told["candidate"], told["stage"]))
+        self.damaged.append(told)
         return _signal(rank, signal.SIGKILL)
 
     def _stop(self, attempt: Attempt, rank: psutil.Process) -> bool:

@@ -185,34 +185,43 @@ class Progress:
     rate: float
 
 
-def done_again(
-    progress: Iterable[Progress],
-    damaged: Collection[tuple[int, str]],
-    slack: float = 0.0,
-) -> tuple[dict[str, Any], list[str]]:
-    """What each attempt did again of what the one before it at its stage had done.
+# Where checkpoints were damaged, by candidate and stage: their steps, and of each the step of the
+# one before it, which was whole.
+Damaged = Mapping[tuple[int, str], Mapping[int, int]]
 
-    damaged: (candidate, stage) where checkpoints were damaged. slack: in intervals.
-    """
+
+def damage(told: Iterable[Mapping[str, Any]]) -> Damaged:
+    """From what mischief.checkpoint_damaged has told."""
+    found: dict[tuple[int, str], dict[int, int]] = {}
+    for one in told:
+        found.setdefault((one["candidate"], one["stage"]), {})[one["step"]] = one["before"]
+    return found
+
+
+def done_again(
+    progress: Iterable[Progress], damaged: Damaged, slack: float = 0.0
+) -> tuple[dict[str, Any], list[str]]:
+    """What each attempt did again of what the one before it at its stage had done: at most one
+    interval; two where a checkpoint was damaged. slack: in intervals, on top of that."""
     row: dict[tuple[int, str], list[Progress]] = {}
     for one in progress:
         row.setdefault((one.candidate, one.stage), []).append(one)
     steps, reruns, wrong = 0, 0, []
     most = {False: 0.0, True: 0.0}
     for where, ones in row.items():
-        hurt = where in damaged
+        hurt = damaged.get(where, {})
         for number, one in enumerate(ones[1:], 1):
             earlier = ones[:number]
             lost = max(0, earlier[-1].done - one.first)
             steps += lost
             reruns += one.first == 0 and any(before.done > 0 for before in earlier)
             intervals = lost * earlier[-1].rate
-            most[hurt] = max(most[hurt], intervals)
+            most[bool(hurt)] = max(most[bool(hurt)], intervals)
             name = f"attempt {one.attempt} (candidate {where[0]} at {where[1]})"
-            if intervals > 1 + hurt + slack:
+            if intervals > 1 + bool(hurt) + slack:
                 wrong.append(f"{name} did {lost} steps again: {intervals:.2f} intervals")
-            kept = max(before.kept for before in earlier)
-            if one.first < kept and not hurt:
+            kept = max(hurt.get(before.kept, before.kept) for before in earlier)
+            if one.first < kept:
                 wrong.append(f"{name} began at step {one.first}, a checkpoint stood at {kept}")
     return {
         "stages begun anew": reruns,

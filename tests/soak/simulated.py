@@ -29,6 +29,7 @@ from tests.soak.report import (
     Part,
     Progress,
     Span,
+    damage,
     differences,
     done_again,
     leases_wrong,
@@ -95,8 +96,7 @@ def soak(folder: Path, kills: int, seed: int, say: Say, config: Config | None = 
         f"{count} turns failed like this: {trace}"
         for trace, count in Counter(one["trace"] for one in failed).items()
     ]
-    hurt = {(one["candidate"], one["stage"]) for one in journal
-            if one.get("fault") == "checkpoint_damaged"}  # fmt: skip
+    hurt = damage(one for one in journal if one.get("fault") == "checkpoint_damaged")
     numbers, wrong = done_again(progress(rough, found), hurt, slack=0.05)
     part.numbers |= numbers
     part.check("more done again than that", wrong)
