@@ -11,7 +11,7 @@ from typing import Any
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
-from nasd.protocol import Heartbeat, Outcome, read, write
+from nasd.protocol import Heartbeat, Outcome, read, write_atomically
 from nasd.snapshot import Snapshot
 
 # Each of these is given the wall clock's time, and tells what it did; None: there was nothing to do
@@ -94,9 +94,8 @@ def _outcome(
     attempt = draw.choice(live)
     token = attempt.token if torn else "0" * 32
     path = state.attempt(attempt.id).outcome
-    write(Outcome(verdict="diverged", token=token, message="of another attempt"), path)
-    if torn:
-        os.truncate(path, path.stat().st_size // 2)
+    text = Outcome(verdict="diverged", token=token, message="of another attempt").model_dump_json()
+    write_atomically(path, text[: len(text) // 2 if torn else None].encode())
     with contextlib.suppress(NasdError):  # as old as the last sign of life
         now = min(now, read(Heartbeat, state.attempt(attempt.id).heartbeat).at)
     os.utime(path, (now, now))
