@@ -148,6 +148,24 @@ def to_toml(data: Mapping[str, Any]) -> str:
     return tomlkit.dumps(data)
 
 
+# -- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Any]:
+    """This process as the only rank of a group: nasd.worker.task.Ranks."""
+    import torch
+    import torch.distributed as dist
+
+    from nasd.worker.task import Ranks
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield Ranks(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
 # -- the store -----------------------------------------------------------------------------------
 
 

@@ -1,18 +1,32 @@
 """What training leaves out changes nothing: sparse steps are the dense ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nasd.streams import stream_seed
+from nasd.worker import checkpoint
+from nasd.worker.corpus import MlmCorpus, SpecialTokens
+from nasd.worker.mlm import MlmTask
 from nasd.worker.phenotype import Block, MaskedLM
+from nasd.worker.task import Ranks
+from nasd.worker.train import Order, Schedule, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
+from tests.training import Notes, demo_config, run_of, stage
 
 VOCABULARY, LENGTH, MASKS = 31, 11, 3
 STILL = ARCH.with_dropout(0.0)
+PHASE_0 = stage(demo_config(), "pretrain_0", epochs=1, batch=4, learning_rate=1e-4, evaluations=1)
 
 
 def masked_batch(examples: int, seed: int) -> dict[str, Tensor]:
@@ -88,3 +102,153 @@ def test_the_last_block_and_the_head_compute_nothing_but_the_masked_positions() 
     for name, tokens in seen.items():
         masked_only = name.startswith((last, "head.")) and name not in everywhere
         assert tokens == (MASKS if masked_only else LENGTH), name
+
+
+# --- phase 0: what does not train costs nothing ---------------------------------------------
+
+
+def corpus(sequences: int = 20) -> MlmCorpus:
+    pieces = np.random.default_rng(0).integers(5, VOCABULARY, (sequences + 4, LENGTH - 2))
+    special = SpecialTokens(2, 3, 4, 0, VOCABULARY, (0, 1, 2, 3, 4))
+    indices = np.arange(len(pieces))
+    return MlmCorpus(pieces.astype(np.uint16), indices[4:], indices[:4], special)
+
+
+def names_below(model: nn.Module, modules: list[str]) -> set[str]:
+    below = tuple(f"{module}." for module in modules)
+    return {name for name, _ in model.named_parameters() if name.startswith(below)}
+
+
+FOUR = STILL.with_blocks([*ARCH.to_json()["blocks"]] * 2)
+NEW_MODULES = [
+    ["encoder.blocks.0"],
+    ["encoder.blocks.1.ffns.1"],
+    ["encoder.blocks.2.attention", "encoder.blocks.3.ffns.0"],
+    ["encoder.blocks.3.ffns.1", "encoder.blocks.3.ffn_norms.1"],
+    ["head"],
+]
+
+
+@pytest.mark.parametrize("modules", NEW_MODULES, ids=str)
+def test_training_a_part_is_dense_training_of_which_only_the_part_is_applied(
+    modules: list[str], tmp_path: Path, alone: Ranks
+) -> None:
+    """The reference takes every gradient there is, of all logits, and moves a part by it."""
+    start = built(MaskedLM, arch=FOUR)
+    ours, theirs = deepcopy(start), deepcopy(start).train()
+    names = names_below(start, modules)
+    task = MlmTask(ours, corpus(), 0.15, names)
+    notes = Notes()
+    train(task, PHASE_0, alone, run_of(tmp_path, notes))
+
+    schedule = Schedule.of(PHASE_0, task.train_size)
+    order = Order(schedule, 5, PHASE_0.name, None)
+    moved = {name: p for name, p in theirs.named_parameters() if name in names}
+    decay = {True: PHASE_0.weight_decay, False: 0.0}
+    optimizer = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": decay[p.ndim > 1]} for p in moved.values()]
+    )
+    losses = []
+    for step in range(schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(step)
+        batch = task.batch(order.batch(step), stream_seed(5, step, f"batch/{PHASE_0.name}"))
+        theirs.zero_grad()
+        loss = dense_loss(theirs, batch)
+        loss.backward()
+        assert all(p.grad is not None for p in theirs.parameters())
+        nn.utils.clip_grad_norm_(list(moved.values()), PHASE_0.max_grad_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+
+    assert len(losses) == 5
+    got = [line["loss"] for line in notes.lines if line["kind"] == "train"]
+    np.testing.assert_allclose(got, losses, rtol=1e-5)
+    before, after, wanted = start.state_dict(), ours.state_dict(), theirs.state_dict()
+    for name, tensor in before.items():
+        if name not in names:
+            assert torch.equal(after[name], tensor), name
+        elif not name.endswith("attention.k.bias"):  # its gradient is but rounding
+            way = wanted[name] - tensor
+            assert way.norm() > 0, name
+            assert (after[name] - wanted[name]).norm() <= 1e-2 * way.norm(), name  # AdamW magnifies
+
+
+class Watch:
+    """What a model's forward passes in training did, module by module."""
+
+    def __init__(self, model: MaskedLM) -> None:
+        self.graph: dict[str, bool] = {}  # whether a result has one
+        self.training: dict[str, bool] = {}
+        self.kept: dict[str, int] = {}  # how many tensors autograd keeps when the module is done
+        self._kept = 0
+        model.register_forward_pre_hook(self._begin)
+        for name, module in model.named_modules():
+            module.register_forward_hook(self._note(name))
+
+    def _begin(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._kept = 0
+
+    def _note(self, name: str) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+            if torch.is_grad_enabled():  # not in evaluations
+                self.graph[name] = result.requires_grad
+                self.training[name] = module.training
+                self.kept[name] = self._kept
+
+        return hook
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        def pack(tensor: Tensor) -> Tensor:
+            self._kept += 1
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("modules", "layers", "first"),
+    [
+        (NEW_MODULES[0], 1, "encoder.blocks.0.attention.q"),
+        (NEW_MODULES[1], 2, "encoder.blocks.1.ffns.1.linears.0"),
+        (NEW_MODULES[2], 3, "encoder.blocks.2.attention.q"),
+        (NEW_MODULES[3], 4, "encoder.blocks.3.ffns.1.linears.0"),
+        (NEW_MODULES[4], 5, "head.transform"),
+    ],
+    ids=str,
+)
+def test_below_the_lowest_module_that_trains_there_is_no_graph_and_no_dropout(
+    modules: list[str], layers: int, first: str, precision: str, tmp_path: Path, alone: Ranks
+) -> None:
+    model = built(MaskedLM, arch=FOUR.with_dropout(0.1))
+    below = ["encoder.embeddings", *(f"encoder.blocks.{index}" for index in range(4))][:layers]
+    watch = Watch(model)
+    names = names_below(model, modules)
+    short = PHASE_0.model_copy(update={"epochs": 0.4, "evaluations": 2})
+    task = MlmTask(model, corpus(), 0.15, names)
+    with watch.counting():
+        train(task, short, alone, run_of(tmp_path, Notes(), precision=precision))
+    seen = list(watch.graph)  # in the order in which the modules were done
+    assert first in seen
+    for name in seen[: seen.index(first)]:
+        assert not watch.graph[name], name
+    assert watch.graph[first]
+    assert watch.graph["head"]
+    for name, training in watch.training.items():
+        prefix = any(name == layer or name.startswith(f"{layer}.") for layer in below)
+        assert training is not prefix, name
+    assert watch.kept[below[-1]] == 0 < watch.kept["head"]
+
+
+def test_the_optimizer_knows_nothing_but_what_trains(tmp_path: Path, alone: Ranks) -> None:
+    model = built(MaskedLM, arch=FOUR)
+    names = names_below(model, NEW_MODULES[1])
+    task = MlmTask(model, corpus(), 0.15, names)
+    train(task, PHASE_0, alone, run_of(tmp_path, Notes(), checkpoint_seconds=0.0))
+    found = checkpoint.newest([tmp_path / "checkpoints"])
+    assert found is not None
+    assert found.model.keys() == names
+    assert len(found.optimizer["state"]) == len(names)

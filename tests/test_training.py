@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from nasd import squad
 from nasd.errors import NasdError
@@ -17,12 +16,21 @@ from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
 from nasd.worker.prepare import test_questions as questions_of
-from nasd.worker.progress import quiet
 from nasd.worker.stage import run as run_stage
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
 from nasd.worker.train import Order, Run, Schedule, train
-from tests.training import Workshop, demo_config, losses, make_workshop, stage, weights, work
+from tests.training import (
+    Notes,
+    Workshop,
+    demo_config,
+    losses,
+    make_workshop,
+    run_of,
+    stage,
+    weights,
+    work,
+)
 
 CONFIG = demo_config()
 QUICK = {"epochs": 0.3, "evaluations": 12}
@@ -31,16 +39,6 @@ QUICK = {"epochs": 0.3, "evaluations": 12}
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return make_workshop(tmp_path_factory.mktemp("workshop"))
-
-
-@pytest.fixture
-def alone(tmp_path: Path):
-    """This process as the only rank of a group."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield Ranks(0, 1, torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def altered(shop: Workshop) -> tuple[Genotype, tuple[BlockLineage, ...]]:
@@ -169,24 +167,7 @@ class AskAfter:
 
 
 def settings(folder: Path, stop_after: int, resume: tuple[Path, ...] = ()) -> Run:
-    class Quiet:
-        def line(self, **values: object) -> None: ...
-
-        def close(self) -> None: ...
-
-    return Run(
-        seed=5,
-        candidate=0,
-        precision="float32",
-        checkpoint_seconds=1e9,
-        log_steps=3,
-        checkpoints=folder / "checkpoints",
-        resume=resume,
-        open_recorder=lambda step: Quiet(),
-        stop=AskAfter(stop_after),  # type: ignore[arg-type]
-        progress=quiet,
-        say=lambda text: None,
-    )
+    return run_of(folder, Notes(), log_steps=3, stop=AskAfter(stop_after), resume=resume)
 
 
 def mlm_task(shop: Workshop) -> MlmTask:

@@ -33,18 +33,21 @@ from nasd.worker import train as train_module
 from nasd.worker.__main__ import _machine_failed
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
-from nasd.worker.progress import DOWNLOAD, Pulse, quiet
+from nasd.worker.progress import DOWNLOAD, Pulse
 from nasd.worker.qa import QaTask
 from nasd.worker.stage import run as run_stage
 from nasd.worker.task import Ranks
-from nasd.worker.train import MetricsFile, Order, Run, Schedule, micro_batch, train
+from nasd.worker.train import MetricsFile, Order, Schedule, micro_batch, train
 from tests.training import (
     Launched,
+    Never,
+    Notes,
     Workshop,
     demo_config,
     launched,
     losses,
     make_workshop,
+    run_of,
     stage,
     weights,
     work,
@@ -245,50 +248,6 @@ def test_ranks_that_found_different_checkpoints_do_not_train(
 
 
 # --- in one process -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Ranks]:
-    """This process as the only rank of a group."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield Ranks(0, 1, torch.device("cpu"))
-    dist.destroy_process_group()
-
-
-class Never:
-    asked = False
-
-
-class Notes:
-    """A recorder that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def line(self, **values: Any) -> None:
-        self.lines.append(values)
-
-    def close(self) -> None:
-        pass
-
-
-def run_of(folder: Path, notes: Notes, **changes: Any) -> Run:
-    base: dict[str, Any] = {
-        "seed": 5,
-        "candidate": 0,
-        "precision": "float32",
-        "checkpoint_seconds": 1e9,
-        "log_steps": 1,
-        "checkpoints": folder / "checkpoints",
-        "resume": (),
-        "open_recorder": lambda step: notes,
-        "stop": Never(),
-        "progress": quiet,
-        "say": lambda text: None,
-    }
-    return Run(**{**base, **changes})
 
 
 class Watched(QaTask):

@@ -16,6 +16,8 @@ from nasd.genotype import Genotype, Lineage, unchanged
 from nasd.presets import preset_text
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
 from nasd.slots import LocalLauncher, wait_until
+from nasd.worker.progress import quiet
+from nasd.worker.train import Run
 
 SOURCE = "package:nasd/demo_seed"
 
@@ -85,7 +87,6 @@ class Workshop:
 
 def make_workshop(folder: Path) -> Workshop:
     from nasd.worker import phenotype, prepare, seed
-    from nasd.worker.progress import quiet
 
     write_demo_data(folder / "demo-data")
     tokenizer = seed.load_tokenizer(SOURCE, folder)
@@ -191,3 +192,40 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def stage(config: Config, name: str, **changes: Any) -> Stage:
     found = next(stage for stage in config.stages if stage.name == name)
     return found.model_copy(update=changes)
+
+
+class Never:
+    """A stop request that never comes."""
+
+    asked = False
+
+
+class Notes:
+    """A recorder that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def line(self, **values: Any) -> None:
+        self.lines.append(values)
+
+    def close(self) -> None:
+        pass
+
+
+def run_of(folder: Path, notes: Notes, **changes: Any) -> Run:
+    """Settings of a training in this process, told to `notes` step by step."""
+    base: dict[str, Any] = {
+        "seed": 5,
+        "candidate": 0,
+        "precision": "float32",
+        "checkpoint_seconds": 1e9,
+        "log_steps": 1,
+        "checkpoints": folder / "checkpoints",
+        "resume": (),
+        "open_recorder": lambda step: notes,
+        "stop": Never(),
+        "progress": quiet,
+        "say": lambda text: None,
+    }
+    return Run(**{**base, **changes})

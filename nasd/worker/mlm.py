@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.worker.corpus import MlmCorpus
+from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
 from nasd.worker.task import Batch, Ranks
 
@@ -22,9 +23,9 @@ class MlmTask:
     lengths: NDArray[np.int64] | None
 
     def __init__(
-        self, model: nn.Module, corpus: MlmCorpus, mask_share: float, trains: set[str]
+        self, model: MaskedLM, corpus: MlmCorpus, mask_share: float, trains: set[str]
     ) -> None:
-        self.model = model
+        self.model: MaskedLM | QuestionAnswering = model
         self.train_size = len(corpus.train)
         self.lengths = None
         self._corpus = corpus

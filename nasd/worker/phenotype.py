@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -199,6 +199,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(arch)
         self.blocks = nn.ModuleList(Block(block, arch) for block in arch.blocks)
+
+    def frozen_prefix(self) -> list[nn.Module]:
+        """The embeddings and the whole blocks below the lowest module that trains."""
+
+        def frozen(layer: nn.Module) -> bool:
+            return not any(parameter.requires_grad for parameter in layer.parameters())
+
+        return list(takewhile(frozen, (self.embeddings, *self.blocks)))
 
     def forward(
         self,

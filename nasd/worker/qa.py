@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nasd.config import QaData
 from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
+from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
 from nasd.worker.task import Batch, Ranks
 
@@ -21,15 +22,15 @@ LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 class QaTask:
     """Fine-tuning: the mean of the cross entropies of the start and the end position."""
 
-    def __init__(self, model: nn.Module, train: QaFeatures, test: QaFeatures) -> None:
-        self.model = model
+    def __init__(self, model: QuestionAnswering, train: QaFeatures, test: QaFeatures) -> None:
+        self.model: MaskedLM | QuestionAnswering = model
         self.train_size = len(train)
         self.lengths: NDArray[np.int64] | None = train.lengths
         self._train = train
         self._test = test
 
     @classmethod
-    def load(cls, model: nn.Module, cache: Path) -> "QaTask":
+    def load(cls, model: QuestionAnswering, cache: Path) -> "QaTask":
         return cls(model, QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test"))
 
     def trainable(self) -> set[str]:

@@ -151,7 +151,6 @@ def _train(
     )
     if ranks.first:
         pulse("saving", result.steps, result.steps, patience=LONG)
-        assert isinstance(task.model, phenotype.MaskedLM | phenotype.QuestionAnswering)
         phenotype.save(task.model, folder.result)
     return Outcome(
         verdict="succeeded",

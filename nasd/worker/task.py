@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
 
 Batch = dict[str, Tensor]
@@ -19,7 +20,7 @@ EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
 class Task(Protocol):
-    model: nn.Module
+    model: MaskedLM | QuestionAnswering
     train_size: int
     lengths: NDArray[np.int64] | None  # of the training examples, where they differ
 

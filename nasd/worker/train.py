@@ -27,6 +27,7 @@ from nasd.streams import stream_seed
 from nasd.summaries import Summaries
 from nasd.worker import checkpoint
 from nasd.worker.divergence import DivergenceMonitor
+from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import EVALUATION_BATCH, Ranks, Task
@@ -260,12 +261,12 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         if ranks.world > 1:
             dist.barrier()
 
+    _training_mode(model)
     run.progress("training", start, schedule.steps, patience=LONG)
     for step in range(start, schedule.steps):
         rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ddp.train()  # type: ignore[no-untyped-call]
         loss, examples_tokens = _step_backward(
             task, ddp, order.batch(step), stage, micro, ranks, run, step
         )
@@ -303,6 +304,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             waiting, tokens, logged = [], 0, now
         if evaluates:
             metrics = _evaluate(task, ranks, run)
+            _training_mode(model)
             if not math.isfinite(metrics["loss"]):
                 raise Diverged(f"the evaluation loss is {metrics['loss']} at step {step + 1}")
             curve.append((step + 1, metrics["loss"]))
@@ -374,6 +376,13 @@ def _optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The weights that this stage changes, tied ones once; the others are the stage's input."""
     return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _training_mode(model: MaskedLM | QuestionAnswering) -> None:
+    """Dropout acts from the lowest module that trains upwards; what lies below is evaluated."""
+    model.train()
+    for layer in model.encoder.frozen_prefix():
+        layer.eval()
 
 
 def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
