@@ -11,7 +11,7 @@ from nasd.config import Corpus, MlmData
 from nasd.errors import NasdError
 from nasd.worker import corpus, prepare, seed
 from nasd.worker.corpus import MlmCorpus
-from nasd.worker.mlm import MlmTask
+from nasd.worker.mlm import GOLDEN, MlmTask, _mix, noise
 from nasd.worker.progress import DOWNLOAD, Progress, quiet
 from tests.training import SOURCE, demo_config
 
@@ -198,3 +198,28 @@ class TestMasks:
         batch = task.batch(np.arange(8), seed=1)
         original = torch.from_numpy(task._corpus.sequences(task._corpus.train[np.arange(8)]))
         assert torch.equal(original.gather(1, batch["positions"]), batch["targets"])
+
+    def test_an_examples_masks_do_not_depend_on_who_shares_its_batch(self, task: MlmTask) -> None:
+        whole = task.batch(np.arange(8), seed=1)
+        for part in (np.array([5]), np.array([6, 2, 3])):
+            got = task.batch(part, seed=1)
+            assert all(torch.equal(got[name], whole[name][part]) for name in whole)
+
+
+def test_noise_is_uniform_and_its_rows_have_nothing_in_common() -> None:
+    for key in (0, 1, 2**63 - 1):
+        drawn = noise(key, np.arange(1000), 300)
+        assert ((drawn >= 0.0) & (drawn < 1.0)).all()
+        assert len(np.unique(drawn)) == drawn.size
+        counts, _ = np.histogram(drawn, bins=100, range=(0.0, 1.0))
+        # Chi-squared with 99 degrees of freedom: mean 99, standard deviation 14.
+        assert 50 < ((counts - 3000) ** 2 / 3000).sum() < 160
+        for one, other in ((drawn[:-1], drawn[1:]), (drawn[:, :-1], drawn[:, 1:])):
+            assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01
+    assert not np.isin(noise(1, np.arange(9), 9), noise(2, np.arange(9), 9)).any()
+
+
+def test_noise_is_splitmix64s() -> None:
+    """The first outputs of the published generator for the state 1234567."""
+    mixed = _mix(np.uint64(1234567) + np.arange(1, 4, dtype=np.uint64) * GOLDEN)
+    assert mixed.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]

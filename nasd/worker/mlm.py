@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks
+from nasd.worker.task import Batch, Ranks, to_device
+
+EVALUATION_SEED = 0
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's increment
 
 
 class MlmTask:
@@ -32,14 +35,13 @@ class MlmTask:
         self._trains = trains
         self._masks = max(1, round(mask_share * (corpus.length - 2)))
         special = corpus.tokens.special
-        ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
-        self._ordinary = torch.from_numpy(ordinary)
+        self._ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
 
     def trainable(self) -> set[str]:
         return self._trains
 
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return self._mask(self._corpus.sequences(self._corpus.train[indices]), seed)
+        return self._masked(self._corpus.train[indices], seed)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(batch["input_ids"], positions=batch["positions"])  # [b, masks, vocab]
@@ -52,39 +54,49 @@ class MlmTask:
     def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on the held-out sequences; the masks are the same every time."""
         mine = ranks.deal(np.arange(len(self._corpus.evaluation)))
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
-            indices = mine[start : start + batch]
-            tokens = self._corpus.sequences(self._corpus.evaluation[indices])
-            # Seeded by sequence, so that the masks do not depend on the number of ranks.
-            parts = [self._mask(tokens[i : i + 1], int(index)) for i, index in enumerate(indices)]
-            shown = {
-                name: torch.cat([part[name] for part in parts]).to(ranks.device)
-                for name in parts[0]
-            }
-            total += self.loss(self.model, shown).double().cpu()
+            pieces = self._corpus.evaluation[mine[start : start + batch]]
+            shown = to_device(self._masked(pieces, EVALUATION_SEED), ranks.device)
+            total += self.loss(self.model, shown).double()
+        total = total.cpu()
         if ranks.world > 1:
             torch.distributed.all_reduce(total)
         return {"loss": float(total) / len(self._corpus.evaluation)}
 
-    def _mask(self, tokens: NDArray[np.int64], seed: int) -> Batch:
+    def _masked(self, pieces: NDArray[np.int64], seed: int) -> Batch:
         """input_ids [b, length], positions [b, masks] and targets [b, masks] of masked input."""
-        generator = torch.Generator().manual_seed(seed)
-        input_ids = torch.from_numpy(tokens)
-        rows, length = input_ids.shape
-        # The positions with the largest of random numbers: without replacement, never [CLS], [SEP].
-        scores = torch.rand((rows, length - 2), generator=generator)
-        positions = scores.topk(self._masks, dim=1).indices + 1
-        targets = input_ids.gather(1, positions)
-        fate = torch.rand(positions.shape, generator=generator)
-        random = self._ordinary[
-            torch.randint(len(self._ordinary), positions.shape, generator=generator)
-        ]
-        shown = torch.where(fate < 0.8, torch.full_like(targets, self._corpus.tokens.mask), targets)
-        shown = torch.where(fate >= 0.9, random, shown)
-        return {
-            "input_ids": input_ids.scatter(1, positions, shown),
-            "positions": positions,
-            "targets": targets,
-        }
+        input_ids = self._corpus.sequences(pieces)
+        inner, masks = input_ids.shape[1] - 2, self._masks
+        drawn = noise(seed, pieces, inner + 2 * masks)
+        lots, fates, words = np.split(drawn, [inner, inner + masks], axis=1)
+        # The positions with the lowest lots: without replacement, and never [CLS] or [SEP].
+        positions = np.argpartition(lots, masks - 1, axis=1)[:, :masks] + 1
+        positions.sort(axis=1)  # the order that a partition leaves is another on other processors
+        targets = np.take_along_axis(input_ids, positions, axis=1)
+        shown = np.where(fates < 0.8, self._corpus.tokens.mask, targets)
+        random = self._ordinary[(words * len(self._ordinary)).astype(np.int64)]
+        shown = np.where(fates >= 0.9, random, shown)
+        np.put_along_axis(input_ids, positions, shown, axis=1)
+        arrays = {"input_ids": input_ids, "positions": positions, "targets": targets}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def noise(seed: int, examples: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[examples, count] uniform numbers in [0, 1); each row follows from seed and example alone.
+
+    SplitMix64 (Steele, Lea and Flood 2014) at the state that counts up from a key of each example:
+    no generator has to be set up for each, and none has a state to save.
+    """
+    keys = _mix(_mix(np.array([seed], dtype=np.uint64)) ^ examples.astype(np.uint64))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    bits = _mix(keys[:, None] + steps) >> np.uint64(11)  # as many as a float's mantissa has
+    return bits.astype(np.float64) * 2.0**-53
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function; the products wrap around."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -14,7 +14,7 @@ from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks
+from nasd.worker.task import Batch, Ranks, to_device
 
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
@@ -57,12 +57,12 @@ class QaTask:
         count = min(LOSS_FEATURES, len(self._test))
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
             shown = _tensors(self._test, mine[start : start + batch])
-            shown = {name: tensor.to(ranks.device) for name, tensor in shown.items()}
-            total += self.loss(self.model, shown).double().cpu()
+            total += self.loss(self.model, to_device(shown, ranks.device)).double()
+        total = total.cpu()
         if ranks.world > 1:
             dist.all_reduce(total)
         return {"loss": float(total) / count}
@@ -81,10 +81,8 @@ class QaTask:
         for position in range(0, len(mine), batch):
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
-            shown = _tensors(self._test, indices)
-            start, end = self.model(
-                shown["input_ids"].to(ranks.device), shown["attention_mask"].to(ranks.device)
-            )
+            shown = to_device(_tensors(self._test, indices), ranks.device)
+            start, end = self.model(shown["input_ids"], shown["attention_mask"])
             for index, one, other in zip(
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
             ):

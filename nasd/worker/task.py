@@ -19,6 +19,11 @@ Batch = dict[str, Tensor]
 EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
+def to_device(batch: Batch, device: Any) -> Batch:
+    """The batch on the device. What lies in pinned memory is not waited for."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 class Task(Protocol):
     model: MaskedLM | QuestionAnswering
     train_size: int
@@ -30,8 +35,8 @@ class Task(Protocol):
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
         """The training examples `indices` as CPU tensors whose first dimension is the example.
 
-        Random parts (masks) are drawn from `seed` for the whole global batch, so that they do not
-        depend on how the batch is dealt out to ranks.
+        What is random about an example (its masks) follows from `seed` and the example alone, so
+        it does not depend on how a batch is dealt out. Called from a thread of its own.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -1,14 +1,16 @@
 """The training loop: steps, ranks, optimizer, checkpoints, and nothing of any task.
 
-Every random number of a step is drawn from generators seeded by (experiment seed, candidate,
-stage, step, rank), and the order of an epoch by (experiment seed, stage, epoch). So a resumed run
-needs no saved random state, and the data order does not depend on the number of ranks.
+Dropout draws from a generator seeded by (experiment seed, candidate, stage, step, rank), masks
+follow from (experiment seed, stage, step, example), and the order of an epoch from (experiment
+seed, stage, epoch). So a resumed run needs no saved random state, and neither the masks nor the
+order depend on the number of ranks.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from nasd.worker.divergence import DivergenceMonitor
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import EVALUATION_BATCH, Ranks, Task
+from nasd.worker.task import EVALUATION_BATCH, Batch, Ranks, Task, to_device
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
@@ -217,7 +219,6 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             f"stages.{stage.name}: {schedule.batch} training examples cannot be dealt out to"
             f" {ranks.world} slots: give more data, or fewer slots"
         )
-    order = Order(schedule, run.seed, stage.name, task.lengths)
     optimizer = _optimizer(model, stage)
     monitor = DivergenceMonitor()
     curve: list[tuple[int, float]] = []
@@ -263,12 +264,15 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
 
     _training_mode(model)
     run.progress("training", start, schedule.steps, patience=LONG)
-    for step in range(start, schedule.steps):
+    batches = _batches(task, stage, schedule, micro, ranks, run, start)
+    for step, parts in enumerate(batches, start):
         rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        step_seed = stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank)
+        torch.manual_seed(step_seed)
         loss, examples_tokens = _step_backward(
-            task, ddp, order.batch(step), stage, micro, ranks, run, step
+            task, ddp, parts, schedule.batch, ranks, run.precision
         )
         tokens += examples_tokens
         norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
@@ -319,35 +323,59 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     return Result(schedule.steps, metrics, curve)
 
 
+def _batches(
+    task: Task, stage: Stage, schedule: Schedule, size: int, ranks: Ranks, run: Run, start: int
+) -> Iterator[list[Batch]]:
+    """This rank's share of each step's batch from step `start` on, in parts of `size` examples.
+
+    A thread builds the next share while one trains, so that no device waits for its data, and pins
+    it where that lets the copy to the device go on in the background.
+    """
+    order = Order(schedule, run.seed, stage.name, task.lengths)
+    pins = ranks.device.type == "cuda"
+
+    def build(step: int) -> list[Batch]:
+        mine = ranks.deal(order.batch(step))
+        seed = stream_seed(run.seed, step, f"batch/{stage.name}")
+        parts = [task.batch(mine[at : at + size], seed) for at in range(0, len(mine), size)]
+        if pins:
+            torch.cuda.set_device(ranks.device)  # each thread has its own
+            parts = [{name: tensor.pin_memory() for name, tensor in p.items()} for p in parts]
+        return parts
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        upcoming = thread.submit(build, start)
+        for step in range(start, schedule.steps):
+            batch = upcoming.result()
+            if step + 1 < schedule.steps:
+                upcoming = thread.submit(build, step + 1)
+            yield batch
+
+
 def _step_backward(
     task: Task,
     ddp: DistributedDataParallel,
-    indices: NDArray[np.int64],
-    stage: Stage,
-    size: int,
+    parts: list[Batch],
+    examples: int,
     ranks: Ranks,
-    run: Run,
-    step: int,
+    precision: str,
 ) -> tuple[Tensor, int]:
-    """Gradients of the mean loss over the global batch `indices`, whatever the number of ranks.
+    """Gradients of the mean loss over a global batch of `examples`, whatever the number of ranks.
 
-    size: of a micro-batch. Returns this rank's part of that mean, and how many tokens it saw. DDP
-    takes the mean of the ranks' gradients, so each contributes `world x its sum / batch`.
+    parts: this rank's share of it. Returns this rank's part of that mean, and how many tokens it
+    saw. DDP takes the mean of the ranks' gradients, so each contributes `world x its sum / batch`.
     """
-    batch = task.batch(indices, stream_seed(run.seed, step, f"batch/{stage.name}"))
-    mine = torch.from_numpy(ranks.deal(np.arange(len(indices))))
-    torch.manual_seed(stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank))
-    parts = torch.split(mine, size)
     total = torch.zeros((), device=ranks.device)
     tokens = 0
-    for number, part in enumerate(parts):
-        micro = {name: t[part].to(ranks.device, non_blocking=True) for name, t in batch.items()}
-        last = number == len(parts) - 1
+    for number, part in enumerate(parts, 1):
+        micro = to_device(part, ranks.device)
         # The context has to enclose the forward pass, too.
-        sync: AbstractContextManager[None] = nullcontext() if last else ddp.no_sync()
+        sync: AbstractContextManager[None] = nullcontext()
+        if number < len(parts):
+            sync = ddp.no_sync()
         with sync:
-            with autocast(run.precision, ranks.device):
-                loss = task.loss(ddp, micro) / len(indices)
+            with autocast(precision, ranks.device):
+                loss = task.loss(ddp, micro) / examples
             (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         tokens += micro["input_ids"].numel()
