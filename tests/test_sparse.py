@@ -1,5 +1,7 @@
 """What training leaves out changes nothing: sparse steps are the dense ones."""
 
+import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,12 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nasd.config import Mutation, SearchSpace
+from nasd.genotype import Block as BlockGenes
+from nasd.genotype import BlockLineage, FeedForward, Genotype, Lineage
 from nasd.streams import stream_seed
-from nasd.worker import checkpoint
+from nasd.variation import mutate
+from nasd.worker import checkpoint, phenotype
 from nasd.worker.corpus import MlmCorpus, SpecialTokens
+from nasd.worker.inherit import inherit, new_parameters
 from nasd.worker.mlm import MlmTask
+from nasd.worker.passages import QaFeatures
 from nasd.worker.phenotype import Block, MaskedLM
-from nasd.worker.task import Ranks
+from nasd.worker.qa import QaTask
+from nasd.worker.task import Ranks, Task
 from nasd.worker.train import Order, Schedule, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
 from tests.training import Notes, demo_config, run_of, stage
@@ -252,3 +261,80 @@ def test_the_optimizer_knows_nothing_but_what_trains(tmp_path: Path, alone: Rank
     assert found is not None
     assert found.model.keys() == names
     assert len(found.optimizer["state"]) == len(names)
+
+
+# --- every candidate trains in every stage --------------------------------------------------
+
+SPACE = SearchSpace(blocks=(1, 4), heads=(1, 3, 12), ffns=3, layers=(2, 3), sizes=(1, 20))
+PARENT = Genotype.from_json({"blocks": ARCH.to_json()["blocks"]})
+OFTEN = Mutation(encoder=0.5, encoder_add=0.5, ffn=0.7, ffn_add=0.5, attention=0.5)
+
+
+def extremes() -> Iterator[tuple[Genotype, Lineage]]:
+    """The smallest and the largest of the space, wholly new."""
+    for blocks, ffns, layers, size in ((1, 1, 2, 1), (4, 3, 3, 20)):
+        for heads, activation in ((1, "relu"), (12, "gelu")):
+            ffn = FeedForward(activation, (size,) * (layers - 1))
+            genotype = Genotype((BlockGenes(heads, (ffn,) * ffns),) * blocks)
+            new = BlockLineage(None, True, ("added",) * ffns)
+            yield genotype, (new,) * blocks
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> tuple[Genotype, Lineage]:
+    return mutate(PARENT, PARENT, SPACE, OFTEN, random.Random(draw(st.integers(0, 10**6))))
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parent")
+    phenotype.save(built(MaskedLM), folder)
+    return folder
+
+
+def features() -> QaFeatures:
+    lengths = np.array([11, 8, 9, 11, 7, 10])
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    return QaFeatures(
+        tokens=np.random.default_rng(0).integers(5, VOCABULARY, bounds[-1]),
+        bounds=bounds,
+        characters=np.zeros((bounds[-1], 2), dtype=np.int64),
+        start=np.array([0, 4, 5, 6, 3, 2]),
+        end=np.array([0, 6, 5, 7, 4, 2]),
+        question=np.arange(6),
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("trains", ["new", "all", "head", "qa"])
+@given(candidate=st.one_of(st.sampled_from(list(extremes())), candidates()))
+@settings(max_examples=15)
+def test_every_candidate_trains_in_every_stage(
+    trains: str, precision: str, parent: Path, alone: Ranks, candidate: tuple[Genotype, Lineage]
+) -> None:
+    genotype, lineage = candidate
+    mlm = inherit(genotype, lineage, parent, generator(), dropout=0.1)
+    notes = Notes()
+    task: Task
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if trains == "qa":
+            phenotype.save(mlm, folder / "mlm")
+            qa = phenotype.load_for_answering(folder / "mlm", generator())
+            task, names = QaTask(qa, features(), features()), {n for n, _ in qa.named_parameters()}
+        else:
+            names = {
+                "new": new_parameters(mlm, lineage),
+                "all": {n for n, _ in mlm.named_parameters()},
+                "head": names_below(mlm, ["head"]),
+            }[trains]
+            task = MlmTask(mlm, corpus(), 0.15, names)
+        before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+        two_steps = PHASE_0.model_copy(update={"epochs": 2 * 3 / task.train_size, "batch": 3})
+        result = train(task, two_steps, alone, run_of(folder, notes, precision=precision))
+    assert result.steps == (2 if names else 0)
+    assert all(np.isfinite(line["loss"]) for line in notes.lines)
+    moved = {n for n, p in task.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= names  # not all of them: a relu may be never above zero here
+    assert bool(moved) == bool(names)
+    assert all(p.requires_grad == (n in names) for n, p in task.model.named_parameters())
