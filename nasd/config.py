@@ -124,6 +124,7 @@ class MlmData(Section):
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
     tokens: Annotated[Whole, Field(ge=8)]
     mask_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.15
+    fixed_masks: Annotated[bool, Field(strict=True)] = False
     evaluation_sequences: Positive
     max_sequences: Positive | None = None
 
@@ -203,6 +204,7 @@ class Daemon(Section):
     start_minutes: Annotated[Real, Field(gt=0)] = 10.0
     stall_minutes: Annotated[Real, Field(gt=0)] = 10.0
     disk_reserve_gb: Annotated[Real, Field(ge=0)] = 10.0
+    activation_cache_gb: Annotated[Real, Field(ge=0)] = 8.0
     backup_hours: Annotated[Real, Field(gt=0)] = 6.0
 
 

@@ -17,7 +17,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
 from nasd import daemon_lock, notify, preflight, slots, snapshot
-from nasd.config import PREPARE, Config, check_against_slots
+from nasd.config import PREPARE, Config, check_against_slots, parse
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import GpuWatch
@@ -247,6 +247,7 @@ def _changes(began: Mapping[str, Any], state: StateFolder, config: Config, origi
     """What differs from the config that the experiment was begun with, in words; raises NasdError
     if it is anything that may not change."""
     changes = []
+    began = _as_json(parse(dict(began), str(state.path)))  # a key that came later has its default
     for key, there, here in _differences(began, _as_json(config)):
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise NasdError(

@@ -52,7 +52,7 @@ class Spec(Message):
     lineage: list[dict[str, Any]]
     weights: str | None  # the folder to start from; None: the seed itself
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
-    cache: str  # root of the cache; only prepare writes there
+    cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself
     qa_cache: str
     tensorboard: str
@@ -61,6 +61,7 @@ class Spec(Message):
     checkpoint_minutes: float
     log_steps: int
     stall_minutes: float  # silence after which the attempt is taken for stalled
+    activation_cache_gb: float = 0.0
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
 

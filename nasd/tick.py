@@ -417,6 +417,7 @@ class Tick:
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
             log_steps=self.config.daemon.log_steps,
             stall_minutes=self.config.daemon.stall_minutes,
+            activation_cache_gb=self.config.daemon.activation_cache_gb,
             halvings=policy.halvings(snapshot, self.config, candidate, slots),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )

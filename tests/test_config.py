@@ -87,6 +87,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"data__mlm__corpora": []}, "data.mlm.corpora", "at least 1 item"),
     ({"data__mlm__tokens": 4}, "data.mlm.tokens", "(it is 4)"),
     ({"data__mlm__mask_share": 1.0}, "data.mlm.mask_share", "less than 1"),
+    ({"data__mlm__fixed_masks": "yes"}, "data.mlm.fixed_masks", "valid boolean"),
+    (
+        {"daemon__activation_cache_gb": -1},
+        "daemon.activation_cache_gb",
+        "greater than or equal to 0",
+    ),
     ({"daemon__tick_seconds": 0}, "daemon.tick_seconds", "greater than 0"),
     ({"daemon__infrastructure_retries": -1}, "daemon.infrastructure_retries", "(it is -1)"),
 ]

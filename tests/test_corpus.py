@@ -196,7 +196,7 @@ class TestMasks:
 
     def test_targets_are_the_hidden_tokens(self, task: MlmTask) -> None:
         batch = task.batch(np.arange(8), seed=1)
-        original = torch.from_numpy(task._corpus.sequences(task._corpus.train[np.arange(8)]))
+        original = torch.from_numpy(task.corpus.sequences(task.corpus.train[np.arange(8)]))
         assert torch.equal(original.gather(1, batch["positions"]), batch["targets"])
 
     def test_an_examples_masks_do_not_depend_on_who_shares_its_batch(self, task: MlmTask) -> None:

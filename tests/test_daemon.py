@@ -310,6 +310,17 @@ def test_what_does_not_change_its_meaning_may_change_within_an_experiment(tmp_pa
     assert experiment_in(tmp_path).config == config.model_dump(mode="json", by_alias=True)
 
 
+def test_a_key_that_came_after_the_experiment_has_its_default_there(tmp_path):
+    config = small_config()
+    began = config.model_dump(mode="json", by_alias=True)
+    del began["data"]["mlm"]["fixed_masks"]
+    state, origin = StateFolder(tmp_path / "state"), tmp_path / "config.toml"
+    assert daemon._changes(began, state, config, origin) == ""
+    other = small_config(data__mlm__fixed_masks=True)
+    with pytest.raises(NasdError, match=r"fixed_masks is False there and True"):
+        daemon._changes(began, state, other, origin)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and its search, which is complete."""

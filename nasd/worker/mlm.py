@@ -16,24 +16,35 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix6
 
 
 class MlmTask:
-    """Dynamic masking with a fixed number of masks a sequence, and logits at those alone.
+    """Masking with a fixed number of masks a sequence, and logits at those alone.
 
     15 % of the ordinary tokens are chosen; 80 % of them become [MASK], 10 % a random token, 10 %
     stay (Devlin et al. 2019). With as many masks in every sequence, a mean over sequences of
     means over masks is the mean over masks, however the batch is dealt out.
+
+    mask_seed: fixes the masks of each sequence; with None they are drawn anew every time. known:
+    what the frozen prefix makes of every training sequence, see nasd.worker.activations; only
+    where the masks are fixed.
     """
 
     lengths: NDArray[np.int64] | None
 
     def __init__(
-        self, model: MaskedLM, corpus: MlmCorpus, mask_share: float, trains: set[str]
+        self,
+        model: MaskedLM,
+        corpus: MlmCorpus,
+        mask_share: float,
+        trains: set[str],
+        mask_seed: int | None = None,
     ) -> None:
         self.model: MaskedLM | QuestionAnswering = model
         self.train_size = len(corpus.train)
         self.lengths = None
-        self._corpus = corpus
+        self.corpus = corpus
+        self.known: Tensor | None = None  # [train_size, tokens, width]
         self._trains = trains
-        self._masks = max(1, round(mask_share * (corpus.length - 2)))
+        self.mask_seed = mask_seed
+        self.masks = max(1, round(mask_share * (corpus.length - 2)))
         special = corpus.tokens.special
         self._ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
 
@@ -41,41 +52,47 @@ class MlmTask:
         return self._trains
 
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return self._masked(self._corpus.train[indices], seed)
+        seed = seed if self.mask_seed is None else self.mask_seed
+        batch = self._masked(self.corpus.train[indices], seed)
+        if self.known is not None:
+            batch["known"] = self.known[torch.from_numpy(indices)]
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(batch["input_ids"], positions=batch["positions"])  # [b, masks, vocab]
+        logits = model(  # [b, masks, vocab]
+            batch["input_ids"], positions=batch["positions"], known=batch.get("known")
+        )
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="sum"
         )
-        return loss / self._masks
+        return loss / self.masks
 
     @torch.no_grad()
     def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on the held-out sequences; the masks are the same every time."""
-        mine = ranks.deal(np.arange(len(self._corpus.evaluation)))
+        mine = ranks.deal(np.arange(len(self.corpus.evaluation)))
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
-            pieces = self._corpus.evaluation[mine[start : start + batch]]
+            pieces = self.corpus.evaluation[mine[start : start + batch]]
             shown = to_device(self._masked(pieces, EVALUATION_SEED), ranks.device)
             total += self.loss(self.model, shown).double()
         total = total.cpu()
         if ranks.world > 1:
             torch.distributed.all_reduce(total)
-        return {"loss": float(total) / len(self._corpus.evaluation)}
+        return {"loss": float(total) / len(self.corpus.evaluation)}
 
     def _masked(self, pieces: NDArray[np.int64], seed: int) -> Batch:
         """input_ids [b, length], positions [b, masks] and targets [b, masks] of masked input."""
-        input_ids = self._corpus.sequences(pieces)
-        inner, masks = input_ids.shape[1] - 2, self._masks
+        input_ids = self.corpus.sequences(pieces)
+        inner, masks = input_ids.shape[1] - 2, self.masks
         drawn = noise(seed, pieces, inner + 2 * masks)
         lots, fates, words = np.split(drawn, [inner, inner + masks], axis=1)
         # The positions with the lowest lots: without replacement, and never [CLS] or [SEP].
         positions = np.argpartition(lots, masks - 1, axis=1)[:, :masks] + 1
         positions.sort(axis=1)  # the order that a partition leaves is another on other processors
         targets = np.take_along_axis(input_ids, positions, axis=1)
-        shown = np.where(fates < 0.8, self._corpus.tokens.mask, targets)
+        shown = np.where(fates < 0.8, self.corpus.tokens.mask, targets)
         random = self._ordinary[(words * len(self._ordinary)).astype(np.int64)]
         shown = np.where(fates >= 0.9, random, shown)
         np.put_along_axis(input_ids, positions, shown, axis=1)

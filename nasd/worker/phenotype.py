@@ -213,17 +213,40 @@ class Encoder(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Token ids [b, l] to states [b, l, w], or [b, k, w] at `positions` [b, k] alone.
 
         attention_mask [b, l] is 0 where a token is padding; None means that there is none, which
-        is faster. Where only some positions are wanted, the last block computes no others.
+        is faster. Where only some positions are wanted, the last block computes no others. known:
+        what `below` gives for this input, which is then not computed again.
         """
+        done = 0 if known is None else len(self.frozen_prefix())
+        states = input_ids if known is None else known
+        return self._through(range(done, len(self.blocks) + 1), states, attention_mask, positions)
+
+    def below(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """What the frozen prefix makes of token ids [b, l]: states [b, l, w], or [b, k, w] at
+        `positions` [b, k] where every block belongs to it."""
+        layers = range(len(self.frozen_prefix()))
+        return self._through(layers, input_ids, attention_mask, positions)
+
+    def _through(
+        self, layers: range, states: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+    ) -> Tensor:
+        """Layer 0 is the embeddings, of token ids; the others are the blocks, of states."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        states: Tensor = self.embeddings(input_ids)
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            states = block(states, mask, positions if index == last else None)
+        for layer in layers:
+            if layer == 0:
+                states = self.embeddings(states)
+            else:
+                last = layer == len(self.blocks)
+                states = self.blocks[layer - 1](states, mask, positions if last else None)
         return states
 
 
@@ -259,13 +282,14 @@ class MaskedLM(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Token ids [b, l] to logits [b, l, vocab_size].
 
         With `positions` [b, k], the places of the wanted tokens in each example, logits
-        [b, k, vocab_size] at those alone.
+        [b, k, vocab_size] at those alone. known: see the encoder.
         """
-        states = self.encoder(input_ids, attention_mask, positions)
+        states = self.encoder(input_ids, attention_mask, positions, known)
         logits: Tensor = self.head(states, self.encoder.embeddings.word.weight)
         return logits
 

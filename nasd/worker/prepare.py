@@ -42,7 +42,7 @@ def caches(
         {
             "tokenizer": tokens,
             "seed": seed,
-            "data": data.mlm.model_dump(exclude={"corpora", "mask_share"}),
+            "data": data.mlm.model_dump(exclude={"corpora", "mask_share", "fixed_masks"}),
             "corpora": corpus.describe_sources(data.mlm.corpora, base, digest),
         }
     )

@@ -25,6 +25,7 @@ from nasd.worker.train import (
     Recorder,
     Run,
     autocast,
+    freeze,
     halved,
     micro_batch,
     train,
@@ -125,6 +126,7 @@ def _train(
 ) -> Outcome:
     pulse("loading", patience=LONG)
     task = _task(spec, stage)
+    _share_activations(task, spec, stage, ranks, stop, pulse)
 
     def open_recorder(step: int) -> Recorder:
         if not ranks.first:
@@ -161,6 +163,32 @@ def _train(
     )
 
 
+def _share_activations(
+    task: Task, spec: Spec, stage: Stage, ranks: Ranks, stop: StopRequest, pulse: Pulse
+) -> None:
+    from nasd.worker import activations
+    from nasd.worker.mlm import MlmTask
+
+    assert stage.epochs is not None
+    if not isinstance(task, MlmTask) or task.mask_seed is None:
+        return
+    task.model.to(ranks.device)
+    freeze(task)
+    task.known = activations.known(
+        task,
+        corpus=Path(spec.mlm_cache).name,
+        epochs=stage.epochs,
+        precision=spec.precision,
+        shelf=activations.Shelf(
+            Path(spec.cache), spec.activation_cache_gb * activations.GB, spec.attempt
+        ),
+        ranks=ranks,
+        stop=stop,
+        progress=pulse,
+        say=lambda text: print(text, flush=True),
+    )
+
+
 def _task(spec: Spec, stage: Stage) -> Task:
     from nasd.worker.corpus import MlmCorpus
     from nasd.worker.mlm import MlmTask
@@ -194,7 +222,8 @@ def _task(spec: Spec, stage: Stage) -> Task:
 
             trains = new_parameters(model, lineage)
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
-    return MlmTask(model, corpus, spec.data.mlm.mask_share, trains)
+    fixed = stream_seed(spec.seed, 0, "masks") if spec.data.mlm.fixed_masks else None
+    return MlmTask(model, corpus, spec.data.mlm.mask_share, trains, fixed)
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:

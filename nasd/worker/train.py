@@ -206,11 +206,8 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     """
     run.progress("loading", patience=LONG)
     model = task.model.to(ranks.device)
-    names = task.trainable()
-    # Before wrapping: DDP looks at requires_grad once, when it is built.
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    if not names:
+    freeze(task)  # before wrapping: DDP looks at requires_grad once, when it is built
+    if not task.trainable():
         run.say("nothing to train in this stage: the model is only evaluated")
         return _evaluate_only(task, ranks, run)
     schedule = Schedule.of(stage, task.train_size)
@@ -321,6 +318,13 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
     recorder.close()
     return Result(schedule.steps, metrics, curve)
+
+
+def freeze(task: Task) -> None:
+    """Leaves gradients to what this stage trains."""
+    names = task.trainable()
+    for name, parameter in task.model.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def _batches(

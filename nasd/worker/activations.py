@@ -1,0 +1,210 @@
+"""What the frozen prefix makes of the corpus: computed once, and shared by candidates that have it.
+
+In phase 0 nothing below the lowest new module changes, so where the masks are fixed
+(data.mlm.fixed_masks) its results are the same in every epoch, and in every sibling with the same
+prefix. They are kept, as far as daemon.activation_cache_gb reaches, in
+
+    cache/activations-<key>.bin   [sequences, tokens, width], float32
+
+where the key names all that they follow from. The results of a stage do not depend on the cache,
+but for rounding: where it cannot be had, a line in the log says why, and training computes them.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nasd.worker.mlm import MlmTask
+from nasd.worker.progress import Progress
+from nasd.worker.stop import Stopped, StopRequest
+from nasd.worker.task import Ranks, to_device
+from nasd.worker.train import autocast
+
+FORMAT = 1
+CHUNK = 32  # sequences at once; always as many, for the same last bits
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where activations are kept, how many bytes in all, and who writes there now."""
+
+    folder: Path
+    room: float
+    attempt: int
+
+
+def known(
+    task: MlmTask,
+    corpus: str,
+    epochs: float,
+    precision: str,
+    shelf: Shelf,
+    ranks: Ranks,
+    stop: StopRequest,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Tensor | None:
+    """[train_size, tokens, width], mapped from a file, or None where training has to compute them.
+
+    The task's model is on its device, and what does not train is frozen. corpus: names it. Says
+    in one line what was chosen.
+    """
+    encoder = task.model.encoder
+    layers = encoder.frozen_prefix()
+    if task.mask_seed is None or not layers:
+        return None
+    # A prefix of all layers ends in states at the masked positions alone.
+    tokens = task.masks if len(layers) > len(encoder.blocks) else task.corpus.length
+    shape = (task.train_size, tokens, task.model.architecture.width)
+    size = 4 * math.prod(shape)
+    path = shelf.folder / f"activations-{_key(task, corpus, precision, ranks)}.bin"
+
+    def tell(choice: str) -> None:
+        if ranks.first:
+            say(f"activations of {len(layers)} frozen layers, {size / GB:.2f} GB: {choice}")
+
+    try:
+        if not _agreed(_is_whole(path, size), ranks):
+            if size > shelf.room:
+                tell("not cached, as daemon.activation_cache_gb is smaller")
+                return None
+            if epochs <= 1:
+                tell("not cached, as each sequence is seen but once")
+                return None
+            _make(task, path, size, precision, shelf, ranks, stop, progress)
+            tell(f"computed and cached in {path.name}")
+        else:
+            tell(f"taken from {path.name}")
+        if ranks.first:
+            with contextlib.suppress(OSError):
+                os.utime(path)  # the one that was not used for longest is the first to go
+        return torch.from_numpy(np.memmap(path, np.float32, mode="c", shape=shape))
+    except OSError as error:
+        tell(f"not cached: {error}")
+        return None
+
+
+def _key(task: MlmTask, corpus: str, precision: str, ranks: Ranks) -> str:
+    """Names all that the activations follow from: weights, shape, corpus, masks and arithmetic."""
+    layers = task.model.encoder.frozen_prefix()
+    arch = task.model.architecture.with_dropout(0.0)
+    what = {
+        "format": FORMAT,
+        "architecture": asdict(replace(arch, blocks=arch.blocks[: len(layers) - 1])),
+        # Of all layers, it is the states at the masked positions.
+        "whole": len(layers) > len(arch.blocks),
+        "corpus": corpus,
+        "masks": [task.mask_seed, task.masks],
+        "arithmetic": [precision, ranks.device.type],
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for layer in layers:
+        for tensor in layer.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size == size
+    return False
+
+
+def _make(
+    task: MlmTask,
+    path: Path,
+    size: int,
+    precision: str,
+    shelf: Shelf,
+    ranks: Ranks,
+    stop: StopRequest,
+    progress: Progress,
+) -> None:
+    """Fills the file, each rank its share of it; raises OSError on every rank if one cannot."""
+    temporary = path.with_name(f".{path.name}.{shelf.attempt}.tmp")
+
+    def allocate() -> None:
+        _make_room(shelf, size)
+        with temporary.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is noticed here
+
+    def fill() -> None:
+        with temporary.open("r+b") as file:
+            everything = np.arange(task.train_size)
+            for begin in ranks.deal(everything[::CHUNK]).tolist():
+                progress("caching", begin, task.train_size)
+                if stop.asked:
+                    raise Stopped("asked to stop before the first step")
+                states = _below(task, everything[begin : begin + CHUNK], precision, ranks)
+                file.seek(begin * (size // task.train_size))
+                file.write(states.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish() -> None:
+        temporary.replace(path)
+
+    try:
+        _together(allocate, ranks.first, ranks)
+        _together(fill, True, ranks)
+        _together(publish, ranks.first, ranks)
+    finally:
+        if ranks.first:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _below(task: MlmTask, indices: NDArray[np.int64], precision: str, ranks: Ranks) -> Tensor:
+    """[sequences, tokens, width] on the CPU."""
+    task.model.eval()
+    batch = to_device(task.batch(indices, seed=0), ranks.device)  # the masks have their own seed
+    with autocast(precision, ranks.device):
+        states = task.model.encoder.below(batch["input_ids"], positions=batch["positions"])
+    return states.float().cpu().contiguous()
+
+
+def _make_room(shelf: Shelf, size: int) -> None:
+    """Removes what was not used for longest, until `size` more bytes are within the bounds.
+
+    A file that another attempt has mapped stays with it until it is done.
+    """
+    found = [(path, path.stat()) for path in shelf.folder.glob("*activations-*")]
+    taken = sum(stat.st_size for _, stat in found)
+    for path, stat in sorted(found, key=lambda one: one[1].st_mtime):
+        if taken + size <= shelf.room:
+            return
+        path.unlink(missing_ok=True)
+        taken -= stat.st_size
+
+
+def _together(act: Callable[[], None], mine: bool, ranks: Ranks) -> None:
+    """Acts, on the ranks whose business it is; an OSError of one is raised by all."""
+    fault = None
+    try:
+        if mine:
+            act()
+    except OSError as error:
+        fault = error
+    if not _agreed(fault is None, ranks):
+        raise fault or OSError("another rank could not write it")
+
+
+def _agreed(good: bool, ranks: Ranks) -> bool:
+    """Whether it is so on every rank."""
+    votes = torch.tensor([good], dtype=torch.uint8)
+    if ranks.world > 1:
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+    return bool(votes)
