@@ -68,7 +68,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("modules", NEW_MODULES, ids=str)
+@pytest.mark.parametrize("modules", NEW_MODULES[1:], ids=str)
 def test_training_goes_the_same_way_with_and_without_them(
     modules: list[str], precision: str, tmp_path: Path, alone: Ranks
 ) -> None:
@@ -130,8 +130,8 @@ def test_they_are_those_of_these_weights_masks_corpus_and_arithmetic(tmp_path: P
     assert all("computed" in line for line in said)
 
 
-@pytest.mark.parametrize("modules", [["encoder.embeddings"], ["encoder"]], ids=str)
-def test_without_a_frozen_prefix_there_is_nothing_to_keep(
+@pytest.mark.parametrize("modules", [["encoder"], ["encoder.blocks.0"]], ids=str)
+def test_without_a_frozen_block_there_is_nothing_to_keep(
     modules: list[str], tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -167,6 +167,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert known(task_of(["encoder.blocks.3"]), tmp_path, said) is None
     assert said[0].endswith("No space left on device")
     assert files(tmp_path) == []
+
+
+def test_no_room_means_that_none_are_used_either(tmp_path: Path) -> None:
+    said: list[str] = []
+    known(task_of(["encoder.blocks.3"]), tmp_path, said)
+    none = Shelf(tmp_path, 0.0, 1)
+    assert known(task_of(["encoder.blocks.3"]), tmp_path, said, shelf=none) is None
 
 
 def test_a_truncated_file_is_made_anew(tmp_path: Path) -> None:

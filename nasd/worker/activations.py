@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nasd.worker.mlm import MlmTask
-from nasd.worker.progress import Progress
+from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import Ranks, to_device
 from nasd.worker.train import autocast
@@ -63,7 +63,7 @@ def known(
     """
     encoder = task.model.encoder
     layers = encoder.frozen_prefix()
-    if task.mask_seed is None or not layers:
+    if task.mask_seed is None or len(layers) < 2:  # embeddings alone are computed as fast as read
         return None
     # A prefix of all layers ends in states at the masked positions alone.
     tokens = task.masks if len(layers) > len(encoder.blocks) else task.corpus.length
@@ -75,11 +75,11 @@ def known(
         if ranks.first:
             say(f"activations of {len(layers)} frozen layers, {size / GB:.2f} GB: {choice}")
 
+    if size > shelf.room:
+        tell("not cached, as daemon.activation_cache_gb is smaller")
+        return None
     try:
         if not _agreed(_is_whole(path, size), ranks):
-            if size > shelf.room:
-                tell("not cached, as daemon.activation_cache_gb is smaller")
-                return None
             if epochs <= 1:
                 tell("not cached, as each sequence is seen but once")
                 return None
@@ -150,6 +150,7 @@ def _make(
                 states = _below(task, everything[begin : begin + CHUNK], precision, ranks)
                 file.seek(begin * (size // task.train_size))
                 file.write(states.numpy().tobytes())
+            progress("caching", task.train_size, task.train_size, patience=LONG)
             file.flush()
             os.fsync(file.fileno())
 
