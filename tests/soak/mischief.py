@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from nasd.lifecycle import State
 from nasd.protocol import Heartbeat, Outcome, read, write_atomically
 from nasd.snapshot import Snapshot
 
-# Each of these is given the wall clock's time, and tells what it did; None: there was nothing to do
-# it to.
-Told = dict[str, Any] | None
+# Each of these is given the wall clock's time, and returns what it would do in words, and the deed:
+# so that the words can be written down first, whoever is killed between. None: there is nothing to
+# do it to.
+Plan = tuple[dict[str, Any], Callable[[], None]] | None
 
 
 def whole(checkpoint: Path) -> bool:
@@ -37,7 +39,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoint_damaged(
     state: StateFolder, found: Snapshot, draw: random.Random, now: float
-) -> Told:
+) -> Plan:
     """The newest checkpoint of a stage on its way loses half a file, or has a bit flipped; if the
     one before it is whole, so that two intervals are the most that this costs."""
     goals = []
@@ -55,38 +57,43 @@ def checkpoint_damaged(
     if not goals:
         return None
     candidate, before, path = draw.choice(goals)
-    try:  # its worker may replace it just now
+    try:
         file = draw.choice(sorted(path.iterdir()))
         content = bytearray(file.read_bytes())
-        if draw.random() < 0.5:
-            os.truncate(file, len(content) // 2)
-        else:
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-            file.write_bytes(content)
-    except (OSError, IndexError):
+        cut, at, bit = draw.random() < 0.5, draw.randrange(len(content)), draw.randrange(8)
+    except (OSError, IndexError, ValueError):  # its worker replaces it just now
         return None
+
+    def damage() -> None:
+        with contextlib.suppress(OSError):
+            if cut:
+                os.truncate(file, len(content) // 2)
+            else:
+                content[at] ^= 1 << bit
+                file.write_bytes(content)
+
     return {
         "candidate": candidate.id,
         "stage": candidate.stage,
         "step": step_of(path),
         "before": step_of(before),
         "file": file.name,
-    }
+    }, damage
 
 
-def outcome_torn(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Told:
+def outcome_torn(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Plan:
     return _outcome(state, found, draw, now, torn=True)
 
 
 def outcome_of_another(
     state: StateFolder, found: Snapshot, draw: random.Random, now: float
-) -> Told:
+) -> Plan:
     return _outcome(state, found, draw, now, torn=False)
 
 
 def _outcome(
     state: StateFolder, found: Snapshot, draw: random.Random, now: float, torn: bool
-) -> Told:
+) -> Plan:
     """A running attempt finds an outcome in its folder that is not its own, or not whole."""
     live = [one for one in found.live_attempts if state.attempt(one.id).path.is_dir()]
     if not live:
@@ -95,14 +102,17 @@ def _outcome(
     token = attempt.token if torn else "0" * 32
     path = state.attempt(attempt.id).outcome
     text = Outcome(verdict="diverged", token=token, message="of another attempt").model_dump_json()
-    write_atomically(path, text[: len(text) // 2 if torn else None].encode())
     with contextlib.suppress(NasdError):  # as old as the last sign of life
         now = min(now, read(Heartbeat, state.attempt(attempt.id).heartbeat).at)
-    os.utime(path, (now, now))
-    return {"attempt": attempt.id}
+
+    def leave() -> None:
+        write_atomically(path, text[: len(text) // 2 if torn else None].encode())
+        os.utime(path, (now, now))
+
+    return {"attempt": attempt.id}, leave
 
 
-def files_left(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Told:
+def files_left(state: StateFolder, found: Snapshot, draw: random.Random, now: float) -> Plan:
     """What a kill leaves of a file or folder that was being written or removed."""
     attempt = draw.choice(found.attempts) if found.attempts else None
     places = [state.backups / ".nasd-20200101-000000.db.tmp", state.path / ".nasd.db.tmp"]
@@ -119,10 +129,13 @@ def files_left(state: StateFolder, found: Snapshot, draw: random.Random, now: fl
         if attempt.live:
             places.append(folder.checkpoints / ".step-000000001.tmp" / "progress.json")
     path = draw.choice(places)
-    with contextlib.suppress(FileNotFoundError):  # its folder goes just now
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'{"half of')
-    return {"path": str(path.relative_to(state.path))}
+
+    def leave() -> None:
+        with contextlib.suppress(FileNotFoundError):  # its folder goes just now
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b'{"half of')
+
+    return {"path": str(path.relative_to(state.path))}, leave
 
 
 ALL = (checkpoint_damaged, outcome_torn, outcome_of_another, files_left)

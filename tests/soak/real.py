@@ -435,10 +435,12 @@ class Disturbed:
         return beat if beat.doing == "training" and beat.patience < STALL_SECONDS else None
 
     def _damage(self, found: Snapshot, rank: psutil.Process) -> bool:
-        told = mischief.checkpoint_damaged(self.state, found, self.draw, time.time())
-        if told is None:
+        plan = mischief.checkpoint_damaged(self.state, found, self.draw, time.time())
+        if plan is None:
             return False
-        self.damaged.append(told)
+        words, deed = plan
+        self.damaged.append(words)
+        deed()
         return _signal(rank, signal.SIGKILL)
 
     def _stop(self, attempt: Attempt, rank: psutil.Process) -> bool:

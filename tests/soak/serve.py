@@ -205,6 +205,17 @@ def begin(tick: Tick) -> None:
     tick.store.note("daemon", f"started, pid {os.getpid()}", tick.clock())
 
 
+def teller(folder: Path, life: int) -> Callable[..., None]:
+    """Writes into the soak's journal; behind a line, too, that a kill has cut off."""
+    journal = (folder / "journal.jsonl").open("a")
+
+    def tell(**words: Any) -> None:
+        journal.write(f"\n{json.dumps({'life': life, **words})}\n")
+        journal.flush()
+
+    return tell
+
+
 def serve(folder: Path) -> int:
     life = Life(**json.loads((folder / "life.json").read_text()))
     draw = random.Random(f"{life.seed}/{life.number}")
@@ -212,12 +223,7 @@ def serve(folder: Path) -> int:
     clock = LastingClock(folder / "clock")
     booted = clock()
     state = StateFolder(folder / "state")
-    journal = (folder / "journal.jsonl").open("a")
-
-    def tell(**words: Any) -> None:
-        journal.write(json.dumps({"life": life.number, **words}) + "\n")
-        journal.flush()
-
+    tell = teller(folder, life.number)
     logging.basicConfig(filename=folder / "daemon.log", format="%(levelname)s %(message)s")
     logging.getLogger("nasd").setLevel(logging.INFO)
     disk = FullDisk(draw)
@@ -287,11 +293,10 @@ def serve(folder: Path) -> int:
                     disk.turns = draw.randint(1, 4)
                     tell(fault="disk_full_for_turns")
                 for one in mischief.ALL:
-                    if (
-                        draw.random() < 0.02
-                        and (told := one(state, found, draw, tick.clock())) is not None
-                    ):
-                        tell(fault=one.__name__, **told)
+                    if draw.random() < 0.02 and (plan := one(state, found, draw, tick.clock())):
+                        words, deed = plan
+                        tell(fault=one.__name__, **words)
+                        deed()
                 time.sleep(0.002)
             then = clock() + STEP
             if not life.calm:

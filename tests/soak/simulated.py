@@ -46,6 +46,7 @@ from tests.soak.serve import (
     LastingClock,
     Life,
     Weather,
+    teller,
     write_life,
 )
 
@@ -268,10 +269,10 @@ class Disturbed:
         self.half_done += bool(self._halves - before)
         now = clock() + Weather(self.seed).ahead(clock())
         for one in mischief.ALL if found is not None else ():
-            if self.draw.random() < 0.15 and (told := one(self.state, found, self.draw, now)):
-                with (self.folder / "journal.jsonl").open("a") as journal:
-                    words = {"life": self.lives, "fault": one.__name__, **told}
-                    journal.write(json.dumps(words) + "\n")
+            if self.draw.random() < 0.15 and (plan := one(self.state, found, self.draw, now)):
+                words, deed = plan
+                teller(self.folder, self.lives)(fault=one.__name__, **words)
+                deed()
         self._halves |= self._half_done(found)
 
     def _half_done(self, found: Snapshot | None) -> set[str]:
@@ -285,7 +286,7 @@ class Disturbed:
         for line in (self.folder / "journal.jsonl").read_text().splitlines():
             try:
                 lines.append(json.loads(line))
-            except ValueError:  # a kill cut it off, and the next life wrote behind it
+            except ValueError:  # an empty one, or a kill cut it off
                 continue
         return lines
 
