@@ -27,10 +27,12 @@ from nasd import daemon_lock
 from nasd import tick as tick_module
 from nasd.cost import Machine, Volumes
 from nasd.folders import StateFolder
+from nasd.genotype import Genotype
 from nasd.gpus import Gpu, GpuProcess
 from nasd.protocol import AttemptFolder, Spec
 from nasd.simulation import Fate, SimulatedLauncher, VirtualClock
 from nasd.store import Store
+from nasd.surrogate import Surrogate
 from nasd.tick import GB, Tick
 from tests.soak import mischief
 
@@ -181,11 +183,12 @@ class Workers(SimulatedLauncher):
         return False
 
 
-def fate(life: Life) -> Callable[[Spec, int], Fate]:
-    """Some attempts are lost, some stall. The worn one is lost again and again."""
+def fate(life: Life, surrogate: Surrogate) -> Callable[[Spec, int], Fate]:
+    """Some attempts are lost, some stall. The worn one is lost again and again. What diverges is
+    left to it: a simulated attempt that is to be lost later than that gets past it."""
 
     def of(spec: Spec, before: int) -> Fate:
-        if life.calm:
+        if life.calm or surrogate.diverges(Genotype.from_json(spec.genotype)) is not None:
             return Fate()
         stage = "prepare" if spec.stage is None else spec.stage.name
         if life.wears and (spec.candidate, stage) == WORN:
@@ -234,6 +237,7 @@ def serve(folder: Path) -> int:
         store = StoreOnDisk(state.database)
         store.disk = disk
         experiment = store.in_play().experiment
+        baseline = store.in_play().baseline.genotype
         config = config_module.parse(experiment.config, "the database")
 
         def wall() -> float:
@@ -242,10 +246,10 @@ def serve(folder: Path) -> int:
         workers = Workers(
             clock,
             experiment.backbone,
-            store.in_play().baseline.genotype,
+            baseline,
             VOLUMES,
             life.machine,
-            fate(life),
+            fate(life, Surrogate(experiment.backbone, baseline, experiment.seed, DIVERGING)),
             diverging=DIVERGING,
             leashed=life.leashed,
             metrics=False,
