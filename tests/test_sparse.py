@@ -26,7 +26,7 @@ from nasd.worker.corpus import MlmCorpus, SpecialTokens
 from nasd.worker.inherit import inherit, new_parameters
 from nasd.worker.mlm import MlmTask
 from nasd.worker.passages import QaFeatures
-from nasd.worker.phenotype import Block, MaskedLM
+from nasd.worker.phenotype import Block, MaskedLM, QuestionAnswering
 from nasd.worker.qa import QaTask
 from nasd.worker.task import Ranks, Task
 from nasd.worker.train import Order, Schedule, train
@@ -67,11 +67,14 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """To 1e-5 of each, and to 1e-6 of all together: some are nothing but rounding (a key's bias
-    has no effect on the attention)."""
+def assert_equal_gradients(
+    got: dict[str, Tensor], wanted: dict[str, Tensor], terms: float = 0.0
+) -> None:
+    """To 1e-5 of each, and to 1e-6 of all together or of the `terms` they are summed of: some are
+    nothing but rounding (a key's bias has no effect on the attention, the last norm's none on where
+    an answer begins)."""
     assert got.keys() == wanted.keys()
-    whole = torch.stack([tensor.norm() for tensor in wanted.values()]).norm()
+    whole = max(terms, float(torch.stack([one.norm() for one in wanted.values()]).norm()))
     for name, tensor in wanted.items():
         assert (got[name] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-6 * whole, name
 
@@ -263,6 +266,41 @@ def test_the_optimizer_knows_nothing_but_what_trains(tmp_path: Path, alone: Rank
     assert len(found.optimizer["state"]) == len(names)
 
 
+# --- fine-tuning without padding ------------------------------------------------------------
+
+
+@given(st.lists(BLOCKS, min_size=1, max_size=3), st.integers(1, 6), st.integers(0, 99))
+@settings(max_examples=30, derandomize=True)
+def test_packed_questions_give_the_padded_ones_loss_and_gradients(
+    blocks: list[dict[str, Any]], examples: int, seed: int
+) -> None:
+    model = built(QuestionAnswering, seed, STILL.with_blocks(blocks)).train()
+    indices = np.random.default_rng(seed).permutation(6)[:examples]
+    losses, found = [], []
+    for packs in (False, True):
+        task = QaTask(model, features(), features(), packs)
+        batch = task.batch(indices, 0)
+        assert ("places" in batch) is packs
+        loss = task.loss(model, batch)
+        losses.append(loss)
+        found.append(gradients(model, loss))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0.0)
+    assert_equal_gradients(found[1], found[0], terms=1.0)
+
+
+def test_nothing_is_computed_for_padding_where_questions_are_packed() -> None:
+    model = built(QuestionAnswering, arch=STILL)
+    tokens = set()
+    for module in model.encoder.blocks.modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            module.register_forward_hook(
+                lambda _, given, result: tokens.add(tuple(result.shape[:-1]))
+            )
+    task = QaTask(model, features(), features(), packs=True)
+    task.loss(model, task.batch(np.arange(3), 0))
+    assert tokens == {(1, 11 + 8 + 9)}
+
+
 # --- every candidate trains in every stage --------------------------------------------------
 
 SPACE = SearchSpace(blocks=(1, 4), heads=(1, 3, 12), ffns=3, layers=(2, 3), sizes=(1, 20))
@@ -306,7 +344,7 @@ def features() -> QaFeatures:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("trains", ["new", "all", "head", "qa"])
+@pytest.mark.parametrize("trains", ["new", "all", "head", "qa", "packed"])
 @given(candidate=st.one_of(st.sampled_from(list(extremes())), candidates()))
 @settings(max_examples=15)
 def test_every_candidate_trains_in_every_stage(
@@ -318,10 +356,11 @@ def test_every_candidate_trains_in_every_stage(
     task: Task
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if trains == "qa":
+        if trains in ("qa", "packed"):
             phenotype.save(mlm, folder / "mlm")
             qa = phenotype.load_for_answering(folder / "mlm", generator())
-            task, names = QaTask(qa, features(), features()), {n for n, _ in qa.named_parameters()}
+            task = QaTask(qa, features(), features(), trains == "packed")
+            names = {n for n, _ in qa.named_parameters()}
         else:
             names = {
                 "new": new_parameters(mlm, lineage),

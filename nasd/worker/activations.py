@@ -13,7 +13,6 @@ but for rounding: where it cannot be had, a line in the log says why, and traini
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +27,7 @@ from torch import Tensor
 from nasd.worker.mlm import MlmTask
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import Ranks, to_device
-from nasd.worker.train import autocast
+from nasd.worker.task import Ranks, autocast, to_device
 
 FORMAT = 1
 CHUNK = 32  # sequences at once; always as many, for the same last bits
@@ -68,7 +66,7 @@ def known(
     # A prefix of all layers ends in states at the masked positions alone.
     tokens = task.masks if len(layers) > len(encoder.blocks) else task.corpus.length
     shape = (task.train_size, tokens, task.model.architecture.width)
-    size = 4 * math.prod(shape)
+    size = size_of(*shape)
     path = shelf.folder / f"activations-{_key(task, corpus, precision, ranks)}.bin"
 
     def tell(choice: str) -> None:
@@ -94,6 +92,11 @@ def known(
     except OSError as error:
         tell(f"not cached: {error}")
         return None
+
+
+def size_of(sequences: int, tokens: int, width: int) -> int:
+    """Bytes of the activations of so many sequences."""
+    return 4 * sequences * tokens * width
 
 
 def _key(task: MlmTask, corpus: str, precision: str, ranks: Ranks) -> str:

@@ -40,6 +40,7 @@ class MlmTask:
         self.model: MaskedLM | QuestionAnswering = model
         self.train_size = len(corpus.train)
         self.lengths = None
+        self.longest = corpus.length
         self.corpus = corpus
         self.known: Tensor | None = None  # [train_size, tokens, width]
         self._trains = trains

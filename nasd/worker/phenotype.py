@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,25 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
     )
 
 
+class Packing(NamedTuple):
+    """Where the n tokens of a batch stand that are no padding, so that nothing else is computed.
+
+    places: [n] in the flattened batch, in order; offsets: [b + 1] where each example begins among
+    them, and n.
+    """
+
+    places: Tensor
+    offsets: Tensor
+
+
+class Spans(NamedTuple):
+    """Examples end to end: example i is offsets[i]:offsets[i + 1] of [1, n, w], none longer than
+    `longest`, and looks at nothing but itself."""
+
+    offsets: Tensor
+    longest: int
+
+
 class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w]."""
 
@@ -128,17 +147,28 @@ class Attention(nn.Module):
         self.v = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """queries [b, k, w] look at context [b, l, w] where mask [b, 1, 1, l] is true."""
-        attended = F.scaled_dot_product_attention(
-            self._split(self.q(queries)),
-            self._split(self.k(context)),
-            self._split(self.v(context)),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        merged: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | Spans | None) -> Tensor:
+        """queries [b, k, w] look at context [b, l, w] where mask [b, 1, 1, l] is true, or, as one
+        and the same [1, n, w], at their own example."""
+        given = (self.q(queries), self.k(context), self.v(context))
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(mask, Spans):
+            q, k, v = (self._nested(states, mask) for states in given)
+            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            attended = attended.transpose(1, 2).values().flatten(1)[None]
+        else:
+            q, k, v = (self._split(states) for states in given)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            attended = attended.transpose(1, 2).flatten(2)
+        merged: Tensor = self.out(attended)
         return merged
+
+    def _nested(self, states: Tensor, spans: Spans) -> Tensor:
+        """[1, n, w] to [b, heads, k, w / heads], where k is each example's own."""
+        values = states[0].view(states.shape[1], self.heads, -1)
+        return torch.nested.nested_tensor_from_jagged(
+            values, spans.offsets, max_seqlen=spans.longest
+        ).transpose(1, 2)
 
     def _split(self, states: Tensor) -> Tensor:
         """[b, k, w] to [b, heads, k, w / heads]."""
@@ -180,7 +210,7 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, states: Tensor, mask: Tensor | None, positions: Tensor | None = None
+        self, states: Tensor, mask: Tensor | Spans | None, positions: Tensor | None = None
     ) -> Tensor:
         """[b, l, w] to [b, l, w], or to [b, k, w] where only `positions` [b, k] are wanted."""
         chosen: Tensor = states
@@ -235,6 +265,16 @@ class Encoder(nn.Module):
         `positions` [b, k] where every block belongs to it."""
         layers = range(len(self.frozen_prefix()))
         return self._through(layers, input_ids, attention_mask, positions)
+
+    def packed(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """Token ids [b, l] to states [b, l, w], 0 in the padding, for which nothing is computed."""
+        examples, longest = input_ids.shape
+        embedded: Tensor = self.embeddings(input_ids).flatten(0, 1)
+        states = embedded[packing.places][None]
+        for block in self.blocks:
+            states = block(states, Spans(packing.offsets, longest))
+        spread = torch.zeros_like(embedded, dtype=states.dtype)
+        return spread.index_copy(0, packing.places, states[0]).view(examples, longest, -1)
 
     def _through(
         self, layers: range, states: Tensor, attention_mask: Tensor | None, positions: Tensor | None
@@ -307,10 +347,21 @@ class QuestionAnswering(nn.Module):
         self.qa_outputs = nn.Linear(arch.width, 2)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Token ids [b, l] to the logits [b, l] of the answer's start and of its end."""
-        logits = self.qa_outputs(self.dropout(self.encoder(input_ids, attention_mask)))
+        """Token ids [b, l] to the logits [b, l] of the answer's start and of its end.
+
+        packing: says what attention_mask says, and spares computing the padding, whose logits mean
+        nothing then.
+        """
+        if packing is None:
+            states = self.encoder(input_ids, attention_mask)
+        else:
+            states = self.encoder.packed(input_ids, packing)
+        logits = self.qa_outputs(self.dropout(states))
         start, end = logits.unbind(-1)
         return start.contiguous(), end.contiguous()
 

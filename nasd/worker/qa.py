@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nasd.config import QaData
 from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
-from nasd.worker.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.phenotype import MaskedLM, Packing, QuestionAnswering
 from nasd.worker.progress import Progress
 from nasd.worker.task import Batch, Ranks, to_device
 
@@ -20,27 +20,40 @@ LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
 
 class QaTask:
-    """Fine-tuning: the mean of the cross entropies of the start and the end position."""
+    """Fine-tuning: the mean of the cross entropies of the start and the end position.
 
-    def __init__(self, model: QuestionAnswering, train: QaFeatures, test: QaFeatures) -> None:
+    packs: nothing is computed for padding; else it is masked out.
+    """
+
+    def __init__(
+        self,
+        model: QuestionAnswering,
+        train: QaFeatures,
+        test: QaFeatures,
+        packs: bool = False,
+    ) -> None:
         self.model: MaskedLM | QuestionAnswering = model
+        self.packs = packs
         self.train_size = len(train)
         self.lengths: NDArray[np.int64] | None = train.lengths
+        self.longest = int(train.lengths.max())
         self._train = train
         self._test = test
 
     @classmethod
-    def load(cls, model: QuestionAnswering, cache: Path) -> "QaTask":
-        return cls(model, QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test"))
+    def load(cls, model: QuestionAnswering, cache: Path, packs: bool = False) -> "QaTask":
+        return cls(model, QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test"), packs)
 
     def trainable(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}
 
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return _tensors(self._train, indices)
+        return self._tensors(self._train, indices)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        start, end = model(batch["input_ids"], batch["attention_mask"])  # [b, length] each
+        start, end = model(  # [b, length] each
+            batch["input_ids"], batch["attention_mask"], _packing(batch)
+        )
         # An answer never stands in the padding; counted in, the loss would depend on who shares
         # the batch, and so on the number of ranks.
         padding = batch["attention_mask"] == 0
@@ -60,7 +73,7 @@ class QaTask:
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for start in range(0, len(mine), batch):
             progress("evaluating", start, len(mine))
-            shown = _tensors(self._test, mine[start : start + batch])
+            shown = self._tensors(self._test, mine[start : start + batch])
             total += self.loss(self.model, to_device(shown, ranks.device)).double()
         total = total.cpu()
         if ranks.world > 1:
@@ -81,8 +94,8 @@ class QaTask:
         for position in range(0, len(mine), batch):
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
-            shown = to_device(_tensors(self._test, indices), ranks.device)
-            start, end = self.model(shown["input_ids"], shown["attention_mask"])
+            shown = to_device(self._tensors(self._test, indices), ranks.device)
+            start, end = self.model(shown["input_ids"], shown["attention_mask"], _packing(shown))
             for index, one, other in zip(
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
             ):
@@ -106,7 +119,16 @@ class QaTask:
             progress,
         )
 
+    def _tensors(self, features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
+        """input_ids and attention_mask [b, longest], start and end [b], and where it packs, the two
+        of a packing."""
+        batch = {name: torch.from_numpy(array) for name, array in features.batch(indices).items()}
+        if self.packs:
+            mask = batch["attention_mask"]
+            batch["places"] = mask.flatten().nonzero()[:, 0]
+            batch["offsets"] = F.pad(mask.sum(1).cumsum(0), (1, 0))
+        return batch
 
-def _tensors(features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
-    """input_ids and attention_mask [b, longest], start and end [b]."""
-    return {name: torch.from_numpy(array) for name, array in features.batch(indices).items()}
+
+def _packing(batch: Batch) -> Packing | None:
+    return Packing(batch["places"], batch["offsets"]) if "places" in batch else None

@@ -5,10 +5,12 @@ knows steps, ranks, the optimizer and checkpoints. A new task is one file that f
 and one line in nasd.worker.stage.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,10 +26,17 @@ def to_device(batch: Batch, device: Any) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def autocast(precision: str, device: Any) -> AbstractContextManager[Any]:
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
 class Task(Protocol):
     model: MaskedLM | QuestionAnswering
     train_size: int
     lengths: NDArray[np.int64] | None  # of the training examples, where they differ
+    longest: int  # tokens of any of them
 
     def trainable(self) -> set[str]:
         """Names of the parameters that this stage trains."""
