@@ -45,6 +45,12 @@ def _devices(value: Any) -> Any:
     return value
 
 
+def _auto_or_bool(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f'take "auto", true or false, not {json.dumps(value, default=str)}')
+    return value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,6 +72,7 @@ class Slots(Section):
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     threads: Positive = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
 
 
 class SearchSpace(Section):
@@ -124,7 +131,7 @@ class MlmData(Section):
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
     tokens: Annotated[Whole, Field(ge=8)]
     mask_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.15
-    fixed_masks: Annotated[bool, Field(strict=True)] = False
+    fixed_masks: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     evaluation_sequences: Positive
     max_sequences: Positive | None = None
 

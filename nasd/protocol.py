@@ -61,6 +61,8 @@ class Spec(Message):
     checkpoint_minutes: float
     log_steps: int
     stall_minutes: float  # silence after which the attempt is taken for stalled
+    compile: Literal["auto"] | bool = "auto"
+    fixed_masks: bool = False  # the same ones for a sequence every time
     activation_cache_gb: float = 0.0
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
@@ -73,6 +75,7 @@ class Prepared(Message):
     qa_cache: str
     has_mlm_head: bool
     parameters: int
+    fixed_masks: bool = False  # where only new modules train
     mlm_train_sequences: int
     mlm_evaluation_sequences: int
     qa_train_questions: int

@@ -394,11 +394,12 @@ class Tick:
         prepared = snapshot.experiment.prepared or {}
         origin, inherits = policy.weights_of(snapshot, self.config, candidate)
         earlier = policy.attempts_at(snapshot, candidate.id, candidate.stage)
+        stage = policy.stage_named(self.config, candidate.stage)
         return Spec(
             attempt=attempt,
             candidate=candidate.id,
             generation=candidate.generation,
-            stage=policy.stage_named(self.config, candidate.stage),
+            stage=stage,
             seed=snapshot.experiment.seed,
             dropout=self.config.seed_model.dropout,
             source=self.config.seed_model.source,
@@ -417,6 +418,10 @@ class Tick:
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
             log_steps=self.config.daemon.log_steps,
             stall_minutes=self.config.daemon.stall_minutes,
+            compile=self.config.slots.compile,
+            fixed_masks=stage is not None
+            and stage.train == "new"
+            and prepared.get("fixed_masks", False),
             activation_cache_gb=self.config.daemon.activation_cache_gb,
             halvings=policy.halvings(snapshot, self.config, candidate, slots),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),

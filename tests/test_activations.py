@@ -222,12 +222,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def test_ranks_fill_it_together_and_siblings_share_it(shop: Workshop, tmp_path: Path) -> None:
     genotype, lineage = altered(shop)
-    config = demo_config(data__mlm__fixed_masks=True)
+    config = demo_config()
     (tmp_path / "cache").mkdir()
     spec = shop.spec(
         stage(config, "pretrain_0", epochs=1.1, evaluations=2),
         **shop.child(genotype, lineage),
-        data=config.data,
+        fixed_masks=True,
         cache=str(tmp_path / "cache"),
     )
     ends = []

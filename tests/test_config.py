@@ -87,7 +87,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"data__mlm__corpora": []}, "data.mlm.corpora", "at least 1 item"),
     ({"data__mlm__tokens": 4}, "data.mlm.tokens", "(it is 4)"),
     ({"data__mlm__mask_share": 1.0}, "data.mlm.mask_share", "less than 1"),
-    ({"data__mlm__fixed_masks": "yes"}, "data.mlm.fixed_masks", "valid boolean"),
+    ({"data__mlm__fixed_masks": "yes"}, "data.mlm.fixed_masks", 'take "auto", true or false'),
+    ({"slots__compile": 1}, "slots.compile", 'take "auto", true or false'),
     (
         {"daemon__activation_cache_gb": -1},
         "daemon.activation_cache_gb",

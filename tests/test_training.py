@@ -21,6 +21,7 @@ from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
 from nasd.worker.train import Order, Run, Schedule, train
 from tests.training import (
+    Never,
     Notes,
     Workshop,
     demo_config,
@@ -48,6 +49,56 @@ def altered(shop: Workshop) -> tuple[Genotype, tuple[BlockLineage, ...]]:
     blocks[1] = replace(blocks[1], ffns=(FeedForward("relu", (96,)),))
     lineage[1] = replace(lineage[1], ffns=("altered",))
     return Genotype(tuple(blocks)), tuple(lineage)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_precision_that_the_device_lacks_is_replaced_with_a_line_that_says_so(
+    shop: Workshop,
+    tmp_path: Path,
+    alone: Ranks,
+    native: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": native})
+    outcomes = []
+    for precision in ("float32", "bfloat16"):
+        spec = shop.spec(stage(CONFIG, "finetune", epochs=0.05, evaluations=1))
+        spec = spec.model_copy(update={"precision": precision, "tensorboard": str(tmp_path)})
+        folder = AttemptFolder(tmp_path / precision)
+        folder.path.mkdir()
+        outcomes.append(run_stage(spec, folder, alone, Never()))  # type: ignore[arg-type]
+    assert (outcomes[0].curve == outcomes[1].curve) is not native
+    assert ("only be emulated on this cpu" in capsys.readouterr().out) is not native
+
+
+@pytest.mark.parametrize(
+    ("wanted", "room", "fixed", "why"),
+    [
+        ("auto", 1.0, True, "fit into daemon.activation_cache_gb, 1 GB"),
+        ("auto", 0.0, False, "do not fit into daemon.activation_cache_gb, 0 GB"),
+        (True, 0.0, True, "as data.mlm.fixed_masks says"),
+        (False, 1.0, False, "as data.mlm.fixed_masks says"),
+    ],
+)
+def test_preparing_decides_whether_masks_are_drawn_once(
+    shop: Workshop,
+    tmp_path: Path,
+    alone: Ranks,
+    wanted: bool | str,
+    room: float,
+    fixed: bool,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = demo_config(data__mlm__fixed_masks=wanted).data
+    spec = shop.spec(None, data=data, activation_cache_gb=room)
+    outcome = run_stage(spec, AttemptFolder(tmp_path), alone, Never())  # type: ignore[arg-type]
+    assert outcome.prepared is not None
+    assert outcome.prepared.fixed_masks is fixed
+    said = capsys.readouterr().out
+    assert ("drawn once a sequence" if fixed else "drawn anew in every epoch") in said
+    assert why in said
 
 
 @pytest.mark.parametrize("name", ["pretrain_1", "finetune"])

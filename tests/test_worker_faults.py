@@ -32,12 +32,13 @@ from nasd.worker import stage as stage_module
 from nasd.worker import train as train_module
 from nasd.worker.__main__ import _machine_failed
 from nasd.worker.corpus import MlmCorpus
+from nasd.worker.micro_batch import halved, share_of
 from nasd.worker.mlm import MlmTask
 from nasd.worker.progress import DOWNLOAD, Pulse
 from nasd.worker.qa import QaTask
 from nasd.worker.stage import run as run_stage
 from nasd.worker.task import Ranks
-from nasd.worker.train import MetricsFile, Order, Schedule, micro_batch, train
+from nasd.worker.train import MetricsFile, Order, Schedule, train
 from tests.training import (
     Launched,
     Never,
@@ -292,7 +293,7 @@ def test_the_micro_batch_is_halved_from_what_a_rank_has_and_never_below_one(
     batch: int, given: int | None, world: int, halvings: int, expected: int
 ) -> None:
     one = stage(CONFIG, "finetune", batch=batch, micro_batch=given)
-    assert micro_batch(one, world, halvings) == expected
+    assert halved(share_of(one, world), halvings) == expected
 
 
 @pytest.mark.parametrize(

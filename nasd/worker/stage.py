@@ -15,19 +15,18 @@ from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
+from nasd.worker.compilation import Compilation, why_not
+from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, share_of
 from nasd.worker.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import EVALUATION_BATCH, Ranks, Task
+from nasd.worker.task import EVALUATION_BATCH, Ranks, Task, autocast
 from nasd.worker.train import (
     Diverged,
     MetricsFile,
     NoMetrics,
     Recorder,
     Run,
-    autocast,
     freeze,
-    halved,
-    micro_batch,
     train,
 )
 
@@ -57,10 +56,33 @@ def join(spec: Spec) -> Ranks:
     return Ranks(rank, world, device)
 
 
+def _with_precision(spec: Spec, ranks: Ranks) -> Spec:
+    """The spec with a precision that the device computes in, and a line where it is another."""
+    if spec.precision == "bfloat16" and not has_bfloat16(ranks.device):
+        if ranks.first:
+            print(
+                f'slots.precision: "bfloat16" would only be emulated on this {ranks.device.type},'
+                " so this attempt computes in float32",
+                flush=True,
+            )
+        return spec.model_copy(update={"precision": "float32"})
+    return spec
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself; emulated, they take many times as
+    long as float32's."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # avx512_bf16, amx_bf16, sve_bf16 and the like
+    return any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items())
+
+
 def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> Outcome:
     """Does the attempt. A fault of the candidate is an outcome, any other raises."""
     trains = spec.stage is not None and spec.stage.train != "none"
     pulse = Pulse(folder.heartbeat, ranks.first, None if trains else stop)
+    spec = _with_precision(spec, ranks)
     began = time.monotonic()
     result = folder.result
     try:
@@ -94,8 +116,8 @@ def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
     evaluation = halved(EVALUATION_BATCH, spec.halvings)
     if stage.train == "none":
         return f"at a batch of {evaluation}"
-    micro = micro_batch(stage, ranks.world, spec.halvings)
-    return f"at a micro-batch of {micro} (in evaluations {evaluation})"
+    micro = halved(share_of(stage, ranks.world), spec.halvings)
+    return f"at a micro-batch of {micro} at most (in evaluations {evaluation})"
 
 
 def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
@@ -111,21 +133,43 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     phenotype.save(model, result)
     tokenizer.save_pretrained(result)
     prepare.sync_tree(result)
+    counts = prepare.counts(mlm, qa)
     prepared = Prepared(
         mlm_cache=str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
         parameters=sum(p.numel() for p in model.encoder.parameters()),
-        **prepare.counts(mlm, qa),
+        fixed_masks=_fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
+        **counts,
     )
     return Outcome(verdict="succeeded", has_result=True, prepared=prepared)
+
+
+def _fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
+    """Whether each sequence keeps its masks while only new modules train, so that the activations
+    below them can be kept. Decided once, as it changes what is learned."""
+    from nasd.worker.activations import GB, size_of
+
+    wanted = spec.data.mlm.fixed_masks
+    size = size_of(sequences, spec.data.mlm.tokens, width) / GB
+    fits = size <= spec.activation_cache_gb
+    fixed = fits if wanted == "auto" else wanted
+    why = f"as data.mlm.fixed_masks says: {'yes' if wanted else 'no'}"
+    if wanted == "auto":
+        why = (
+            f"as the corpus's activations, {size:.2f} GB, {'' if fits else 'do not '}fit into"
+            f" daemon.activation_cache_gb, {spec.activation_cache_gb:g} GB"
+        )
+    kept = "are drawn once a sequence" if fixed else "are drawn anew in every epoch"
+    print(f"masks {kept} where only new modules train, {why}", flush=True)
+    return fixed
 
 
 def _train(
     spec: Spec, stage: Stage, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> Outcome:
     pulse("loading", patience=LONG)
-    task = _task(spec, stage)
+    task = _task(spec, stage, ranks)
     _share_activations(task, spec, stage, ranks, stop, pulse)
 
     def open_recorder(step: int) -> Recorder:
@@ -133,24 +177,29 @@ def _train(
             return NoMetrics()
         return MetricsFile(folder.metrics, Path(spec.tensorboard), stage.task, step)
 
-    result = train(
-        task,
-        stage,
-        ranks,
-        Run(
-            seed=spec.seed,
-            candidate=spec.candidate,
-            precision=spec.precision,
-            checkpoint_seconds=60 * spec.checkpoint_minutes,
-            log_steps=spec.log_steps,
-            halvings=spec.halvings,
-            checkpoints=folder.checkpoints,
-            resume=tuple(map(Path, spec.resume)),
-            open_recorder=open_recorder,
-            stop=stop,
-            progress=pulse,
-        ),
+    cache = Path(spec.cache)
+    gpu = ranks.device.type == "cuda"
+    settings = Run(
+        seed=spec.seed,
+        candidate=spec.candidate,
+        precision=spec.precision,
+        checkpoint_seconds=60 * spec.checkpoint_minutes,
+        log_steps=spec.log_steps,
+        halvings=spec.halvings,
+        checkpoints=folder.checkpoints,
+        resume=tuple(map(Path, spec.resume)),
+        open_recorder=open_recorder,
+        stop=stop,
+        progress=pulse,
+        trials=Trials(Gpu(ranks.device), Memory(cache)) if gpu else None,
+        compilation=_compilation(task, spec, stage, ranks, cache),
     )
+    try:
+        result = train(task, stage, ranks, settings)
+    except RuntimeError as error:
+        if settings.trials is not None and _no_memory(error):
+            settings.trials.too_large(settings.say)
+        raise
     if ranks.first:
         pulse("saving", result.steps, result.steps, patience=LONG)
         phenotype.save(task.model, folder.result)
@@ -161,6 +210,22 @@ def _train(
         steps=result.steps,
         has_result=True,
     )
+
+
+def _compilation(
+    task: Task, spec: Spec, stage: Stage, ranks: Ranks, cache: Path
+) -> Compilation | None:
+    """Left to itself, only where a GPU sees the same shape at every step: on a CPU it gains little,
+    and questions differ in length, for which there is packing."""
+    fits = ranks.device.type == "cuda" and stage.task == "mlm"
+    if spec.compile is False or (spec.compile == "auto" and not fits):
+        return None
+    reason = why_not(ranks.device, task.model.encoder)
+    if reason is not None:
+        if ranks.first:
+            print(f"slots.compile: not compiled, as {reason}", flush=True)
+        return None
+    return Compilation(task.model.encoder, cache, forced=spec.compile is True)
 
 
 def _share_activations(
@@ -189,7 +254,7 @@ def _share_activations(
     )
 
 
-def _task(spec: Spec, stage: Stage) -> Task:
+def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
     from nasd.worker.corpus import MlmCorpus
     from nasd.worker.mlm import MlmTask
     from nasd.worker.qa import QaTask
@@ -201,9 +266,8 @@ def _task(spec: Spec, stage: Stage) -> Task:
         stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
     )
     if stage.task == "qa":
-        return QaTask.load(
-            phenotype.load_for_answering(weights, fresh, spec.dropout), Path(spec.qa_cache)
-        )
+        answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
+        return QaTask.load(answering, Path(spec.qa_cache), _packs(spec, ranks))
     genotype = Genotype.from_json(spec.genotype)
     lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
     if spec.inherits:
@@ -222,8 +286,13 @@ def _task(spec: Spec, stage: Stage) -> Task:
 
             trains = new_parameters(model, lineage)
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
-    fixed = stream_seed(spec.seed, 0, "masks") if spec.data.mlm.fixed_masks else None
+    fixed = stream_seed(spec.seed, 0, "masks") if spec.fixed_masks else None
     return MlmTask(model, corpus, spec.data.mlm.mask_share, trains, fixed)
+
+
+def _packs(spec: Spec, ranks: Ranks) -> bool:
+    """Flash attention, the only one fast without padding, knows GPUs and no float32."""
+    return ranks.device.type == "cuda" and spec.precision == "bfloat16"
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
@@ -235,7 +304,7 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     pulse("loading", patience=LONG)
     model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
     model.to(ranks.device).eval()
-    task = QaTask.load(model, Path(spec.qa_cache))
+    task = QaTask.load(model, Path(spec.qa_cache), _packs(spec, ranks))
     questions = test_questions(Path(spec.qa_cache))
     batch = halved(EVALUATION_BATCH, spec.halvings)
     with autocast(spec.precision, ranks.device):

@@ -28,11 +28,13 @@ from nasd.errors import NasdError
 from nasd.streams import stream_seed
 from nasd.summaries import Summaries
 from nasd.worker import checkpoint
+from nasd.worker.compilation import Compilation, eagerly
 from nasd.worker.divergence import DivergenceMonitor
+from nasd.worker.micro_batch import Trials, halved, share_of
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import EVALUATION_BATCH, Batch, Ranks, Task, to_device
+from nasd.worker.task import EVALUATION_BATCH, Batch, Ranks, Task, autocast, to_device
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
@@ -75,18 +77,6 @@ class Schedule:
             return True
         share = self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
         return int(done / share) > int(step / share)
-
-
-def halved(size: int, times: int) -> int:
-    """`size` halved so many times, never below 1."""
-    return max(1, size >> times)
-
-
-def micro_batch(stage: Stage, world: int, halvings: int) -> int:
-    """How many examples a rank takes at once: its share of the batch, unless the stage says less,
-    halved as often as memory has run out."""
-    share = -(-stage.batch // world)
-    return halved(min(stage.micro_batch or share, share), halvings)
 
 
 class Order:
@@ -174,7 +164,9 @@ class NoMetrics:
 class Run:
     """The settings of one attempt's training that are not the stage's own.
 
-    halvings: how often the micro-batch is halved, because memory ran out.
+    halvings: how often the micro-batch is halved, because memory ran out. trials: where a stage
+    does not say how many examples are taken at once, this tries; None takes a rank's share whole.
+    compilation: compiles the model once that pays; None leaves it alone.
     """
 
     seed: int
@@ -188,6 +180,8 @@ class Run:
     stop: StopRequest
     progress: Progress
     halvings: int = 0
+    trials: Trials | None = None
+    compilation: Compilation | None = None
     say: Callable[[str], None] = field(default=lambda text: print(text, flush=True))
 
 
@@ -216,6 +210,8 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             f"stages.{stage.name}: {schedule.batch} training examples cannot be dealt out to"
             f" {ranks.world} slots: give more data, or fewer slots"
         )
+    _training_mode(model)
+    micro = _micro_batch(task, stage, ranks, run)
     optimizer = _optimizer(model, stage)
     monitor = DivergenceMonitor()
     curve: list[tuple[int, float]] = []
@@ -231,13 +227,11 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         run.say(f"resumed at step {start} of {schedule.steps}")
     _check_equal(start, ranks)
     recorder = run.open_recorder(start)
-    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    ddp = DistributedDataParallel(model, device_ids=device_ids)
+    wrapped = _wrapped(model, ranks)
     trained = [p for p in model.parameters() if p.requires_grad]
     pending = torch.zeros(2 * run.log_steps, device=ranks.device)  # losses, then norms
     waiting: list[int] = []
     tokens = 0
-    micro = micro_batch(stage, ranks.world, run.halvings)
     logged = saved = time.monotonic()
     run.say(
         f"{stage.name}: {schedule.steps} steps of {schedule.batch}, "
@@ -259,7 +253,6 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         if ranks.world > 1:
             dist.barrier()
 
-    _training_mode(model)
     run.progress("training", start, schedule.steps, patience=LONG)
     batches = _batches(task, stage, schedule, micro, ranks, run, start)
     for step, parts in enumerate(batches, start):
@@ -269,7 +262,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         step_seed = stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank)
         torch.manual_seed(step_seed)
         loss, examples_tokens = _step_backward(
-            task, ddp, parts, schedule.batch, ranks, run.precision
+            task, wrapped, parts, schedule.batch, ranks, run.precision
         )
         tokens += examples_tokens
         norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
@@ -290,19 +283,24 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         if len(waiting) == run.log_steps or evaluates or saves:
             losses, norms = _agree(pending, len(waiting), run.log_steps, ranks)
             now = time.monotonic()
+            speed = tokens * ranks.world / max(now - logged, 1e-9)
             recorder.line(
                 kind="train",
                 step=step + 1,
                 loss=float(np.mean(losses)),
                 gradient_norm=float(np.mean(norms)),
                 learning_rate=rate,
-                tokens_per_second=tokens * ranks.world / max(now - logged, 1e-9),
+                tokens_per_second=speed,
                 at=time.time(),
             )
             for at, one_loss, one_norm in zip(waiting, losses, norms, strict=True):
                 if (reason := monitor.look(at + 1, one_loss, one_norm)) is not None:
                     raise Diverged(reason)
-            waiting, tokens, logged = [], 0, now
+            if run.compilation is not None:
+                seconds_a_step = (now - logged) / len(waiting)
+                left = (schedule.steps - step - 1) * seconds_a_step
+                run.compilation.consider(speed, left, ranks, run.progress, run.say)
+            waiting, tokens, logged = [], 0, time.monotonic()
         if evaluates:
             metrics = _evaluate(task, ranks, run)
             _training_mode(model)
@@ -325,6 +323,13 @@ def freeze(task: Task) -> None:
     names = task.trainable()
     for name, parameter in task.model.named_parameters():
         parameter.requires_grad_(name in names)
+
+
+def _micro_batch(task: Task, stage: Stage, ranks: Ranks, run: Run) -> int:
+    size = share_of(stage, ranks.world)
+    if run.trials is not None and stage.micro_batch is None:
+        size = run.trials.find(task, stage, ranks, run.precision, run.progress, run.say)
+    return halved(size, run.halvings)
 
 
 def _batches(
@@ -356,9 +361,17 @@ def _batches(
             yield batch
 
 
+def _wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """What takes the mean of the ranks' gradients; a rank alone goes without."""
+    if ranks.world == 1:
+        return model
+    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
 def _step_backward(
     task: Task,
-    ddp: DistributedDataParallel,
+    model: nn.Module,
     parts: list[Batch],
     examples: int,
     ranks: Ranks,
@@ -375,21 +388,15 @@ def _step_backward(
         micro = to_device(part, ranks.device)
         # The context has to enclose the forward pass, too.
         sync: AbstractContextManager[None] = nullcontext()
-        if number < len(parts):
-            sync = ddp.no_sync()
+        if number < len(parts) and isinstance(model, DistributedDataParallel):
+            sync = model.no_sync()
         with sync:
             with autocast(precision, ranks.device):
-                loss = task.loss(ddp, micro) / examples
+                loss = task.loss(model, micro) / examples
             (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         tokens += micro["input_ids"].numel()
     return total, tokens
-
-
-def autocast(precision: str, device: Any) -> AbstractContextManager[Any]:
-    if precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
@@ -419,7 +426,8 @@ def _training_mode(model: MaskedLM | QuestionAnswering) -> None:
 
 def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
     task.model.eval()
-    with torch.no_grad(), autocast(run.precision, ranks.device):
+    compiled = run.compilation is not None and run.compilation.active
+    with torch.no_grad(), autocast(run.precision, ranks.device), eagerly(compiled):
         return task.evaluate(ranks, halved(EVALUATION_BATCH, run.halvings), run.progress)
 
 

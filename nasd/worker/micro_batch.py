@@ -1,0 +1,251 @@
+"""How many examples a GPU takes at once: found by trying, and remembered.
+
+Larger micro-batches keep a device busier until it is as busy as it gets, or its memory is full;
+where that is depends on the device and on the size of what trains. So the first attempt of a kind
+tries, a few steps each, and leaves the answer in
+
+    cache/micro-batch-<key>.json
+
+for all that follow. Gradients do not depend on it but for rounding. On a CPU there is nothing to be
+gained, and a share is taken whole.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nasd.config import Stage
+from nasd.protocol import write_atomically
+from nasd.worker.progress import LONG, Progress
+from nasd.worker.task import Ranks, Task, autocast, to_device
+
+SMALLEST = 4  # the first that is tried; smaller ones only where this does not fit
+STEPS = 3  # that are timed of each
+WORTH = 1.03  # so many times as fast must the next one be
+ROOM = 0.9  # of the memory may be taken: candidates of a class differ a little
+CLASS = 1.1  # sizes within such a factor of each other are one class
+
+
+def halved(size: int, times: int) -> int:
+    """`size` halved so many times, never below 1."""
+    return max(1, size >> times)
+
+
+def share_of(stage: Stage, world: int) -> int:
+    """How many examples a rank takes at once where nothing is tried: its share of the batch, or
+    what the stage says, if that is less."""
+    share = -(-stage.batch // world)
+    return min(stage.micro_batch or share, share)
+
+
+class Device(Protocol):
+    """What a trial asks of a device; times in seconds, memory in bytes."""
+
+    name: str
+    room: float  # that training may take
+
+    def run(self, act: Callable[[], None]) -> tuple[float, float]:
+        """How long it took, and the most memory that was taken meanwhile.
+
+        Raises torch.OutOfMemoryError where it did not fit.
+        """
+
+
+class Gpu:
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        free, total = torch.cuda.mem_get_info(device)
+        self.name = f"{torch.cuda.get_device_name(device)}, {total >> 30} GiB"
+        # What others hold is theirs.
+        self.room = ROOM * (free + torch.cuda.memory_reserved(device))
+
+    def run(self, act: Callable[[], None]) -> tuple[float, float]:
+        try:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            torch.cuda.synchronize(self._device)
+            began = time.perf_counter()
+            act()
+            torch.cuda.synchronize(self._device)
+            seconds = time.perf_counter() - began
+            return seconds, float(torch.cuda.max_memory_allocated(self._device))
+        finally:
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What was found, in files of a folder."""
+
+    folder: Path
+
+    def recall(self, key: str) -> int | None:
+        """What was found for the key; None where nothing was, or nothing that makes sense."""
+        try:
+            found = json.loads(self._path(key).read_text(encoding="utf-8"))["micro_batch"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, int) and found > 0 else None
+
+    def keep(
+        self, key: str, found: int, seconds: dict[int, float], say: Callable[[str], None]
+    ) -> None:
+        """Where it cannot be written, the next attempt tries again: a line says why."""
+        what = {**json.loads(key), "micro_batch": found, "seconds_an_example": seconds}
+        try:
+            write_atomically(self._path(key), json.dumps(what, indent=1).encode())
+        except OSError as error:
+            say(f"the micro-batch is not remembered: {error}")
+
+    def _path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return self.folder / f"micro-batch-{name}.json"
+
+
+def sizes(share: int) -> Iterator[int]:
+    """What is worth trying where a rank has `share` examples: doubled up to the share itself."""
+    size = min(SMALLEST, share)
+    while size < share:
+        yield size
+        size *= 2
+    yield share
+
+
+def best(share: int, attempt: Callable[[int], float | None]) -> tuple[int, dict[int, float]]:
+    """The size from which on larger ones gain nothing, or do not fit, and what each was worth.
+
+    attempt: the seconds an example takes in a micro-batch of that size, None where it does not fit.
+    Where not even the smallest does, 1: should that be too much, training says so.
+    """
+    found, seconds = 1, dict[int, float]()
+    for size in sizes(share):
+        taken = attempt(size)
+        if taken is None:
+            break
+        seconds[size] = taken
+        if seconds.get(found, math.inf) < WORTH * taken:
+            break
+        found = size
+    return found, seconds
+
+
+@dataclass
+class Trials:
+    """Finds a stage's micro-batch on a device, once for all attempts of its kind."""
+
+    device: Device
+    memory: Memory
+    key: str = ""  # of what was asked for last, on the first rank
+
+    def find(
+        self,
+        task: Task,
+        stage: Stage,
+        ranks: Ranks,
+        precision: str,
+        progress: Progress,
+        say: Callable[[str], None],
+    ) -> int:
+        """How many examples each rank takes at once; says in a line what was chosen.
+
+        The task's model is on its device and in training mode, and what does not train is frozen.
+        Weights stay as they are, gradients are gone.
+        """
+        found = 0
+        if ranks.first:
+            share = share_of(stage, ranks.world)
+            self.key = key_of(task, stage, ranks, precision, self.device)
+            known = self.memory.recall(self.key)
+            if known is None:
+                found, seconds = _measure(task, share, ranks, precision, self.device, progress)
+                self.memory.keep(self.key, found, seconds, say)
+                tried = ", ".join(f"{size}: {1 / one:.0f}/s" for size, one in seconds.items())
+                say(f"micro-batch: {found} of {share} examples, as tried ({tried or 'no room'})")
+            else:
+                found = min(known, share)
+                say(f"micro-batch: {found} of {share} examples, as tried before")
+        agreed = torch.tensor([found])
+        if ranks.world > 1:
+            dist.broadcast(agreed, 0)
+        return int(agreed)
+
+    def too_large(self, say: Callable[[str], None]) -> None:
+        """Memory ran out all the same: who comes next takes half."""
+        known = self.memory.recall(self.key)
+        if known is not None and known > 1:
+            self.memory.keep(self.key, halved(known, 1), {}, say)
+
+
+def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Device) -> str:
+    """Names all that the answer follows from; sizes by their class."""
+    trained = [p.numel() for p in task.model.parameters() if p.requires_grad]
+    return json.dumps(
+        {
+            "device": device.name,
+            "torch": torch.__version__,
+            "precision": precision,
+            "task": [stage.task, stage.train, int(task.longest)],
+            "share": share_of(stage, ranks.world),
+            "cached": getattr(task, "known", None) is not None,
+            "width": task.model.architecture.width,
+            "size": [_class(sum(p.numel() for p in task.model.parameters())), _class(sum(trained))],
+        }
+    )
+
+
+def _class(size: int) -> int:
+    return round(math.log(max(1, size)) / math.log(CLASS))
+
+
+def _measure(
+    task: Task, share: int, ranks: Ranks, precision: str, device: Device, progress: Progress
+) -> tuple[int, dict[int, float]]:
+    model = task.model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Not there yet: AdamW's two moments, and another buffer of gradients where ranks share them.
+    reserve = (3 if ranks.world > 1 else 2) * sum(p.numel() * p.element_size() for p in trained)
+    longest = _longest_first(task)
+
+    def attempt(size: int) -> float | None:
+        progress("trying micro-batches", size, share, patience=LONG)
+        batch = to_device(task.batch(longest[:size], 0), ranks.device)
+
+        def steps(count: int) -> Callable[[], None]:
+            def act() -> None:
+                for _ in range(count):
+                    with autocast(precision, ranks.device):
+                        loss = task.loss(model, batch)
+                    loss.backward()  # type: ignore[no-untyped-call]
+
+            return act
+
+        try:
+            device.run(steps(1))  # what is slow only once
+            seconds, taken = device.run(steps(STEPS))
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            _clear(model)
+        return seconds / (STEPS * size) if taken + reserve <= device.room else None
+
+    return best(min(share, len(longest)), attempt)
+
+
+def _clear(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _longest_first(task: Task) -> Any:
+    if task.lengths is None:
+        return np.arange(task.train_size)
+    return np.argsort(-task.lengths, kind="stable")
