@@ -1,10 +1,10 @@
-"""`bin/bench control`: measures; prints one table."""
+"""`bin/bench NAME`: measures; prints one table."""
 
 import sys
 
-from tests.bench import control
+from tests.bench import control, quality
 
-BENCHES = {"control": control.main}
+BENCHES = {"control": control.main, "quality": quality.main}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:

@@ -1,0 +1,47 @@
+"""What `bin/bench quality` concludes from the losses it has found."""
+
+import pytest
+import torch
+
+from nasd.worker import phenotype
+from nasd.worker.mlm import MlmTask
+from nasd.worker.qa import QaTask
+from tests.bench.quality import dense, judge, kept
+from tests.test_phenotype import built
+from tests.test_sparse import STILL, corpus, features
+
+
+def found(shift: float, fast: list[list[float]] | None = None) -> dict[str, dict[str, list]]:
+    slow = [[1.0, 1.2], [2.0, 2.2], [3.0, 3.2]]
+    moved = [[loss + shift for loss in seeds] for seeds in slow]
+    return {"pretrain_0": {"slow": slow, "fast": moved if fast is None else fast}}
+
+
+def test_a_difference_is_told_with_the_noise_between_seeds() -> None:
+    one = judge(found(0.5))["pretrain_0"]
+    assert one["difference"] == pytest.approx(0.5)
+    assert one["noise"] == pytest.approx(0.02**0.5)
+    assert one["standard_error"] == pytest.approx((0.02 * 2 / 2 / 3) ** 0.5)
+
+
+def test_halves_are_compared_by_the_means_of_the_seeds() -> None:
+    assert kept([3.0, 1.0, 2.0]) == {1, 2}
+    assert judge(found(0.5))["cutoff"]["same"]
+    other = judge(found(0.0, [[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]]))["cutoff"]
+    assert not other["same"]
+    assert other["kept"] == {"slow": [0, 1], "fast": [1, 2]}
+
+
+def test_the_slow_way_has_the_same_loss() -> None:
+    """So the two differ in how they compute it, and in nothing they are after."""
+    model = built(phenotype.MaskedLM, arch=STILL)
+    task = MlmTask(model, corpus(), 0.15, set())
+    indices = torch.arange(4).numpy()
+    batch = task.batch(indices, 0)
+    torch.testing.assert_close(dense(model, batch, 0), task.loss(model, batch) / 4)
+    answering = built(phenotype.QuestionAnswering, arch=STILL)
+    questions = QaTask(answering, features(), features())
+    batch = questions.batch(indices, 0)
+    torch.testing.assert_close(
+        dense(answering, batch, 12), questions.loss(answering, batch) / 4, rtol=1e-5, atol=1e-5
+    )
