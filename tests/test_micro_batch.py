@@ -72,6 +72,9 @@ class Device:
         act()
         return 1.0, 1e9
 
+    def clear(self) -> None:
+        pass
+
 
 def finetuning() -> QaTask:
     mlm = built(phenotype.MaskedLM)

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from nasd.config import Stage
 from nasd.protocol import write_atomically
@@ -60,6 +59,9 @@ class Device(Protocol):
         Raises torch.OutOfMemoryError where it did not fit.
         """
 
+    def clear(self) -> None:
+        """Gives back what is held for the next of the same size."""
+
 
 class Gpu:
     def __init__(self, device: Any) -> None:
@@ -70,16 +72,16 @@ class Gpu:
         self.room = ROOM * (free + torch.cuda.memory_reserved(device))
 
     def run(self, act: Callable[[], None]) -> tuple[float, float]:
-        try:
-            torch.cuda.reset_peak_memory_stats(self._device)
-            torch.cuda.synchronize(self._device)
-            began = time.perf_counter()
-            act()
-            torch.cuda.synchronize(self._device)
-            seconds = time.perf_counter() - began
-            return seconds, float(torch.cuda.max_memory_allocated(self._device))
-        finally:
-            torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        act()
+        torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - began
+        return seconds, float(torch.cuda.max_memory_allocated(self._device))
+
+    def clear(self) -> None:
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -234,15 +236,12 @@ def _measure(
         except torch.OutOfMemoryError:
             return None
         finally:
-            _clear(model)
+            for parameter in trained:
+                parameter.grad = None
+            device.clear()
         return seconds / (STEPS * size) if taken + reserve <= device.room else None
 
     return best(min(share, len(longest)), attempt)
-
-
-def _clear(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def _longest_first(task: Task) -> Any:

@@ -166,8 +166,9 @@ class Attention(nn.Module):
     def _nested(self, states: Tensor, spans: Spans) -> Tensor:
         """[1, n, w] to [b, heads, k, w / heads], where k is each example's own."""
         values = states[0].view(states.shape[1], self.heads, -1)
+        # Both lengths are given because asking the device for them would wait for it.
         return torch.nested.nested_tensor_from_jagged(
-            values, spans.offsets, max_seqlen=spans.longest
+            values, spans.offsets, min_seqlen=1, max_seqlen=spans.longest
         ).transpose(1, 2)
 
     def _split(self, states: Tensor) -> Tensor:
