@@ -1,0 +1,614 @@
+"""What an experiment has found so far, as tables: a pure function of a snapshot.
+
+Its tables (TABLES; their rows are in nasd.report.rows) are what figures are drawn from, and what is
+written as CSV and Parquet.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasd.config import PREPARE
+from nasd.genotype import Genotype, Lineage
+from nasd.lifecycle import AttemptState, Phase, State
+from nasd.pareto import Point, hypervolume, ranks, survivors
+from nasd.policy import REFERENCE
+from nasd.report import statistics
+from nasd.report.rows import (
+    BASELINE,
+    AttemptRow,
+    CandidateRow,
+    CorrelationRow,
+    CostRow,
+    CurveRow,
+    CutoffRow,
+    FateRow,
+    GenerationRow,
+    LossRow,
+    MemberRow,
+    MissedRow,
+    MutationRow,
+    ProgressRow,
+)
+from nasd.report.statistics import Estimate
+from nasd.snapshot import Attempt, Candidate, Snapshot
+
+Floats = NDArray[np.float64]
+# What mutation can do (thesis 4.2.1), in the order in which it is shown.
+MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attention altered")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An experiment at the instant `now` (seconds since the epoch)."""
+
+    snapshot: Snapshot
+    now: float
+
+    # -- the ladder ----------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.snapshot.experiment.config
+
+    @cached_property
+    def mlm_stages(self) -> tuple[str, ...]:
+        """The MLM stages that candidates climb, in order."""
+        return tuple(
+            stage["name"]
+            for stage in self.config["stages"]
+            if stage["task"] == "mlm" and stage["who"] in ("candidates", "all")
+        )
+
+    @cached_property
+    def cutoff_stages(self) -> tuple[str, ...]:
+        return tuple(
+            stage["name"] for stage in self.config["stages"] if stage.get("keep") is not None
+        )
+
+    @property
+    def unit(self) -> str:
+        used = {slot for attempt in self.snapshot.attempts for slot in attempt.slots}
+        return "GPU-hours" if any(slot.startswith("cuda") for slot in used) else "slot-hours"
+
+    # -- candidates ----------------------------------------------------------------------------
+
+    @cached_property
+    def candidates(self) -> tuple[CandidateRow, ...]:
+        """All of them, the baseline first."""
+        snap = self.snapshot
+        newest = {one.candidate: one for one in snap.members if one.rank is not None}
+        scored = {c: q for c in snap.candidates if (q := snap.quality(c)) is not None}
+        at = [(quality, snap.size(c)) for c, quality in scored.items()]
+        front = {c for c, rank in zip(scored, ranks(at), strict=True) if rank == 0}
+        base = snap.quality(snap.baseline.id)
+        cut = {row.candidate for row in self.cutoffs if not row.kept}
+        attempts: dict[int, list[AttemptRow]] = {}
+        for attempt in self.attempts:
+            attempts.setdefault(attempt.candidate, []).append(attempt)
+        rows = []
+        for one in sorted(snap.candidates.values(), key=lambda c: (not c.is_baseline, c.id)):
+            member, quality = newest.get(one.id), scored.get(one.id)
+            scores = snap.scores(one.id) or {}
+            tried = attempts.get(one.id, [])
+            rows.append(
+                CandidateRow(
+                    id=one.id,
+                    generation=one.generation,
+                    parent=one.parent,
+                    state=str(one.state),
+                    stage=one.stage,
+                    reason=one.reason,
+                    cut=one.id in cut,
+                    parameters=one.parameters,
+                    size=snap.size(one.id),
+                    exact_match=scores.get("exact_match"),
+                    f1=scores.get("f1"),
+                    quality=quality,
+                    quality_against_baseline=(
+                        None if quality is None or base is None else quality - base
+                    ),
+                    rank=member.rank if member else None,
+                    survives=member.survives if member else None,
+                    front=one.id in front,
+                    mutations=in_words(self.mutated[one.id]),
+                    genotype=str(one.genotype),
+                    genotype_json=one.genotype_json,
+                    hash=one.hash,
+                    attempts=len(tried),
+                    gpu_hours=sum(row.gpu_hours for row in tried),
+                    lost_gpu_hours=sum(row.lost_gpu_hours for row in tried),
+                )
+            )
+        return tuple(rows)
+
+    @cached_property
+    def by_id(self) -> Mapping[int, CandidateRow]:
+        return {row.id: row for row in self.candidates}
+
+    @property
+    def baseline(self) -> CandidateRow:
+        return self.candidates[0]
+
+    @cached_property
+    def final_population(self) -> tuple[CandidateRow, ...]:
+        """The survivors of the newest generation that was selected, the best rank first."""
+        selected = [one.number for one in self.snapshot.generations if one.phase is Phase.COMPLETE]
+        if not selected:
+            return ()
+        found = [self.by_id[one] for one in self.snapshot.survivors(selected[-1])]
+        return tuple(sorted(found, key=lambda row: (row.rank or 0, -(row.quality or 0.0), row.id)))
+
+    @cached_property
+    def mutated(self) -> Mapping[int, Counter[str]]:
+        """How often each kind of mutation made each candidate out of its parent."""
+        snap = self.snapshot
+        return {
+            one.id: Counter()
+            if one.parent is None
+            else mutations(one.lineage, snap.candidates[one.parent].genotype)
+            for one in snap.candidates.values()
+        }
+
+    # -- generations ---------------------------------------------------------------------------
+
+    @cached_property
+    def members(self) -> tuple[MemberRow, ...]:
+        snap = self.snapshot
+        return tuple(
+            MemberRow(
+                generation=one.generation,
+                candidate=one.candidate,
+                role=one.role,
+                state=str(snap.candidates[one.candidate].state),
+                quality=snap.quality(one.candidate),
+                size=snap.size(one.candidate),
+                rank=one.rank,
+                survives=one.survives,
+            )
+            for one in snap.members
+        )
+
+    @cached_property
+    def generations(self) -> tuple[GenerationRow, ...]:
+        snap = self.snapshot
+        chosen = {one.generation: one.payload for one in snap.decisions if one.kind == "select"}
+        cut = {row.candidate for row in self.cutoffs if not row.kept}
+        rows: list[GenerationRow] = []
+        before, spent_before = self.baseline_hypervolume, 0.0
+        for one in snap.generations:
+            born = snap.born_in(one.number)
+            ended = one.completed_at if one.completed_at is not None else self.now
+            spent = self.spent_by(ended)
+            volume = chosen[one.number]["hypervolume"] if one.number in chosen else None
+            gain = None if volume is None or before is None else volume - before
+            found = [row for row in self.members if row.generation == one.number]
+            qualities = [row.quality for row in found if row.quality is not None]
+            rows.append(
+                GenerationRow(
+                    generation=one.number,
+                    phase=str(one.phase),
+                    hours=max(0.0, ended - one.opened_at) / 3600,
+                    born=len(born),
+                    scored=sum(c.state is State.SCORED for c in born),
+                    cut=sum(c.id in cut for c in born),
+                    failed=sum(c.state is State.FAILED for c in born),
+                    new_survivors=None
+                    if volume is None
+                    else sum(bool(row.survives) for row in found if row.role == "offspring"),
+                    best_quality=max(qualities, default=None),
+                    median_quality=median(qualities) if qualities else None,
+                    hypervolume=volume,
+                    gain=gain,
+                    gpu_hours=spent,
+                    gain_per_gpu_hour=None
+                    if gain is None or spent <= spent_before
+                    else gain / (spent - spent_before),
+                )
+            )
+            before, spent_before = volume, spent
+        return tuple(rows)
+
+    @property
+    def baseline_hypervolume(self) -> float | None:
+        """What the baseline alone dominates."""
+        quality = self.snapshot.quality(self.snapshot.baseline.id)
+        return None if quality is None else hypervolume([(quality, 1.0)], REFERENCE)
+
+    def spent_by(self, instant: float) -> float:
+        """The ledger as it stood at an instant, in GPU-hours."""
+        slots, starts, ends = self._spans
+        return float(slots @ np.clip(np.minimum(ends, instant) - starts, 0, None)) / 3600
+
+    @cached_property
+    def _spans(self) -> tuple[Floats, Floats, Floats]:
+        """Of all attempts: how many slots, from when, until when."""
+        tried = self.snapshot.attempts
+        ends = [self.now if one.ended_at is None else one.ended_at for one in tried]
+        return (
+            np.array([len(one.slots) for one in tried], dtype=float),
+            np.array([one.started_at for one in tried], dtype=float),
+            np.array(ends, dtype=float),
+        )
+
+    @cached_property
+    def progress(self) -> tuple[ProgressRow, ...]:
+        snap = self.snapshot
+        scored = []
+        for attempt in snap.attempts:
+            one = snap.candidates[attempt.candidate]
+            done = attempt.state is AttemptState.SUCCEEDED and attempt.stage == one.stage
+            if done and one.state is State.SCORED and not one.is_baseline:
+                assert attempt.ended_at is not None
+                scored.append((attempt.ended_at, one.id))
+        rows, points = [], list[Point]()
+        for at, candidate in sorted(scored):
+            quality, size = snap.quality(candidate), snap.size(candidate)
+            assert quality is not None
+            points.append((quality, size))
+            volume = hypervolume(points, REFERENCE)
+            rows.append(ProgressRow(candidate, self.spent_by(at), quality, size, volume))
+        return tuple(rows)
+
+    # -- losses --------------------------------------------------------------------------------
+
+    @cached_property
+    def offsets(self) -> Mapping[str, int]:
+        """How many steps lie before each MLM stage, with all of them in a row."""
+        found, total = {}, 0
+        for stage in self.mlm_stages:
+            found[stage] = total
+            total += max(
+                (r.steps for (_, s), r in self.snapshot.results.items() if s == stage), default=0
+            )
+        return found
+
+    def stage_end(self, stage: str) -> int:
+        """The step, with all MLM stages in a row, at which a stage is over."""
+        lengths = [r.steps for (_, name), r in self.snapshot.results.items() if name == stage]
+        return self.offsets[stage] + max(lengths, default=0)
+
+    @cached_property
+    def curves(self) -> tuple[CurveRow, ...]:
+        """A stage in which a candidate has nothing to train is one evaluation, at its end."""
+        snap = self.snapshot
+        return tuple(
+            CurveRow(
+                generation=snap.candidates[candidate].generation,
+                candidate=candidate,
+                stage=stage,
+                stage_step=step,
+                step=self.offsets[stage] + step if result.steps else self.stage_end(stage),
+                loss=loss,
+            )
+            for (candidate, stage), result in sorted(
+                snap.results.items(),
+                key=lambda item: (item[0][0], self.offsets.get(item[0][1], 0)),
+            )
+            if stage in self.offsets
+            for step, loss in result.curve
+        )
+
+    @cached_property
+    def baseline_loss(self) -> float | None:
+        """The baseline's last MLM loss, which is measured only where its head had to be trained."""
+        losses = [
+            result.curve[-1][1]
+            for (candidate, stage), result in self.snapshot.results.items()
+            if candidate == self.baseline.id and result.curve and self._task(stage) == "mlm"
+        ]
+        return losses[-1] if losses else None
+
+    def _task(self, stage: str) -> str | None:
+        return next((s["task"] for s in self.config["stages"] if s["name"] == stage), None)
+
+    @cached_property
+    def cutoffs(self) -> tuple[CutoffRow, ...]:
+        rows = []
+        for one in self.snapshot.decisions:
+            if one.kind != "cutoff":
+                continue
+            losses = {int(c): loss for c, loss in one.payload["losses"].items()}
+            kept = set(one.payload["kept"])
+            threshold = max(losses[c] for c in kept)
+            rows += [
+                CutoffRow(
+                    generation=one.generation,
+                    stage=one.stage,
+                    candidate=candidate,
+                    loss=loss,
+                    place=place,
+                    reached=one.payload["reached"],
+                    kept=candidate in kept,
+                    threshold=threshold,
+                    quality=self.snapshot.quality(candidate),
+                )
+                for place, (candidate, loss) in enumerate(losses.items(), 1)
+            ]
+        return tuple(rows)
+
+    @cached_property
+    def losses(self) -> tuple[LossRow, ...]:
+        snap = self.snapshot
+        rows = []
+        for one in snap.candidates.values():
+            quality = snap.quality(one.id)
+            if quality is None or one.generation is None:
+                continue
+            for stage in self.mlm_stages:
+                result = snap.results.get((one.id, stage))
+                if result is not None and result.curve:
+                    loss = result.curve[-1][1]
+                    rows.append(LossRow(one.generation, one.id, stage, loss, quality))
+        return tuple(rows)
+
+    @cached_property
+    def correlations(self) -> tuple[CorrelationRow, ...]:
+        """Among all that were scored; among those of generations without a cutoff, whom no loss
+        has chosen; and among the offspring of the newest generation, as in the thesis."""
+        numbers = sorted({row.generation for row in self.losses})
+        cut = {row.generation for row in self.cutoffs}
+        groups = {"all scored": set(numbers)}
+        if numbers:
+            groups["generations without a cutoff"] = set(numbers) - cut
+            groups[f"generation {numbers[-1]}"] = {numbers[-1]}
+        rows = []
+        for stage in self.mlm_stages:
+            for among, generations in groups.items():
+                found = [r for r in self.losses if r.stage == stage and r.generation in generations]
+                x, y = [r.loss for r in found], [r.quality for r in found]
+                for method, estimate in (
+                    ("Pearson", statistics.pearson(x, y)),
+                    ("Spearman", statistics.spearman(x, y)),
+                ):
+                    rows.append(CorrelationRow(stage, among, method, len(found), *_ends(estimate)))
+        return tuple(rows)
+
+    @cached_property
+    def missed(self) -> tuple[MissedRow, ...]:
+        snap = self.snapshot
+        mu = self.config["population"]["mu"]
+        rows = []
+        for cutoff in self.cutoffs:
+            if cutoff.kept or cutoff.quality is None:
+                continue
+            peers = [
+                row
+                for row in self.cutoffs
+                if (row.generation, row.stage) == (cutoff.generation, cutoff.stage)
+                and row.quality is not None
+            ]
+            pool = sorted(
+                m.candidate
+                for m in snap.members
+                if m.generation == cutoff.generation and snap.quality(m.candidate) is not None
+            )
+            at = [(snap.quality(c) or 0.0, snap.size(c)) for c in pool]
+            chosen = {pool[index] for index in survivors(at, mu)}
+            better = sum((row.quality or 0.0) > cutoff.quality for row in peers)
+            rows.append(
+                MissedRow(
+                    generation=cutoff.generation,
+                    stage=cutoff.stage,
+                    candidate=cutoff.candidate,
+                    loss=cutoff.loss,
+                    loss_place=1 + sum(row.loss < cutoff.loss for row in peers),
+                    quality=cutoff.quality,
+                    quality_place=1 + better,
+                    of=len(peers),
+                    size=snap.size(cutoff.candidate),
+                    would_survive=cutoff.candidate in chosen,
+                )
+            )
+        return tuple(rows)
+
+    # -- mutations -----------------------------------------------------------------------------
+
+    @cached_property
+    def mutations(self) -> tuple[MutationRow, ...]:
+        """One row a kind, and one for all offspring."""
+        born = [one for one in self.snapshot.candidates.values() if one.parent is not None]
+        each = self._each(born)
+        rows = [
+            self._mutation(kind, [one for one in born if self.mutated[one.id][kind]], each[kind])
+            for kind in MUTATIONS
+        ]
+        return (*rows, self._mutation("any", born, None))
+
+    def _change(self, one: Candidate) -> float | None:
+        """Of quality, against the parent."""
+        assert one.parent is not None
+        here, there = self.snapshot.quality(one.id), self.snapshot.quality(one.parent)
+        return None if here is None or there is None else here - there
+
+    def _each(self, born: Sequence[Candidate]) -> Mapping[str, Estimate | None]:
+        changes = {one.id: change for one in born if (change := self._change(one)) is not None}
+        kinds = [kind for kind in MUTATIONS if any(self.mutated[one][kind] for one in changes)]
+        rows = [[float(self.mutated[one][kind]) for kind in kinds] for one in changes]
+        found = statistics.least_squares(rows, list(changes.values())) if kinds else None
+        return {**dict.fromkeys(MUTATIONS), **dict(zip(kinds, found or (), strict=bool(found)))}
+
+    def _mutation(
+        self, kind: str, found: Sequence[Candidate], each: Estimate | None
+    ) -> MutationRow:
+        snap = self.snapshot
+        selected = {g.number for g in snap.generations if g.phase is Phase.COMPLETE}
+        survivors = {(m.generation, m.candidate) for m in snap.members if m.survives}
+        changes = [change for one in found if (change := self._change(one)) is not None]
+        sizes = [
+            snap.size(one.id) - snap.size(one.parent) for one in found if one.parent is not None
+        ]
+        judged = [one for one in found if one.generation in selected]
+        lasting = sum((one.generation, one.id) in survivors for one in judged)
+        many = self.mutated
+        return MutationRow(
+            kind,
+            len(found),
+            sum(many[one.id].total() if kind == "any" else many[one.id][kind] for one in found),
+            len(changes),
+            *_ends(statistics.mean(changes)),
+            *_ends(each),
+            len(sizes),
+            *_ends(statistics.mean(sizes)),
+            len(judged),
+            *_ends(statistics.share(lasting, len(judged))),
+        )
+
+    # -- cost ----------------------------------------------------------------------------------
+
+    @cached_property
+    def attempts(self) -> tuple[AttemptRow, ...]:
+        lost = dict(self._lost())
+        return tuple(
+            AttemptRow(
+                id=one.id,
+                candidate=one.candidate,
+                stage=one.stage,
+                number=one.number,
+                state=str(one.state),
+                verdict=one.verdict,
+                message=one.message,
+                slots=" ".join(one.slots),
+                started_at=one.started_at,
+                ended_at=one.ended_at,
+                reached=one.reached,
+                gpu_hours=self._held(one) / 3600,
+                lost_gpu_hours=lost.get(one.id, 0.0) / 3600,
+            )
+            for one in self.snapshot.attempts
+        )
+
+    def _held(self, attempt: Attempt) -> float:
+        """Slot-seconds."""
+        end = self.now if attempt.ended_at is None else attempt.ended_at
+        return len(attempt.slots) * max(0.0, end - attempt.started_at)
+
+    def _lost(self) -> Iterator[tuple[int, float]]:
+        """(attempt, slot-seconds) of those that ended before their stage's end: what they held,
+        less what their newest checkpoint saved, at the pace of those that got to the end."""
+        groups: dict[tuple[int, str], list[Attempt]] = {}
+        for one in self.snapshot.attempts:
+            groups.setdefault((one.candidate, one.stage), []).append(one)
+        paces: dict[str, list[float]] = {}
+        own: dict[tuple[int, str], float] = {}
+        for key, tried in groups.items():
+            result, last = self.snapshot.results.get(key), tried[-1]
+            first = max((one.reached for one in tried[:-1]), default=0)
+            if result is not None and result.steps > first:
+                own[key] = self._held(last) / (result.steps - first)
+                paces.setdefault(key[1], []).append(own[key])
+        for key, tried in groups.items():
+            usual = paces.get(key[1])
+            pace = own.get(key, median(usual) if usual else 0.0)
+            furthest = 0
+            for one in tried:
+                if not one.live and one.state is not AttemptState.SUCCEEDED:
+                    saved = pace * max(0, one.reached - furthest)
+                    yield one.id, max(0.0, self._held(one) - saved)
+                furthest = max(furthest, one.reached)
+
+    @cached_property
+    def costs(self) -> tuple[CostRow, ...]:
+        """A row a stage and who climbed it, in the order of the ladder."""
+        groups: dict[tuple[str, str], list[AttemptRow]] = {}
+        for one in self.attempts:
+            who = BASELINE if one.candidate == self.baseline.id else "candidates"
+            groups.setdefault((one.stage, who), []).append(one)
+        names = [PREPARE, *(stage["name"] for stage in self.config["stages"])]
+        broken = (AttemptState.LOST, AttemptState.PREEMPTED)
+        return tuple(
+            CostRow(
+                stage=stage,
+                who=who,
+                candidates=len({one.candidate for one in tried}),
+                attempts=len(tried),
+                succeeded=sum(one.state == AttemptState.SUCCEEDED for one in tried),
+                interrupted=sum(one.state in broken for one in tried),
+                failed=sum(one.state == AttemptState.FAILED for one in tried),
+                gpu_hours=sum(one.gpu_hours for one in tried),
+                lost_gpu_hours=sum(one.lost_gpu_hours for one in tried),
+            )
+            for stage in names
+            for who in (BASELINE, "candidates")
+            if (tried := groups.get((stage, who)))
+        )
+
+    @cached_property
+    def fates(self) -> tuple[FateRow, ...]:
+        final = {row.id for row in self.final_population}
+        groups: dict[str, list[CandidateRow]] = {}
+        for row in self.candidates:
+            groups.setdefault(_fate(row, final), []).append(row)
+        order = (BASELINE, "in the last population", "scored, not in it", "cut", "failed")
+        return tuple(
+            FateRow(fate, len(rows), sum(row.gpu_hours for row in rows))
+            for fate in (*order, "under way")
+            if (rows := groups.get(fate))
+        )
+
+    @cached_property
+    def gpu_hours(self) -> float:
+        return self.snapshot.gpu_hours(self.now)
+
+
+TABLES = (
+    "candidates",
+    "generations",
+    "members",
+    "progress",
+    "curves",
+    "cutoffs",
+    "losses",
+    "correlations",
+    "missed",
+    "mutations",
+    "costs",
+    "fates",
+    "attempts",
+)
+
+
+def mutations(lineage: Lineage, parent: Genotype) -> Counter[str]:
+    """How often each of MUTATIONS turned the parent into a candidate of this lineage. What a new
+    block brings along belongs to its being added."""
+    found: Counter[str] = Counter()
+    sources = {block.source for block in lineage}
+    found["block removed"] = sum(index not in sources for index in range(len(parent.blocks)))
+    for block in lineage:
+        if block.source is None:
+            found["block added"] += 1
+            continue
+        found["attention altered"] += block.attention_new
+        for origin in block.ffns:
+            if origin != "kept":
+                found[f"FFN {origin}"] += 1
+    return +found
+
+
+def in_words(found: Mapping[str, int]) -> str:
+    """`FFN added 2x, attention altered`."""
+    return ", ".join(
+        kind if found[kind] == 1 else f"{kind} {found[kind]}x"
+        for kind in MUTATIONS
+        if found.get(kind)
+    )
+
+
+def _ends(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+
+
+def _fate(row: CandidateRow, final: set[int]) -> str:
+    if row.is_baseline:
+        return BASELINE
+    if row.id in final:
+        return "in the last population"
+    if row.quality is not None:
+        return "scored, not in it"
+    return row.state if row.state in (State.CUT, State.FAILED) else "under way"
