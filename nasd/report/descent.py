@@ -1,0 +1,262 @@
+"""Who came from whom, and what their mutations did."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from nasd.lifecycle import State
+from nasd.report.drawing import (
+    ACCENT,
+    BASE,
+    CUT,
+    FAINT,
+    INK,
+    MUTED,
+    PAPER,
+    SMALL,
+    Drawing,
+    key,
+    panels_on,
+    told,
+)
+from nasd.report.facts import Facts
+from nasd.report.rows import BASELINE, CandidateRow
+from nasd.report.words import count, counted, number, signed
+
+MOST_LEAVES = 160  # rows of the family tree
+
+
+def helped(facts: Facts) -> Drawing:
+    drawing = Drawing("mutations", "Which mutations helped")
+    rows = [row for row in facts.mutations if row.candidates]
+    if not rows:
+        drawing.missing = "Nobody is bred yet: there are no mutations to judge."
+        return drawing
+    figure, grid = panels_on(1, 4, height=0.8 + 0.33 * len(rows), share_y=True)
+    names = {"any": "any (all candidates)"}
+    order = {row.mutation: len(rows) - place for place, row in enumerate(rows)}
+    grid[0].set_yticks(
+        list(order.values()),
+        [f"{names.get(r.mutation, r.mutation)}, n = {r.candidates}" for r in rows],
+    )
+    grid[0].set_ylim(0.4, len(rows) + 0.6)
+    panels: tuple[tuple[str, str, float], ...] = (
+        ("quality", "change of quality\nagainst the parent, points", 0.0),
+        ("each", "... for each such mutation,\nthe others held equal, points", 0.0),
+        ("size", "change of size\nagainst the parent, ratio", 0.0),
+        ("survived", "share that survived\nthe selection, %", math.nan),
+    )
+    for axes, (name, label, zero) in zip(grid, panels, strict=True):
+        axes.set_xlabel(label)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=FAINT, lw=0.5)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        some = False
+        for row in rows:
+            value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+            if value is None:
+                continue
+            some, scale = True, 100 if name == "survived" else 1
+            y, colour = order[row.mutation], MUTED if row.mutation == "any" else ACCENT
+            axes.plot([scale * low, scale * high], [y, y], color=colour, lw=1.3)
+            drawing.mark(
+                axes,
+                scale * value,
+                y,
+                f"{row.mutation}: {number(scale * value, 2)}"
+                f" [{number(scale * low, 2)}, {number(scale * high, 2)}]",
+                marker="o",
+                markersize=5,
+                color=colour,
+            )
+        if some and not math.isnan(zero):
+            axes.axvline(zero, color=MUTED, lw=0.9, zorder=1)
+        if not some:
+            axes.annotate(
+                "too few to tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED
+            )
+            axes.set_xticks([])
+            axes.spines["bottom"].set_visible(False)
+    drawing.figure = figure
+    drawing.caption = (
+        "Bars are 95 % intervals (Student's, Wilson's for shares). The first, third and fourth"
+        " panel take all candidates in which a mutation occurred, whatever else occurred beside it;"
+        " the second tells them apart, by least squares on the counts of each. Qualities are of"
+        " those that were scored, so the worst, which were cut, are missing. Generation 0 is held"
+        " against the baseline."
+    )
+    drawing.alternative = (
+        "Four panels of means with intervals, one row a kind of mutation. "
+        + " ".join(
+            f"{row.mutation} ({count(row.candidates)}): quality {signed(row.quality)} points,"
+            f" survived {number(None if row.survived is None else 100 * row.survived, 0)} %."
+            for row in rows
+        )
+    )
+    return drawing
+
+
+def family(facts: Facts) -> Drawing:
+    drawing = Drawing("family", "The family tree")
+    everyone = [row for row in facts.candidates if not row.is_baseline]
+    if not everyone:
+        drawing.missing = "Nobody is bred yet: the baseline has no descendants."
+        return drawing
+    shown, left_out = _who_fits(facts)
+    children: dict[int, list[CandidateRow]] = {}
+    for row in shown:
+        if row.parent is not None:
+            children.setdefault(row.parent, []).append(row)
+    places = tree_places(facts.baseline.id, {p: [c.id for c in cs] for p, cs in children.items()})
+    leaves = 1 + max(places.values())
+    figure, (axes,) = panels_on(1, 1, height=max(2.4, 0.9 + 0.125 * leaves))
+    column = {row.id: -1 if row.generation is None else row.generation for row in facts.candidates}
+    final = {row.id for row in facts.final_population}
+    line = lineage(facts, final)
+    for row in shown:
+        if row.parent is None:
+            continue
+        strong = row.id in line
+        bend = column[row.parent] + 0.66
+        axes.plot(
+            [column[row.parent], bend, bend, column[row.id]],
+            [places[row.parent], places[row.parent], places[row.id], places[row.id]],
+            color=ACCENT if strong else FAINT,
+            lw=1.6 if strong else 0.8,
+            zorder=2 if strong else 1,
+            solid_joinstyle="round",
+        )
+    for row in shown:
+        style = _node(row, row.id in final)
+        drawing.mark(
+            axes, column[row.id], places[row.id], told(row, _fate_words(row)), zorder=3, **style
+        )
+        text = BASELINE if row.is_baseline else row.name
+        if row.quality is not None:
+            text += f": {number(row.quality)}"
+        axes.annotate(
+            text,
+            (column[row.id], places[row.id]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            ha="left",
+            fontsize=6 if leaves > 40 else SMALL,
+            color=BASE if row.is_baseline else INK if row.id in line else MUTED,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4},
+            zorder=2.5,
+        )
+    newest = max(column.values())
+    axes.set_xlim(-1.15, newest + 0.75)
+    axes.set_ylim(leaves - 0.4, -0.9)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xticks(range(-1, newest + 1), ["seed", *(str(one) for one in range(newest + 1))])
+    axes.set_xlabel("generation of birth")
+    key(
+        figure,
+        [
+            ("in the last population", {"marker": "o", "color": ACCENT}),
+            ("scored", {"marker": "o", "color": MUTED, "markerfacecolor": PAPER}),
+            ("cut", {"marker": "|", "color": CUT}),
+            ("failed", {"marker": "x", "color": INK}),
+            ("under way", {"marker": ".", "color": MUTED}),
+            ("line that leads to it", {"marker": "", "linestyle": "-", "lw": 1.6, "color": ACCENT}),
+        ],
+    )
+    drawing.figure = figure
+    drawing.caption = (
+        "Who came from whom, by one mutation of the whole genotype each. Beside a candidate stands"
+        " its number, and its quality in % where it was scored. Blue: the lines that lead to the"
+        " last population." + left_out
+    )
+    drawing.alternative = (
+        f"Tree of {counted(len(shown) - 1, 'candidate')} from the baseline over"
+        f" {counted(newest + 1, 'generation')}. The last population descends from"
+        f" {counted(len({_founder(facts, one) for one in final}), 'candidate')} of generation 0."
+    )
+    return drawing
+
+
+def _who_fits(facts: Facts) -> tuple[list[CandidateRow], str]:
+    """All, where so many rows are not too many; else those that were scored, or that lead to the
+    last population; with their ancestors, and a sentence that says so."""
+    final = {row.id for row in facts.final_population}
+    tests: tuple[tuple[Callable[[CandidateRow], bool], str], ...] = (
+        (lambda row: True, ""),
+        (
+            lambda row: row.quality is not None,
+            " Only scored candidates and their ancestors are drawn.",
+        ),
+        (lambda row: row.id in final, " Only the last population and its ancestors are drawn."),
+    )
+    shown, said = list[CandidateRow](), ""
+    for test, said in tests:  # noqa: B007
+        chosen = lineage(facts, {row.id for row in facts.candidates if test(row)})
+        shown = [row for row in facts.candidates if row.id in chosen or row.is_baseline]
+        parents = {row.parent for row in shown}
+        if sum(row.id not in parents for row in shown) <= MOST_LEAVES:
+            break
+    return shown, said
+
+
+def lineage(facts: Facts, candidates: set[int]) -> set[int]:
+    """These, and all they descend from."""
+    found: set[int] = set()
+    for one in candidates:
+        at: int | None = one
+        while at is not None and at not in found:
+            found.add(at)
+            at = facts.by_id[at].parent
+    return found
+
+
+def _founder(facts: Facts, candidate: int) -> int:
+    while (parent := facts.by_id[candidate].parent) != facts.baseline.id:
+        assert parent is not None
+        candidate = parent
+    return candidate
+
+
+def tree_places(root: int, children: Mapping[int, Sequence[int]]) -> dict[int, float]:
+    """A row for each node so that no two branches cross: a leaf takes the next one, a parent stands
+    in the middle of its children."""
+    places: dict[int, float] = {}
+    leaves = 0
+    stack = [(root, False)]
+    while stack:
+        node, seen = stack.pop()
+        own = children.get(node, ())
+        if not own:
+            places[node] = leaves
+            leaves += 1
+        elif seen:
+            places[node] = (places[own[0]] + places[own[-1]]) / 2
+        else:
+            stack.append((node, True))
+            stack += [(child, False) for child in reversed(own)]
+    return places
+
+
+def _node(row: CandidateRow, final: bool) -> dict[str, Any]:
+    if row.is_baseline:
+        return {"marker": "*", "markersize": 9, "color": BASE}
+    if final:
+        return {"marker": "o", "markersize": 5, "color": ACCENT}
+    if row.quality is not None:
+        return {"marker": "o", "markersize": 4, "markeredgecolor": MUTED, "markerfacecolor": PAPER}
+    if row.state == State.FAILED:
+        return {"marker": "x", "markersize": 4, "color": INK}
+    if row.cut:
+        return {"marker": "|", "markersize": 5, "color": CUT}
+    return {"marker": ".", "markersize": 4, "color": MUTED}
+
+
+def _fate_words(row: CandidateRow) -> str:
+    if row.state in (State.CUT, State.FAILED):
+        return f"{row.state}: {row.reason}"
+    return f"{row.state} at {row.stage}"

@@ -1,0 +1,28 @@
+"""All figures, in the order of the page."""
+
+from collections.abc import Callable, Iterator
+
+from nasd.report.descent import family, helped
+from nasd.report.drawing import Drawing, styled
+from nasd.report.facts import Facts
+from nasd.report.fronts import pareto, volume
+from nasd.report.losses import all_curves, correlation, curves, missed
+from nasd.report.spending import cost
+
+DRAW: tuple[Callable[[Facts], Drawing], ...] = (
+    pareto,
+    volume,
+    curves,
+    all_curves,
+    correlation,
+    missed,
+    helped,
+    family,
+    cost,
+)
+
+
+def drawings(facts: Facts) -> Iterator[Drawing]:
+    for draw in DRAW:
+        with styled(draw.__name__):
+            yield draw(facts)

@@ -1,0 +1,269 @@
+"""Fronts: one a generation (thesis, Figure 8), and the area that they dominate."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import quantiles
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nasd.report.drawing import (
+    ACCENT,
+    BASE,
+    FAINT,
+    MOST_PANELS,
+    MUTED,
+    PAPER,
+    QUALITY,
+    RANKS,
+    SIZE,
+    SMALL,
+    Drawing,
+    key,
+    label_marks,
+    outer_labels,
+    panels_on,
+    some_of,
+    told,
+)
+from nasd.report.facts import Facts
+from nasd.report.rows import BASELINE, CandidateRow, MemberRow
+from nasd.report.words import counted, hours, number, signed
+
+
+def pareto(facts: Facts) -> Drawing:
+    drawing = Drawing("pareto", "Pareto fronts per generation", thesis="Figure 8")
+    shown = [
+        one.generation
+        for one in facts.generations
+        if any(m.quality is not None for m in facts.members if m.generation == one.generation)
+    ]
+    if not shown:
+        drawing.missing = "Nobody is scored yet: the first front stands when candidates are."
+        return drawing
+    panels = some_of(shown, MOST_PANELS)
+    columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(panels), 3 if len(panels) <= 9 else 4)
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
+    for place, (axes, generation) in enumerate(zip(grid, panels, strict=False)):
+        members = [m for m in facts.members if m.generation == generation]
+        row = next(one for one in facts.generations if one.generation == generation)
+        axes.set_title(f"generation {generation}")
+        _baseline_cross(axes, facts, label=place == 0)
+        for member in members:
+            if member.quality is not None:
+                _member(drawing, axes, member, facts.by_id[member.candidate])
+        _staircase(axes, [m for m in members if m.rank == 0])
+        away = ", ".join(
+            f"{amount} {what}"
+            for what, amount in (("cut", row.cut), ("failed", row.failed))
+            if amount
+        )
+        if row.hypervolume is None:
+            away = f"not selected yet{', ' if away else ''}{away}"
+        if away:
+            axes.set_title(away, loc="right", color=MUTED, fontweight="normal", fontsize=SMALL)
+    outer_labels(grid[: len(panels)], columns, SIZE, QUALITY)
+    floor = _floor([q for row in facts.candidates if (q := row.quality) is not None])
+    far = _below(facts, grid, panels, floor)
+    highest = max((m.rank or 0 for m in facts.members), default=0)
+    key(
+        figure,
+        [
+            ("rank 0", {"marker": "s", "color": RANKS[0]}),
+            *(
+                (f"{rank}", {"marker": "s", "color": RANKS[rank]})
+                for rank in range(1, min(highest, 3) + 1)
+            ),
+            *([("4 and more", {"marker": "s", "color": RANKS[4]})] if highest > 3 else []),
+            ("parent", {"marker": "o", "color": MUTED}),
+            ("offspring", {"marker": "s", "color": MUTED}),
+            ("does not survive", {"marker": "s", "color": MUTED, "markerfacecolor": PAPER}),
+            (BASELINE, {"marker": "*", "color": BASE, "markersize": 9}),
+        ],
+    )
+    for axes, generation in zip(grid, panels, strict=False):
+        best = [m for m in facts.members if m.generation == generation and m.rank == 0]
+        all_at = [
+            (m.size, m.quality)
+            for m in facts.members
+            if m.generation == generation and m.quality is not None
+        ]
+        if facts.baseline.quality is not None:
+            all_at.append((1.0, facts.baseline.quality))
+        label_marks(axes, [(m.size, m.quality or 0.0, str(m.candidate)) for m in best], all_at)
+    drawing.figure = figure
+    drawing.caption = (
+        "Each panel is one selection: parents and scored offspring of a generation, by quality and"
+        " size, both better to the upper right. Numbers name the candidates of rank 0; the line"
+        " bounds what they dominate. Dashed: the baseline; what lies above and to the right of"
+        " it is better in both." + (" Arrows: far below the frame." if far else "")
+    )
+    if any(m.rank is None and m.quality is not None for m in facts.members):
+        drawing.caption += " Grey: not selected among, yet or at all."
+    if len(panels) < len(shown):
+        drawing.caption += (
+            f" {len(panels)} of {len(shown)} generations are shown; members.csv holds all."
+        )
+    drawing.alternative = (
+        f"{counted(len(panels), 'scatter plot')} of quality against size, one a generation."
+        + _front_in_words(facts, shown[-1])
+        + _baseline_words(facts)
+    )
+    return drawing
+
+
+def _front_in_words(facts: Facts, generation: int) -> str:
+    members = [m for m in facts.members if m.generation == generation and m.quality is not None]
+    front = sorted((m.size, m.quality or 0.0) for m in members if m.rank == 0)
+    if not front:
+        return f" Generation {generation} is not selected yet."
+    (least, best), (most, worst) = front[0], front[-1]
+    return (
+        f" In generation {generation}, {len(front)} of {counted(len(members), 'candidate')} form"
+        f" the front, from size {number(least, 2)} at quality {number(best)} to size"
+        f" {number(most, 2)} at {number(worst)}."
+    )
+
+
+def _member(drawing: Drawing, axes: Axes, member: MemberRow, row: CandidateRow) -> None:
+    colour = MUTED if member.rank is None else RANKS[min(member.rank, 4)]
+    drawing.mark(
+        axes,
+        member.size,
+        member.quality or 0.0,
+        told(row, f"rank {member.rank}, {member.role}" if member.rank is not None else member.role),
+        marker="o" if member.role == "parent" else "s",
+        markersize=5.5 if member.role == "parent" else 5,
+        markeredgecolor=colour,
+        markerfacecolor=FAINT if member.rank is None else colour if member.survives else PAPER,
+        markeredgewidth=1.1,
+        zorder=4 - min(member.rank or 0, 3) * 0.1,
+    )
+
+
+def _floor(values: Sequence[float]) -> float:
+    """The lowest value that is no outlier: not three quartile distances below the lower quartile.
+    A candidate that learned nothing must not squeeze all others into one line."""
+    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    least = low - 3 * max(high - low, 1.0)
+    return min(value for value in values if value >= least)
+
+
+def _below(facts: Facts, grid: Sequence[Axes], panels: Sequence[int], floor: float) -> bool:
+    """Frames the panels from the floor up; whether an arrow says that somebody lies below."""
+    qualities = [row.quality for row in facts.candidates if row.quality is not None]
+    if min(qualities) >= floor:
+        return False
+    margin = 0.06 * (max(qualities) - floor or 1.0)
+    for axes, generation in zip(grid, panels, strict=False):
+        axes.set_ylim(floor - 2 * margin, max(qualities) + margin)
+        for member in facts.members:
+            if member.generation == generation and (member.quality or floor) < floor:
+                axes.annotate(
+                    f"▼ {member.candidate}: {number(member.quality)}",
+                    (member.size, 0),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=SMALL,
+                    color=MUTED,
+                )
+    return True
+
+
+def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
+    line = sorted((m.size, m.quality or 0.0) for m in front)
+    for (left, upper), (right, lower) in pairwise(line):
+        axes.plot([left, left, right], [upper, lower, lower], color=RANKS[0], lw=0.7, zorder=2)
+
+
+def volume(facts: Facts) -> Drawing:
+    drawing = Drawing("hypervolume", f"Hypervolume per generation and per {facts.unit[:-1]}")
+    if not facts.progress:
+        drawing.missing = "Nobody is scored yet: there is no front to measure."
+        return drawing
+    figure, (left, right) = panels_on(1, 2, height=2.9, share_y=True)
+    base = facts.baseline_hypervolume
+    for axes in (left, right):
+        axes.grid(axis="y", color=FAINT, lw=0.5)
+        axes.set_axisbelow(True)
+        if base is not None:
+            axes.axhline(base, color=BASE, lw=1, ls=(0, (4, 3)))
+    done = [one for one in facts.generations if one.hypervolume is not None]
+    left.plot(
+        [one.generation for one in done],
+        [one.hypervolume or 0.0 for one in done],
+        color=ACCENT,
+        lw=1.4,
+    )
+    for one in done:
+        drawing.mark(
+            left,
+            one.generation,
+            one.hypervolume or 0.0,
+            f"generation {one.generation}: hypervolume {number(one.hypervolume)}, gain"
+            f" {signed(one.gain)}, {hours(one.gpu_hours)} {facts.unit} by then",
+            marker="o",
+            markersize=5,
+            color=ACCENT,
+        )
+    left.set_xlabel("generation")
+    left.set_ylabel("hypervolume, % x size")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_title("of parents and offspring, at selection")
+    x = [one.gpu_hours for one in facts.progress]
+    y = [one.hypervolume for one in facts.progress]
+    right.step([*x, facts.gpu_hours], [*y, y[-1]], where="post", color=ACCENT, lw=1.4)
+    for one in done:
+        right.axvline(one.gpu_hours, ymax=0.03, color=MUTED, lw=0.8)
+    right.set_title("of all scored so far, as each score came in")
+    right.set_xlabel(f"{facts.unit} spent (short bars: ends of generations)")
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    figure.draw_without_rendering()
+    if base is not None:
+        right.annotate(
+            "baseline alone",
+            (1, base),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color=BASE,
+            ha="right",
+            fontsize=8,
+        )
+    drawing.figure = figure
+    drawing.caption = (
+        "The area that a population dominates above no quality and no size: it grows when the"
+        " front moves out or spreads. The baseline itself is in no population; its own area is"
+        " quality x 1."
+    )
+    drawing.alternative = (
+        "Two line plots. "
+        + (
+            f"Hypervolume goes from {number(done[0].hypervolume)} in generation"
+            f" {done[0].generation} to {number(done[-1].hypervolume)} in generation"
+            f" {done[-1].generation}. "
+            if done
+            else "No generation is selected yet. "
+        )
+        + f"Of all scored so far it is {number(y[-1])} after {hours(facts.gpu_hours)} {facts.unit}."
+        + ("" if base is None else f" The baseline alone has {number(base)}.")
+    )
+    return drawing
+
+
+def _baseline_cross(axes: Axes, facts: Facts, label: bool) -> None:
+    quality = facts.baseline.quality
+    if quality is None:
+        return
+    for line in (axes.axhline, axes.axvline):
+        line(quality if line == axes.axhline else 1.0, color=BASE, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    axes.plot([1.0], [quality], marker="*", markersize=9, color=BASE, linestyle="none", zorder=3)
+
+
+def _baseline_words(facts: Facts) -> str:
+    quality = facts.baseline.quality
+    return "" if quality is None else f" The baseline has quality {number(quality)} at size 1."

@@ -1,0 +1,381 @@
+"""MLM losses: as they fall (thesis, Figure 9), with the score (Figure 10), and what a cutoff by
+them missed (6.2)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nasd.lifecycle import State
+from nasd.report.drawing import (
+    ACCENT,
+    BASE,
+    CUT,
+    FAINT,
+    INK,
+    MOST_PANELS,
+    MUTED,
+    PAPER,
+    QUALITY,
+    SMALL,
+    Drawing,
+    apart,
+    key,
+    label_marks,
+    outer_labels,
+    panels_on,
+    some_of,
+    told,
+)
+from nasd.report.facts import Facts
+from nasd.report.rows import BASELINE, CandidateRow
+from nasd.report.words import counted, number
+
+
+def curves(facts: Facts) -> Drawing:
+    drawing = Drawing("curves", "MLM learning curves, and the cutoff", thesis="Figure 9")
+    found = sorted({row.generation for row in facts.curves if row.generation is not None})
+    if not found:
+        drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
+        return drawing
+    decided = {row.generation for row in facts.cutoffs}
+    generation = max((g for g in found if g in decided), default=found[-1])
+    figure, (axes,) = panels_on(1, 1, height=4.6)
+    lines = _draw_curves(facts, axes, generation, drawing)
+    _frame_curves(facts, axes, generation)
+    axes.set_xlabel("optimizer steps, the MLM stages in a row")
+    axes.set_ylabel("MLM evaluation loss, nats a masked token")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    figure.draw_without_rendering()
+    _mark_stages(facts, axes, generation)
+    _label_ends(axes, lines)
+    drawing.figure = figure
+    cutoffs = [row for row in facts.cutoffs if row.generation == generation]
+    drawing.title += f": generation {generation}"
+    failed = [
+        row.name
+        for row in facts.candidates
+        if row.generation == generation and row.state == State.FAILED
+    ]
+    drawing.caption = f"{_curve_key(facts)} Numbers name the candidates."
+    if failed:
+        one = len(failed) == 1
+        drawing.caption += (
+            f" Without candidate{'' if one else 's'} {', '.join(failed)}, which failed and"
+            f" left no whole curve."
+        )
+    if not cutoffs:
+        drawing.caption += " No cutoff has been made in this generation."
+    kept = {row.candidate for row in cutoffs if row.kept}
+    drawing.alternative = (
+        f"Line plot of the MLM evaluation loss of {counted(len(lines), 'candidate')} of generation"
+        f" {generation} against steps."
+        + (
+            f" At the cutoff behind {cutoffs[0].stage}, {len(kept)} of {cutoffs[0].reached} went"
+            f" on; the last one kept had a loss of {number(cutoffs[0].threshold, 3)}."
+            if cutoffs
+            else ""
+        )
+    )
+    return drawing
+
+
+def all_curves(facts: Facts) -> Drawing:
+    drawing = Drawing("curves-all", "Learning curves of all generations")
+    found = sorted({row.generation for row in facts.curves if row.generation is not None})
+    if not found:
+        drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
+        return drawing
+    if len(found) == 1:
+        drawing.missing = "Only one generation has curves yet: they are in the figure above."
+        return drawing
+    panels = some_of(found, MOST_PANELS)
+    columns = min(len(panels), 3 if len(panels) <= 9 else 4)
+    figure, grid = panels_on(math.ceil(len(panels) / columns), columns, height=2.2, share=True)
+    for axes, generation in zip(grid, panels, strict=False):
+        _draw_curves(facts, axes, generation, drawing, width=0.6)
+        axes.set_title(f"generation {generation}")
+        for stage in facts.cutoff_stages:
+            if generation in {row.generation for row in facts.cutoffs if row.stage == stage}:
+                axes.axvline(facts.stage_end(stage), color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _frame_curves(facts, grid[0], *panels)
+    outer_labels(
+        grid[: len(panels)],
+        columns,
+        "optimizer steps, the MLM stages in a row",
+        "MLM evaluation loss, nats",
+    )
+    drawing.figure = figure
+    drawing.caption = _curve_key(facts) + " Generation 0 climbs without a cutoff."
+    drawing.alternative = (
+        f"{counted(len(panels), 'line plot')}, one a generation, of MLM evaluation losses against"
+        " steps."
+    )
+    return drawing
+
+
+def _curve_key(facts: Facts) -> str:
+    text = "Solid: went on behind the cutoff (bold: survived the selection). Dotted: cut."
+    if facts.baseline_loss is not None:
+        return text + " Dashed orange: the baseline, behind the training of its MLM head."
+    return text + " The baseline is not trained on MLM, so it has no curve here."
+
+
+def _draw_curves(
+    facts: Facts, axes: Axes, generation: int, drawing: Drawing, width: float = 1.0
+) -> list[tuple[CandidateRow, float, float, str]]:
+    """The lines, and where each ends: (candidate, step, loss, colour)."""
+    if facts.baseline_loss is not None:
+        axes.axhline(facts.baseline_loss, color=BASE, lw=1, ls=(0, (4, 3)))
+    ends = []
+    by_candidate: dict[int, list[tuple[float, float]]] = {}
+    for one in facts.curves:
+        if one.generation == generation:
+            by_candidate.setdefault(one.candidate, []).append((one.step, one.loss))
+    for candidate, points in sorted(
+        by_candidate.items(), key=lambda item: not facts.by_id[item[0]].cut
+    ):
+        row = facts.by_id[candidate]
+        survived = any(
+            m.survives
+            for m in facts.members
+            if (m.generation, m.candidate) == (generation, candidate)
+        )
+        colour = CUT if row.cut else ACCENT
+        gid = f"tip{len(drawing.tips)}"
+        drawing.tips[gid] = told(row, f"last MLM loss {number(points[-1][1], 3)}")
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            lw=1.1 if row.cut else width * (1.9 if survived else 1.0),
+            ls=(0, (1, 1.6)) if row.cut else "-",
+            marker="o" if len(points) == 1 else None,
+            markersize=3,
+            gid=gid,
+        )
+        ends.append((row, *points[-1], colour))
+    return ends
+
+
+def _frame_curves(facts: Facts, axes: Axes, *generations: int) -> None:
+    """So that what happens at the cutoff can be seen: the first steps may lie above the frame."""
+    rows = [row for row in facts.curves if row.generation in generations]
+    losses = [row.loss for row in rows]
+    if facts.baseline_loss is not None:
+        losses.append(facts.baseline_loss)
+    first = facts.mlm_stages[0]
+    ends: dict[int, float] = {}
+    for row in rows:
+        if row.stage == first:
+            ends[row.candidate] = row.loss
+    lowest, highest = min(losses), max(losses)
+    interesting = max(ends.values(), default=highest)
+    top = min(highest, lowest + 3.0 * max(interesting - lowest, 1e-3))
+    margin = 0.04 * (top - lowest or 1.0)
+    axes.set_ylim(lowest - margin, top + margin)
+    axes.set_xlim(0, 1.05 * max(facts.stage_end(facts.mlm_stages[-1]), 1))
+
+
+def _mark_stages(facts: Facts, axes: Axes, generation: int) -> None:
+    """Names of the stages above, and the cutoffs."""
+    for stage in facts.mlm_stages:
+        start, end = facts.offsets[stage], facts.stage_end(stage)
+        if end == start:
+            continue
+        axes.annotate(
+            stage,
+            ((start + end) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=MUTED,
+            fontsize=8,
+        )
+        rows = [r for r in facts.cutoffs if (r.generation, r.stage) == (generation, stage)]
+        if stage != facts.mlm_stages[-1]:
+            axes.axvline(end, color=INK if rows else FAINT, lw=0.9, ls=(0, (4, 3)))
+        if rows:
+            kept = sum(row.kept for row in rows)
+            axes.annotate(
+                f"cutoff: {kept} of {rows[0].reached} go on,\nthe last with a loss of"
+                f" {number(rows[0].threshold, 3)}",
+                (end, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(5, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+                in_layout=False,
+            )
+
+
+def _label_ends(axes: Axes, lines: Sequence[tuple[CandidateRow, float, float, str]]) -> None:
+    """Each line's candidate beside its end; those that end together are pushed apart."""
+    height = axes.get_window_extent().height
+    low, high = axes.get_ylim()
+    aside = 0.006 * (axes.get_xlim()[1] - axes.get_xlim()[0])
+    gap = 1.15 * SMALL * axes.figure.dpi / 72 / height * (high - low)
+    for end in sorted({x for _, x, _, _ in lines}):
+        here = sorted((one for one in lines if one[1] == end), key=lambda one: one[2])
+        for (row, x, y, colour), at in zip(
+            here, apart([one[2] for one in here], gap, low + gap), strict=True
+        ):
+            axes.annotate(
+                row.name,
+                (x, y),
+                xytext=(x + aside, at),
+                textcoords="data",
+                va="center",
+                ha="left",
+                fontsize=SMALL,
+                color=colour,
+                annotation_clip=False,
+                in_layout=False,
+            )
+
+
+def correlation(facts: Facts) -> Drawing:
+    drawing = Drawing("correlation", "MLM loss and score", thesis="Figure 10")
+    if not facts.losses:
+        drawing.missing = (
+            "No candidate has both an MLM loss and a score yet: nothing can be correlated."
+        )
+        return drawing
+    stages = [stage for stage in facts.mlm_stages if any(r.stage == stage for r in facts.losses)]
+    figure, grid = panels_on(1, len(stages), height=3.6, share_y=True)
+    cut = {row.generation for row in facts.cutoffs}
+    for axes, stage in zip(grid, stages, strict=True):
+        found = [row for row in facts.losses if row.stage == stage]
+        if facts.baseline.quality is not None:
+            axes.axhline(facts.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
+        for row in found:
+            candidate = facts.by_id[row.candidate]
+            colour = CUT if candidate.cut else ACCENT
+            drawing.mark(
+                axes,
+                row.loss,
+                row.quality,
+                told(candidate, f"loss {number(row.loss, 3)} at the end of {stage}"),
+                marker="^" if candidate.cut else "o",
+                markersize=4.5,
+                markeredgecolor=colour,
+                markerfacecolor=colour if row.generation in cut else PAPER,
+            )
+        where = "at the cutoff" if stage in facts.cutoff_stages else "at the end"
+        if stage in facts.cutoff_stages or stage == facts.mlm_stages[-1]:
+            axes.set_title(f"{where} ({stage})")
+        else:
+            axes.set_title(stage)
+        axes.set_xlabel("MLM evaluation loss, nats a masked token")
+        n = len(found)
+        said = [
+            f"{row.method} {_estimate(row.value, row.low, row.high)}"
+            for row in facts.correlations
+            if (row.stage, row.among) == (stage, "all scored") and row.value is not None
+        ]
+        text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: too few to correlate"
+        axes.set_title(text, loc="right", fontweight="normal", fontsize=8)
+    grid[0].set_ylabel(QUALITY)
+    legend: list[tuple[str, dict[str, Any]]] = []
+    if any(row.generation in cut for row in facts.losses):
+        legend.append(("went on behind a cutoff", {"marker": "o", "color": ACCENT}))
+    if any(row.generation not in cut for row in facts.losses):
+        style = {"marker": "o", "color": ACCENT, "markerfacecolor": PAPER}
+        legend.append(("generation without a cutoff", style))
+    if any(facts.by_id[row.candidate].cut for row in facts.losses):
+        legend.append(("cut, trained all the same", {"marker": "^", "color": CUT}))
+    if facts.baseline.quality is not None:
+        legend.append((BASELINE, {"linestyle": (0, (4, 3)), "marker": "", "color": BASE, "lw": 1}))
+    key(figure, legend)
+    drawing.figure = figure
+    drawing.caption = (
+        "Each point is a scored candidate. In brackets: 95 % intervals, Fisher's for Pearson,"
+        " Bonett and Wright's for Spearman. Where a cutoff has chosen by this very loss, the range"
+        " is narrower and the correlation weaker than among all offspring; generations without a"
+        " cutoff are free of that (the table below tells them apart). A single point far off can"
+        " carry Pearson's; Spearman's goes by ranks alone."
+    )
+    drawing.alternative = "Scatter plots of quality against MLM loss. " + " ".join(
+        f"{row.stage}, {row.method}: {_estimate(row.value, row.low, row.high)}, n = {row.n}."
+        for row in facts.correlations
+        if row.among == "all scored"
+    )
+    return drawing
+
+
+def _estimate(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return "not known"
+    return f"{number(value, 2)} [{number(low, 2)}, {number(high, 2)}]"
+
+
+def missed(facts: Facts) -> Drawing:
+    drawing = Drawing("missed", "What the cutoff missed", thesis="6.2")
+    if not facts.missed:
+        drawing.missing = (
+            "No candidate that a cutoff stopped was trained to its end, so nobody knows what it"
+            " missed."
+            if any(not row.kept for row in facts.cutoffs)
+            else "No cutoff has stopped anybody yet."
+        )
+        return drawing
+    groups = sorted({(row.generation, row.stage) for row in facts.missed})[-3:]
+    figure, grid = panels_on(1, len(groups), height=3.6, share_y=True)
+    for axes, (generation, stage) in zip(grid, groups, strict=True):
+        rows = [
+            r
+            for r in facts.cutoffs
+            if (r.generation, r.stage) == (generation, stage) and r.quality is not None
+        ]
+        if facts.baseline.quality is not None:
+            axes.axhline(facts.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
+        axes.axvline(rows[0].threshold, color=INK, lw=0.9, ls=(0, (4, 3)))
+        for row in rows:
+            drawing.mark(
+                axes,
+                row.loss,
+                row.quality or 0.0,
+                told(facts.by_id[row.candidate], f"loss {number(row.loss, 3)} at the cutoff"),
+                marker="o" if row.kept else "^",
+                markersize=5,
+                color=ACCENT if row.kept else CUT,
+            )
+        axes.set_title(f"generation {generation}")
+        axes.set_xlabel(f"MLM loss at the cutoff ({stage})")
+    grid[0].set_ylabel(QUALITY)
+    key(
+        figure,
+        [
+            ("kept", {"marker": "o", "color": ACCENT}),
+            ("cut, trained all the same", {"marker": "^", "color": CUT}),
+            ("cutoff", {"marker": "", "linestyle": (0, (4, 3)), "color": INK, "lw": 0.9}),
+            (BASELINE, {"marker": "", "linestyle": (0, (4, 3)), "color": BASE, "lw": 1}),
+        ],
+    )
+    figure.draw_without_rendering()
+    for axes, (generation, stage) in zip(grid, groups, strict=True):
+        rows = [
+            r
+            for r in facts.cutoffs
+            if (r.generation, r.stage) == (generation, stage) and r.quality is not None
+        ]
+        at = [(r.loss, r.quality or 0.0) for r in rows]
+        label_marks(axes, [(r.loss, r.quality or 0.0, str(r.candidate)) for r in rows], at)
+    drawing.figure = figure
+    would = [row for row in facts.missed if row.would_survive]
+    drawing.caption = (
+        "Candidates left of the dashed line went on; those right of it were cut and trained to"
+        " their end afterwards. A triangle above circles is a candidate that the cutoff was wrong"
+        " to stop."
+    )
+    drawing.alternative = (
+        "Scatter plot of quality against the loss at the cutoff:"
+        f" {counted(len(facts.missed), 'cut candidate')} trained to the end, of which"
+        f" {len(would)} would have survived the selection."
+    )
+    return drawing

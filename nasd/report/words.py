@@ -1,0 +1,193 @@
+"""Numbers as they are written, and the experiment's answer in words."""
+
+import math
+import time
+from statistics import NormalDist
+
+from nasd.lifecycle import State
+from nasd.report.facts import Facts
+from nasd.report.rows import CandidateRow
+from nasd.report.statistics import LEVEL
+
+NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
+NOTHING = "–"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """With so many digits behind the point, and a true minus sign."""
+    if value is None:
+        return NOTHING
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def counted(value: int, noun: str) -> str:
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def hours(value: float) -> str:
+    """Of GPUs: as many digits as say something."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """With its sign, and three digits."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    whole = math.floor(math.log10(abs(value))) if value else 0
+    return signed(value, max(0, 2 - whole))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    whole = round(seconds / 3600)
+    return f"{whole // 24} days {whole % 24} h"
+
+
+def instant(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def answer(facts: Facts) -> list[str]:
+    """What came of it, a sentence or two each."""
+    return [*_best(facts), *_noise(facts), _where(facts), _price(facts)]
+
+
+def _where(facts: Facts) -> str:
+    snap = facts.snapshot
+    experiment, generation = snap.experiment, snap.generation
+    planned = facts.config["experiment"]["generations"]
+    if generation is None:
+        at = "before its first generation"
+    else:
+        at = f"in generation {generation.number} of {planned} ({generation.phase})"
+    said = {
+        "complete": f"The search is complete, after {counted(planned, 'generation')} beyond the"
+        " initial one.",
+        "halted": f"The search has halted {at}: {experiment.reason}.",
+    }.get(experiment.state, f"The search is under way, {at}, so all this may change.")
+    born = [row for row in facts.candidates if not row.is_baseline]
+    if not born:
+        return said
+    fates = [
+        f"{amount} {what}"
+        for what, amount in (
+            ("scored", sum(row.quality is not None for row in born)),
+            ("cut", sum(row.state == State.CUT for row in born)),
+            ("failed", sum(row.state == State.FAILED for row in born)),
+        )
+        if amount
+    ]
+    told = ", ".join(fates) or "none of them scored yet"
+    return f"{said} {counted(len(born), 'candidate')}: {told}."
+
+
+def _best(facts: Facts) -> list[str]:
+    base = facts.baseline
+    scored = [row for row in facts.candidates if row.quality is not None and not row.is_baseline]
+    if not scored:
+        known = (
+            "" if base.quality is None else f" The baseline has quality {number(base.quality)} %."
+        )
+        return [f"No candidate is scored yet.{known}"]
+    best = max(scored, key=lambda row: (row.quality or 0.0, row.size))
+    told = f"Best quality: {_told(best)}"
+    if base.quality is None:
+        return [f"{told}. The baseline is not scored yet, so nothing can be held against it."]
+    said = [f"{told}; the baseline has {number(base.quality)} % with {_millions(base)}."]
+    dominating = [row for row in scored if row.size > 1 and (row.quality or 0.0) >= base.quality]
+    if dominating:
+        smallest = max(dominating, key=lambda row: row.size)
+        said.append(
+            f"{counted(len(dominating), 'candidate')} {'is' if len(dominating) == 1 else 'are'}"
+            " smaller than the baseline and at least as good; the smallest of them:"
+            f" {_told(smallest)}."
+        )
+        return said
+    smaller = [row for row in scored if row.size > 1]
+    near = [row for row in smaller if (row.quality or 0.0) >= base.quality - NEAR]
+    if near:
+        smallest = max(near, key=lambda row: row.size)
+        said.append(
+            "No candidate is smaller than the baseline and as good. The smallest within"
+            f" {number(NEAR, 0)} point of it: {_told(smallest)}."
+        )
+    elif smaller:
+        closest = max(smaller, key=lambda row: row.quality or 0.0)
+        said.append(
+            f"No smaller candidate comes within {number(NEAR, 0)} point of the baseline; the"
+            f" closest: {_told(closest)}."
+        )
+    else:
+        said.append("No scored candidate is smaller than the baseline.")
+    return said
+
+
+def _told(row: CandidateRow) -> str:
+    against = row.quality_against_baseline
+    told = f"candidate {row.id} (generation {row.generation}) with {number(row.quality)} %"
+    told += f" (EM {number(row.exact_match)}, F1 {number(row.f1)})"
+    if against is not None:
+        where = "above" if against > 0 else "below"
+        told += f", {number(abs(against))} points {where} the baseline," if against else ","
+    return f"{told} with {_millions(row)} ({number(100 / row.size, 0)} % of the baseline's)"
+
+
+def _millions(row: CandidateRow) -> str:
+    return (
+        f"{row.parameters / 1e6:.1f} M parameters"
+        if row.parameters >= 1e6
+        else (f"{count(row.parameters)} parameters")
+    )
+
+
+def _noise(facts: Facts) -> list[str]:
+    """How far chance alone moves a score."""
+    prepared = facts.snapshot.experiment.prepared
+    exact = [row.exact_match for row in facts.candidates if row.exact_match is not None]
+    if prepared is None or not exact:
+        return []
+    n, p = int(prepared["qa_test_questions"]), max(exact) / 100
+    half = 100 * NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(p * (1 - p) / n)
+    return [
+        f"Each was trained once. The choice of the {count(n)} test questions alone moves an EM of"
+        f" {number(100 * p)} % by ± {number(half)} points (95 %), and another random seed moves it"
+        " further: smaller differences between candidates are not evidence."
+    ]
+
+
+def _price(facts: Facts) -> str:
+    experiment = facts.snapshot.experiment
+    end = experiment.completed_at or facts.now
+    lost = sum(row.lost_gpu_hours for row in facts.costs)
+    share = 100 * lost / facts.gpu_hours if facts.gpu_hours else 0.0
+    until = f"to {instant(end)}" if experiment.completed_at else f"until now ({instant(end)})"
+    said = (
+        f"From {instant(experiment.created_at)} {until}, {duration(end - experiment.created_at)}:"
+        f" {hours(facts.gpu_hours)} {facts.unit}"
+    )
+    budget = facts.config["experiment"]["budget_gpu_hours"]
+    if budget:
+        said += f" of a budget of {hours(budget)}"
+    scored = sum(row.quality is not None and not row.is_baseline for row in facts.candidates)
+    if lost:
+        said += (
+            f", of which {hours(lost)} ({number(share)} %) were lost to interruptions and failures"
+        )
+    if scored:
+        said += f"; {hours(facts.gpu_hours / scored)} for each scored candidate"
+    return f"{said}."
