@@ -112,6 +112,30 @@ def status(
 
 
 @app.command()
+def report(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write, if not state/reports/<name>.")
+    ] = None,
+) -> None:
+    """Write a report: a page with all figures and tables, and the same as files.
+
+    Works at any time, with the daemon running or down. Replaces the report that was there.
+
+    Example: nasd report --out search-report
+    """
+    from nasd.report import words
+    from nasd.report.write import default_folder, read, write
+
+    folder = _state(config, state)
+    facts = read(folder)
+    page = write(facts, out or default_folder(folder, facts))
+    print("\n".join(words.answer(facts)))
+    print(f"\nwrote {page}")
+
+
+@app.command()
 def simulate(
     config: ConfigOption = Path("config.toml"),
     tflops: Annotated[

@@ -14,6 +14,7 @@ class StateFolder:
         self.backups = path / "backups"
         self.cache = path / "cache"
         self.tensorboard = path / "tensorboard"
+        self.reports = path / "reports"
 
     def attempt(self, attempt: int) -> AttemptFolder:
         return AttemptFolder(self.path / "attempts" / str(attempt))

@@ -50,7 +50,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_those_that_are_documented():
-    assert COMMANDS == ["doctor", "init", "run", "score", "simulate", "status"]
+    assert COMMANDS == ["doctor", "init", "report", "run", "score", "simulate", "status"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

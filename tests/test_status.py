@@ -333,6 +333,10 @@ HEAVY = {
     "moocore",
     "apscheduler",
     "tensorboard",
+    "jinja2",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
 }
 
 PROBE = """

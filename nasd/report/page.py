@@ -1,0 +1,385 @@
+"""The page: one HTML file that needs nothing else, light and dark."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from nasd import __version__
+from nasd.report.drawing import COLOURS, Drawing
+from nasd.report.facts import TABLES, Facts
+from nasd.report.rows import CandidateRow
+from nasd.report.words import (
+    NOTHING,
+    answer,
+    count,
+    duration,
+    hours,
+    instant,
+    number,
+    signed,
+    significant,
+)
+
+
+@dataclass
+class Table:
+    """texts: the columns that are not numbers. marked: rows of the baseline's. long: the last
+    column may be broken into lines."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    texts: Sequence[int] = (0,)
+    marked: Sequence[int] = ()
+    long: bool = False
+
+
+@dataclass
+class Section:
+    drawing: Drawing
+    svg: Any
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) -> str:
+    """notes: sentences to stand below a figure, by its name."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("nasd.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    experiment = facts.snapshot.experiment
+    tables = _tables(facts)
+    sections = [
+        Section(
+            drawing,
+            Markup(inline(drawing)) if drawing.figure is not None else "",
+            tables.get(drawing.name, []),
+            [notes[drawing.name]] if drawing.name in notes else [],
+        )
+        for drawing in drawings
+    ]
+    return environment.get_template("page.html.jinja").render(
+        version=__version__,
+        name=experiment.name,
+        now=instant(facts.now),
+        colours=COLOURS,
+        answer=answer(facts),
+        population=_population(facts),
+        sections=sections,
+        seed=experiment.seed,
+        config=toml(facts.config),
+        prepared=json.dumps(experiment.prepared, indent=1) if experiment.prepared else "",
+        genotypes=json.dumps(
+            [
+                {
+                    "candidate": row.id,
+                    "hash": row.hash,
+                    "genotype": json.loads(row.genotype_json),
+                }
+                for row in (facts.baseline, *facts.final_population)
+            ]
+        ),
+        tables=TABLES,
+    )
+
+
+# -- figures within the page -----------------------------------------------------------------------
+
+
+def inline(drawing: Drawing) -> str:
+    """The SVG as a part of the page: colours follow its light and dark, ids are unique in it, marks
+    say what they are, and it has a text for who cannot see it."""
+    body = drawing.svg[drawing.svg.index("<svg") :]
+    opening, body = body.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', opening)
+    assert box is not None
+    opening = f'<svg {box.group()} role="img" aria-label="{escape(drawing.alternative)}">'
+    name = drawing.name
+    for attribute in ('id="', 'href="#', "url(#"):
+        body = body.replace(attribute, f"{attribute}{name}-")
+    body = body.replace("xlink:href", "href")
+    for gid, tip in drawing.tips.items():
+        mark = f'<g id="{name}-{gid}">'
+        body = body.replace(mark, f"{mark}<title>{escape(tip)}</title>")
+    for role, (light, _) in COLOURS.items():
+        body = body.replace(light, f"var(--{role})")
+    return opening + body
+
+
+def toml(config: Mapping[str, Any]) -> str:
+    """The config as a file that `nasd run` takes."""
+    import tomlkit
+
+    return tomlkit.dumps(_without_none(config))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_none(one) for one in value]
+    return value
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _population(facts: Facts) -> dict[str, Any]:
+    rows = facts.final_population
+    losses = {row.candidate: row.loss for row in facts.losses if row.stage == facts.mlm_stages[-1]}
+    generation = max(
+        (one.generation for one in facts.generations if one.hypervolume is not None), default=None
+    )
+    complete = facts.snapshot.experiment.state == "complete"
+    name = "The final population" if complete else "The newest population"
+
+    def line(row: CandidateRow) -> list[str]:
+        loss = facts.baseline_loss if row.is_baseline else losses.get(row.id)
+        return [
+            row.name,
+            NOTHING if row.rank is None else str(row.rank),
+            number(row.quality, 2),
+            signed(None if row.is_baseline else row.quality_against_baseline),
+            number(row.exact_match, 2),
+            number(row.f1, 2),
+            number(row.size, 3),
+            count(row.parameters),
+            number(loss, 3),
+            NOTHING if row.generation is None else str(row.generation),
+            NOTHING if row.parent is None else str(row.parent),
+            hours(row.gpu_hours),
+            row.genotype,
+        ]
+
+    return {
+        "title": name if generation is None else f"{name}, of generation {generation}",
+        "rows": rows,
+        "missing": "No generation has been selected yet, so there is no population.",
+        "table": Table(
+            [
+                "candidate",
+                "rank",
+                "quality, %",
+                "against baseline",
+                "EM, %",
+                "F1, %",
+                "size",
+                "parameters",
+                "MLM loss",
+                "born in",
+                "parent",
+                facts.unit,
+                "genotype",
+            ],
+            [line(row) for row in (facts.baseline, *rows)],
+            title="Best rank first. Genotypes from the embeddings upwards: heads, then feed-forward"
+            " networks by activation (r for ReLU, g for GELU) and inner sizes.",
+            texts=(0, 12),
+            marked=(0,),
+            long=True,
+        ),
+    }
+
+
+def _tables(facts: Facts) -> dict[str, list[Table]]:
+    """By the name of the figure below which they stand."""
+    found: dict[str, list[Table]] = {}
+    if facts.progress:
+        found["hypervolume"] = [_generations(facts)]
+    if facts.losses:
+        found["correlation"] = [_correlations(facts)]
+    if facts.missed:
+        found["missed"] = [_missed(facts)]
+    if any(row.candidates for row in facts.mutations):
+        found["mutations"] = [_mutations(facts)]
+    if facts.costs:
+        found["cost"] = [_costs(facts)]
+    return found
+
+
+def _generations(facts: Facts) -> Table:
+    return Table(
+        [
+            "generation",
+            "took",
+            "born",
+            "scored",
+            "cut",
+            "failed",
+            "new survivors",
+            "best quality, %",
+            "median",
+            "hypervolume",
+            "gain",
+            facts.unit,
+            f"gain per {facts.unit[:-1]}",
+        ],
+        [
+            [
+                str(row.generation),
+                duration(3600 * row.hours),
+                *(str(amount) for amount in (row.born, row.scored, row.cut, row.failed)),
+                NOTHING if row.new_survivors is None else str(row.new_survivors),
+                number(row.best_quality, 2),
+                number(row.median_quality, 2),
+                number(row.hypervolume, 2),
+                signed(row.gain),
+                hours(row.gpu_hours),
+                significant(row.gain_per_gpu_hour),
+            ]
+            for row in facts.generations
+        ],
+        title="Qualities are of parents and offspring together. The first gain is on what the"
+        f" baseline alone dominates, the others on the generation before; {facts.unit} are those"
+        " spent in all by the generation's end.",
+        texts=(0, 1),
+    )
+
+
+def _correlations(facts: Facts) -> Table:
+    rows = []
+    for (stage, among), pair in groupby(facts.correlations, lambda row: (row.stage, row.among)):
+        found = list(pair)
+        rows.append(
+            [
+                stage,
+                among,
+                str(found[0].n),
+                *(
+                    "too few"
+                    if row.value is None
+                    else f"{number(row.value, 2)} [{number(row.low, 2)}, {number(row.high, 2)}]"
+                    for row in found
+                ),
+            ]
+        )
+    return Table(
+        ["loss at the end of", "among", "n", "Pearson", "Spearman"],
+        rows,
+        title="Correlation of MLM loss and quality, with 95 % intervals. An interval that holds 0"
+        " does not tell the correlation from none.",
+        texts=(0, 1),
+    )
+
+
+def _missed(facts: Facts) -> Table:
+    return Table(
+        [
+            "candidate",
+            "generation",
+            "loss",
+            "place by loss",
+            "quality, %",
+            "place by quality",
+            "size",
+            "would have survived",
+        ],
+        [
+            [
+                str(row.candidate),
+                str(row.generation),
+                number(row.loss, 3),
+                f"{row.loss_place} of {row.of}",
+                number(row.quality, 2),
+                f"{row.quality_place} of {row.of}",
+                number(row.size, 3),
+                "yes" if row.would_survive else "no",
+            ]
+            for row in facts.missed
+        ],
+        title="Cut candidates that were trained to the end, among the scored of their generation.",
+        texts=(0, 7),
+    )
+
+
+def _mutations(facts: Facts) -> Table:
+    def cell(value: float | None, low: float | None, high: float | None, n: int, unit: int) -> str:
+        if value is None or low is None or high is None:
+            return f"too few (n = {n})"
+        digits = 0 if unit == 100 else 2
+        ends = f"[{number(unit * low, digits)}, {number(unit * high, digits)}]"
+        return f"{number(unit * value, digits)} {ends}, n = {n}"
+
+    any_row = facts.mutations[-1]
+    return Table(
+        [
+            "mutation",
+            "candidates",
+            "times",
+            "change of quality, points",
+            "for each one more, points",
+            "change of size, ratio",
+            "survived, %",
+        ],
+        [
+            [
+                row.mutation,
+                str(row.candidates),
+                str(row.times),
+                cell(row.quality, row.quality_low, row.quality_high, row.quality_n, 1),
+                NOTHING
+                if row is any_row
+                else cell(row.each, row.each_low, row.each_high, any_row.quality_n, 1),
+                cell(row.size, row.size_low, row.size_high, row.size_n, 1),
+                cell(row.survived, row.survived_low, row.survived_high, row.survived_n, 100),
+            ]
+            for row in facts.mutations
+        ],
+        title="Against the parent, with 95 % intervals.",
+    )
+
+
+def _costs(facts: Facts) -> Table:
+    total = facts.gpu_hours or 1.0
+    rows = [
+        [
+            row.stage,
+            row.who,
+            str(row.candidates),
+            str(row.attempts),
+            str(row.succeeded),
+            str(row.interrupted),
+            str(row.failed),
+            hours(row.gpu_hours),
+            f"{number(100 * row.gpu_hours / total)} %",
+            hours(row.lost_gpu_hours),
+        ]
+        for row in facts.costs
+    ]
+    sums = [
+        "all",
+        "",
+        str(len({one.candidate for one in facts.attempts})),
+        *(
+            str(sum(getattr(row, name) for row in facts.costs))
+            for name in ("attempts", "succeeded", "interrupted", "failed")
+        ),
+        hours(facts.gpu_hours),
+        "100 %",
+        hours(sum(row.lost_gpu_hours for row in facts.costs)),
+    ]
+    return Table(
+        [
+            "stage",
+            "who",
+            "candidates",
+            "attempts",
+            "succeeded",
+            "interrupted",
+            "failed",
+            facts.unit,
+            "share",
+            "lost",
+        ],
+        [*rows, sums],
+        title="Attempts still running count among attempts alone.",
+        texts=(0, 1),
+        marked=[place for place, row in enumerate(facts.costs) if row.who == "baseline"],
+    )

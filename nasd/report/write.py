@@ -1,0 +1,159 @@
+"""A report as files: the page, each figure as SVG and PNG, each table as CSV and Parquet.
+
+    <folder>/  index.html  figures/  tables/  report.json
+
+All of it is made beside the folder and put in its place when it is whole. report.json marks the
+folder as a report, and nothing else is ever replaced by one.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nasd import __version__, snapshot
+from nasd import config as config_module
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.report.drawing import Drawing, styled
+from nasd.report.facts import TABLES, Facts
+from nasd.report.figures import drawings
+from nasd.report.page import render
+from nasd.report.regret import price, stopped
+from nasd.report.words import counted, hours
+
+MARKER = "report.json"
+PNG_DPI = 200
+
+
+def read(state: Path, now: float | None = None) -> Facts:
+    """The experiment of a state folder, read-only; raises NasdError if there is none."""
+    with snapshot.opened(state) as connection:
+        snap = snapshot.read(connection)
+    return Facts(snap, time.time() if now is None else now)
+
+
+def default_folder(state: Path, facts: Facts) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", facts.snapshot.experiment.name).strip("-.")
+    return StateFolder(state).reports / (name or "report")
+
+
+def write(facts: Facts, folder: Path) -> Path:
+    """The report in a folder, in the place of an older one; the path of its page.
+
+    Raises NasdError if the folder holds something else, or cannot be written.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not _replaceable(folder):
+        raise NasdError(
+            f"{folder} is there already and holds no report: name another folder with --out"
+        )
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        new.mkdir(parents=True)
+        _fill(new, facts)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise NasdError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder / "index.html"
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
+
+
+def _fill(folder: Path, facts: Facts) -> None:
+    figures, tables = folder / "figures", folder / "tables"
+    figures.mkdir()
+    tables.mkdir()
+    drawn = list(drawings(facts))
+    for drawing in drawn:
+        _figure(drawing, figures)
+    for name in TABLES:
+        _table(name, getattr(facts, name), tables)
+    page = render(facts, drawn, notes(facts))
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    about = {
+        "nasd": __version__,
+        "experiment": facts.snapshot.experiment.name,
+        "at": facts.now,
+        "figures": {one.name: one.missing or one.alternative for one in drawn},
+        "tables": {name: len(getattr(facts, name)) for name in TABLES},
+    }
+    (folder / MARKER).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def notes(facts: Facts) -> dict[str, str]:
+    """What stands below a figure, by its name."""
+    candidates = stopped(facts.snapshot)
+    if not candidates:
+        return {}
+    try:
+        settings = config_module.parse(facts.config, "the experiment's config")
+        asked = price(facts.snapshot, settings, candidates)
+    except NasdError:  # a config of another version of nasd, or a stage that nobody has finished
+        return {}
+    return {
+        "missed": f"To train the {counted(len(candidates), 'cut candidate')} of generation"
+        f" {candidates[0].generation} to the end would take about {hours(asked.gpu_hours)}"
+        f" {facts.unit} ({hours(asked.low)} at the quickest pace measured,"
+        f" {hours(asked.high)} at the slowest)."
+    }
+
+
+def _figure(drawing: Drawing, folder: Path) -> None:
+    if drawing.figure is None:
+        return
+    (folder / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
+    with styled(drawing.name):
+        drawing.figure.savefig(
+            folder / f"{drawing.name}.png",
+            dpi=PNG_DPI,
+            metadata={"Title": drawing.title, "Description": drawing.alternative},
+        )
+
+
+def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    kind = typing.get_args(typing.get_type_hints(_getter(name))["return"])[0]
+    types_of = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    types_of[bool] = pyarrow.bool_()
+    schema = pyarrow.schema(
+        [
+            (column, types_of[_plain_type(hint)])
+            for column, hint in typing.get_type_hints(kind).items()
+        ]
+    )
+    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    csv.write_csv(table, folder / f"{name}.csv")
+    parquet.write_table(table, folder / f"{name}.parquet")
+
+
+def _getter(name: str) -> Any:
+    """The function behind one of TABLES."""
+    return vars(Facts)[name].func
+
+
+def _plain_type(hint: Any) -> type:
+    """int for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    assert isinstance(hint, type)
+    return hint
