@@ -43,6 +43,7 @@ from nasd.worker.train import Run, Schedule, freeze, train
 
 DROPOUT = 0.1
 EVALUATION_BATCH = 32
+QUESTIONS = 4  # in a batch
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -221,7 +222,7 @@ def climb(
         phenotype.save(model, folder)
         answering = phenotype.load_for_answering(folder, fresh, DROPOUT)
         questions = QaTask.load(answering, lab.qa)
-        stage = lab.stage("finetune", options.steps, questions.train_size, 8)
+        stage = lab.stage("finetune", options.steps, questions.train_size, QUESTIONS)
         WAYS[way](questions, stage, lab, number)
         losses["finetune"] = loss_of(questions)
     losses["seconds"] = time.perf_counter() - began
@@ -318,13 +319,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="text files")
     parser.add_argument("--questions", type=Path, required=True, help="in SQuAD's JSON form")
     parser.add_argument("--candidates", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=3, help="of each candidate and way")
-    parser.add_argument("--steps", type=int, default=60, help="of each stage; half in pretrain_1")
-    parser.add_argument("--head-steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=2, help="of each candidate and way")
+    parser.add_argument("--steps", type=int, default=40, help="of each stage; half in pretrain_1")
+    parser.add_argument("--head-steps", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=2048)
-    parser.add_argument("--finetune", type=int, default=2, help="so many of the candidates")
+    parser.add_argument("--finetune", type=int, default=1, help="so many of the candidates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
