@@ -1,12 +1,14 @@
 """`bin/bench NAME`: measures; prints one table."""
 
+import signal
 import sys
+from importlib import import_module
 
-from tests.bench import control, quality
+BENCHES = ("control", "quality", "training")
 
-BENCHES = {"control": control.main, "quality": quality.main}
-
+# Processes that a bench spawns import this file, too, and need none of it.
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
         sys.exit(f"usage: bin/bench {{{','.join(BENCHES)}}} [--help]")
-    BENCHES[sys.argv[1]](sys.argv[2:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # it clears up after itself
+    import_module(f"tests.bench.{sys.argv[1]}").main(sys.argv[2:])

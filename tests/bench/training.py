@@ -1,0 +1,457 @@
+"""nasd's training step against what a user would otherwise run: transformers' Trainer.
+
+Both sides have the same weights, data, batch size and number of threads, each in a process of its
+own that holds its model and does so many steps when asked: by turns, so that a machine that slows
+down slows them all. A ratio is the median of the rounds' ratios; what stands behind a ± is half
+the distance between the quartiles. Weights and tokens are random, the lengths of questions are
+SQuAD's, and padding does not count as tokens. The asked ratios are for two CPU threads, or for one
+GPU. The FLOP limit is the ratio of the matrix products that the two sides need.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nasd.errors import NasdError
+from tests.bench import flops, pace
+from tests.bench.cases import CASES, ROWS, SHAPES, Job, Row, Shape, Side
+from tests.bench.pace import Done, Failed, Ready, Segment
+
+WIDTH = 150  # columns where nobody says how many there are
+GPU_BATCHES = 16  # times as large a batch on a GPU, which a small one leaves idle
+# On a GPU the first steps try micro-batches and compile: twice two windows of the log.
+WARMUP, GPU_WARMUP = 2, 50
+LOG_STEPS = 10  # as config.toml has it; fewer where a segment is shorter, so that each has a line
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median, and half the distance between the quartiles."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Figure":
+        if len(values) < 2:
+            return cls(values[0], 0.0)
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), (high - low) / 2)
+
+
+@dataclass
+class Measured:
+    """What one side did: its turns, in order, and the most memory that it held."""
+
+    segments: list[Segment] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens per second."""
+        return [segment.tokens / segment.seconds for segment in self.segments]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row with its figures. limit, mfu: None where they say nothing."""
+
+    row: Row
+    shape: str
+    ours: Figure
+    theirs: Figure
+    ratio: Figure
+    our_peak: int
+    their_peak: int
+    asked: float | None
+    limit: float | None
+    mfu: float | None
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.asked is None else self.ratio.median >= self.asked
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "case": self.row.case,
+            "row": self.row.label,
+            "ours": {**asdict(self.row.ours), "tokens_per_second": asdict(self.ours)},
+            "theirs": {**asdict(self.row.theirs), "tokens_per_second": asdict(self.theirs)},
+            "peak_bytes": {"ours": self.our_peak, "theirs": self.their_peak},
+            "ratio": asdict(self.ratio),
+            "asked": self.asked,
+            "met": self.met,
+            "flop_limit": self.limit,
+            "mfu": self.mfu,
+        }
+
+
+def compare(
+    row: Row, shape: Shape, measured: dict[Side, Measured], gpu: bool, rate: float | None
+) -> Result:
+    """rate: the device's bfloat16 matrix products, in FLOP/s."""
+    ours, theirs = measured[row.ours], measured[row.theirs]
+    pairs = zip(ours.speeds, theirs.speeds, strict=True)
+    work = {side: flops_a_token(row.case, shape, side) for side in (row.ours, row.theirs)}
+    speed = Figure.of(ours.speeds)
+    same = row.ours.precision == row.theirs.precision
+    return Result(
+        row,
+        shape.name,
+        speed,
+        Figure.of(theirs.speeds),
+        Figure.of([one / other for one, other in pairs]),
+        ours.peak,
+        theirs.peak,
+        asked=None if shape.name == "tiny" else row.asked_gpu if gpu else row.asked,
+        limit=work[row.theirs] / work[row.ours] if same else None,
+        mfu=speed.median * work[row.ours] / rate
+        if rate and row.ours.precision == "bfloat16"
+        else None,
+    )
+
+
+def flops_a_token(case: str, shape: Shape, side: Side) -> float:
+    """Of a training step, or of an evaluation's, per token without padding."""
+    what = CASES[case]
+    if what.task == "mlm":
+        return flops.mlm(shape, what.new, sparse=side.who != "trainer", known=side.cached)
+    lengths = shape.qa_lengths
+    widths = flops.exact(lengths)
+    if side.who == "trainer":
+        batched = side.padded == "longest"
+        widths = flops.longest(lengths, shape.qa_batch) if batched else [(1.0, shape.qa_tokens)]
+    return flops.qa(shape, widths, statistics.fmean(lengths), trains=what.train != "none")
+
+
+# --- the processes ----------------------------------------------------------------------------
+
+SPAWN = multiprocessing.get_context("spawn")  # nothing of a side comes from here, nor of another's
+
+
+class Worker:
+    """The process of one side."""
+
+    def __init__(self, job: Job) -> None:
+        self.side = job.side
+        self._log = job.folder / f"{job.case}-{job.side}.log"
+        self._pipe, far = SPAWN.Pipe()
+        self._process = SPAWN.Process(target=pace.work, args=(far, job, self._log), daemon=True)
+        self._process.start()
+        far.close()
+
+    def hear(self) -> Any:
+        """What it says next; raises NasdError where it cannot go on."""
+        try:
+            said = self._pipe.recv()
+        except EOFError:
+            said = Failed("its process is gone; was there enough memory?")
+        if isinstance(said, Failed):
+            *_, last = ["", *_tail(self._log)]
+            raise NasdError(f"{self._log.stem} does not run: {said.why}\n{last}".strip())
+        return said
+
+    def steps(self, number: int) -> Segment:
+        self._pipe.send(number)
+        return self.hear()  # type: ignore[no-any-return]
+
+    def end(self) -> Done:
+        self._pipe.send(0)
+        return self.hear()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _tail(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+
+
+@contextmanager
+def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
+    """All ready, and all gone afterwards."""
+    found: list[Worker] = []
+    try:
+        found += [Worker(job) for job in jobs]
+        yield found
+    finally:
+        for worker in found:
+            worker.close()
+
+
+def measure(jobs: Sequence[Job], repeats: int, steps: int) -> tuple[dict[Side, Measured], Ready]:
+    """Turn by turn, `repeats` times."""
+    measured = {job.side: Measured() for job in jobs}
+    with workers(jobs) as sides:
+        ready = [side.hear() for side in sides]
+        for _ in range(repeats):
+            for side in sides:
+                measured[side.side].segments.append(side.steps(steps))
+        for side in sides:
+            measured[side.side].peak = side.end().peak
+    return measured, ready[0]
+
+
+def in_a_child(target: Any, *arguments: Any) -> Any:
+    """What `target`, given a pipe's end and the arguments, sends; raises NasdError if it fails."""
+    near, far = SPAWN.Pipe()
+    process = SPAWN.Process(target=target, args=(far, *arguments), daemon=True)
+    process.start()
+    far.close()
+    try:
+        said = near.recv()
+    except EOFError:
+        said = Failed("the process that prepares is gone")
+    finally:
+        process.join()
+    if isinstance(said, Failed):
+        raise NasdError(said.why)
+    return said
+
+
+def _prepare(pipe: Connection, folder: Path, shape: Shape, steps: int, device: str) -> None:
+    """Makes what both sides start from; sends the rate of the GPU's matrix products, or None."""
+    try:
+        found = pace.enter(folder / "prepare.log", device, os.cpu_count() or 1)
+        from tests.bench import material
+
+        material.make(folder, shape, steps)
+        pipe.send(matrix_rate(found) if found.type == "cuda" else None)
+    except NasdError as error:
+        pipe.send(Failed(str(error)))
+    except BaseException as error:
+        pipe.send(Failed(f"{type(error).__name__}: {error}"))
+
+
+def matrix_rate(device: Any, size: int = 8192, times: int = 20) -> float:
+    """FLOP/s of bfloat16 matrix products, the median of some."""
+    import torch
+
+    one = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    rates = []
+    for number in range(2 * times):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        one @ one
+        torch.cuda.synchronize(device)
+        if number >= times:
+            rates.append(2 * size**3 / (time.perf_counter() - began))
+    return statistics.median(rates)
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def table(results: Sequence[Result], title: str) -> Table:
+    made = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for name in ("row", "nasd", "against"):
+        made.add_column(name, no_wrap=True)
+    numbers = ("tokens/s", "theirs", "ratio", "asked", "FLOP limit", "memory", "theirs")
+    with_mfu = any(result.mfu is not None for result in results)
+    for name in (*numbers, *(["of matmul rate"] if with_mfu else [])):
+        made.add_column(name, justify="right", no_wrap=True)
+    shape = ""
+    for result in results:
+        if result.shape != shape:
+            made.add_section()
+            made.add_row(f"[bold]{result.shape}[/bold]")
+            shape = result.shape
+        style = {None: "", True: "green", False: "red"}[result.met]
+        ratio = f"{result.ratio.median:.2f} ±{result.ratio.spread:.2f}"
+        cells = [
+            result.row.label,
+            result.row.ours.precision,
+            f"{result.row.theirs.who} {result.row.theirs.precision}",
+            _speed(result.ours),
+            _speed(result.theirs),
+            f"[{style}]{ratio}[/{style}]" if style else ratio,
+            "" if result.asked is None else f"{result.asked:.2f}",
+            "" if result.limit is None else f"{result.limit:.2f}",
+            _memory(result.our_peak),
+            _memory(result.their_peak),
+        ]
+        made.add_row(*cells, *([_share(result.mfu)] if with_mfu else []))
+    return made
+
+
+def _speed(figure: Figure) -> str:
+    return f"{figure.median:,.0f} ±{100 * figure.spread / figure.median:.0f} %"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def _memory(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def jobs_of(rows: Sequence[Row], case: str, base: Job) -> list[Job]:
+    """One for each side that the case's rows speak of, theirs first."""
+    mine = [row for row in rows if row.case == case]
+    sides = dict.fromkeys([*(row.theirs for row in mine), *(row.ours for row in mine)])
+    return [replace(base, case=case, side=side) for side in sides]
+
+
+def bench(
+    shape: Shape, rows: Sequence[Row], given: argparse.Namespace, folder: Path
+) -> tuple[list[Result], Ready | None, float | None]:
+    """All rows of a shape."""
+    gpu = given.device.startswith("cuda")
+    warmup = GPU_WARMUP if gpu else WARMUP
+    steps = warmup + given.repeats * given.steps + 1
+    rate = in_a_child(_prepare, folder, shape, steps, given.device)
+    base = Job(
+        folder,
+        shape,
+        case="",
+        side=Side("nasd"),
+        device=given.device,
+        threads=given.threads,
+        warmup=warmup,
+        steps=steps,
+        log_steps=min(LOG_STEPS, given.steps),
+    )
+    results: list[Result] = []
+    ready = None
+    for case in dict.fromkeys(row.case for row in rows):
+        jobs = jobs_of(rows, case, base)
+        print(f"{shape.name} {case}: {len(jobs)} sides by turns ...", file=sys.stderr, flush=True)
+        if CASES[case].train == "none":  # a step is a whole pass
+            jobs = [replace(job, warmup=1) for job in jobs]
+            measured, ready = measure(jobs, given.repeats, 1)
+        else:
+            measured, ready = measure(jobs, given.repeats, given.steps)
+        results += [compare(row, shape, measured, gpu, rate) for row in rows if row.case == case]
+    return results, ready, rate
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="bin/bench training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--shape", nargs="+", choices=SHAPES, default=["base", "minilm"])
+    made.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
+    made.add_argument(
+        "--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
+    )
+    made.add_argument("--threads", type=_count, default=2, help="of each side, on a CPU")
+    made.add_argument("--repeats", type=_count, default=5, help="turns of each side")
+    made.add_argument("--steps", type=_count, default=4, help="of a turn")
+    made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    made.add_argument("--batch", type=_count, help="sequences, and questions, of a step")
+    made.add_argument("--tokens", type=_count, help="of a sequence")
+    made.add_argument(
+        "--quick", action="store_true", help="a tiny shape, few steps: shows only that it runs"
+    )
+    made.add_argument("--json", type=Path, help="also write the figures here")
+    return made
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def shape_of(name: str, given: argparse.Namespace) -> Shape:
+    """The shape with what the options say of it."""
+    shape = SHAPES[name]
+    if given.device.startswith("cuda"):
+        sizes = {"batch": GPU_BATCHES * shape.batch, "qa_batch": GPU_BATCHES * shape.qa_batch}
+        shape = replace(shape, **sizes)
+    if given.batch is not None:
+        shape = replace(shape, batch=given.batch, qa_batch=given.batch)
+    if given.tokens is not None:
+        shape = replace(shape, tokens=given.tokens)
+    return shape
+
+
+def check(made: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Ends the process with a sentence where the options cannot be."""
+    kind, _, number = given.device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        made.error(f"argument --device: take cpu, cuda or cuda:N, not {given.device}")
+    longest = min(SHAPES[name].positions for name in given.shape)
+    if given.tokens is not None and not 8 <= given.tokens <= longest:
+        made.error(f"argument --tokens: take 8 to {longest}, not {given.tokens}")
+    if given.json is not None and not given.json.resolve().parent.is_dir():
+        made.error(f"argument --json: there is no folder {given.json.resolve().parent}")
+
+
+def main(arguments: list[str]) -> None:
+    made = parser()
+    given = made.parse_args(arguments)
+    if given.quick:
+        given.shape, given.repeats, given.steps = ["tiny"], 2, 2
+    check(made, given)
+    rows = [row for row in ROWS if row.case in given.rows and row.ours.precision in given.precision]
+    if not rows:
+        made.error(f"--rows {' '.join(given.rows)} has no row in {' '.join(given.precision)}")
+    if any(row.theirs.who == "trainer" for row in rows) and not _has("accelerate"):
+        sys.exit("error: the Trainer needs accelerate: start this as bin/bench, which installs it")
+    results: list[Result] = []
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()}
+    figures: dict[str, Any] = {"settings": settings, "machine": _machine()}
+    for name in given.shape:
+        shape = shape_of(name, given)
+        with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
+            try:
+                found, ready, rate = bench(shape, rows, given, Path(folder))
+            except NasdError as error:
+                sys.exit(f"error: {error}")
+        results += found
+        if ready is not None:
+            figures |= {"device": ready.device, "torch": ready.torch, "matrix_rate": rate}
+        figures["rows"] = [result.to_json() for result in results]
+        if given.json:
+            given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table(results, _title(figures, given)))
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _machine() -> str:
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _title(figures: dict[str, Any], given: argparse.Namespace) -> str:
+    where = figures.get("device", given.device)
+    if where == "cpu":
+        where = f"CPU, {given.threads} threads"
+    if figures.get("matrix_rate"):
+        where += f" ({figures['matrix_rate'] / 1e12:.0f} TFLOP/s of bfloat16 products)"
+    return (
+        f"{where}, torch {figures.get('torch', '')}, {given.repeats} turns of {given.steps} steps"
+    )
