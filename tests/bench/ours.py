@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from nasd.config import Corpus, Data, MlmData, QaData, Stage
 from nasd.genotype import BlockLineage, Genotype, Lineage, unchanged
@@ -47,11 +48,14 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
     os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = stage.join(spec)
-    with mock.patch.object(stage, "Pulse", partial(Gate, watch)):
-        while not pacer.finished:
-            outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
-            if outcome.verdict != "stopped":
-                raise RuntimeError(f"the attempt ended as {outcome.verdict}: {outcome.message}")
+    try:
+        with mock.patch.object(stage, "Pulse", partial(Gate, watch)):
+            while not pacer.finished:
+                outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
+                if outcome.verdict != "stopped":
+                    raise RuntimeError(f"the attempt {outcome.verdict}: {outcome.message}")
+    finally:
+        dist.destroy_process_group()
 
 
 Watch = Callable[[str, int], None]

@@ -31,39 +31,41 @@ from tests.bench.pace import Pacer
 
 
 def run(job: Job, pacer: Pacer, device: Any) -> None:
-    from transformers import Trainer, TrainingArguments  # accelerate is asked for here
-
-    case, shape = CASES[job.case], job.shape
-    evaluates = case.train == "none"
-    tokens = shape.batch * shape.tokens
-    if case.task == "qa":
+    trainer, data = build(job, device)
+    evaluates = CASES[job.case].train == "none"
+    tokens = float(job.shape.batch * job.shape.tokens)
+    if CASES[job.case].task == "qa":
         lengths = QaFeatures.load(job.folder / "qa" / ("test" if evaluates else "train")).lengths
         # A step costs what its padding makes it, so its own tokens would only be noise.
-        tokens = lengths.sum() if evaluates else shape.qa_batch * lengths.mean()
-    data, collate = data_of(job.folder, case, shape, job.side.padded)
-    trainer = Trainer(
-        model(job.folder, case),
-        TrainingArguments(
-            output_dir=str(job.folder / f"trainer-{job.case}-{job.side}"),
-            per_device_train_batch_size=shape.batch if case.task == "mlm" else shape.qa_batch,
-            per_device_eval_batch_size=EVALUATION_BATCH,
-            max_steps=10**6,
-            bf16=job.side.precision == "bfloat16",
-            use_cpu=device.type == "cpu",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        data_collator=collate,
-        train_dataset=data,
-        callbacks=[AtSteps(pacer, float(tokens))],
-    )
+        tokens = float(lengths.sum() if evaluates else job.shape.qa_batch * lengths.mean())
     if not evaluates:
+        trainer.add_callback(AtSteps(pacer, tokens))
         trainer.train()
     while evaluates:
         pacer.begin()
         trainer.predict(data)
-        pacer.step(float(tokens))
+        pacer.step(tokens)
+
+
+def build(job: Job, device: Any) -> tuple[Any, Dataset]:
+    """transformers.Trainer, and the examples. Needs accelerate."""
+    from transformers import Trainer, TrainingArguments
+
+    case, shape = CASES[job.case], job.shape
+    data, collate = data_of(job.folder, case, shape, job.side.padded)
+    arguments = TrainingArguments(
+        output_dir=str(job.folder / f"trainer-{job.case}-{job.side}"),
+        per_device_train_batch_size=shape.batch if case.task == "mlm" else shape.qa_batch,
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        max_steps=10**6,
+        bf16=job.side.precision == "bfloat16",
+        use_cpu=device.type == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model(job.folder, case), arguments, data_collator=collate, train_dataset=data)
+    return trainer, data
 
 
 class AtSteps(TrainerCallback):
