@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from nasd.config import Corpus, Data, MlmData, QaData, Stage
+from nasd.errors import NasdError
 from nasd.genotype import BlockLineage, Genotype, Lineage, unchanged
 from nasd.protocol import AttemptFolder, Spec
 from nasd.worker import phenotype, stage
@@ -26,7 +27,7 @@ from nasd.worker.passages import QaFeatures
 from nasd.worker.phenotype import MaskedLM
 from nasd.worker.progress import Pulse
 from nasd.worker.stop import Stopped
-from nasd.worker.task import to_device
+from nasd.worker.task import autocast, to_device
 from nasd.worker.train import Order, Schedule
 from tests.bench.cases import CASES, FFN_BLOCK, MASK_SHARE, Job
 from tests.bench.pace import Finished, Pacer
@@ -49,6 +50,8 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = stage.join(spec)
     try:
+        if spec.precision == "bfloat16" and not stage.has_bfloat16(device):
+            raise NasdError("there is no bfloat16 on this device: give --precision float32")
         with mock.patch.object(stage, "Pulse", partial(Gate, watch)):
             while not pacer.finished:
                 outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
@@ -87,10 +90,20 @@ def _at_steps(job: Job, pacer: Pacer, stage: Stage) -> Watch:
     tokens = tokens_by_step(job, stage)
 
     def watch(doing: str, step: int) -> None:
-        if doing == "training" and step > 0:
+        if doing == "training" and step == 0:
+            _check_cached(job)
+        elif doing == "training":
             pacer.step(tokens(step - 1))
 
     return watch
+
+
+def _check_cached(job: Job) -> None:
+    """Training goes on without a cache; a row that says it has one must not."""
+    if job.side.cached and not any((job.folder / "cache").glob("activations-*.bin")):
+        raise NasdError(
+            f"the activations are not cached, see {job.folder} for why: is there room in it?"
+        )
 
 
 def _at_answers(job: Job, pacer: Pacer) -> Watch:
@@ -153,6 +166,7 @@ def spec_of(job: Job, folder: AttemptFolder) -> Spec:
         checkpoint_minutes=1e6,  # there is none while it measures
         log_steps=job.log_steps,
         stall_minutes=10,
+        compile=False if _is_plain(job) else "auto",
         fixed_masks=side.cached,
         activation_cache_gb=CACHE_GB,
     )
@@ -172,7 +186,14 @@ def stage_of(job: Job) -> Stage:
         learning_rate=LEARNING_RATE if trains else None,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=NORM,
+        # Else it may be tried out on a GPU; the bare step takes the batch whole.
+        micro_batch=job.shape.batch if _is_plain(job) else None,
     )
+
+
+def _is_plain(job: Job) -> bool:
+    """Whether nothing is to be chosen that the bare step does not have."""
+    return job.case == "overhead"
 
 
 def lineage_of(case: str, genotype: Genotype) -> Lineage:
@@ -201,7 +222,9 @@ def run_bare(job: Job, pacer: Pacer, device: Any) -> None:
         parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
     for step in range(job.steps):
-        (task.loss(model, batches[step % len(batches)]) / batch).backward()
+        with autocast(job.side.precision, device):
+            loss = task.loss(model, batches[step % len(batches)]) / batch
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

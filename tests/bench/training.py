@@ -4,8 +4,10 @@ Both sides have the same weights, data, batch size and number of threads, each i
 own that holds its model and does so many steps when asked: by turns, so that a machine that slows
 down slows them all. A ratio is the median of the rounds' ratios; what stands behind a ± is half
 the distance between the quartiles. Weights and tokens are random, the lengths of questions are
-SQuAD's, and padding does not count as tokens. The asked ratios are for two CPU threads, or for one
-GPU. The FLOP limit is the ratio of the matrix products that the two sides need.
+SQuAD's, and padding does not count as tokens. Memory is the most that a process held, torch and
+files that it maps included; on a GPU, the most that was allocated there. The asked ratios are for
+two CPU threads, or for one GPU. The FLOP limit is the ratio of the matrix products that the two
+sides need.
 """
 
 import argparse
@@ -414,8 +416,6 @@ def main(arguments: list[str]) -> None:
         given.shape, given.repeats, given.steps = ["tiny"], 2, 2
     check(made, given)
     rows = [row for row in ROWS if row.case in given.rows and row.ours.precision in given.precision]
-    if not rows:
-        made.error(f"--rows {' '.join(given.rows)} has no row in {' '.join(given.precision)}")
     if any(row.theirs.who == "trainer" for row in rows) and not _has("accelerate"):
         sys.exit("error: the Trainer needs accelerate: start this as bin/bench, which installs it")
     results: list[Result] = []
@@ -443,13 +443,16 @@ def _has(package: str) -> bool:
 
 
 def _machine() -> str:
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _title(figures: dict[str, Any], given: argparse.Namespace) -> str:
     where = figures.get("device", given.device)
     if where == "cpu":
-        where = f"CPU, {given.threads} threads"
+        where = f"{figures['machine']}, {given.threads} threads"
     if figures.get("matrix_rate"):
         where += f" ({figures['matrix_rate'] / 1e12:.0f} TFLOP/s of bfloat16 products)"
     return (
