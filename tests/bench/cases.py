@@ -37,6 +37,9 @@ class Shape:
     qa_tokens: int = SQUAD_TOKENS
     qa_batch: int = 8
 
+    def __str__(self) -> str:
+        return f"{self.name}: {BLOCKS} x {self.width}, {self.batch} x {self.tokens} tokens"
+
     @property
     def masks(self) -> int:
         """Of a sequence, as MlmTask counts them."""

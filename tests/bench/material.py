@@ -20,6 +20,7 @@ from nasd.worker import phenotype
 from nasd.worker.corpus import SpecialTokens
 from nasd.worker.passages import NO_CHARACTERS, QaFeatures
 from nasd.worker.seed import load_seed
+from nasd.worker.train import Order
 from tests.bench.cases import BLOCKS, EVALUATION_BATCH, Shape
 
 # The ids of [PAD], [UNK], [CLS], [SEP] and [MASK].
@@ -34,13 +35,15 @@ def make(folder: Path, shape: Shape, steps: int, dropout: float | None = None) -
     weights(folder, shape, dropout)
     random = np.random.default_rng(0)
     corpus(folder / "mlm", shape, steps * shape.batch, random)
-    features(shape, steps * shape.qa_batch, random).save(folder / "qa" / "train")
+    # As many as are sorted by length together, or the batches would be more alike than SQuAD's.
+    questions = shape.qa_batch * max(steps, Order.STRETCH)
+    features(shape, questions, random).save(folder / "qa" / "train")
     test = features(shape, TEST_FEATURES, random)
     test.save(folder / "qa" / "test")
-    questions = [
+    asked = [
         Question(str(n), "", "of no meaning", "which?", (("no", 3),)) for n in range(len(test))
     ]
-    rows = [asdict(question) for question in questions]
+    rows = [asdict(question) for question in asked]
     (folder / "qa" / "test_questions.json").write_text(json.dumps(rows))
     (folder / "cache").mkdir()
 

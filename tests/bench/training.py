@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nasd.errors import NasdError
+from nasd.protocol import write_atomically
 from tests.bench import flops, pace
 from tests.bench.cases import CASES, ROWS, SHAPES, Job, Row, Shape, Side
 from tests.bench.pace import Done, Failed, Ready, Segment
@@ -78,7 +79,7 @@ class Result:
     """A row with its figures. limit, mfu: None where they say nothing."""
 
     row: Row
-    shape: str
+    shape: Shape
     ours: Figure
     theirs: Figure
     ratio: Figure
@@ -94,7 +95,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "shape": self.shape,
+            "shape": asdict(self.shape),
             "case": self.row.case,
             "row": self.row.label,
             "ours": {**asdict(self.row.ours), "tokens_per_second": asdict(self.ours)},
@@ -119,7 +120,7 @@ def compare(
     same = row.ours.precision == row.theirs.precision
     return Result(
         row,
-        shape.name,
+        shape,
         speed,
         Figure.of(theirs.speeds),
         Figure.of([one / other for one, other in pairs]),
@@ -274,12 +275,12 @@ def table(results: Sequence[Result], title: str) -> Table:
     with_mfu = any(result.mfu is not None for result in results)
     for name in (*numbers, *(["of matmul rate"] if with_mfu else [])):
         made.add_column(name, justify="right", no_wrap=True)
-    shape = ""
+    shape = None
     for result in results:
         if result.shape != shape:
-            made.add_section()
-            made.add_row(f"[bold]{result.shape}[/bold]")
             shape = result.shape
+            made.add_section()
+            made.add_row(f"[bold]{shape}[/bold]")
         style = {None: "", True: "green", False: "red"}[result.met]
         ratio = f"{result.ratio.median:.2f} ±{result.ratio.spread:.2f}"
         cells = [
@@ -322,8 +323,8 @@ def jobs_of(rows: Sequence[Row], case: str, base: Job) -> list[Job]:
 
 def bench(
     shape: Shape, rows: Sequence[Row], given: argparse.Namespace, folder: Path
-) -> tuple[list[Result], Ready | None, float | None]:
-    """All rows of a shape."""
+) -> Iterator[tuple[list[Result], dict[str, Any]]]:
+    """The rows of each case of a shape, and what they were measured on."""
     gpu = given.device.startswith("cuda")
     warmup = GPU_WARMUP if gpu else WARMUP
     steps = warmup + given.repeats * given.steps + 1
@@ -339,18 +340,15 @@ def bench(
         steps=steps,
         log_steps=min(LOG_STEPS, given.steps),
     )
-    results: list[Result] = []
-    ready = None
     for case in dict.fromkeys(row.case for row in rows):
         jobs = jobs_of(rows, case, base)
         print(f"{shape.name} {case}: {len(jobs)} sides by turns ...", file=sys.stderr, flush=True)
         if CASES[case].train == "none":  # a step is a whole pass
-            jobs = [replace(job, warmup=1) for job in jobs]
-            measured, ready = measure(jobs, given.repeats, 1)
+            measured, ready = measure([replace(j, warmup=1) for j in jobs], given.repeats, 1)
         else:
             measured, ready = measure(jobs, given.repeats, given.steps)
-        results += [compare(row, shape, measured, gpu, rate) for row in rows if row.case == case]
-    return results, ready, rate
+        found = [compare(row, shape, measured, gpu, rate) for row in rows if row.case == case]
+        yield found, {**asdict(ready), "matrix_rate": rate}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -405,8 +403,10 @@ def check(made: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     longest = min(SHAPES[name].positions for name in given.shape)
     if given.tokens is not None and not 8 <= given.tokens <= longest:
         made.error(f"argument --tokens: take 8 to {longest}, not {given.tokens}")
-    if given.json is not None and not given.json.resolve().parent.is_dir():
-        made.error(f"argument --json: there is no folder {given.json.resolve().parent}")
+    if given.json is not None:
+        folder = given.json.resolve().parent
+        if not os.access(folder, os.W_OK):
+            made.error(f"argument --json: {folder} is no folder that can be written to")
 
 
 def main(arguments: list[str]) -> None:
@@ -421,21 +421,20 @@ def main(arguments: list[str]) -> None:
     results: list[Result] = []
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()}
     figures: dict[str, Any] = {"settings": settings, "machine": _machine()}
-    for name in given.shape:
-        shape = shape_of(name, given)
-        with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
-            try:
-                found, ready, rate = bench(shape, rows, given, Path(folder))
-            except NasdError as error:
-                sys.exit(f"error: {error}")
-        results += found
-        if ready is not None:
-            figures |= {"device": ready.device, "torch": ready.torch, "matrix_rate": rate}
-        figures["rows"] = [result.to_json() for result in results]
-        if given.json:
-            given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table(results, _title(figures, given)))
+    try:
+        for name in given.shape:
+            with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
+                for found, where in bench(shape_of(name, given), rows, given, Path(folder)):
+                    results += found
+                    figures |= {**where, "rows": [result.to_json() for result in results]}
+                    if given.json:
+                        write_atomically(given.json, json.dumps(figures, indent=1).encode())
+    except NasdError as error:
+        sys.exit(f"error: {error}")
+    finally:  # hours of it may stand when it is ended
+        if results:
+            console = Console(width=None if sys.stdout.isatty() else WIDTH)
+            console.print(table(results, _title(figures, given)))
 
 
 def _has(package: str) -> bool:
@@ -450,11 +449,9 @@ def _machine() -> str:
 
 
 def _title(figures: dict[str, Any], given: argparse.Namespace) -> str:
-    where = figures.get("device", given.device)
+    where = figures["device"]
     if where == "cpu":
         where = f"{figures['machine']}, {given.threads} threads"
-    if figures.get("matrix_rate"):
+    if figures["matrix_rate"]:
         where += f" ({figures['matrix_rate'] / 1e12:.0f} TFLOP/s of bfloat16 products)"
-    return (
-        f"{where}, torch {figures.get('torch', '')}, {given.repeats} turns of {given.steps} steps"
-    )
+    return f"{where}, torch {figures['torch']}, {given.repeats} turns of {given.steps} steps"
