@@ -113,9 +113,8 @@ def test_every_demand_has_a_row() -> None:
     assert asked["finetune", "float32", "most"] == 2.9
     assert asked["finetune", "float32", "longest"] == 1.5
     assert asked["overhead", "float32", "most"] == 0.97
-    for row in ROWS:
-        if row.asked is not None:
-            assert row.theirs.precision == "float32"
+    against_trainer = [row for row in ROWS if row.asked and row.theirs.who == "trainer"]
+    assert {row.theirs.precision for row in against_trainer} == {"float32"}
 
 
 # --- both sides do the same work ------------------------------------------------------------
