@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from nasd.genotype import Genotype
@@ -104,6 +105,9 @@ def test_matrix_products_a_second_are_told_as_a_share_of_the_measured_rate() -> 
     measured = {side: Measured([Segment(1.0, 1e6)]) for side in (row.ours, row.theirs)}
     result = compare(row, BASE, measured, gpu=True, rate=1e15)
     assert result.mfu == pytest.approx(1e6 * flops_a_token("pretrain_1", BASE, row.ours) / 1e15)
+    console = Console(width=200, record=True)
+    console.print(training.table([result], "one GPU"))
+    assert "27 % (asked 45 %)" in console.export_text()
 
 
 def test_every_demand_has_a_row() -> None:

@@ -76,7 +76,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A row with its figures. limit, mfu: None where they say nothing."""
+    """A row with its figures; None is what says nothing.
+
+    mfu: the matrix products that our side needs, as a share of what the GPU was measured to do.
+    """
 
     row: Row
     shape: Shape
@@ -106,6 +109,7 @@ class Result:
             "met": self.met,
             "flop_limit": self.limit,
             "mfu": self.mfu,
+            "asked_mfu": self.row.asked_share if self.mfu is not None else None,
         }
 
 
@@ -295,7 +299,7 @@ def table(results: Sequence[Result], title: str) -> Table:
             _memory(result.our_peak),
             _memory(result.their_peak),
         ]
-        made.add_row(*cells, *([_share(result.mfu)] if with_mfu else []))
+        made.add_row(*cells, *([_share(result)] if with_mfu else []))
     return made
 
 
@@ -303,8 +307,11 @@ def _speed(figure: Figure) -> str:
     return f"{figure.median:,.0f} ±{100 * figure.spread / figure.median:.0f} %"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
+def _share(result: Result) -> str:
+    if result.mfu is None:
+        return ""
+    asked = result.row.asked_share
+    return f"{100 * result.mfu:.0f} %" + (f" (asked {100 * asked:.0f} %)" if asked else "")
 
 
 def _memory(size: int) -> str:
