@@ -364,14 +364,23 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--shape", nargs="+", choices=SHAPES, default=["base", "minilm"])
-    made.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
+
+    def some(name: str, choices: Sequence[str], default: Sequence[str]) -> None:
+        words = f"of {', '.join(choices)}; {' '.join(default)} by default"
+        metavar = name.upper()
+        made.add_argument(
+            f"--{name}", nargs="+", choices=choices, default=default, metavar=metavar, help=words
+        )
+
+    precisions = ("float32", "bfloat16")
+    some("shape", tuple(SHAPES), ("base", "minilm"))
+    some("rows", tuple(CASES), tuple(CASES))
+    some("precision", precisions, precisions)
     made.add_argument(
-        "--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
+        "--threads", type=_count, default=2, help="of each side, on a CPU (%(default)s)"
     )
-    made.add_argument("--threads", type=_count, default=2, help="of each side, on a CPU")
-    made.add_argument("--repeats", type=_count, default=5, help="turns of each side")
-    made.add_argument("--steps", type=_count, default=4, help="of a turn")
+    made.add_argument("--repeats", type=_count, default=5, help="turns of each side (%(default)s)")
+    made.add_argument("--steps", type=_count, default=4, help="of a turn (%(default)s)")
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--batch", type=_count, help="sequences, and questions, of a step")
     made.add_argument("--tokens", type=_count, help="of a sequence")
