@@ -1,22 +1,23 @@
 """How long training takes, worked out: from tokens, FLOP a token, and the rate of a slot.
 
-Meant to be believed, as far as its inputs are right; nasd.forecast rests on it.
+Meant to be believed, as far as its inputs are right; nasd.forecast rests on it, and the order in
+which nasd.policy starts attempts.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from nasd.config import MlmData, Stage
+from nasd.config import MlmData, QaData, Stage
 from nasd.genotype import (
     Backbone,
     Genotype,
     Lineage,
     new_modules,
     parameters,
+    weights_of_ffn,
 )
-from nasd.surrogate import weights_of_ffn
 
 # 312 TFLOP/s are the peak of an A100 in bfloat16; a good harness sustains about 24 % of it with
 # Hugging Face's BERT-base, which has the blocks of DistilBERT.
@@ -39,6 +40,12 @@ class Volumes:
     qa_train_features: int
     qa_test_features: int
     qa_tokens: float = FEATURE_TOKENS
+
+    @classmethod
+    def of(cls, prepared: Mapping[str, Any], qa: QaData) -> "Volumes":
+        """As the experiment's prepare counted them; what an older one did not count is 1."""
+        counts = {one.name: prepared.get(one.name, 1) for one in fields(cls)}
+        return cls(**counts | {"qa_tokens": min(FEATURE_TOKENS, float(qa.tokens))})
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ class Work:
     evaluation_flop: float
     evaluations: tuple[int, ...]
     tokens: float
+
+    @property
+    def flop(self) -> float:
+        """All of its operations."""
+        return self.steps * self.step_flop + max(1, len(self.evaluations)) * self.evaluation_flop
 
 
 def work(

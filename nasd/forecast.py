@@ -312,10 +312,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
         return machine
     if prepared is None:
         return machine
-    counts = {name: prepared[name] for name in asdict(_NOTHING) if name in prepared}
-    volumes = replace(
-        _NOTHING, **counts, qa_tokens=min(_NOTHING.qa_tokens, float(theirs.data.qa.tokens))
-    )
+    volumes = Volumes.of(prepared, theirs.data.qa)
     stages = {stage.name: stage for stage in theirs.stages}
     rates: dict[str, list[float]] = {}
     starts = []
@@ -338,10 +335,8 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
         untrained = stages[name].train != "none" and not asked.steps
         if result.steps != asked.steps or untrained:
             continue
-        flop = asked.steps * asked.step_flop
-        flop += max(1, len(asked.evaluations)) * asked.evaluation_flop
         together = machine.together(len(attempt.slots))
-        rates.setdefault(name, []).append(flop / result.seconds / together / 1e12)
+        rates.setdefault(name, []).append(asked.flop / result.seconds / together / 1e12)
     found = {name: median(values) for name, values in rates.items()}
     for stage in config.stages:
         alike = [
@@ -354,9 +349,6 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
             found[stage.name] = median(alike)
     seconds = median(starts) if len(starts) >= LEAST_MEASURED else machine.start_seconds
     return replace(machine, rates=found, start_seconds=seconds)
-
-
-_NOTHING = Volumes(1, 1, 1, 1, 1, 1)
 
 
 # -- the simulated search ------------------------------------------------------------------------

@@ -167,6 +167,11 @@ def parameters(genotype: Genotype, backbone: Backbone) -> int:
     return total
 
 
+def weights_of_ffn(ffn: FeedForward, width: int) -> int:
+    """Entries of its weight matrices, without biases."""
+    return sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
+
+
 def distance(one: Genotype, other: Genotype) -> int:
     """How many modules differ with the blocks aligned by position; a module without a partner
     counts as one. The measure of diversity for the initial population (thesis 4.2.2)."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nasd.config import PREPARE, Config, Stage
+from nasd.cost import Volumes, work
 from nasd.errors import NasdError
 from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
@@ -160,10 +161,40 @@ def after(
     position = steps.index(candidate.stage)
     if position == len(steps) - 1:
         return Event.SCORE, None
-    stage = stage_named(config, candidate.stage)
-    if stage is not None and stage.cuts and candidate.generation:
+    if _is_cut_after(config, candidate, candidate.stage):
         return Event.HOLD, None
     return Event.ADVANCE, steps[position + 1]
+
+
+def _is_cut_after(config: Config, candidate: Candidate, name: str) -> bool:
+    stage = stage_named(config, name)
+    return stage is not None and stage.cuts and bool(candidate.generation)
+
+
+def way(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[Stage, ...]:
+    """The stages that a candidate has before it, from its own up to the next cutoff, or to its
+    score: up to there it waits for nobody."""
+    steps = ladder(snapshot, config, candidate)
+    ahead = []
+    for name in steps[steps.index(candidate.stage) :]:
+        if (stage := stage_named(config, name)) is not None:
+            ahead.append(stage)
+        if _is_cut_after(config, candidate, name):
+            break
+    return tuple(ahead)
+
+
+def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> float:
+    """Floating-point operations on its way, as nasd.cost expects them; 0 before prepare has counted
+    the data."""
+    if snapshot.experiment.prepared is None:
+        return 0.0
+    volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
+    backbone, mlm = snapshot.experiment.backbone, config.data.mlm
+    return sum(
+        work(stage, candidate.genotype, candidate.lineage, backbone, mlm, volumes).flop
+        for stage in way(snapshot, config, candidate)
+    )
 
 
 def weights_of(
@@ -359,9 +390,12 @@ class Start:
 
 
 def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float) -> list[Start]:
-    """Which attempts to start on the free ones of `slots`: what is furthest up the ladder first.
+    """Which attempts to start on the free ones of `slots`: what is furthest up the ladder first,
+    of one stage the baseline, then who has most work ahead, so that the long ones do not end last
+    and alone; of equals the older.
 
-    A candidate whose last attempts were lost waits for its back-off.
+    Who does not fit lets smaller ones pass, and a candidate whose last attempts were lost waits for
+    its back-off.
     """
     if snapshot.experiment.state != "running" or snapshot.experiment.hold:
         return []
@@ -371,7 +405,12 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     left = [slot for slot in fit if slot not in snapshot.leases]
     pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
     pending.sort(
-        key=lambda c: (-ladder(snapshot, config, c).index(c.stage), not c.is_baseline, c.id)
+        key=lambda c: (
+            -ladder(snapshot, config, c).index(c.stage),
+            not c.is_baseline,
+            -work_ahead(snapshot, config, c),
+            c.id,
+        )
     )
     found = []
     for candidate in pending:

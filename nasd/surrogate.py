@@ -6,15 +6,9 @@ No prediction: as plausible as needed for a search to take its usual course.
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from statistics import mean
 
-from nasd.genotype import (
-    Backbone,
-    FeedForward,
-    Genotype,
-    distance,
-)
+from nasd.genotype import Backbone, Genotype, distance, weights_of_ffn
 from nasd.streams import stream
 
 # Masked-LM perplexities of BERT with 768 wide blocks, by number of blocks: 5.84 with 3, 4.68 with
@@ -188,7 +182,3 @@ def _capacity(genotype: Genotype, backbone: Backbone) -> float:
         sizes = sorted((weights_of_ffn(ffn, backbone.width) for ffn in block.ffns), reverse=True)
         total += 4 * backbone.width**2 + sizes[0] + sum(sizes[1:]) / 2
     return total
-
-
-def weights_of_ffn(ffn: FeedForward, width: int) -> int:
-    return sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))

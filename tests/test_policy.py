@@ -1,5 +1,6 @@
 """What follows from what is recorded: decisions, starts, and what the end of an attempt means."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from nasd import pareto, policy
 from nasd.config import Config
 from nasd.folders import StateFolder
+from nasd.genotype import Block, FeedForward, Genotype, unchanged
 from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.policy import (
     BACKOFF_SECONDS,
@@ -64,9 +66,11 @@ def generation_0(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def generation_1(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Generation 1, candidates 4 to 7, has just been born, and nobody runs."""
+    """Generation 1, candidates 4 to 7, has just been born, and nobody runs. All four have the same
+    work ahead."""
     folder = StateFolder(tmp_path_factory.mktemp("gen1"))
-    return idle(snapshot_when(folder, CONFIG, phase_of(1, Phase.CLIMBING)), "pretrain_0")
+    found = idle(snapshot_when(folder, CONFIG, phase_of(1, Phase.CLIMBING)), "pretrain_0")
+    return shaped(found, found.candidates[4].genotype, 4, 5, 6, 7)
 
 
 def idle(snapshot: Snapshot, stage: str) -> Snapshot:
@@ -86,6 +90,20 @@ def put(snapshot: Snapshot, where: Mapping[int, tuple[str, State]], reason: str 
     for number, (stage, state) in where.items():
         candidates[number] = replace(candidates[number], stage=stage, state=state, reason=reason)
     return replace(snapshot, candidates=candidates)
+
+
+BIGGER = Genotype((Block(4, (FeedForward("gelu", (96,)),)),) * 5)
+
+
+def shaped(snapshot: Snapshot, genotype: Genotype, *numbers: int) -> Snapshot:
+    """The snapshot with these candidates of this architecture, with nothing new in it."""
+    text = json.dumps(genotype.to_json())
+    origin = json.dumps([block.to_json() for block in unchanged(genotype)])
+    found = {
+        number: replace(snapshot.candidates[number], genotype_json=text, lineage_json=origin)
+        for number in numbers
+    }
+    return replace(snapshot, candidates=snapshot.candidates | found)
 
 
 def with_results(
@@ -448,11 +466,37 @@ def test_the_furthest_up_the_ladder_starts_first_then_the_older(generation_1):
     assert started(found, free=SLOTS[:2]) == [(6, "evaluate", ("cpu:0",))]
 
 
-def test_of_equals_the_older_one_starts_and_only_while_slots_are_free(generation_1):
+def test_of_one_stage_the_longest_starts_first_and_of_equals_the_older(generation_1):
     assert [one[0] for one in started(generation_1)] == [4, 5]
     assert [one[0] for one in started(generation_1, free=SLOTS[:3])] == [4]
     assert started(generation_1, free=SLOTS[:1]) == []
     assert started(generation_1, free=()) == []
+    equal = put(generation_1, dict.fromkeys(range(4, 8), ("pretrain_1", State.PENDING)))
+    assert [one[0] for one in started(shaped(equal, BIGGER, 6))] == [6, 4]
+
+
+def test_the_work_ahead_is_that_of_all_stages_up_to_the_next_cutoff(generation_1):
+    ways = {
+        (0, "pretrain_0"): ["pretrain_0", "pretrain_1", "finetune", "evaluate"],  # no cutoff
+        (1, "pretrain_0"): ["pretrain_0"],
+        (1, "pretrain_1"): ["pretrain_1", "finetune", "evaluate"],
+        (1, "evaluate"): ["evaluate"],
+    }
+    for (generation, stage), expected in ways.items():
+        one = replace(generation_1.born_in(generation)[0], stage=stage)
+        assert [ahead.name for ahead in policy.way(generation_1, CONFIG, one)] == expected
+    one = replace(generation_1.born_in(1)[0], stage="pretrain_1")
+    work = [
+        policy.work_ahead(generation_1, CONFIG, replace(one, stage=stage))
+        for stage in ("pretrain_1", "finetune", "evaluate")
+    ]
+    assert work == sorted(work, reverse=True)
+    assert work[-1] > 0
+
+
+def test_before_the_data_is_counted_there_is_no_work_to_compare(begun):
+    assert policy.work_ahead(begun, CONFIG, begun.baseline) == 0.0
+    assert started(begun) == [(BASELINE, "prepare", ("cpu:0",))]
 
 
 @given(

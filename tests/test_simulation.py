@@ -835,6 +835,29 @@ def test_the_thesis_schedule_runs_to_its_end_on_four_slots(state: StateFolder):
     store.close()
 
 
+def test_a_candidate_flows_on_without_waiting_unless_a_cutoff_stands_between(
+    usual: tuple[Snapshot, Any],
+):
+    snapshot, _ = usual
+    cutoffs, flown = 0, 0
+    for candidate in snapshot.candidates.values():
+        own = [one for one in snapshot.attempts if one.candidate == candidate.id]
+        for before, after in itertools.pairwise(own):
+            if before.stage == "pretrain_0" and candidate.generation:
+                last = max(
+                    one.ended_at or 0.0
+                    for other in snapshot.born_in(candidate.generation)
+                    for one in ended(snapshot, other.id)
+                )
+                assert after.started_at >= last
+                cutoffs += 1
+            else:
+                assert after.started_at == before.ended_at
+                flown += 1
+    assert cutoffs == 2 * 2  # half of 4, in two generations
+    assert flown == 2 + 3 * 3 + 2 * 2 * 2  # the baseline, generation 0, and who was kept
+
+
 # -- the forecast --------------------------------------------------------------------------------
 
 PROBE = """
@@ -914,7 +937,7 @@ def test_the_json_holds_together(tmp_path: Path):
 
 
 def test_more_and_faster_slots_shorten_the_search(tmp_path: Path):
-    path = written(tmp_path, few())
+    path = written(tmp_path, few(population__mu=4))
     usual = simulate(path, "--runs", "1")
     fast = simulate(path, "--runs", "1", "--tflops", "150")
     many = simulate(path, "--runs", "1", "--slots", "8")

@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nasd import policy
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
 from nasd.lifecycle import AttemptState, State
@@ -756,15 +758,15 @@ def test_weights_that_are_gone_halt_the_search_until_they_are_back(folder: Folde
 def test_once_the_search_is_halted_nothing_starts_any_more(folder: Folder):
     box = Box(folder(), script=all_succeed)
     tick = box.daemon()
-    found = box.drive(
-        tick, lambda found: [a.stage for a in found.live_attempts] == ["finetune"] * 2
-    )
+    box.drive(tick, lambda found: [a.stage for a in found.live_attempts] == ["finetune"] * 2)
     box.free = 0.0
     tick()  # both are stopped, and will start again together
-    assert tick.store.read().live_attempts == ()
-    first = min(one.candidate for one in found.live_attempts)
-    tick.state.result(first, "pretrain_1").rename(tick.state.path / "aside")
+    found = tick.store.read()
+    assert found.live_attempts == ()
     box.free = 1e15
+    released = replace(found, experiment=replace(found.experiment, hold=""))
+    first, _ = [one.candidate for one in policy.starts(released, PATIENT, tick.slots, box.wall())]
+    tick.state.result(first, "pretrain_1").rename(tick.state.path / "aside")
     tick()
     found = tick.store.read()
     assert found.experiment.state == "halted"
