@@ -16,9 +16,18 @@ from statistics import median
 from typing import Any
 
 from nasd import config as config_module
-from nasd import preflight, snapshot
+from nasd import policy, preflight, snapshot
 from nasd.config import PREPARE, Config, check_against_seed, check_against_slots
-from nasd.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
+from nasd.cost import (
+    A100,
+    CPU_BFLOAT16,
+    CPU_THREAD,
+    Machine,
+    Volumes,
+    attempt_seconds,
+    prepare_seconds,
+    work,
+)
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
@@ -459,7 +468,10 @@ def _report(
         "assumptions": list(subject.assumptions),
         **{
             name: _range([one[name] for one in told])
-            for name in ("wall_hours", "gpu_hours", "slot_use", "work_hours", "chain_hours")
+            for name in (
+                *("wall_hours", "gpu_hours", "slot_use"),
+                *("work_hours", "chain_hours", "over_bound"),
+            )
         },
         "stages": [
             {
@@ -512,13 +524,17 @@ def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
                 ),
             }
         )
+    seconds = _seconds(config, subject, snap)
+    share = sum(asked * count for asked, count in seconds.values()) / len(subject.slots) / 3600
+    chain = _chain(config, snap, seconds) / 3600
     return {
         "seed": one.seed,
         "wall_hours": wall,
         "gpu_hours": used,
         "slot_use": used / (wall * len(subject.slots)),
-        "work_hours": used / len(subject.slots),
-        "chain_hours": _chain(config, snap),
+        "work_hours": share,
+        "chain_hours": chain,
+        "over_bound": wall / max(share, chain),
         "candidates": len(snap.candidates) - 1,
         "stages": stages,
         "generations": generations,
@@ -526,18 +542,48 @@ def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
     }
 
 
-def _chain(config: Config, snap: Snapshot) -> float:
-    """Hours of the longest chain of attempts, each of which waits for the one before: with any
+def _seconds(
+    config: Config, subject: Subject, snap: Snapshot
+) -> dict[tuple[int, str], tuple[float, int]]:
+    """(seconds, slots) that each finished stage of a candidate takes as the ladder asks for it,
+    undisturbed."""
+    found = {}
+    for owner, name in snap.results:
+        candidate, stage = snap.candidates[owner], policy.stage_named(config, name)
+        if stage is None:
+            seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes), 1
+        else:
+            seconds = (
+                attempt_seconds(
+                    stage,
+                    candidate.genotype,
+                    candidate.lineage,
+                    subject.seed.backbone,
+                    config.data.mlm,
+                    subject.volumes,
+                    subject.machine,
+                    config.daemon.checkpoint_minutes,
+                ),
+                stage.slots,
+            )
+        found[owner, name] = seconds
+    return found
+
+
+def _chain(
+    config: Config, snap: Snapshot, seconds: Mapping[tuple[int, str], tuple[float, int]]
+) -> float:
+    """Seconds of the longest chain of attempts, each of which waits for the one before: with any
     number of slots the search takes no less.
 
     Generations follow each other, and so does what lies before and behind a cutoff.
     """
-    seconds: dict[tuple[int, str], float] = {}
-    for attempt in snap.attempts:
-        key = attempt.candidate, attempt.stage
-        seconds[key] = seconds.get(key, 0.0) + _held(attempt)
+
+    def alone(candidate: int, name: str) -> float:
+        return seconds.get((candidate, name), (0.0, 0))[0]
+
     before = [PREPARE, *(s.name for s in config.ladder("baseline") if s.train == "head")]
-    total = sum(seconds.get((snap.baseline.id, name), 0.0) for name in before)
+    total = sum(alone(snap.baseline.id, name) for name in before)
     for generation in snap.generations:
         segments: list[list[str]] = [[]]
         for stage in config.ladder("candidates"):
@@ -546,7 +592,7 @@ def _chain(config: Config, snap: Snapshot) -> float:
                 segments.append([])
         total += sum(
             max(
-                sum(seconds.get((one.id, name), 0.0) for name in segment)
+                sum(alone(one.id, name) for name in segment)
                 for one in snap.born_in(generation.number)
             )
             for segment in segments
@@ -639,14 +685,14 @@ def _shown(one: Mapping[str, float], text: Callable[[float], str]) -> tuple[str,
 
 
 def _bound(data: Mapping[str, Any]) -> str:
-    """How far the makespan is from what no order of attempts could undercut."""
-    share, chain, wall = (
-        data[name]["median"] for name in ("work_hours", "chain_hours", "wall_hours")
-    )
-    bound = max(share, chain)
-    which = "all work spread over all slots" if share >= chain else "the longest chain of attempts"
-    above = f"{wall / bound - 1:.0%} above" if wall > bound * 1.005 else "which is all but"
-    return f"{above} the lower bound of {_time(3600 * bound)}: {which}"
+    """How far the makespan is from what no order of attempts could undercut: all work spread
+    evenly over all slots, or the longest chain of attempts. The first knows nothing of cutoffs and
+    generations, at which all slots but a few may have to wait."""
+    work, chain, over = (data[name] for name in ("work_hours", "chain_hours", "over_bound"))
+    bound = max(work["median"], chain["median"])
+    which = "all work over all slots" if work["median"] >= chain["median"] else "the longest chain"
+    factor, spread = _shown(over, lambda factor: f"{factor:.3f}")
+    return f"{factor} x {spread}".rstrip() + f" the lower bound of {_time(3600 * bound)}: {which}"
 
 
 def _budget(data: Mapping[str, Any]) -> str:

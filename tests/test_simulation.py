@@ -928,7 +928,8 @@ def test_the_json_holds_together(tmp_path: Path):
         stages = one["stages"]
         assert sum(s["gpu_hours"] for s in stages.values()) == pytest.approx(one["gpu_hours"])
         assert one["work_hours"] == pytest.approx(one["gpu_hours"] / 4)
-        assert max(one["work_hours"], one["chain_hours"]) <= one["wall_hours"] + 1e-6
+        bound = max(one["work_hours"], one["chain_hours"])
+        assert one["over_bound"] == one["wall_hours"] / bound >= 1
         assert one["slot_use"] == pytest.approx(one["work_hours"] / one["wall_hours"])
         assert (one["candidates"], stages["pretrain_1"]["attempts"]) == (4, 3)
         assert stages["pretrain_head"]["attempts"] == 0
@@ -947,6 +948,14 @@ def test_more_and_faster_slots_shorten_the_search(tmp_path: Path):
     assert many["slots"] == 8
     assert less["gpu_hours"]["median"] < 0.15 * usual["gpu_hours"]["median"]
     assert less["inputs"]["volumes"]["qa_train_questions"] == 800
+
+
+def test_the_thesis_schedule_on_four_slots_is_all_but_as_short_as_can_be(tmp_path: Path):
+    config = thesis_config().model_dump(mode="json", by_alias=True, exclude_none=True)
+    data = simulate(written(tmp_path, config), "--runs", "5")
+    assert (data["slots"], len(data["runs"])) == (4, 5)
+    assert data["over_bound"]["most"] <= 1.05
+    assert "x (" in forecast._bound(data)
 
 
 def test_the_budget_is_told(tmp_path: Path):
