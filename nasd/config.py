@@ -73,6 +73,7 @@ class Slots(Section):
     threads: Positive = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    widen: Annotated[bool, Field(strict=True)] = False
 
 
 class SearchSpace(Section):

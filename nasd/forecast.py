@@ -497,6 +497,15 @@ def _report(
     }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a stage takes: seconds on as many slots as it asks for, and on as many as it may get."""
+
+    slots: int
+    seconds: float
+    widest: float
+
+
 def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
     """One run, in hours."""
     snap = one.snapshot
@@ -507,8 +516,8 @@ def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
         attempts = [attempt for attempt in snap.attempts if attempt.stage == name]
         stages[name] = {
             "attempts": len(attempts),
-            "slots": max((len(attempt.slots) for attempt in attempts), default=0),
-            "hours": median([_held(attempt) for attempt in attempts] or [0.0]),
+            "slots": min((len(attempt.slots) for attempt in attempts), default=0),
+            "hours": median(_by_candidate(attempts).values() or [0.0]),
             "gpu_hours": sum(len(attempt.slots) * _held(attempt) for attempt in attempts),
         }
     generations = []
@@ -524,9 +533,9 @@ def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
                 ),
             }
         )
-    seconds = _seconds(config, subject, snap)
-    share = sum(asked * count for asked, count in seconds.values()) / len(subject.slots) / 3600
-    chain = _chain(config, snap, seconds) / 3600
+    asked = _asked(config, subject, snap)
+    share = sum(one.slots * one.seconds for one in asked.values()) / len(subject.slots) / 3600
+    chain = _chain(config, snap, asked) / 3600
     return {
         "seed": one.seed,
         "wall_hours": wall,
@@ -542,37 +551,42 @@ def _told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
     }
 
 
-def _seconds(
-    config: Config, subject: Subject, snap: Snapshot
-) -> dict[tuple[int, str], tuple[float, int]]:
-    """(seconds, slots) that each finished stage of a candidate takes as the ladder asks for it,
-    undisturbed."""
+def _by_candidate(attempts: Sequence[Attempt]) -> dict[int, float]:
+    """Hours that each candidate's attempts held their slots."""
+    held: dict[int, float] = {}
+    for attempt in attempts:
+        held[attempt.candidate] = held.get(attempt.candidate, 0.0) + _held(attempt)
+    return held
+
+
+def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, str], Asked]:
+    """What each finished stage of a candidate takes undisturbed."""
     found = {}
+    widest = len(subject.slots) if config.slots.widen else 0
     for owner, name in snap.results:
         candidate, stage = snap.candidates[owner], policy.stage_named(config, name)
         if stage is None:
-            seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes), 1
-        else:
-            seconds = (
-                attempt_seconds(
-                    stage,
-                    candidate.genotype,
-                    candidate.lineage,
-                    subject.seed.backbone,
-                    config.data.mlm,
-                    subject.volumes,
-                    subject.machine,
-                    config.daemon.checkpoint_minutes,
-                ),
-                stage.slots,
+            seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes)
+            found[owner, name] = Asked(1, seconds, seconds)
+            continue
+        usual, wide = (
+            attempt_seconds(
+                stage.model_copy(update={"slots": slots}),
+                candidate.genotype,
+                candidate.lineage,
+                subject.seed.backbone,
+                config.data.mlm,
+                subject.volumes,
+                subject.machine,
+                config.daemon.checkpoint_minutes,
             )
-        found[owner, name] = seconds
+            for slots in (stage.slots, max(stage.slots, widest))
+        )
+        found[owner, name] = Asked(stage.slots, usual, wide)
     return found
 
 
-def _chain(
-    config: Config, snap: Snapshot, seconds: Mapping[tuple[int, str], tuple[float, int]]
-) -> float:
+def _chain(config: Config, snap: Snapshot, asked: Mapping[tuple[int, str], Asked]) -> float:
     """Seconds of the longest chain of attempts, each of which waits for the one before: with any
     number of slots the search takes no less.
 
@@ -580,7 +594,7 @@ def _chain(
     """
 
     def alone(candidate: int, name: str) -> float:
-        return seconds.get((candidate, name), (0.0, 0))[0]
+        return asked[candidate, name].widest if (candidate, name) in asked else 0.0
 
     before = [PREPARE, *(s.name for s in config.ladder("baseline") if s.train == "head")]
     total = sum(alone(snap.baseline.id, name) for name in before)
@@ -629,7 +643,7 @@ def _budget_spent(budget: float | None, one: Run) -> dict[str, Any] | None:
 
 def _held(attempt: Attempt) -> float:
     assert attempt.ended_at is not None
-    assert attempt.state is AttemptState.SUCCEEDED, attempt
+    assert attempt.state in (AttemptState.SUCCEEDED, AttemptState.PREEMPTED), attempt
     return (attempt.ended_at - attempt.started_at) / 3600
 
 

@@ -28,7 +28,7 @@ from nasd.genotype import (
     parameters,
 )
 from nasd.lifecycle import AttemptState, State
-from nasd.policy import BACKOFF_SECONDS
+from nasd.policy import BACKOFF_SECONDS, WIDEN_SECONDS
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -232,6 +232,11 @@ class SimulatedLauncher:
         """When the next of the attempts ends or stalls; None: never."""
         ends = [job.ends for job in self._jobs.values() if not self._stalled(job)]
         return min(ends, default=None)
+
+    @property
+    def running(self) -> int:
+        """How many attempts have not ended."""
+        return len(self._jobs)
 
     def stalls(self) -> bool:
         """Whether there is an attempt that has to be noticed as stalled."""
@@ -567,5 +572,9 @@ def _next(tick: Tick, snapshot: Snapshot, launcher: SimulatedLauncher, now: floa
     busy = sum(len(attempt.slots) for attempt in snapshot.live_attempts)
     if budget is not None and busy:
         times.append(now + 3600 * (budget - snapshot.gpu_hours(wall)) / busy)
+    if tick.config.slots.widen:
+        times += [one.started_at + now - wall + WIDEN_SECONDS for one in snapshot.live_attempts]
+    if launcher.running < len(snapshot.live_attempts):  # it has just been asked to stop
+        times.append(now + daemon.tick_seconds)
     # What lies behind has been seen to in this turn, or waits for something else.
     return min((time for time in times if time > now), default=now + daemon.tick_seconds)

@@ -79,6 +79,7 @@ class Tick:
         )
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
+        self._widened: set[int] = set()  # attempts that were asked to stop for more slots
         self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
         self._faults: dict[str, int] = {}  # answers in a row that found a GPU at fault
         self._healthy_since: dict[str, float] = {}
@@ -254,6 +255,7 @@ class Tick:
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
         self._met.discard(attempt.id)
+        self._widened.discard(attempt.id)
         log.info(
             "candidate %d %s: attempt %d %s%s",
             attempt.candidate,
@@ -354,6 +356,28 @@ class Tick:
             snapshot = self.store.in_play()
             if snapshot.experiment.state == "running":  # one before may have halted the search
                 self._start(snapshot, one)
+        if self.config.slots.widen:
+            self._widen()
+
+    def _widen(self) -> None:
+        """Asks an attempt for a checkpoint that goes on with more slots, once it has left."""
+        snapshot = self.store.in_play()
+        beats = {}
+        for one in snapshot.live_attempts:
+            with suppress(NasdError):  # none yet
+                beats[one.id] = read(Heartbeat, self.state.attempt(one.id).heartbeat)
+        attempt = policy.widening(snapshot, self.config, self.slots, self.clock(), beats)
+        if attempt is None:
+            return
+        self.launcher.stop(attempt.token)  # asking again does no harm
+        if attempt.id not in self._widened:
+            self._widened.add(attempt.id)
+            log.info(
+                "candidate %d %s: attempt %d stops at a checkpoint, to go on with more slots",
+                attempt.candidate,
+                attempt.stage,
+                attempt.id,
+            )
 
     def _start(self, snapshot: Snapshot, one: policy.Start) -> None:
         token = secrets.token_hex(16)
