@@ -278,11 +278,11 @@ def prepared(has_mlm_head: bool = True) -> Prepared:
         qa_cache="/cache/qa",
         has_mlm_head=has_mlm_head,
         parameters=1,
-        mlm_train_sequences=1,
+        mlm_train_sequences=200,
         mlm_evaluation_sequences=1,
         qa_train_questions=1,
         qa_test_questions=1,
-        qa_train_features=1,
+        qa_train_features=200,
         qa_test_features=1,
     )
 

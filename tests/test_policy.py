@@ -24,7 +24,7 @@ from nasd.policy import (
     Select,
     StartSelecting,
 )
-from nasd.protocol import Outcome
+from nasd.protocol import Heartbeat, Outcome
 from nasd.snapshot import Attempt, Member, Quarantine, Snapshot, StageResult
 from nasd.store import BASELINE
 from tests.conftest import drive, make_tick, prepared, small_config
@@ -575,6 +575,237 @@ def test_a_stage_makes_do_with_fewer_slots_where_no_more_can_be_used(generation_
 
 def test_a_stage_waits_for_its_slots_where_they_are_only_taken(generation_1):
     assert started(generation_1, free=SLOTS[:1]) == []
+
+
+# -- widening ------------------------------------------------------------------------------------
+
+WIDE = small_config(slots__widen=True)
+EIGHT = tuple(f"cpu:{n}" for n in range(8))
+CUT = ("pretrain_0", State.CUT)
+AT_WORK = Heartbeat(doing="training", step=100, steps=1000, at=0.0, age=700.0)  # 105 minutes to go
+
+
+def standing(
+    snapshot: Snapshot, places: Mapping[int, tuple[str, State]], held: Mapping[int, int] = {}
+) -> Snapshot:
+    """These of candidates 4 to 7 at these places, the others cut; who runs has an attempt of the
+    id 100 + candidate on so many slots, cpu:0 and so on, or on as many as its stage asks for."""
+    found = put(snapshot, dict.fromkeys(range(4, 8), CUT) | dict(places))
+    attempts, leases, free = [], {}, list(EIGHT)
+    for number, (stage, state) in places.items():
+        if state is State.RUNNING:
+            count = held.get(number, policy.slots_needed(WIDE, stage, len(EIGHT)))
+            its, free = tuple(free[:count]), free[count:]
+            attempts.append(
+                attempt_of(number, stage, AttemptState.RUNNING, id=100 + number, slots=its)
+            )
+            leases |= dict.fromkeys(its, 100 + number)
+    return replace(with_attempts(found, *attempts), leases=leases)
+
+
+def widths(found: Snapshot, slots: tuple[str, ...] = SLOTS, config: Config = WIDE) -> list[Any]:
+    starts = policy.starts(found, config, slots, 5000.0)
+    return [(one.candidate, len(one.slots)) for one in starts]
+
+
+def widened(
+    found: Snapshot,
+    slots: tuple[str, ...] = SLOTS,
+    config: Config = WIDE,
+    beats: Mapping[int, Heartbeat] | None = None,
+) -> int | None:
+    """The candidate whose attempt is to be stopped."""
+    if beats is None:
+        beats = {attempt.id: AT_WORK for attempt in found.live_attempts}
+    attempt = policy.widening(found, config, slots, 5000.0, beats)
+    return None if attempt is None else attempt.candidate
+
+
+TRAINS, RUNS = ("pretrain_1", State.PENDING), ("pretrain_1", State.RUNNING)
+
+
+def test_who_starts_with_nobody_left_to_wait_gets_what_would_idle(generation_1):
+    alone = standing(generation_1, {5: TRAINS})
+    assert widths(alone, config=CONFIG) == [(5, 2)]
+    assert widths(alone) == [(5, 4)]
+    assert widths(alone, SLOTS[:3]) == [(5, 3)]
+    assert widths(standing(generation_1, {4: TRAINS, 5: TRAINS}), EIGHT) == [(4, 4), (5, 4)]
+    beside = standing(generation_1, {4: RUNS, 5: TRAINS})
+    assert widths(beside) == [(5, 2)]
+    assert widths(beside, EIGHT) == [(5, 4)]
+
+
+def test_nobody_gets_more_slots_while_another_one_waits(generation_1):
+    three = standing(generation_1, {4: TRAINS, 5: TRAINS, 6: TRAINS})
+    assert widths(three) == [(4, 2), (5, 2)]
+    assert widths(three, SLOTS[:3]) == [(4, 2)]
+    backs_off = with_attempts(
+        standing(generation_1, {4: TRAINS, 5: TRAINS}), *lost(4, 1, stage="pretrain_1")
+    )
+    starts = policy.starts(backs_off, WIDE, SLOTS, 2011.0)
+    assert [(one.candidate, len(one.slots)) for one in starts] == [(5, 2)]
+
+
+def test_nobody_gets_more_ranks_than_a_batch_has_examples(generation_1):
+    config = small_config(slots__widen=True, stages__pretrain_1__batch=3)
+    assert widths(standing(generation_1, {5: TRAINS}), config=config) == [(5, 3)]
+
+
+def test_an_evaluation_gets_no_more_slots_than_it_asks_for(generation_1):
+    assert widths(standing(generation_1, {5: ("evaluate", State.PENDING)})) == [(5, 1)]
+
+
+def test_who_was_lost_gets_no_more_slots_than_it_asks_for(generation_1):
+    found = standing(generation_1, {5: TRAINS})
+    again = with_attempts(found, *lost(5, 1, stage="pretrain_1"))
+    assert widths(again) == [(5, 2)]
+    runs = with_attempts(standing(generation_1, {5: RUNS}), *lost(5, 1, stage="pretrain_1"))
+    assert widened(runs) is None
+
+
+def test_the_baseline_gets_more_slots_only_while_it_is_alone_in_the_search(begun, generation_1):
+    head = baseline_at(begun, "pretrain_head", State.PENDING, has_head=False)
+    assert widths(head) == [(BASELINE, 4)]
+    among = put(standing(generation_1, {}), {BASELINE: ("finetune", State.PENDING)})
+    assert widths(among) == [(BASELINE, 2)]
+
+
+def test_slots_that_somebody_under_way_will_ask_for_are_not_given_away(generation_1):
+    config = small_config(slots__widen=True, stages__pretrain_1__slots=1, stages__finetune__slots=3)
+    places = {4: RUNS, 5: TRAINS}
+    found = standing(generation_1, places, {4: 1})
+    assert widths(found, config=config) == [(5, 1)]  # 4 will want three of the four
+    assert widths(found, EIGHT, config=config) == [(5, 4)]
+
+
+def test_an_attempt_is_stopped_for_slots_that_idle(generation_1):
+    alone = standing(generation_1, {5: RUNS})
+    assert widened(alone) == 5
+    assert widened(standing(generation_1, {5: RUNS, 6: RUNS}), EIGHT) is not None
+
+
+SOON = AT_WORK.model_copy(update={"step": 930})  # 53 s
+YOUNG = AT_WORK.model_copy(update={"age": 599.0})
+RESUMED = AT_WORK.model_copy(update={"step": 50})  # where an earlier attempt ended
+
+
+@pytest.mark.parametrize(
+    ("places", "more"),
+    [
+        ({5: RUNS}, {"config": CONFIG}),
+        ({5: RUNS}, {"beats": {}}),
+        ({5: RUNS}, {"beats": {105: SOON}}),
+        ({5: RUNS}, {"beats": {105: YOUNG}}),
+        ({5: RUNS}, {"slots": SLOTS[:2]}),
+        ({5: RUNS, 6: RUNS}, {}),
+        ({5: RUNS, 6: ("evaluate", State.RUNNING)}, {}),  # which is soon over
+        ({5: RUNS, 6: TRAINS}, {}),
+        ({5: ("evaluate", State.RUNNING)}, {}),
+        ({5: RUNS}, {"config": small_config(slots__widen=True, stages__pretrain_1__batch=2)}),
+        ({5: RUNS}, {"config": small_config(slots__widen=True, experiment__budget_gpu_hours=1e-3)}),
+    ],
+)
+def test_an_attempt_is_left_alone_where_more_slots_are_not_to_be_had_or_not_worth_it(
+    generation_1, places, more
+):
+    assert widened(standing(generation_1, places), **more) is None
+
+
+def test_nobody_is_stopped_for_more_slots_on_hold_or_for_slots_in_quarantine(generation_1):
+    found = standing(generation_1, {5: RUNS})
+    held = replace(found.experiment, hold="the disk is full")
+    assert widened(replace(found, experiment=held)) is None
+    assert widened(quarantined(found, *SLOTS[2:])) is None
+
+
+def test_what_is_to_go_is_judged_by_this_attempts_own_pace(generation_1):
+    found = standing(generation_1, {5: RUNS})
+    before = attempt_of(5, "pretrain_1", AttemptState.PREEMPTED, reached=50, id=90)
+    assert widened(found, beats={105: RESUMED}) == 5
+    assert widened(with_attempts(found, before), beats={105: RESUMED}) is None  # no step yet
+    slow = AT_WORK.model_copy(update={"step": 960})
+    resumed = replace(before, reached=930)
+    assert widened(found, beats={105: slow}) is None  # 40 steps of 0.7 s
+    assert widened(with_attempts(found, resumed), beats={105: slow}) == 5  # of 23 s
+
+
+def test_of_several_the_one_with_longest_to_go_is_stopped(generation_1):
+    found = standing(generation_1, {5: RUNS, 6: RUNS})
+    beats = {105: AT_WORK, 106: AT_WORK.model_copy(update={"steps": 2000})}
+    assert widened(found, EIGHT, beats=beats) == 6
+    assert widened(found, EIGHT, beats=beats | {105: beats[106]}) == 5  # of equals the older
+
+
+def test_an_attempt_that_runs_on_fewer_slots_than_its_stage_asks_for_gets_them_back(generation_1):
+    found = standing(generation_1, {5: RUNS, 6: RUNS}, {5: 1, 6: 2})
+    assert widened(found) == 5
+    assert widened(found, SLOTS[:3]) is None
+
+
+STANDING = st.lists(
+    st.tuples(
+        st.sampled_from(["pretrain_0", "pretrain_1", "finetune", "evaluate"]),
+        st.sampled_from([State.PENDING, State.RUNNING, State.CUT, State.WAITING]),
+    ),
+    min_size=4,
+    max_size=4,
+).filter(lambda places: sum(state is State.RUNNING for _, state in places) <= 3)
+COUNTS = st.dictionaries(st.integers(4, 7), st.integers(1, 2))
+
+
+@given(STANDING, COUNTS, st.integers(1, 8))
+def test_more_slots_than_asked_for_come_only_from_those_that_would_idle(
+    generation_1, places, held, count
+):
+    slots = EIGHT[:count]
+    found = standing(generation_1, dict(enumerate(places, 4)), held)
+    usual = policy.starts(found, CONFIG, slots, 5000.0)
+    wide = policy.starts(found, WIDE, slots, 5000.0)
+    assert [(one.candidate, one.stage) for one in usual] == [
+        (one.candidate, one.stage) for one in wide
+    ]
+    used = [slot for one in wide for slot in one.slots]
+    assert len(used) == len(set(used))
+    assert set(used) <= set(slots) - set(found.leases)
+    waits = [c for c in found.candidates.values() if c.state is State.PENDING]
+    for before, after in zip(usual, wide, strict=True):
+        assert len(after.slots) == len(before.slots) or len(waits) == len(usual)
+        assert len(after.slots) >= len(before.slots)
+
+
+@given(STANDING, COUNTS, st.integers(1, 8))
+def test_who_is_stopped_for_more_slots_gets_them_at_once_and_is_not_stopped_again(
+    generation_1, places, held, count
+):
+    slots = EIGHT[:count]
+    found = standing(generation_1, dict(enumerate(places, 4)), held)
+    beats = {one.id: AT_WORK for one in found.live_attempts}
+    attempt = policy.widening(found, WIDE, slots, 5000.0, beats)
+    if attempt is None:
+        return
+    assert not any(c.state is State.PENDING for c in found.candidates.values())
+    ended = replace(attempt, state=AttemptState.PREEMPTED, ended_at=5000.0, verdict="stopped")
+    others = tuple(ended if one.id == attempt.id else one for one in found.attempts)
+    leases = {slot: one for slot, one in found.leases.items() if one != attempt.id}
+    stopped = put(found, {attempt.candidate: (attempt.stage, State.PENDING)})
+    stopped = replace(stopped, attempts=others, leases=leases)
+    (start,) = policy.starts(stopped, WIDE, slots, 5000.0)  # without any back-off
+    assert start.candidate == attempt.candidate
+    assert len(start.slots) >= policy.WIDER * len(attempt.slots)
+    again = attempt_of(
+        start.candidate, start.stage, AttemptState.RUNNING, id=200, slots=start.slots
+    )
+    runs = put(stopped, {start.candidate: (start.stage, State.RUNNING)})
+    runs = replace(with_attempts(runs, again), leases=leases | dict.fromkeys(start.slots, again.id))
+    left = [slot for slot in slots if slot not in runs.leases]
+    for other in runs.live_attempts:  # what they will ask for is there
+        if other.id != again.id:
+            ahead = policy.way(runs, WIDE, runs.candidates[other.candidate])
+            most = max(policy.slots_needed(WIDE, stage.name, len(slots)) for stage in ahead)
+            assert most - len(other.slots) <= len(left)
+    beats |= {again.id: AT_WORK}
+    next_one = policy.widening(runs, WIDE, slots, 5000.0, beats)
+    assert next_one is None or next_one.id != again.id
 
 
 # -- suspects ------------------------------------------------------------------------------------
