@@ -740,6 +740,11 @@ def test_an_attempt_that_runs_on_fewer_slots_than_its_stage_asks_for_gets_them_b
     found = standing(generation_1, {5: RUNS, 6: RUNS}, {5: 1, 6: 2})
     assert widened(found) == 5
     assert widened(found, SLOTS[:3]) is None
+    assert widened(standing(generation_1, {5: RUNS, 6: RUNS}, {5: 4, 6: 2}), EIGHT[:6]) is None
+    # and is not stopped for so few that it would have to wait with them
+    config = small_config(slots__widen=True, stages__pretrain_1__slots=4)
+    beside = {5: RUNS, 6: ("evaluate", State.RUNNING)}
+    assert widened(standing(generation_1, beside, {5: 1, 6: 1}), config=config) is None
 
 
 STANDING = st.lists(
