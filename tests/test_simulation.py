@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nasd import cli, forecast
+from nasd import cli, forecast, policy
 from nasd.config import PREPARE, Config, Stage
 from nasd.cost import (
     CPU_THREAD,
@@ -45,6 +45,7 @@ from nasd.genotype import (
     unchanged,
 )
 from nasd.lifecycle import AttemptState, State
+from nasd.policy import WIDEN_SECONDS
 from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, read_metrics, write
 from nasd.simulation import (
     ECC,
@@ -856,6 +857,83 @@ def test_a_candidate_flows_on_without_waiting_unless_a_cutoff_stands_between(
                 flown += 1
     assert cutoffs == 2 * 2  # half of 4, in two generations
     assert flown == 2 + 3 * 3 + 2 * 2 * 2  # the baseline, generation 0, and who was kept
+
+
+# -- widening ------------------------------------------------------------------------------------
+
+WIDE = small_config(daemon__checkpoint_minutes=5.0, slots__widen=True)
+
+
+def test_idle_slots_go_to_who_runs_and_the_story_stays_the_same(
+    state: StateFolder, usual: tuple[Snapshot, Any]
+):
+    snapshot, told = finished(state, config=WIDE)
+    assert told == usual[1]
+    stopped = [one for one in snapshot.attempts if one.state is AttemptState.PREEMPTED]
+    assert stopped
+    for one in stopped:
+        again = next(a for a in ended(snapshot, one.candidate, one.stage) if a.id > one.id)
+        assert len(again.slots) == 2 * len(one.slots) == 4
+        assert again.process is not None
+        assert again.process["first"] == one.reached > 0  # nothing is done twice
+        assert one.ended_at is not None
+        assert again.started_at <= one.ended_at + 2 * WIDE.daemon.tick_seconds  # no back-off
+        assert one.ended_at - one.started_at >= WIDEN_SECONDS
+    both = [max(one.ended_at or 0.0 for one in found.attempts) for found in (snapshot, usual[0])]
+    assert both[0] < both[1]
+
+
+@given(seed=st.integers(0, 10**6), slots=st.integers(2, 7), lost=st.floats(0.0, 0.4))
+@hypothesis_settings(max_examples=8)
+def test_whatever_is_lost_nobody_waits_for_slots_that_only_widening_holds(
+    seed: int, slots: int, lost: float, folder: Callable[[], StateFolder], usual: Any
+):
+    kinds = ("lost", "stall", "machine")
+
+    def fate(spec: Spec, before: int) -> Fate:
+        dice = random.Random(f"{seed} {spec.candidate} {spec.stage and spec.stage.name} {before}")
+        if before < 2 and dice.random() < lost:
+            return Fate(dice.choice(kinds), dice.random())  # type: ignore[arg-type]
+        return Fate()
+
+    devices = [f"cpu:{n}" for n in range(slots)]
+    config = small_config(daemon__checkpoint_minutes=5.0, slots__widen=True, slots__devices=devices)
+    tick, clock, launcher = simulated(folder(), fate, config)
+
+    def look(found: Snapshot) -> bool:
+        free = slots - len(found.leases)
+        for one in found.live_attempts:
+            asked = policy.slots_needed(config, one.stage, slots)
+            assert len(one.slots) >= asked
+            free += len(one.slots) - asked
+        ready = policy.starts(
+            replace(found, leases={}, attempts=tuple(a for a in found.attempts if not a.live)),
+            config,
+            tick.config.slots.devices,
+            clock(),
+        )
+        for start in ready:  # pending, and not for a back-off
+            assert free < policy.slots_needed(config, start.stage, slots)
+        return False
+
+    snapshot = run(tick, clock, launcher, until=look)
+    assert story(tick.store) == usual[1]
+    tick.store.close()
+    spent = sum(len(a.slots) * ((a.ended_at or 0.0) - a.started_at) for a in snapshot.attempts)
+    assert snapshot.gpu_hours(clock()) == pytest.approx(spent / 3600)
+    stopped = [(a.candidate, a.stage) for a in snapshot.attempts if a.verdict == "stopped"]
+    assert all(stopped.count(one) <= 2 for one in stopped)  # 2, 3 or 4, and then all
+
+
+def test_the_thesis_schedule_is_shorter_still_where_attempts_may_widen(tmp_path: Path):
+    config = thesis_config().model_dump(mode="json", by_alias=True, exclude_none=True)
+    plain = simulate(written(tmp_path, config), "--runs", "1")
+    config["slots"]["widen"] = True
+    wide = simulate(written(tmp_path, config), "--runs", "1")
+    assert 1 <= wide["over_bound"]["most"] <= 1.01 < plain["over_bound"]["most"]
+    assert wide["work_hours"] == plain["work_hours"]
+    assert wide["gpu_hours"]["most"] < 1.01 * plain["gpu_hours"]["most"]
+    assert wide["chain_hours"]["most"] < plain["chain_hours"]["most"]
 
 
 # -- the forecast --------------------------------------------------------------------------------
