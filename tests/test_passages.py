@@ -21,16 +21,8 @@ from nasd import squad
 from nasd.errors import NasdError
 from nasd.squad import Question
 from nasd.worker import metrics
-from nasd.worker.passages import (
-    CLS,
-    Floats,
-    Ints,
-    QaFeatures,
-    Span,
-    build_features,
-    decode,
-    n_best_spans,
-)
+from nasd.worker.passages import CLS, QaFeatures, build_features, decode
+from nasd.worker.spans import Floats, Ints, Span, n_best_spans
 
 WORDS = ["kite", "drum", "lamp", "red", "blue", "old", "mill", "who", "has", "the", "in"]
 PUNCTUATION = [".", ",", "?", "-", "'"]

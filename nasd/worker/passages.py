@@ -1,34 +1,29 @@
 """Extractive question answering: questions to features, and logits back to answers.
 
-A feature is one window `[CLS] question [SEP] context [SEP]` (thesis, 5.2.2; Devlin et al. 2019,
-4.2). A context too long for one window gets several that overlap. Features are stored unpadded,
-so that a batch is only as wide as its longest.
+A feature is one window of a question (nasd.worker.spans). Features are stored unpadded, so that a
+batch is only as wide as its longest.
 
 F: features, T: tokens of all features together, B: features of a batch, L: tokens of the longest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nasd.errors import NasdError
 from nasd.squad import Question
+from nasd.worker import spans
 from nasd.worker.progress import Progress, quiet
+from nasd.worker.spans import Encoded, Floats, Ints, Longs
 
 if TYPE_CHECKING:  # it takes seconds to import, and training never tokenises
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
-Floats = NDArray[np.floating[Any]]
-
-NO_CHARACTERS = -1  # of a token that is not of the context
 CLS = 0  # the position of [CLS]: the target where the answer does not stand in the window
-SPECIAL = 3  # [CLS], [SEP], [SEP]
 CHUNK = 1000  # questions tokenised at once: bounds the memory
 
 
@@ -97,13 +92,6 @@ class QaFeatures:
 # --- questions to features ------------------------------------------------------------------
 
 
-class Encoded(NamedTuple):
-    """A text without special tokens: n tokens."""
-
-    ids: Ints  # [n]
-    characters: Ints  # [n, 2]
-
-
 def build_features(
     questions: Sequence[Question],
     tokenizer: "PreTrainedTokenizerBase",
@@ -112,45 +100,36 @@ def build_features(
     chunk: int = CHUNK,
     progress: Progress = quiet,
 ) -> QaFeatures:
-    """Windows of at most `tokens` tokens; neighbours share `stride` tokens of the context.
-
-    The windows are those of a fast Hugging Face tokenizer with truncation="only_second" and
-    return_overflowing_tokens, but each context is tokenised once, not once per question (SQuAD has
-    five on each), and no question is too long: it keeps at most half of the window, and where it
-    leaves less than two strides to the context, neighbours share half of what it leaves.
+    """Each question's windows: see spans.windows. A context is tokenised once, not once per
+    question (SQuAD has five on each).
 
     The first answer is the target. A window in which it does not wholly stand points at [CLS].
     """
     if not questions:
         raise ValueError("there are no questions to build features of")
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if not tokenizer.is_fast or not isinstance(cls, int) or not isinstance(sep, int):
+    try:
+        special = spans.special_tokens(tokenizer)
+    except ValueError as error:
         raise NasdError(
             "the seed model's tokenizer must be a fast one with [CLS] and [SEP]; save the seed with"
             " its tokenizer.json"
-        )
+        ) from error
     ids: list[Ints] = []
     characters: list[Ints] = []
     targets: list[tuple[int, int, int]] = []  # start, end, question
-    outside = np.full((1, 2), NO_CHARACTERS, dtype=np.int32)
     for first in range(0, len(questions), chunk):
         progress("tokenising", first, len(questions))
         part = questions[first : first + chunk]
-        asked = _encode(tokenizer, [question.question for question in part])
-        contexts = _encode(tokenizer, [question.context for question in part])
+        asked = spans.encode(tokenizer, [question.question for question in part])
+        contexts = spans.encode(tokenizer, [question.context for question in part])
         for index, question in enumerate(part, start=first):
-            head = asked[question.question].ids[: (tokens - SPECIAL) // 2]
-            prefix = np.array([cls, *head, sep], dtype=np.int32)
             context = contexts[question.context]
             answer = _answer_tokens(question, context)
-            for low, high in _windows(len(context.ids), tokens - SPECIAL - len(head), stride):
-                ids += prefix, context.ids[low:high], np.array([sep], dtype=np.int32)
-                characters += outside.repeat(len(prefix), 0), context.characters[low:high], outside
-                start, end = CLS, CLS
-                if answer is not None and low <= answer[0] and answer[1] < high:
-                    start, end = (token - low + len(prefix) for token in answer)
-                targets.append((start, end, index))
-    sizes = np.array([len(one) for one in ids]).reshape(-1, 3).sum(axis=1)  # three parts a feature
+            for window in spans.windows(asked[question.question], context, special, tokens, stride):
+                ids.append(window.ids)
+                characters.append(window.characters)
+                targets.append((*_target(window, answer), index))
+    sizes = [len(one) for one in ids]
     start_, end_, question_ = np.array(targets, dtype=np.int32).T.copy()
     return QaFeatures(
         tokens=np.concatenate(ids),
@@ -162,30 +141,6 @@ def build_features(
     )
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> dict[str, Encoded]:
-    """Each text once, as it would stand in a pair: WordPiece does not look across the two."""
-    distinct = list(dict.fromkeys(texts))
-    encoded = tokenizer(
-        distinct,
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # a text longer than the model is what the windows are for
-    )
-    pairs: Iterator[tuple[list[int], list[tuple[int, int]]]] = zip(
-        encoded["input_ids"], encoded["offset_mapping"], strict=True
-    )
-    return {
-        text: Encoded(
-            np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2)
-        )
-        for text, (ids, offsets) in zip(distinct, pairs, strict=True)
-    }
-
-
 def _answer_tokens(question: Question, context: Encoded) -> tuple[int, int] | None:
     """First and last token that the first answer touches; None if it has none (control signs)."""
     text, start = question.answers[0]
@@ -194,52 +149,16 @@ def _answer_tokens(question: Question, context: Encoded) -> tuple[int, int] | No
     return (first, last) if first <= last else None
 
 
-def _windows(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
-    """[low, high) of windows of `room` tokens that cover `length` tokens: at least one."""
-    step = room - min(stride, room // 2)
-    low = 0
-    while low + room < length:
-        yield low, low + room
-        low += step
-    yield low, length
+def _target(window: spans.Window, answer: tuple[int, int] | None) -> tuple[int, int]:
+    """Positions in the window of the answer's first and last token."""
+    shown = len(window.ids) - window.first - 1  # the last one is [SEP]
+    if answer is None or answer[0] < window.low or answer[1] >= window.low + shown:
+        return CLS, CLS
+    start, end = (token - window.low + window.first for token in answer)
+    return start, end
 
 
 # --- logits to answers ----------------------------------------------------------------------
-
-
-class Span(NamedTuple):
-    """Tokens start..end of a feature, both included."""
-
-    score: float
-    start: int
-    end: int
-
-
-def n_best_spans(
-    start_logits: Floats, end_logits: Floats, n_best: int, max_answer_tokens: int
-) -> list[Span]:
-    """The best n_best spans out of the n_best best starts and n_best best ends, best first.
-
-    start_logits, end_logits: [n], of the context's tokens alone. No span ends before it starts or
-    has more than max_answer_tokens tokens. Ties go to the earlier start, then the earlier end.
-    """
-    starts, ends = _best(start_logits, n_best), _best(end_logits, n_best)
-    start, end = (grid.ravel() for grid in np.meshgrid(starts, ends, indexing="ij"))
-    allowed = (start <= end) & (end - start < max_answer_tokens)
-    start, end = start[allowed], end[allowed]
-    scores = _finite(start_logits)[start] + _finite(end_logits)[end]
-    order = np.lexsort((end, start, -scores))[:n_best]
-    return [Span(float(scores[i]), int(start[i]), int(end[i])) for i in order]
-
-
-def _best(logits: Floats, count: int) -> Longs:
-    """Positions of the `count` highest logits, best first; ties go to the earlier one."""
-    return np.argsort(-_finite(logits), kind="stable")[:count]
-
-
-def _finite(logits: Floats) -> NDArray[np.float64]:
-    """Sums of what comes out can be compared; NaN, of a model that diverged, is the lowest."""
-    return np.nan_to_num(logits.astype(np.float64), nan=-1e300, posinf=1e300, neginf=-1e300) / 2
 
 
 def decode(
@@ -260,29 +179,21 @@ def decode(
     if not len(features) == len(start_logits) == len(end_logits):
         raise ValueError("each feature needs one array of start logits and one of end logits")
     owners = features.question.tolist()
-    best: dict[int, tuple[float, int, int]] = {}  # of a question: score and characters
-    # Where the best starts and the best ends of a question nowhere make a span, all are tried.
-    for count in (n_best, int(features.lengths.max())):
-        for feature in [i for i, owner in enumerate(owners) if owner not in best]:
+    answers = dict.fromkeys((question.id for question in questions), "")
+    for owner, own in groupby(range(len(features)), key=owners.__getitem__):
+        shown = []
+        for feature in own:
             progress("decoding", feature, len(owners))
             low, high = features.bounds[feature : feature + 2]
-            characters = features.characters[low:high]
-            context = np.flatnonzero(characters[:, 0] != NO_CHARACTERS)
-            if not len(context):
-                continue
-            window = slice(context[0], context[-1] + 1)
-            spans = n_best_spans(
-                start_logits[feature][window],
-                end_logits[feature][window],
-                count,
-                max_answer_tokens,
+            shown.append(
+                spans.Judged(
+                    features.characters[low:high],
+                    start_logits[feature][: high - low],
+                    end_logits[feature][: high - low],
+                )
             )
-            owner = owners[feature]
-            if spans and (owner not in best or spans[0].score > best[owner][0]):
-                score, start, end = spans[0]
-                inside = characters[window]
-                best[owner] = (score, int(inside[start, 0]), int(inside[end, 1]))
-    return {
-        question.id: question.context[slice(*best[index][1:])] if index in best else ""
-        for index, question in enumerate(questions)
-    }
+        found = spans.best_answer(shown, n_best, max_answer_tokens)
+        if found is not None:
+            question = questions[owner]
+            answers[question.id] = question.context[found.low : found.high]
+    return answers
