@@ -4,14 +4,12 @@ The seed is looked at by a child process, because that needs torch; it answers w
 """
 
 import codecs
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from nasd import child
 from nasd.config import Config, QaData, check_against_seed
 from nasd.errors import NasdError
 from nasd.genotype import Backbone, Genotype
@@ -71,24 +69,9 @@ def look_at_seed(
     """
     question = {"source": source, "folder": str(folder), "hubs": dict(hubs)}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "nasd.worker.check"],
-            input=json.dumps(question),
-            capture_output=True,
-            text=True,
-            timeout=SEED_TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise NasdError(
-            f"seed_model.source: {source} did not load within {SEED_TIMEOUT_SECONDS} s"
-        ) from None
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        tail = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-        raise NasdError(f"seed_model.source: {source} cannot be checked: {tail}")
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        raise NasdError(answer["error"])
+        answer = child.ask("nasd.worker.check", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
+    except child.NoAnswer as error:
+        raise NasdError(f"seed_model.source: {source} cannot be checked: {error}") from None
     return Seed(
         Backbone(**answer["backbone"]),
         Genotype.from_json(answer["baseline"]),
