@@ -1,16 +1,17 @@
 """The phenotype as transformers knows models: the same modules under the same names.
 
-Importing this file registers the classes, after which `AutoModelForQuestionAnswering` and its
+Importing this module registers the classes, after which `AutoModelForQuestionAnswering` and its
 like read a folder written by `phenotype.save`, and `phenotype.load` one by `save_pretrained`.
-It imports only its neighbour, relatively, so that both files can travel with an exported model.
+It imports only its neighbours, relatively, so that the files can travel with an exported model.
 """
 
 # transformers' own functions are mostly without types.
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, attr-defined, call-arg"
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
@@ -18,8 +19,10 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -28,11 +31,21 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+# In this form only: transformers finds the files that have to travel by a pattern.
 from .phenotype import MODEL_TYPE, Architecture, Block, Encoder, MaskedLMHead
+from .spans import Judged, Window, best_answer, encode, probability, special_tokens, windows
+
+# How a question is answered, as the thesis has it (5.2.2) with the recipe that it names: tokens of
+# a window, tokens that neighbours share, starts and ends that are tried, tokens of an answer.
+ANSWERING = {"tokens": 384, "stride": 128, "n_best": 20, "max_answer_tokens": 30}
+WINDOWS = 16  # of a long context, shown to the model at once
 
 
 class NasdConfig(PretrainedConfig):
-    """An `Architecture` as a configuration of transformers; see there for the fields."""
+    """An `Architecture` as a configuration of transformers; see there for the fields.
+
+    answering: see ANSWERING, whose values stand for those that are missing.
+    """
 
     model_type = MODEL_TYPE
     attribute_map = {"hidden_size": "width", "max_position_embeddings": "positions"}
@@ -50,6 +63,7 @@ class NasdConfig(PretrainedConfig):
         head_activation: str = "gelu",
         norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
+        answering: Mapping[str, int] | None = None,
         **others: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -62,6 +76,7 @@ class NasdConfig(PretrainedConfig):
         self.head_activation = head_activation
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
+        self.answering = {**ANSWERING, **(answering or {})}
         super().__init__(pad_token_id=pad_token_id, **others)
 
     @property
@@ -144,6 +159,19 @@ class NasdForMaskedLM(NasdPreTrainedModel):
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
+class Answer(NamedTuple):
+    """An answer as it stands in the context, from character `start` to before `end`.
+
+    score: how sure the model is of it, from 0 to 1: its share among all pairs of a start and an end
+    in the context (softmax).
+    """
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
 class NasdForQuestionAnswering(NasdPreTrainedModel):
     """The encoder under its question-answering head."""
 
@@ -151,6 +179,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         super().__init__(config)
         self.dropout = nn.Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.width, 2)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
     @can_return_tuple
@@ -175,8 +204,69 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
             loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
 
+    @torch.no_grad()
+    def answer(
+        self, question: str, context: str, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Answer:
+        """The best answer to `question` in `context`, which may be of any length.
 
-AutoConfig.register(MODEL_TYPE, NasdConfig, exist_ok=True)
-AutoModel.register(NasdConfig, NasdModel, exist_ok=True)
-AutoModelForMaskedLM.register(NasdConfig, NasdForMaskedLM, exist_ok=True)
-AutoModelForQuestionAnswering.register(NasdConfig, NasdForQuestionAnswering, exist_ok=True)
+        The windows and the decoding are those that the model was scored with. The tokenizer is the
+        one beside the model, unless given; raises ValueError where there is none. In a context
+        without words the answer is "", with a score of 0.
+        """
+        tokenizer = tokenizer or self._own_tokenizer()
+        setting: dict[str, int] = self.config.answering
+        special = special_tokens(tokenizer)
+        encoded = encode(tokenizer, [question, context])
+        tokens = min(setting["tokens"], self.config.positions)
+        cut = list(windows(encoded[question], encoded[context], special, tokens, setting["stride"]))
+        shown = [
+            judged
+            for first in range(0, len(cut), WINDOWS)
+            for judged in self._judge(cut[first : first + WINDOWS])
+        ]
+        found = best_answer(shown, setting["n_best"], setting["max_answer_tokens"])
+        if found is None:
+            return Answer("", 0.0, 0, 0)
+        low, high = found.low, found.high
+        return Answer(context[low:high], probability(found, shown), low, high)
+
+    def _judge(self, windows: Sequence[Window]) -> list[Judged]:
+        """The start and end logits of each window, in one batch."""
+        ids = [torch.from_numpy(window.ids).long() for window in windows]
+        pad = self.config.pad_token_id
+        shown = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)  # [b, l]
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+        output = self(shown.to(self.device), mask.to(self.device))
+        logits = zip(
+            windows,
+            output.start_logits.float().cpu().numpy(),
+            output.end_logits.float().cpu().numpy(),
+            strict=True,
+        )
+        return [
+            Judged(window.characters, start[: len(window.ids)], end[: len(window.ids)])
+            for window, start, end in logits
+        ]
+
+    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            try:
+                # With the config, or transformers would ask whether to trust its code once more.
+                found = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)
+                special_tokens(found)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{self.name_or_path or 'the model'} has no tokenizer: save one beside the"
+                    " model, or give one to answer()"
+                ) from error
+            self._tokenizer = found
+        return self._tokenizer
+
+
+if __name__ == "nasd.worker.pretrained":
+    # A copy that lies beside a model is found through that model's config, and serves it alone.
+    AutoConfig.register(MODEL_TYPE, NasdConfig, exist_ok=True)
+    AutoModel.register(NasdConfig, NasdModel, exist_ok=True)
+    AutoModelForMaskedLM.register(NasdConfig, NasdForMaskedLM, exist_ok=True)
+    AutoModelForQuestionAnswering.register(NasdConfig, NasdForQuestionAnswering, exist_ok=True)
