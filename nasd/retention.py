@@ -18,6 +18,7 @@ import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from nasd import policy
 from nasd.config import PREPARE, Config
@@ -44,7 +45,7 @@ def needed(
     wanted: set[tuple[int, str]] = set()
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
-    model = _answering_stage(config)
+    model = answering_stage(config)
     pool = list(scored)
     front = ranks([(quality, 1 / size) for _, quality, size in pool])
     wanted |= {(one[0], model) for one, rank in zip(pool, front, strict=True) if rank == 0}
@@ -77,15 +78,15 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             if any(
                 one.candidate == candidate.id and (one.survives or not selected) for one in members
             ):
-                return {mlm[-1], _answering_stage(config)}
+                return {mlm[-1], answering_stage(config)}
             return set()
     behind = {step for step in mlm if steps.index(step) < here}
     return {steps[here - 1], *sorted(behind, key=steps.index)[-1:]} if here else set()
 
 
-def _answering_stage(config: Config) -> str:
+def answering_stage(config: Config, who: Literal["candidates", "baseline"] = "candidates") -> str:
     """The last stage that trains: what it leaves is the model to be used."""
-    return [stage.name for stage in config.ladder("candidates") if stage.train != "none"][-1]
+    return [stage.name for stage in config.ladder(who) if stage.train != "none"][-1]
 
 
 def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) -> list[str]:

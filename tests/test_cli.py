@@ -1,6 +1,7 @@
 """The commands: what they print, what they refuse, and that they start fast."""
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -50,14 +51,16 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_those_that_are_documented():
-    assert COMMANDS == ["doctor", "init", "report", "run", "score", "simulate", "status"]
+    assert COMMANDS == [
+        "answer", "doctor", "export", "init", "report", "run", "score", "simulate", "status",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_every_command_shows_an_example_that_parses(name: str):
     text = invoke(name, "--help").stdout
     (example,) = [line.strip(" │") for line in text.splitlines() if "Example:" in line]
-    words = example.removeprefix("Example:").split()
+    words = shlex.split(example.removeprefix("Example:"))
     assert words[:2] == ["nasd", name]
     command: Command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, words[2:])  # raises for an option that there is none

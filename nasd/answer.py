@@ -1,0 +1,47 @@
+"""Asks an exported model: a child process loads it, because that takes torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nasd import child
+from nasd.errors import NasdError
+
+KIND = "NasdForQuestionAnswering"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """As it stands in the context, from character `start` to before `end`. score: from 0 to 1."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+def answer(folder: Path, question: str, context: str) -> Answer:
+    """The best answer of the model in `folder`; raises NasdError where there is none to be had."""
+    check_model(folder)
+    for name, text in (("question", question), ("context", context)):
+        if not text.strip():
+            raise NasdError(f"the {name} is empty: give it some words")
+    asked = {"folder": str(folder.resolve()), "question": question, "context": context}
+    try:
+        return Answer(**child.ask("nasd.worker.answer", asked, child.BESIDE_A_SEARCH))
+    except child.NoAnswer as error:
+        raise NasdError(f"the model in {folder} cannot be asked: {error}") from None
+
+
+def check_model(folder: Path) -> None:
+    """Raises NasdError unless `folder` looks like an exported model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kinds = config["architectures"]
+        whole = KIND in kinds and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise NasdError(
+            f"{folder} is no exported model: make one with `nasd export CANDIDATE {folder}`"
+        )

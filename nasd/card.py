@@ -1,0 +1,352 @@
+"""The model card of an exported candidate: what it is, where it comes from, what it cost.
+
+A pure function of what the database says. The front matter is the hub's (huggingface_hub knows its
+form); names of the hub are the only ones that get into it, as it turns them into links.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nasd import __version__
+from nasd.config import Config, Corpus, Stage
+from nasd.genotype import Block, BlockLineage, new_modules
+from nasd.snapshot import Candidate, Snapshot
+
+# As the hub's own pages have it; what does not stand here is not known.
+LICENCES = {
+    "distilbert/distilbert-base-uncased": "apache-2.0",
+    "distilbert-base-uncased": "apache-2.0",
+    "google-bert/bert-base-uncased": "apache-2.0",
+    "bert-base-uncased": "apache-2.0",
+    "rajpurkar/squad": "cc-by-sa-4.0",
+    "wikimedia/wikipedia": "cc-by-sa-3.0, gfdl",
+}
+UNKNOWN = "not known to nasd"
+TRAINS = {"new": "new modules", "all": "everything", "head": "the MLM head", "none": "nothing"}
+TASKS = {"mlm": "masked language modelling", "qa": "question answering"}
+
+USE = """\
+from transformers import AutoModelForQuestionAnswering
+model = AutoModelForQuestionAnswering.from_pretrained(".", trust_remote_code=True)
+print(model.answer("Who keeps the red kite?", "Mara keeps a red kite in the old mill."))
+"""
+
+Row = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the exported files say. parameters: of the whole model, with its head. seed_licence: as
+    the seed's own card has it. onnx_difference: the largest of a logit between model.onnx and the
+    model, None without one."""
+
+    weights_bytes: int
+    parameters: int
+    seed_of_hub: bool
+    seed_licence: str | None
+    onnx_difference: float | None
+
+
+def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files, now: float) -> str:
+    """README.md of an exported model. snapshot: the whole search. candidate: a scored one."""
+    assert snapshot.whole
+    seed = config.seed_model.source
+    licence = files.seed_licence or LICENCES.get(seed)
+    blocks = len(candidate.genotype.blocks)
+    if candidate.is_baseline:
+        what = f"the baseline of an architecture search: {_code(seed)} as it is, fine-tuned"
+    else:
+        what = (
+            f"candidate {candidate.id} of an evolutionary architecture search that began with"
+            f" {_code(seed)}"
+        )
+    parts = [
+        f"---\n{_front_matter(snapshot, config, candidate, files, licence)}\n---",
+        f"# {_name(snapshot, candidate)}",
+        f"It finds the answer to a question in a text. It is {what}. Its encoder has {blocks}"
+        f" block{'s' * (blocks != 1)}; with its head it has {files.parameters:,} parameters"
+        f" ({files.weights_bytes / 1e6:.1f} MB). Made with nasd {__version__}.",
+        "## Use",
+        f"```python\n{USE}```",
+        '`"."` is this folder; give its path, or its name on the hub. It takes `torch` and'
+        " `transformers`, and runs the code that lies beside the weights. The answer comes with a"
+        " score between 0 and 1 and with its place in the text. A long text is read in windows of"
+        f" {config.data.qa.tokens} tokens, as in the evaluation below.",
+        "For the logits themselves there is"
+        ' `AutoTokenizer.from_pretrained(".", trust_remote_code=True)`: the model takes what it'
+        " gives.",
+        *_onnx(files.onnx_difference),
+        "It always finds an answer, also where the text holds none: SQuAD v1.1 has no such"
+        " questions.",
+        "## Scores",
+        _scores(snapshot, candidate),
+        f"On {_questions(snapshot, 'test')} that it was not trained on; the search selects by these"
+        " scores, which flatters a little whoever comes out first. The baseline is the seed model,"
+        " fine-tuned and scored in the same way. Size is the baseline's parameters divided by the"
+        " model's, of the encoder alone.",
+        "## Architecture",
+        _architecture(candidate),
+        f"Around the blocks it is DistilBERT: width {snapshot.experiment.backbone.width},"
+        f" {snapshot.experiment.backbone.positions} positions,"
+        f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary, a norm after each"
+        " module. Genotype " + f"`{candidate.hash}`.",
+        *_ancestry(snapshot, candidate),
+        "## Training",
+        _training(snapshot, config, candidate),
+        _cost(snapshot, candidate, now),
+        f"{config.slots.precision}, AdamW, {_percent(config.data.mlm.mask_share)} of the tokens"
+        f" masked. Seed of all random choices: {snapshot.experiment.seed}.",
+        "## Data and licences",
+        _sources(snapshot, config, licence),
+        f"Of the questions {_percent(config.data.qa.train_share)} are for training, split by"
+        f" {config.data.qa.split_by}. The modelling code is nasd's, under Apache-2.0. Look at each"
+        " licence before you pass the model on.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _name(snapshot: Snapshot, candidate: Candidate) -> str:
+    return f"{snapshot.experiment.name}, " + (
+        "baseline" if candidate.is_baseline else f"candidate {candidate.id}"
+    )
+
+
+def _front_matter(
+    snapshot: Snapshot,
+    config: Config,
+    candidate: Candidate,
+    files: Files,
+    licence: str | None,
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    scores = snapshot.scores(candidate.id)
+    assert scores is not None
+    qa = config.data.qa
+    hubs = [*(one.hub for one in config.data.mlm.corpora), qa.hub]
+    name = _name(snapshot, candidate)
+    card = ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="question-answering",
+        base_model=config.seed_model.source if files.seed_of_hub else None,
+        datasets=list(dict.fromkeys(hub for hub in hubs if hub)) or None,
+        metrics=["exact_match", "f1"],
+        tags=["nasd", "neural-architecture-search", "custom_code"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="question-answering",
+                dataset_type=qa.hub or "local",
+                dataset_name=qa.hub or _files(qa.files),
+                dataset_split=f"held-out {_percent(1 - qa.train_share)}, by {qa.split_by}",
+                metric_type=metric,
+                metric_value=round(scores[metric], 2),
+            )
+            for metric in ("exact_match", "f1")
+        ],
+    )
+    return card.to_yaml()
+
+
+def _onnx(difference: float | None) -> Iterable[str]:
+    if difference is not None:
+        yield (
+            "`model.onnx` is the same model for other runtimes: `input_ids` and `attention_mask`"
+            " [examples, tokens] to `start_logits` and `end_logits` [examples, tokens]. Its logits"
+            f" differ by {difference:.0e} at most."
+        )
+
+
+def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
+    baseline = snapshot.baseline
+    own, other = (snapshot.scores(one.id) or {} for one in (candidate, baseline))
+    rows: list[Row] = [
+        ("exact match", *_compared(own.get("exact_match"), other.get("exact_match"))),
+        ("F1", *_compared(own.get("f1"), other.get("f1"))),
+        (
+            "quality, (F1 + EM) / 2",
+            *_compared(snapshot.quality(candidate.id), snapshot.quality(baseline.id)),
+        ),
+    ]
+    rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
+    rows.append(("size", f"{snapshot.size(candidate.id):.3f}", "1.000", ""))
+    return _table(("", "this model", "baseline", "difference"), rows)
+
+
+def _compared(own: float | None, other: float | None) -> Row:
+    return (
+        "" if own is None else f"{own:.2f}",
+        "" if other is None else f"{other:.2f}",
+        "" if own is None or other is None else f"{own - other:+.2f}",
+    )
+
+
+def _counts(own: Candidate, other: Candidate) -> Row:
+    return (
+        f"{own.parameters:,}",
+        f"{other.parameters:,}",
+        f"{100 * (own.parameters / other.parameters - 1):+.1f} %",
+    )
+
+
+def _architecture(candidate: Candidate) -> str:
+    blocks = zip(candidate.genotype.blocks, candidate.lineage, strict=True)
+    return _table(
+        ("block", "attention heads", "feed-forward networks", "new in it"),
+        [
+            (number, block.heads, _networks(block), _new(origin))
+            for number, (block, origin) in enumerate(blocks, start=1)
+        ],
+    )
+
+
+def _networks(block: Block) -> str:
+    return "; then ".join(f"{ffn.activation} {'-'.join(map(str, ffn.sizes))}" for ffn in block.ffns)
+
+
+def _new(origin: BlockLineage) -> str:
+    if origin.source is None:
+        return "all"
+    made = [f"network {n}" for n, how in enumerate(origin.ffns, start=1) if how != "kept"]
+    return ", ".join((["attention"] if origin.attention_new else []) + made)
+
+
+def ancestors(snapshot: Snapshot, candidate: Candidate) -> list[Candidate]:
+    """The line from the baseline to the candidate, both included."""
+    line = [candidate]
+    while line[-1].parent is not None:
+        line.append(snapshot.candidates[line[-1].parent])
+    return line[::-1]
+
+
+def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
+    if candidate.is_baseline:
+        return
+    yield "## Ancestry"
+    yield _table(
+        ("candidate", "generation", "architecture", "new modules", "size", "quality"),
+        [
+            (
+                one.id,
+                "baseline" if one.is_baseline else one.generation,
+                _code(str(one.genotype)),
+                "" if one.is_baseline else new_modules(one.lineage),
+                f"{snapshot.size(one.id):.3f}",
+                "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",
+            )
+            for one in ancestors(snapshot, candidate)
+        ],
+    )
+    yield (
+        "What no mutation touched keeps the parent's weights, of its last stage of masked language"
+        " modelling; what is new was drawn at random, and trained alone first."
+    )
+
+
+def _training(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
+    ladder = config.ladder("baseline" if candidate.is_baseline else "candidates")
+    head = ("stage", "task", "trains", "epochs", "batch", "learning rate", "steps", "loss")
+    return _table(
+        (*head, _unit(snapshot)),
+        [
+            _stage(snapshot, candidate, stage)
+            for stage in ladder
+            if (candidate.id, stage.name) in snapshot.results
+        ],
+    )
+
+
+def _stage(snapshot: Snapshot, candidate: Candidate, stage: Stage) -> Row:
+    result = snapshot.results[candidate.id, stage.name]
+    loss = result.curve[-1][1] if result.curve else result.metrics.get("loss")
+    return (
+        stage.name,
+        TASKS[stage.task],
+        TRAINS[stage.train],
+        "" if stage.epochs is None else f"{stage.epochs:g}",
+        stage.batch,
+        "" if stage.learning_rate is None else f"{stage.learning_rate:g}",
+        result.steps or "",
+        "" if loss is None else f"{loss:.3f}",
+        f"{hours(snapshot, [candidate], stage.name):.3g}",
+    )
+
+
+def hours(snapshot: Snapshot, of: Iterable[Candidate], stage: str | None = None) -> float:
+    """Slots x hours held by the ended attempts of some candidates, at all stages or at one."""
+    wanted = {one.id for one in of}
+    return (
+        sum(
+            len(one.slots) * (one.ended_at - one.started_at)
+            for one in snapshot.attempts
+            if one.ended_at is not None and one.candidate in wanted and stage in (None, one.stage)
+        )
+        / 3600
+    )
+
+
+def _cost(snapshot: Snapshot, candidate: Candidate, now: float) -> str:
+    line = ancestors(snapshot, candidate)
+    return (
+        f"{hours(snapshot, [candidate]):.3g} {_unit(snapshot)} for this model,"
+        f" {hours(snapshot, line):.3g} with all that it descends from, and"
+        f" {snapshot.gpu_hours(now):.3g} for the whole search so far, with its"
+        f" {len(snapshot.candidates)} candidates."
+    )
+
+
+def _unit(snapshot: Snapshot) -> str:
+    on_gpus = any(slot.startswith("cuda") for one in snapshot.attempts for slot in one.slots)
+    return "GPU-hours" if on_gpus else "slot-hours"
+
+
+def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> str:
+    prepared = snapshot.experiment.prepared or {}
+    sequences = prepared.get("mlm_train_sequences")
+    much = f", {sequences:,} sequences of {config.data.mlm.tokens} tokens" if sequences else ""
+    qa = config.data.qa
+    rows: list[Row] = [
+        ("seed model", _code(config.seed_model.source), seed_licence or UNKNOWN),
+        *(
+            (f"masked language modelling{much}", _corpus(one), LICENCES.get(one.hub or "", UNKNOWN))
+            for one in config.data.mlm.corpora
+        ),
+        (
+            f"question answering, {_questions(snapshot, 'train')}",
+            _code(qa.hub) if qa.hub else _files(qa.files),
+            LICENCES.get(qa.hub or "", UNKNOWN),
+        ),
+    ]
+    return _table(("for", "source", "licence"), rows)
+
+
+def _corpus(corpus: Corpus) -> str:
+    if not corpus.hub:
+        return _files(corpus.files)
+    return " ".join(filter(None, (_code(corpus.hub), corpus.config, corpus.revision)))
+
+
+def _files(files: Iterable[str]) -> str:
+    """Names alone: where they lie is nobody's business."""
+    return ", ".join(Path(name).name for name in files)
+
+
+def _questions(snapshot: Snapshot, part: str) -> str:
+    found = (snapshot.experiment.prepared or {}).get(f"qa_{part}_questions")
+    return f"{found:,} questions" if found else "questions"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _code(value: Any) -> str:
+    return f"`{value}`"
+
+
+def _table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,0 +1,226 @@
+"""Takes a candidate home: a folder that transformers loads without nasd, with its model card.
+
+Reads the database and the weights, and changes neither, so a daemon may be at work meanwhile. The
+folder is made beside its place and put there whole; a child process writes what takes torch.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nasd import card, child, snapshot
+from nasd import config as config_module
+from nasd.config import PREPARE, Config
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.lifecycle import State
+from nasd.protocol import Spec, read, sync_folder, write_atomically
+from nasd.retention import answering_stage
+from nasd.snapshot import Candidate, Snapshot
+
+BASELINE, BEST = "baseline", "best"
+CARD = "README.md"
+WEIGHTS = "model.safetensors"
+# All that an export ever writes: a folder with anything else in it is never replaced.
+FILES = {
+    CARD, WEIGHTS, "model.onnx", "config.json",
+    "pretrained.py", "phenotype.py", "spans.py",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "__pycache__",
+}  # fmt: skip
+ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
+SHOWN = 12  # candidates in a message
+
+
+@dataclass(frozen=True)
+class Exported:
+    candidate: int
+    folder: Path
+    quality: float
+    size: float
+    files: card.Files
+
+
+def export(
+    state: Path, name: str, folder: Path, onnx: bool = False, force: bool = False
+) -> Exported:
+    """Writes the candidate of that name into `folder`; raises NasdError, and writes nothing then.
+
+    name: its number, `baseline`, or `best`. force: replace an exported model that stands there.
+    """
+    folder = folder.expanduser().resolve()
+    check_place(folder, force)
+    if onnx:
+        check_onnx()
+    with snapshot.opened(state) as connection:
+        snap = snapshot.read(connection)
+    config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
+    candidate = find(snap, name)
+    check_scored(candidate)
+    model = _model(state, config, candidate)
+    if not (model / WEIGHTS).is_file():
+        raise _collected(snap, state, config, candidate)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            made = Path(beside) / folder.name
+            made.mkdir()
+            told = _write(state, snap, config, candidate, made, onnx)
+            # As all other files: safetensors lets none but the owner read its own.
+            (made / WEIGHTS).chmod((made / "config.json").stat().st_mode)
+            files = card.Files(weights_bytes=(made / WEIGHTS).stat().st_size, **told)
+            about = card.text(snap, config, candidate, files, time.time())
+            write_atomically(made / CARD, about.encode())
+            _put(made, folder, Path(beside) / "replaced")
+    except OSError as error:
+        raise NasdError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another folder, or"
+            " mend that"
+        ) from error
+    quality = snap.quality(candidate.id)
+    assert quality is not None
+    return Exported(candidate.id, folder, quality, snap.size(candidate.id), files)
+
+
+def check_place(folder: Path, force: bool) -> None:
+    """Raises NasdError unless `folder` is new, empty, or an exported model that may be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NasdError(f"{folder} is a file: choose another folder")
+    content = {path.name for path in folder.iterdir()}
+    foreign = sorted(content - FILES)
+    if foreign:
+        raise NasdError(
+            f"{folder} holds {foreign[0]}, which is of no exported model: choose another folder"
+        )
+    if content and not force:
+        raise NasdError(
+            f"{folder} is not empty: choose another folder, or replace the model there with --force"
+        )
+
+
+def check_onnx() -> None:
+    missing = [name for name in ONNX_MODULES if find_spec(name) is None]
+    if missing:
+        raise NasdError(
+            f"--onnx needs {', '.join(missing)}: install the extra, with `bin/setup onnx` or"
+            " pip install 'nasd[onnx]'"
+        )
+
+
+def find(snap: Snapshot, name: str) -> Candidate:
+    """The candidate of a name that a person gives; raises NasdError if there is none."""
+    if name == BASELINE:
+        return snap.baseline
+    if name == BEST:
+        return _best(snap)
+    if not (name.isascii() and name.isdigit()):
+        raise NasdError(
+            f"there is no candidate {name!r}: give its number, or {BASELINE}, or {BEST}"
+        )
+    candidate = snap.candidates.get(int(name))
+    if candidate is None:
+        raise NasdError(
+            f"there is no candidate {name}: they have the numbers {min(snap.candidates)} to"
+            f" {max(snap.candidates)}"
+        )
+    return candidate
+
+
+def _best(snap: Snapshot) -> Candidate:
+    """The best quality, the baseline's included; of equals the smallest, then the oldest."""
+    scored = [one for one in snap.candidates.values() if one.state is State.SCORED]
+    if not scored:
+        raise NasdError("no candidate has a score yet: `nasd status` shows how far the search is")
+    return max(scored, key=lambda one: (snap.quality(one.id) or 0.0, -one.parameters, -one.id))
+
+
+def check_scored(candidate: Candidate) -> None:
+    if candidate.state is State.SCORED:
+        return
+    if candidate.final:
+        why = f" ({candidate.reason})" if candidate.reason else ""
+        raise NasdError(
+            f"candidate {candidate.id} is {candidate.state} at {candidate.stage}{why} and has no"
+            " score: take a scored one, such as best"
+        )
+    raise NasdError(
+        f"candidate {candidate.id} is {candidate.state} at {candidate.stage}: it can be exported"
+        " once it is scored"
+    )
+
+
+def _model(state: Path, config: Config, candidate: Candidate) -> Path:
+    stage = answering_stage(config, "baseline" if candidate.is_baseline else "candidates")
+    return StateFolder(state).result(candidate.id, stage)
+
+
+def _collected(snap: Snapshot, state: Path, config: Config, candidate: Candidate) -> NasdError:
+    kept = [
+        one.id
+        for one in snap.candidates.values()
+        if one.state is State.SCORED and (_model(state, config, one) / WEIGHTS).is_file()
+    ]
+    return NasdError(
+        f"the weights of candidate {candidate.id} were removed, as nobody needs them any more:"
+        f" there are those of {_listed(kept) or 'no scored one'}"
+    )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    shown = [str(number) for number in numbers]
+    more = len(shown) - SHOWN
+    return ", ".join(shown[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _write(
+    state: Path, snap: Snapshot, config: Config, candidate: Candidate, folder: Path, onnx: bool
+) -> dict[str, Any]:
+    """Has a child write all but the card; what it tells."""
+    model = _model(state, config, candidate)
+    question = {
+        "model": str(model.resolve()),
+        "tokenizer": str(StateFolder(state).result(snap.baseline.id, PREPARE).resolve()),
+        "folder": str(folder),
+        "answering": config.data.qa.model_dump(
+            include={"tokens", "stride", "n_best", "max_answer_tokens"}
+        ),
+        "source": config.seed_model.source,
+        "base": _config_folder(state, snap),
+        "onnx": onnx,
+    }
+    try:
+        return child.ask("nasd.worker.export", question, child.BESIDE_A_SEARCH)
+    except NasdError:
+        # A daemon may collect weights at any time.
+        if not (model / WEIGHTS).is_file():
+            raise _collected(snap, state, config, candidate) from None
+        raise
+    except child.NoAnswer as error:
+        raise NasdError(f"candidate {candidate.id} cannot be exported: {error}") from None
+
+
+def _config_folder(state: Path, snap: Snapshot) -> str:
+    """Where the config's relative paths start, as the first attempt was told."""
+    try:
+        return read(Spec, StateFolder(state).attempt(snap.attempts[0].id).spec).config_folder
+    except (NasdError, IndexError):
+        return str(state.resolve().parent)
+
+
+def _put(made: Path, folder: Path, replaced: Path) -> None:
+    """Renames a folder to its place; what stands there goes to `replaced`."""
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        made.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    sync_folder(folder.parent)

@@ -1,0 +1,170 @@
+"""`python -m nasd.worker.export`: a trained model as a folder that transformers loads by itself.
+
+Reads one JSON object from standard input, {"model", "tokenizer", "folder", "answering", "source",
+"base", "onnx"}: the folders of the model and of the tokenizer, the one to write, how a question is
+answered (see pretrained.ANSWERING), the seed and where its relative paths start. Prints one JSON
+line: the fields of nasd.card.Files but for the size, or {"error": one sentence}.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from nasd.errors import NasdError
+from nasd.leash import die_with_parent
+from nasd.worker.prepare import sync_tree
+
+CARD = "README.md"
+ONNX = "model.onnx"
+ONNX_TOLERANCE = 1e-4  # of a logit
+
+
+def main() -> None:
+    die_with_parent(os.getppid())
+    question = json.load(sys.stdin)
+    try:
+        print(json.dumps(answer_to(question)))
+    except NasdError as error:
+        print(json.dumps({"error": str(error)}))
+
+
+def answer_to(question: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(question["folder"])
+    parameters = write(
+        Path(question["model"]), Path(question["tokenizer"]), folder, question["answering"]
+    )
+    difference = write_onnx(folder) if question["onnx"] else None
+    sync_tree(folder)
+    return {
+        "parameters": parameters,
+        "onnx_difference": difference,
+        **about_seed(question["source"], Path(question["base"])),
+    }
+
+
+def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int]) -> int:
+    """Writes model, tokenizer, config and modelling code; returns the number of parameters.
+
+    Raises NasdError where the model is not there or damaged, or came out other than it went in.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    from nasd.worker import phenotype
+    from nasd.worker.pretrained import NasdConfig, NasdForQuestionAnswering
+
+    try:
+        source = phenotype.load(phenotype.QuestionAnswering, model)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise NasdError(f"the model in {model} is missing or damaged: {error}") from error
+    copy = NasdForQuestionAnswering(
+        NasdConfig(**source.architecture.to_json(), answering=answering)
+    )
+    copy.load_state_dict(source.state_dict())
+    # What transformers then puts beside the weights: auto_map, and the files of the classes.
+    NasdConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+    NasdForQuestionAnswering.register_for_auto_class(  # type: ignore[no-untyped-call]
+        "AutoModelForQuestionAnswering"
+    )
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise NasdError(f"the tokenizer in {tokenizer} is missing")
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.model_max_length = min(words.model_max_length, source.architecture.positions)
+    try:
+        copy.save_pretrained(folder)
+        words.save_pretrained(folder)
+        written = phenotype.load_state(folder)
+    except (OSError, SafetensorError) as error:
+        raise NasdError(f"{folder} cannot be written: {error}") from error
+    wanted = source.state_dict()
+    if written.keys() != wanted.keys() or any(
+        not written[name].equal(wanted[name]) for name in wanted
+    ):
+        raise NasdError(f"what stands in {folder} is not what was written: check the disk")
+    return sum(parameter.numel() for parameter in source.parameters())
+
+
+def about_seed(source: str, base: Path) -> dict[str, Any]:
+    """Whether the seed is of the hub, and the licence in its model card where that is at hand."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from nasd.worker.seed import resolve
+
+    try:
+        home = resolve(source, base)
+    except NasdError:  # it may be gone since
+        return {"seed_of_hub": False, "seed_licence": None}
+    if isinstance(home, Path):
+        return {"seed_of_hub": False, "seed_licence": _licence(home / CARD)}
+    cached = try_to_load_from_cache(home, CARD)
+    known = _licence(Path(cached)) if isinstance(cached, str) else None
+    return {"seed_of_hub": True, "seed_licence": known}
+
+
+def _licence(card: Path) -> str | None:
+    """`license` in the front matter of a model card."""
+    try:
+        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = front and re.search(r"^license: *([\w.-]+)", front[1], re.MULTILINE)
+    return found[1] if found else None
+
+
+def write_onnx(folder: Path) -> float:
+    """Writes model.onnx beside the model; returns the largest difference of a logit.
+
+    Inputs input_ids and attention_mask [b, l], outputs start_logits and end_logits [b, l]. Raises
+    NasdError where a logit differs by more than ONNX_TOLERANCE.
+    """
+    import torch
+
+    from nasd.worker import phenotype
+
+    model = phenotype.load(phenotype.QuestionAnswering, folder).eval()
+    positions = model.architecture.positions
+    names = ["input_ids", "attention_mask"], ["start_logits", "end_logits"]
+    sizes = {0: torch.export.Dim("examples"), 1: torch.export.Dim("tokens", max=positions)}
+    torch.onnx.export(
+        model,
+        _example(model.architecture, 2, min(8, positions)),
+        str(folder / ONNX),
+        input_names=names[0],
+        output_names=names[1],
+        dynamic_shapes=(sizes, sizes),
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for examples, tokens in ((1, 2), (1, positions), (3, max(2, positions // 2))):
+        shown = _example(model.architecture, examples, tokens)
+        with torch.no_grad():
+            expected = model(*shown)
+        feed = {name: tensor.numpy() for name, tensor in zip(names[0], shown, strict=True)}
+        for one, other in zip(session.run(names[1], feed), expected, strict=True):
+            worst = max(worst, float((torch.from_numpy(one) - other).abs().max()))
+    if not worst <= ONNX_TOLERANCE:
+        raise NasdError(f"the ONNX model's logits differ from the model's by {worst:.1e}")
+    return worst
+
+
+def _example(arch: Any, examples: int, tokens: int) -> tuple[Any, Any]:
+    """Token ids and a mask [examples, tokens]; every second example is padded by half."""
+    import torch
+
+    drawn = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(arch.vocab_size, (examples, tokens), generator=drawn)
+    mask = torch.ones_like(ids)
+    mask[1::2, (tokens + 1) // 2 :] = 0
+    return ids, mask
+
+
+if __name__ == "__main__":
+    main()
