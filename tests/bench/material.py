@@ -18,8 +18,9 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertForQ
 from nasd.squad import Question
 from nasd.worker import phenotype
 from nasd.worker.corpus import SpecialTokens
-from nasd.worker.passages import NO_CHARACTERS, QaFeatures
+from nasd.worker.passages import QaFeatures
 from nasd.worker.seed import load_seed
+from nasd.worker.spans import NO_CHARACTERS
 from nasd.worker.train import Order
 from tests.bench.cases import BLOCKS, EVALUATION_BATCH, Shape
 
