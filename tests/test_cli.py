@@ -13,18 +13,20 @@ from click import Command
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from nasd import __version__, cli
+from nasd import __version__
+from nasd.cli import app
+from nasd.cli.options import state_folder
 from nasd.config import load
 from nasd.errors import NasdError
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT
 
-COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 RUNNER = CliRunner()
 
 
 def invoke(*arguments: str) -> Result:
-    return RUNNER.invoke(cli.app, list(arguments), catch_exceptions=False)
+    return RUNNER.invoke(app, list(arguments), catch_exceptions=False)
 
 
 def nasd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -62,13 +64,13 @@ def test_the_help_of_every_command_shows_an_example_that_parses(name: str):
     (example,) = [line.strip(" │") for line in text.splitlines() if "Example:" in line]
     words = shlex.split(example.removeprefix("Example:"))
     assert words[:2] == ["nasd", name]
-    command: Command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    command: Command = get_command(app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, words[2:])  # raises for an option that there is none
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_and_argument_says_what_it_is(name: str):
-    command: Any = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    command: Any = get_command(app).commands[name]  # type: ignore[attr-defined]
     for parameter in command.params:
         assert parameter.name == "help" or parameter.help
 
@@ -107,7 +109,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path, command: str):
 def test_status_names_a_file_that_is_no_config(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "config.toml").write_bytes(content)
     with pytest.raises(NasdError, match=words) as caught:
-        cli._state(tmp_path / "config.toml", None)
+        state_folder(tmp_path / "config.toml", None)
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,26 @@
+"""The command line. Each command imports what it needs when it is called.
+
+One file for each kind of command, with its options in `options`; each registers its own with `app`.
+"""
+
+import sys
+
+from nasd.cli import searching  # their order is that of the panels in `nasd --help`
+
+# isort: split
+from nasd.cli import looking
+
+# isort: split
+from nasd.cli import models
+from nasd.cli.options import app
+from nasd.errors import NasdError
+
+__all__ = ["app", "looking", "main", "models", "searching"]
+
+
+def main() -> None:
+    try:
+        app(standalone_mode=True)
+    except NasdError as error:
+        print(f"nasd: {error}", file=sys.stderr)
+        sys.exit(2)

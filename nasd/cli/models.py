@@ -1,0 +1,90 @@
+"""Commands that take a model home and ask it: export, answer, score."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nasd.cli.options import MODELS, ConfigOption, StateOption, app, state_folder
+from nasd.errors import NasdError
+
+
+@app.command(rich_help_panel=MODELS)
+def export(
+    candidate: Annotated[
+        str,
+        typer.Argument(
+            help="Its number, or baseline, or best (the best quality, which may be the baseline's)."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an exported model that stands there.")
+    ] = False,
+) -> None:
+    """Take a scored candidate home: a folder that transformers loads without nasd.
+
+    It holds weights, tokenizer, modelling code and a model card. The daemon may be
+    running or down.
+
+    Example: nasd export best my-model
+    """
+    from nasd import export as door
+
+    done = door.export(state_folder(config, state), candidate, folder, onnx, force)
+    print(
+        f"candidate {done.candidate} (quality {done.quality:.2f}, size {done.size:.3f}) stands in"
+        f" {folder}: {done.files.weights_bytes / 1e6:.1f} MB; its README.md says what it is"
+    )
+    if done.files.onnx_difference is not None:
+        print(f"model.onnx is beside it; its logits differ by {done.files.onnx_difference:.0e}")
+
+
+@app.command(rich_help_panel=MODELS)
+def answer(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported model.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to look for.")],
+    context: Annotated[
+        str, typer.Option("--context", help="The text to look in; - reads standard input.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="With its place, as JSON.")] = False,
+) -> None:
+    """Ask an exported model: the answer as it stands in the text, and its score from 0 to 1.
+
+    Example: nasd answer my-model -q "Who has it?" --context "Ines has it."
+    """
+    from dataclasses import asdict
+
+    from nasd import answer as oracle
+
+    if context == "-":
+        try:
+            context = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise NasdError(f"standard input is not UTF-8 text ({error.reason})") from error
+    found = oracle.answer(folder, question, context)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(f"{found.answer}  ({found.score:.2f})")
+
+
+@app.command(rich_help_panel=MODELS)
+def score(
+    predictions: Annotated[Path, typer.Argument(help='JSON: {"question id": "answer", …}.')],
+    dataset: Annotated[Path, typer.Argument(help="Questions in SQuAD v1.1's JSON form.")],
+) -> None:
+    """Score predictions as SQuAD's official v1.1 evaluation does.
+
+    Example: nasd score predictions.json dev-v1.1.json
+    """
+    from nasd import squad
+
+    print(json.dumps(squad.score(squad.read_predictions(predictions), squad.read_squad(dataset))))

@@ -1,0 +1,58 @@
+"""The application, and what several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nasd import __version__
+from nasd.errors import NasdError
+
+# The panels of `nasd --help`.
+SEARCH, LOOK, MODELS = "The search", "Looking at it", "Models"
+
+app = typer.Typer(
+    name="nasd",
+    help="Searches transformer encoder architectures on your own GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The config file.", show_default=True)
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="The state folder, if not the one that the config names."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"nasd {__version__}")
+        raise typer.Exit
+
+
+def state_folder(config: Path, state: Path | None) -> Path:
+    """The state folder, read from the config without checking all of it: looking must be quick."""
+    if state is not None:
+        return state
+    import tomllib
+
+    try:
+        settings = tomllib.loads(config.read_text(encoding="utf-8"))
+        name = settings["experiment"].get("state", "state")
+    except FileNotFoundError:
+        raise NasdError(
+            f"there is no config file {config}: name one with --config, or a state folder with"
+            " --state"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NasdError(f"{config} cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+        raise NasdError(f"{config} is not a config of nasd's: {error}") from error
+    return config.resolve().parent / str(name)
