@@ -113,6 +113,56 @@ class Spans(NamedTuple):
     longest: int
 
 
+class Dropout(nn.Module):
+    """torch's dropout, but that the CPU draws 16 random bits a value, as its own draw for each
+    takes longer there than the layers around it: the share is rounded to a 65,536th."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, states: Tensor) -> Tensor:
+        if not self.training or not self.share or states.device.type != "cpu":
+            return F.dropout(states, self.share, self.training)
+        lots = round(self.share * LOTS)
+        return states.masked_fill(dropped(states, lots), 0.0) * scale_of(lots)
+
+
+LOTS = 1 << 16
+
+
+def dropped(like: Tensor, lots: int) -> Tensor:
+    """Which values go: each with probability `lots` / LOTS, drawn from torch's CPU generator."""
+    if lots == LOTS:  # 16 bits know no such number
+        return torch.ones_like(like, dtype=torch.bool)
+    count = like.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return (bits.view(torch.int16)[:count] < lots - LOTS // 2).view(like.shape)
+
+
+def scale_of(lots: int) -> float:
+    """What the values that stay are multiplied with, so that their mean stays as well."""
+    return LOTS / (LOTS - lots) if lots < LOTS else 0.0
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(w)) v over [b, heads, k or l, w], where mask [b, 1, 1, l] is true.
+
+    torch's own has no fast way through dropout on a CPU, and none at all in bfloat16: there it
+    computes in float32. So there it is spelled out.
+    """
+    if not dropout or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    shares = scores.softmax(-1)
+    lots = round(dropout * LOTS)
+    # Scaled are the values, as they are fewer.
+    attended: Tensor = shares.masked_fill(dropped(shares, lots), 0.0) @ (v * scale_of(lots))
+    return attended
+
+
 class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w]."""
 
@@ -121,7 +171,7 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_token_id)
         self.position = nn.Embedding(arch.positions, arch.width)
         self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
-        self.dropout = nn.Dropout(arch.dropout)
+        self.dropout = Dropout(arch.dropout)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         summed = self.word(input_ids) + self.position.weight[: input_ids.shape[1]]
@@ -158,8 +208,7 @@ class Attention(nn.Module):
             attended = attended.transpose(1, 2).values().flatten(1)[None]
         else:
             q, k, v = (self._split(states) for states in given)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-            attended = attended.transpose(1, 2).flatten(2)
+            attended = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
         merged: Tensor = self.out(attended)
         return merged
 
@@ -185,7 +234,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[shape.activation]
         widths = (arch.width, *shape.sizes, arch.width)
         self.linears = nn.ModuleList(nn.Linear(into, out) for into, out in pairwise(widths))
-        self.dropout = nn.Dropout(arch.dropout)
+        self.dropout = Dropout(arch.dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         for index, linear in enumerate(self.linears):
@@ -344,7 +393,7 @@ class QuestionAnswering(nn.Module):
         super().__init__()
         self.architecture = arch
         self.encoder = Encoder(arch)
-        self.dropout = nn.Dropout(arch.qa_dropout)
+        self.dropout = Dropout(arch.qa_dropout)
         self.qa_outputs = nn.Linear(arch.width, 2)
 
     def forward(
