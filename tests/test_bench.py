@@ -1,6 +1,7 @@
 """bin/bench training: what it counts, that both sides do the same work, and that it runs."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from nasd.errors import NasdError
 from nasd.genotype import Genotype
-from nasd.protocol import AttemptFolder
+from nasd.protocol import AttemptFolder, Heartbeat, read
+from nasd.slots import _of
 from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.inherit import new_parameters
@@ -22,7 +25,7 @@ from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.qa import QaTask
 from nasd.worker.task import Task
 from nasd.worker.train import freeze
-from tests.bench import flops, training
+from tests.bench import flops, startup, training
 from tests.bench.cases import CASES, MASK_SHARE, ROWS, SHAPES, SQUAD_LENGTHS, Job, Shape, Side
 from tests.bench.pace import Finished, Segment
 from tests.bench.training import Figure, Measured, compare, flops_a_token
@@ -376,3 +379,23 @@ def test_a_missing_gpu_is_told_in_a_sentence() -> None:
         pytest.skip("there is one")
     with pytest.raises(SystemExit, match=r"--device cuda: .* finds no such GPU here"):
         training.main(["--quick", "--rows", "overhead", "--device", "cuda"])
+
+
+# --- bin/bench startup ----------------------------------------------------------------------
+
+
+def test_a_launched_worker_is_timed_to_its_first_step_and_leaves(material: Path) -> None:
+    seconds = startup.first_step("pretrain_1", TINY, material, 1, threads=1)
+    assert 0 < seconds < startup.PATIENCE_SECONDS
+    home = AttemptFolder(material / "attempt-pretrain_1-1")
+    assert read(Heartbeat, home.heartbeat).step > 0
+    assert not list(_of(str(home.path)))
+
+
+def test_a_worker_that_does_not_start_is_an_error_with_its_last_words(
+    material: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(material, tmp_path / "material")
+    (damaged / "weights-qa" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(NasdError, match=r"finetune does not come to a step: .+"):
+        startup.first_step("finetune", TINY, damaged, 1, threads=1)

@@ -238,7 +238,7 @@ def in_a_child(target: Any, *arguments: Any) -> Any:
     return said
 
 
-def _prepare(pipe: Connection, folder: Path, shape: Shape, steps: int, device: str) -> None:
+def prepare(pipe: Connection, folder: Path, shape: Shape, steps: int, device: str) -> None:
     """Makes what both sides start from; sends the rate of the GPU's matrix products, or None."""
     try:
         found = pace.enter(folder / "prepare.log", device, os.cpu_count() or 1)
@@ -335,7 +335,7 @@ def bench(
     gpu = given.device.startswith("cuda")
     warmup = GPU_WARMUP if gpu else WARMUP
     steps = warmup + given.repeats * given.steps + 1
-    rate = in_a_child(_prepare, folder, shape, steps, given.device)
+    rate = in_a_child(prepare, folder, shape, steps, given.device)
     base = Job(
         folder,
         shape,
@@ -436,7 +436,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("error: the Trainer needs accelerate: start this as bin/bench, which installs it")
     results: list[Result] = []
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()}
-    figures: dict[str, Any] = {"settings": settings, "machine": _machine()}
+    figures: dict[str, Any] = {"settings": settings, "machine": machine()}
     try:
         for name in given.shape:
             with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
@@ -457,7 +457,7 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
