@@ -87,6 +87,20 @@ def test_a_cache_that_has_grown_too_large_is_begun_anew(
         assert kept.exists() is stands
 
 
+@pytest.mark.parametrize("forced", [True, False])
+def test_a_cache_that_cannot_be_written_is_said_once_and_nothing_is_compiled(
+    tmp_path: Path, forced: bool
+) -> None:
+    (tmp_path / "compiled").write_text("a file where the folder should be")
+    one = of(tmp_path, forced)
+    assert consider(one, 1.0, LONG_ENOUGH) == []
+    (said,) = consider(one, 1.0, LONG_ENOUGH)
+    assert "not compiled, as its cache cannot be written" in said
+    assert str(tmp_path / "compiled") in said
+    assert not one.active
+    assert consider(one, 1.0, LONG_ENOUGH) == []
+
+
 @pytest.mark.heavy
 def test_compiled_training_follows_the_curve_of_the_other(tmp_path: Path, alone: Ranks) -> None:
     """Really compiled, for the CPU; evaluations in between are not."""

@@ -12,6 +12,7 @@ for attempts that come back, and for siblings with blocks of the same shape.
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -92,15 +93,19 @@ class Compilation:
                 then = "" if stays else ", so it is taken back"
                 say(f"compiled: {gained:.2f} times as fast as before{then}")
         elif _first_says(self._forced or pays(seconds_left), ranks):
-            if ranks.first:
-                say(f"compiling the blocks, as {seconds_left / 60:.0f} min are left")
-            progress("compiling", patience=LONG)
-            self._eager = speed
-            self._compile(ranks)
+            fault = _made_ready(self._cache) if ranks.first else None
+            if _first_says(fault is None, ranks):  # whom the others have waited for
+                if ranks.first:
+                    say(f"compiling the blocks, as {seconds_left / 60:.0f} min are left")
+                progress("compiling", patience=LONG)
+                self._eager = speed
+                self._compile()
+            else:
+                self._decided = True
+                if ranks.first:
+                    say(f"slots.compile: not compiled, as its cache cannot be written: {fault}")
 
-    def _compile(self, ranks: Ranks) -> None:
-        if ranks.first:
-            _make_room(self._cache)
+    def _compile(self) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._cache)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of as many ranks
         import torch._dynamo
@@ -118,6 +123,17 @@ def _first_says(opinion: bool, ranks: Ranks) -> bool:
     if ranks.world > 1:
         dist.broadcast(vote, 0)
     return bool(vote)
+
+
+def _made_ready(cache: Path) -> OSError | None:
+    """What keeps the cache from being written to; torch itself would only raise it."""
+    _make_room(cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _make_room(cache: Path) -> None:
