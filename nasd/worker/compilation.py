@@ -28,6 +28,7 @@ COST = 120.0  # seconds that compiling the blocks of an architecture may take
 GAIN = 0.1  # of the time of a step that it can be expected to save
 LEAST = 1.02  # so many times as fast it must be to stay
 KINDS = 64  # of blocks that may differ in shape, and of their inputs
+THREADS = 4  # that compile for a rank: there may be as many ranks
 ROOM = 4e9  # bytes that may stay on the disk
 
 
@@ -107,9 +108,14 @@ class Compilation:
 
     def _compile(self) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._cache)
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of as many ranks
+        # Triton asks for it before inductor would set it; else it writes to the user's home.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(self._cache / "triton"))
         import torch._dynamo
+        import torch._inductor.config
 
+        # Its variable was read long ago, when the optimizer was made.
+        if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+            torch._inductor.config.compile_threads = THREADS
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
         torch._dynamo.config.recompile_limit = KINDS
         for block in self._encoder.blocks:
