@@ -127,6 +127,33 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_nothing_is_compiled(
     assert consider(one, 1.0, LONG_ENOUGH) == []
 
 
+def test_the_patience_asked_for_compiling_holds_until_the_next_step_is_done(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an evaluation and a checkpoint come between, too."""
+    monkeypatch.setattr(Compilation, "_compile", lambda self: None)
+    beats: list[tuple[str, bool]] = []
+
+    def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
+        beats.append((doing, patience > 0))
+
+    short = stage(demo_config(), "pretrain_1", epochs=1, batch=4, evaluations=5)
+    model = built(MaskedLM, arch=STILL)
+    task = MlmTask(model, corpus(), 0.15, {n for n, _ in model.named_parameters()})
+    one = Compilation(model.encoder, tmp_path, forced=True)
+    settings = run_of(tmp_path, Notes(), compilation=one, progress=progress, checkpoint_seconds=0.0)
+    train(task, short, alone, settings)
+    at = beats.index(("compiling", True))
+    assert [doing for doing, _ in beats[at - 4 : at]] == [
+        "training",
+        "evaluating",
+        "saving",
+        "training",
+    ]
+    assert beats[at + 1] == ("training", False)
+    assert beats[at + 2][0] == "evaluating"
+
+
 @pytest.mark.heavy
 def test_compiled_training_follows_the_curve_of_the_other(tmp_path: Path, alone: Ranks) -> None:
     """Really compiled, for the CPU; evaluations in between are not."""
