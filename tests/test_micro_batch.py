@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.worker import phenotype
+from nasd.worker import micro_batch, phenotype
 from nasd.worker.micro_batch import STEPS, WORTH, Memory, Trials, best, key_of, sizes
 from nasd.worker.progress import quiet
 from nasd.worker.qa import QaTask
@@ -55,15 +55,16 @@ class Device:
     name = "made up"
     room = 1e12
 
-    def __init__(self, task: QaTask, fits: int) -> None:
+    def __init__(self, task: QaTask, fits: int, fault: Exception | None = None) -> None:
         self.tried: list[int] = []
+        fault = fault or torch.OutOfMemoryError("made up")
         loss = task.loss
 
         def watched(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             if torch.is_grad_enabled():  # not in evaluations
                 self.tried.append(len(batch["input_ids"]))
             if self.tried and self.tried[-1] > fits:
-                raise torch.OutOfMemoryError("made up")
+                raise fault
             return loss(model, batch)
 
         task.loss = watched  # type: ignore[method-assign]
@@ -102,6 +103,33 @@ def test_it_is_tried_once_and_remembered_for_models_of_about_that_size(tmp_path:
     assert found(again, other, tmp_path, said) == 4
     assert other.tried == []
     assert said[1] == "micro-batch: 4 of 6 examples, as tried before"
+
+
+@pytest.mark.parametrize("called", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_whatever_a_lack_of_memory_is_called_a_smaller_size_is_taken(
+    tmp_path: Path, called: str
+) -> None:
+    task = finetuning()
+    assert found(task, Device(task, 4, RuntimeError(f"{called} when calling")), tmp_path, []) == 4
+
+
+def test_a_batch_that_the_device_cannot_even_hold_is_one_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(batch: dict[str, torch.Tensor], device: Any) -> dict[str, torch.Tensor]:
+        if len(batch["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("made up")
+        return batch
+
+    monkeypatch.setattr(micro_batch, "to_device", full)
+    task = finetuning()
+    assert found(task, Device(task, fits=6), tmp_path, []) == 4
+
+
+def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
+    task = finetuning()
+    with pytest.raises(RuntimeError, match="shapes"):
+        found(task, Device(task, 4, RuntimeError("shapes do not fit")), tmp_path, [])
 
 
 def test_trying_leaves_neither_gradients_nor_other_weights(tmp_path: Path) -> None:

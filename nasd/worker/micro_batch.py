@@ -33,6 +33,14 @@ STEPS = 3  # that are timed of each
 WORTH = 1.03  # so many times as fast must the next one be
 ROOM = 0.9  # of the memory may be taken: candidates of a class differ a little
 CLASS = 1.1  # sizes within such a factor of each other are one class
+# What a lack of memory is called where torch does not call it OutOfMemoryError.
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def no_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        part in str(error) for part in NO_MEMORY
+    )
 
 
 def halved(size: int, times: int) -> int:
@@ -56,7 +64,7 @@ class Device(Protocol):
     def run(self, act: Callable[[], None]) -> tuple[float, float]:
         """How long it took, and the most memory that was taken meanwhile.
 
-        Raises torch.OutOfMemoryError where it did not fit.
+        Raises what `no_memory` is true of where it did not fit.
         """
 
     def clear(self) -> None:
@@ -219,7 +227,6 @@ def _measure(
 
     def attempt(size: int) -> float | None:
         progress("trying micro-batches", size, share, patience=LONG)
-        batch = to_device(task.batch(longest[:size], 0), ranks.device)
 
         def steps(count: int) -> Callable[[], None]:
             def act() -> None:
@@ -231,9 +238,12 @@ def _measure(
             return act
 
         try:
+            batch = to_device(task.batch(longest[:size], 0), ranks.device)
             device.run(steps(1))  # what is slow only once
             seconds, taken = device.run(steps(STEPS))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not no_memory(error):
+                raise
             return None
         finally:
             for parameter in trained:

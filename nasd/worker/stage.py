@@ -16,7 +16,7 @@ from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomical
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
 from nasd.worker.compilation import Compilation, why_not
-from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, share_of
+from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
 from nasd.worker.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import EVALUATION_BATCH, Ranks, Task, autocast
@@ -35,8 +35,6 @@ from nasd.worker.train import (
 # seconds for the 17,500 test questions of SQuAD.
 LEAST_GROUP_MINUTES = 10.0
 HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
-# What a lack of memory is called where torch does not call it OutOfMemoryError.
-NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def join(spec: Spec) -> Ranks:
@@ -99,17 +97,11 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
     except Stopped as reason:
         outcome = Outcome(verdict="stopped", message=str(reason))
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if spec.stage is None or not _no_memory(error):
+        if spec.stage is None or not no_memory(error):
             raise
         message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
         outcome = Outcome(verdict="out_of_memory", message=message)
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
-
-
-def _no_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        part in str(error) for part in NO_MEMORY
-    )
 
 
 def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
@@ -198,7 +190,7 @@ def _train(
     try:
         result = train(task, stage, ranks, settings)
     except RuntimeError as error:
-        if settings.trials is not None and _no_memory(error):
+        if settings.trials is not None and no_memory(error):
             settings.trials.too_large(settings.say)
         raise
     if ranks.first:
