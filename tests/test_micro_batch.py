@@ -160,6 +160,30 @@ def test_who_runs_out_of_memory_all_the_same_leaves_half_to_the_next(tmp_path: P
     assert trials.find(task, FINETUNE, ranks, "float32", quiet, print) == 3
 
 
+def test_any_rank_that_runs_out_of_memory_leaves_half_but_all_of_them_no_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def broadcast(agreed: torch.Tensor, source: int) -> None:
+        told.append(int(agreed))
+        agreed.fill_(told[0])
+
+    monkeypatch.setattr(micro_batch.dist, "broadcast", broadcast)
+    ranks = []
+    twelve = FINETUNE.model_copy(update={"batch": 12})
+    for rank in range(2):
+        task = finetuning()
+        freeze(task)
+        ranks.append(Trials(Device(task, fits=6), Memory(tmp_path)))
+        of = Ranks(rank, 2, torch.device("cpu"))
+        assert ranks[-1].find(task, twelve, of, "float32", quiet, print) == 6
+    (note,) = tmp_path.glob("micro-batch-*.json")
+    for one in (ranks[1], ranks[0]):
+        one.too_large(print)
+        assert json.loads(note.read_text())["micro_batch"] == 3
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"micro_batch": 0}', '{"micro_batch": "4"}'])
 def test_a_damaged_note_is_written_again(tmp_path: Path, content: str) -> None:
     task = finetuning()

@@ -154,7 +154,8 @@ class Trials:
 
     device: Device
     memory: Memory
-    key: str = ""  # of what was asked for last, on the first rank
+    key: str = ""  # of what was asked for last
+    found: int = 0  # what all ranks were told then
 
     def find(
         self,
@@ -171,9 +172,9 @@ class Trials:
         Weights stay as they are, gradients are gone.
         """
         found = 0
+        self.key = key_of(task, stage, ranks, precision, self.device)
         if ranks.first:
             share = share_of(stage, ranks.world)
-            self.key = key_of(task, stage, ranks, precision, self.device)
             known = self.memory.recall(self.key)
             if known is None:
                 found, seconds = _measure(task, share, ranks, precision, self.device, progress)
@@ -186,13 +187,13 @@ class Trials:
         agreed = torch.tensor([found])
         if ranks.world > 1:
             dist.broadcast(agreed, 0)
-        return int(agreed)
+        self.found = int(agreed)
+        return self.found
 
     def too_large(self, say: Callable[[str], None]) -> None:
-        """Memory ran out all the same: who comes next takes half."""
-        known = self.memory.recall(self.key)
-        if known is not None and known > 1:
-            self.memory.keep(self.key, halved(known, 1), {}, say)
+        """Memory ran out all the same, on whichever rank: who comes next takes half."""
+        if self.found > 1 and self.memory.recall(self.key) == self.found:  # no peer was faster
+            self.memory.keep(self.key, halved(self.found, 1), {}, say)
 
 
 def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Device) -> str:
