@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nasd.worker import activations
+from nasd.genotype import Genotype, Lineage
+from nasd.worker import activations, phenotype
 from nasd.worker.activations import GB, Shelf
+from nasd.worker.inherit import inherit, new_parameters
 from nasd.worker.mlm import MlmTask
 from nasd.worker.phenotype import MaskedLM
 from nasd.worker.progress import quiet
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
 from nasd.worker.train import freeze, train
-from tests.test_phenotype import built
-from tests.test_sparse import FOUR, LENGTH, NEW_MODULES, PHASE_0, corpus, names_below
+from tests.test_phenotype import built, generator
+from tests.test_sparse import (
+    FOUR,
+    LENGTH,
+    NEW_MODULES,
+    PHASE_0,
+    candidates,
+    corpus,
+    extremes,
+    names_below,
+)
 from tests.test_training import altered
 from tests.training import (
     Never,
@@ -89,6 +103,35 @@ def test_training_goes_the_same_way_with_and_without_them(
         for name, tensor in ends[0].items():
             if not name.endswith("attention.k.bias"):  # its gradient is but rounding
                 torch.testing.assert_close(ends[1][name], tensor, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@given(candidate=st.one_of(st.sampled_from(list(extremes())), candidates()))
+@settings(max_examples=15)
+def test_every_candidate_trains_on_what_is_kept_where_a_block_of_it_is_frozen(
+    precision: str, parent: Path, alone: Ranks, candidate: tuple[Genotype, Lineage]
+) -> None:
+    genotype, lineage = candidate
+    model = inherit(genotype, lineage, parent, generator(), dropout=0.1)
+    names = new_parameters(model, lineage)
+    task = MlmTask(model, corpus(TRAINS), 0.15, names, mask_seed=3)
+    freeze(task)
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        task.known = known(task, Path(name), said, precision=precision)
+        assert (task.known is not None) == (len(model.encoder.frozen_prefix()) > 1)
+        two_steps = PHASE_0.model_copy(update={"epochs": 2 * 4 / TRAINS, "batch": 4})
+        notes = Notes()
+        result = train(task, two_steps, alone, run_of(Path(name), notes, precision=precision))
+    assert result.steps == (2 if names else 0)
+    assert all(np.isfinite(line["loss"]) for line in notes.lines)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parent")
+    phenotype.save(built(MaskedLM), folder)
+    return folder
 
 
 def no_training(module: Any, given: Any, result: Any) -> None:

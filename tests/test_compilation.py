@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 
 from nasd.worker import compilation
-from nasd.worker.compilation import COST, GAIN, Compilation, pays
+from nasd.worker.compilation import COST, GAIN, THREADS, Compilation, pays
 from nasd.worker.mlm import MlmTask
 from nasd.worker.phenotype import MaskedLM
 from nasd.worker.progress import quiet
@@ -25,8 +26,12 @@ BRIEF = 0.5 * COST / GAIN
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    threads = torch._inductor.config.compile_threads
     yield
+    torch._inductor.config.compile_threads = threads
     torch.compiler.set_stance("default")
 
 
@@ -85,6 +90,68 @@ def test_a_cache_that_has_grown_too_large_is_begun_anew(
         consider(one, 1.0, 1.0)
         consider(one, 1.0, 1.0)
         assert kept.exists() is stands
+
+
+@pytest.mark.parametrize("given", [None, "2"])
+def test_all_that_compiling_writes_goes_to_the_cache_and_few_threads_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
+
+    torch._inductor.config.compile_threads = 32  # as read from the environment when imported
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", given)
+    one = of(tmp_path, forced=True)
+    consider(one, 1.0, 1.0)
+    consider(one, 1.0, 1.0)
+    assert one.active
+    assert cache_dir() == str(tmp_path / "compiled")
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == tmp_path / "compiled"
+    assert triton_cache_dir(0) == os.environ["TRITON_CACHE_DIR"]
+    expected = THREADS if given is None else 32
+    assert torch._inductor.config.compile_threads == expected
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_a_cache_that_cannot_be_written_is_said_once_and_nothing_is_compiled(
+    tmp_path: Path, forced: bool
+) -> None:
+    (tmp_path / "compiled").write_text("a file where the folder should be")
+    one = of(tmp_path, forced)
+    assert consider(one, 1.0, LONG_ENOUGH) == []
+    (said,) = consider(one, 1.0, LONG_ENOUGH)
+    assert "not compiled, as its cache cannot be written" in said
+    assert str(tmp_path / "compiled") in said
+    assert not one.active
+    assert consider(one, 1.0, LONG_ENOUGH) == []
+
+
+def test_the_patience_asked_for_compiling_holds_until_the_next_step_is_done(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an evaluation and a checkpoint come between, too."""
+    monkeypatch.setattr(Compilation, "_compile", lambda self: None)
+    beats: list[tuple[str, bool]] = []
+
+    def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
+        beats.append((doing, patience > 0))
+
+    short = stage(demo_config(), "pretrain_1", epochs=1, batch=4, evaluations=5)
+    model = built(MaskedLM, arch=STILL)
+    task = MlmTask(model, corpus(), 0.15, {n for n, _ in model.named_parameters()})
+    one = Compilation(model.encoder, tmp_path, forced=True)
+    settings = run_of(tmp_path, Notes(), compilation=one, progress=progress, checkpoint_seconds=0.0)
+    train(task, short, alone, settings)
+    at = beats.index(("compiling", True))
+    assert [doing for doing, _ in beats[at - 4 : at]] == [
+        "training",
+        "evaluating",
+        "saving",
+        "training",
+    ]
+    assert beats[at + 1] == ("training", False)
+    assert beats[at + 2][0] == "evaluating"
 
 
 @pytest.mark.heavy

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.worker import phenotype
+from nasd.worker import micro_batch, phenotype
 from nasd.worker.micro_batch import STEPS, WORTH, Memory, Trials, best, key_of, sizes
 from nasd.worker.progress import quiet
 from nasd.worker.qa import QaTask
@@ -55,15 +55,16 @@ class Device:
     name = "made up"
     room = 1e12
 
-    def __init__(self, task: QaTask, fits: int) -> None:
+    def __init__(self, task: QaTask, fits: int, fault: Exception | None = None) -> None:
         self.tried: list[int] = []
+        fault = fault or torch.OutOfMemoryError("made up")
         loss = task.loss
 
         def watched(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             if torch.is_grad_enabled():  # not in evaluations
                 self.tried.append(len(batch["input_ids"]))
             if self.tried and self.tried[-1] > fits:
-                raise torch.OutOfMemoryError("made up")
+                raise fault
             return loss(model, batch)
 
         task.loss = watched  # type: ignore[method-assign]
@@ -104,6 +105,33 @@ def test_it_is_tried_once_and_remembered_for_models_of_about_that_size(tmp_path:
     assert said[1] == "micro-batch: 4 of 6 examples, as tried before"
 
 
+@pytest.mark.parametrize("called", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_whatever_a_lack_of_memory_is_called_a_smaller_size_is_taken(
+    tmp_path: Path, called: str
+) -> None:
+    task = finetuning()
+    assert found(task, Device(task, 4, RuntimeError(f"{called} when calling")), tmp_path, []) == 4
+
+
+def test_a_batch_that_the_device_cannot_even_hold_is_one_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(batch: dict[str, torch.Tensor], device: Any) -> dict[str, torch.Tensor]:
+        if len(batch["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("made up")
+        return batch
+
+    monkeypatch.setattr(micro_batch, "to_device", full)
+    task = finetuning()
+    assert found(task, Device(task, fits=6), tmp_path, []) == 4
+
+
+def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
+    task = finetuning()
+    with pytest.raises(RuntimeError, match="shapes"):
+        found(task, Device(task, 4, RuntimeError("shapes do not fit")), tmp_path, [])
+
+
 def test_trying_leaves_neither_gradients_nor_other_weights(tmp_path: Path) -> None:
     task = finetuning()
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
@@ -130,6 +158,30 @@ def test_who_runs_out_of_memory_all_the_same_leaves_half_to_the_next(tmp_path: P
     assert trials.find(task, FINETUNE, ranks, "float32", quiet, print) == 6
     trials.too_large(print)
     assert trials.find(task, FINETUNE, ranks, "float32", quiet, print) == 3
+
+
+def test_any_rank_that_runs_out_of_memory_leaves_half_but_all_of_them_no_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def broadcast(agreed: torch.Tensor, source: int) -> None:
+        told.append(int(agreed))
+        agreed.fill_(told[0])
+
+    monkeypatch.setattr(micro_batch.dist, "broadcast", broadcast)
+    ranks = []
+    twelve = FINETUNE.model_copy(update={"batch": 12})
+    for rank in range(2):
+        task = finetuning()
+        freeze(task)
+        ranks.append(Trials(Device(task, fits=6), Memory(tmp_path)))
+        of = Ranks(rank, 2, torch.device("cpu"))
+        assert ranks[-1].find(task, twelve, of, "float32", quiet, print) == 6
+    (note,) = tmp_path.glob("micro-batch-*.json")
+    for one in (ranks[1], ranks[0]):
+        one.too_large(print)
+        assert json.loads(note.read_text())["micro_batch"] == 3
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"micro_batch": 0}', '{"micro_batch": "4"}'])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nasd.config import Mutation, SearchSpace
 from nasd.genotype import Block as BlockGenes
 from nasd.genotype import BlockLineage, FeedForward, Genotype, Lineage
+from nasd.squad import Question
 from nasd.streams import stream_seed
 from nasd.variation import mutate
 from nasd.worker import checkpoint, phenotype
@@ -27,8 +28,9 @@ from nasd.worker.inherit import inherit, new_parameters
 from nasd.worker.mlm import MlmTask
 from nasd.worker.passages import QaFeatures
 from nasd.worker.phenotype import Block, MaskedLM, QuestionAnswering
+from nasd.worker.progress import quiet
 from nasd.worker.qa import QaTask
-from nasd.worker.task import Ranks, Task
+from nasd.worker.task import Ranks, Task, autocast
 from nasd.worker.train import Order, Schedule, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
 from tests.training import Notes, demo_config, run_of, stage
@@ -343,6 +345,9 @@ def features() -> QaFeatures:
     )
 
 
+QUESTIONS = [Question(str(n), "", "of no meaning", "which?", (("no", 3),)) for n in range(6)]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("trains", ["new", "all", "head", "qa", "packed"])
 @given(candidate=st.one_of(st.sampled_from(list(extremes())), candidates()))
@@ -371,6 +376,11 @@ def test_every_candidate_trains_in_every_stage(
         before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
         two_steps = PHASE_0.model_copy(update={"epochs": 2 * 3 / task.train_size, "batch": 3})
         result = train(task, two_steps, alone, run_of(folder, notes, precision=precision))
+        if isinstance(task, QaTask):  # what the evaluate stage does
+            task.model.eval()
+            with autocast(precision, alone.device):
+                answers = task.predict(QUESTIONS, demo_config().data.qa, alone, 4, quiet)
+            assert answers.keys() == {question.id for question in QUESTIONS}
     assert result.steps == (2 if names else 0)
     assert all(np.isfinite(line["loss"]) for line in notes.lines)
     moved = {n for n, p in task.model.named_parameters() if not torch.equal(p, before[n])}

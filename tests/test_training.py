@@ -16,6 +16,7 @@ from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
 from nasd.worker.prepare import test_questions as questions_of
+from nasd.worker.stage import _packs
 from nasd.worker.stage import run as run_stage
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
@@ -70,6 +71,33 @@ def test_a_precision_that_the_device_lacks_is_replaced_with_a_line_that_says_so(
         outcomes.append(run_stage(spec, folder, alone, Never()))  # type: ignore[arg-type]
     assert (outcomes[0].curve == outcomes[1].curve) is not native
     assert ("only be emulated on this cpu" in capsys.readouterr().out) is not native
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "heads", "packs"),
+    [
+        ("cuda", "bfloat16", (4, 8, 2), True),  # 16, 8 and 32 wide
+        ("cuda", "bfloat16", (4, 16, 2), False),  # one is 4 wide
+        ("cuda", "float32", (4, 4), False),
+        ("cpu", "bfloat16", (4, 4), False),
+    ],
+)
+def test_questions_are_packed_where_the_device_is_fast_at_every_head(
+    shop: Workshop,
+    device: str,
+    precision: str,
+    heads: tuple[int, ...],
+    packs: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arch = phenotype.load_architecture(shop.seed_weights)
+    assert arch.width == 64
+    arch = arch.with_blocks({"heads": one, "ffns": []} for one in heads)
+    spec = shop.spec(stage(CONFIG, "finetune")).model_copy(update={"precision": precision})
+    for rank in (0, 1):
+        assert _packs(spec, arch, Ranks(rank, 2, torch.device(device))) is packs
+    said = capsys.readouterr().out
+    assert said.count("questions are padded, as there are attention heads 4 wide") == (16 in heads)
 
 
 @pytest.mark.parametrize(

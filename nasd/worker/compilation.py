@@ -12,6 +12,7 @@ for attempts that come back, and for siblings with blocks of the same shape.
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ COST = 120.0  # seconds that compiling the blocks of an architecture may take
 GAIN = 0.1  # of the time of a step that it can be expected to save
 LEAST = 1.02  # so many times as fast it must be to stay
 KINDS = 64  # of blocks that may differ in shape, and of their inputs
+THREADS = 4  # that compile for a rank: there may be as many ranks
 ROOM = 4e9  # bytes that may stay on the disk
 
 
@@ -92,19 +94,28 @@ class Compilation:
                 then = "" if stays else ", so it is taken back"
                 say(f"compiled: {gained:.2f} times as fast as before{then}")
         elif _first_says(self._forced or pays(seconds_left), ranks):
-            if ranks.first:
-                say(f"compiling the blocks, as {seconds_left / 60:.0f} min are left")
-            progress("compiling", patience=LONG)
-            self._eager = speed
-            self._compile(ranks)
+            fault = _made_ready(self._cache) if ranks.first else None
+            if _first_says(fault is None, ranks):  # whom the others have waited for
+                if ranks.first:
+                    say(f"compiling the blocks, as {seconds_left / 60:.0f} min are left")
+                progress("compiling", patience=LONG)
+                self._eager = speed
+                self._compile()
+            else:
+                self._decided = True
+                if ranks.first:
+                    say(f"slots.compile: not compiled, as its cache cannot be written: {fault}")
 
-    def _compile(self, ranks: Ranks) -> None:
-        if ranks.first:
-            _make_room(self._cache)
+    def _compile(self) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._cache)
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of as many ranks
+        # Triton asks for it before inductor would set it; else it writes to the user's home.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(self._cache / "triton"))
         import torch._dynamo
+        import torch._inductor.config
 
+        # Its variable was read long ago, when the optimizer was made.
+        if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+            torch._inductor.config.compile_threads = THREADS
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
         torch._dynamo.config.recompile_limit = KINDS
         for block in self._encoder.blocks:
@@ -118,6 +129,17 @@ def _first_says(opinion: bool, ranks: Ranks) -> bool:
     if ranks.world > 1:
         dist.broadcast(vote, 0)
     return bool(vote)
+
+
+def _made_ready(cache: Path) -> OSError | None:
+    """What keeps the cache from being written to; torch itself would only raise it."""
+    _make_room(cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _make_room(cache: Path) -> None:

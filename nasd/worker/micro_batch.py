@@ -33,6 +33,14 @@ STEPS = 3  # that are timed of each
 WORTH = 1.03  # so many times as fast must the next one be
 ROOM = 0.9  # of the memory may be taken: candidates of a class differ a little
 CLASS = 1.1  # sizes within such a factor of each other are one class
+# What a lack of memory is called where torch does not call it OutOfMemoryError.
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def no_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        part in str(error) for part in NO_MEMORY
+    )
 
 
 def halved(size: int, times: int) -> int:
@@ -56,7 +64,7 @@ class Device(Protocol):
     def run(self, act: Callable[[], None]) -> tuple[float, float]:
         """How long it took, and the most memory that was taken meanwhile.
 
-        Raises torch.OutOfMemoryError where it did not fit.
+        Raises what `no_memory` is true of where it did not fit.
         """
 
     def clear(self) -> None:
@@ -146,7 +154,8 @@ class Trials:
 
     device: Device
     memory: Memory
-    key: str = ""  # of what was asked for last, on the first rank
+    key: str = ""  # of what was asked for last
+    found: int = 0  # what all ranks were told then
 
     def find(
         self,
@@ -163,9 +172,9 @@ class Trials:
         Weights stay as they are, gradients are gone.
         """
         found = 0
+        self.key = key_of(task, stage, ranks, precision, self.device)
         if ranks.first:
             share = share_of(stage, ranks.world)
-            self.key = key_of(task, stage, ranks, precision, self.device)
             known = self.memory.recall(self.key)
             if known is None:
                 found, seconds = _measure(task, share, ranks, precision, self.device, progress)
@@ -178,13 +187,13 @@ class Trials:
         agreed = torch.tensor([found])
         if ranks.world > 1:
             dist.broadcast(agreed, 0)
-        return int(agreed)
+        self.found = int(agreed)
+        return self.found
 
     def too_large(self, say: Callable[[str], None]) -> None:
-        """Memory ran out all the same: who comes next takes half."""
-        known = self.memory.recall(self.key)
-        if known is not None and known > 1:
-            self.memory.keep(self.key, halved(known, 1), {}, say)
+        """Memory ran out all the same, on whichever rank: who comes next takes half."""
+        if self.found > 1 and self.memory.recall(self.key) == self.found:  # no peer was faster
+            self.memory.keep(self.key, halved(self.found, 1), {}, say)
 
 
 def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Device) -> str:
@@ -219,7 +228,6 @@ def _measure(
 
     def attempt(size: int) -> float | None:
         progress("trying micro-batches", size, share, patience=LONG)
-        batch = to_device(task.batch(longest[:size], 0), ranks.device)
 
         def steps(count: int) -> Callable[[], None]:
             def act() -> None:
@@ -231,9 +239,12 @@ def _measure(
             return act
 
         try:
+            batch = to_device(task.batch(longest[:size], 0), ranks.device)
             device.run(steps(1))  # what is slow only once
             seconds, taken = device.run(steps(STEPS))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not no_memory(error):
+                raise
             return None
         finally:
             for parameter in trained:

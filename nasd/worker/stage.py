@@ -16,7 +16,7 @@ from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomical
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
 from nasd.worker.compilation import Compilation, why_not
-from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, share_of
+from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
 from nasd.worker.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import EVALUATION_BATCH, Ranks, Task, autocast
@@ -34,8 +34,7 @@ from nasd.worker.train import (
 # longest that they wait for rank 0 while it works alone is a checkpoint, or decoding and scoring:
 # seconds for the 17,500 test questions of SQuAD.
 LEAST_GROUP_MINUTES = 10.0
-# What a lack of memory is called where torch does not call it OutOfMemoryError.
-NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 
 def join(spec: Spec) -> Ranks:
@@ -98,17 +97,11 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
     except Stopped as reason:
         outcome = Outcome(verdict="stopped", message=str(reason))
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if spec.stage is None or not _no_memory(error):
+        if spec.stage is None or not no_memory(error):
             raise
         message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
         outcome = Outcome(verdict="out_of_memory", message=message)
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
-
-
-def _no_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        part in str(error) for part in NO_MEMORY
-    )
 
 
 def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
@@ -197,7 +190,7 @@ def _train(
     try:
         result = train(task, stage, ranks, settings)
     except RuntimeError as error:
-        if settings.trials is not None and _no_memory(error):
+        if settings.trials is not None and no_memory(error):
             settings.trials.too_large(settings.say)
         raise
     if ranks.first:
@@ -267,7 +260,8 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
     )
     if stage.task == "qa":
         answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
-        return QaTask.load(answering, Path(spec.qa_cache), _packs(spec, ranks))
+        packs = _packs(spec, answering.architecture, ranks)
+        return QaTask.load(answering, Path(spec.qa_cache), packs)
     genotype = Genotype.from_json(spec.genotype)
     lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
     if spec.inherits:
@@ -290,9 +284,20 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
     return MlmTask(model, corpus, spec.data.mlm.mask_share, trains, fixed)
 
 
-def _packs(spec: Spec, ranks: Ranks) -> bool:
-    """Flash attention, the only one fast without padding, knows GPUs and no float32."""
-    return ranks.device.type == "cuda" and spec.precision == "bfloat16"
+def _packs(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
+    """Whether questions go without padding: what is fast at that knows GPUs, no float32, and only
+    heads of some widths. Elsewhere torch would take example by example, and wait for each."""
+    if ranks.device.type != "cuda" or spec.precision != "bfloat16":
+        return False
+    widths = {arch.width // block.heads for block in arch.blocks}
+    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
+    if unfit and ranks.first:
+        print(
+            f"questions are padded, as there are attention heads {unfit[0]} wide, which is no"
+            f" multiple of {HEAD_WIDTH}",
+            flush=True,
+        )
+    return not unfit
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
@@ -304,7 +309,7 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     pulse("loading", patience=LONG)
     model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
     model.to(ranks.device).eval()
-    task = QaTask.load(model, Path(spec.qa_cache), _packs(spec, ranks))
+    task = QaTask.load(model, Path(spec.qa_cache), _packs(spec, model.architecture, ranks))
     questions = test_questions(Path(spec.qa_cache))
     batch = halved(EVALUATION_BATCH, spec.halvings)
     with autocast(spec.precision, ranks.device):

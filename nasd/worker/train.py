@@ -296,10 +296,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             for at, one_loss, one_norm in zip(waiting, losses, norms, strict=True):
                 if (reason := monitor.look(at + 1, one_loss, one_norm)) is not None:
                     raise Diverged(reason)
-            if run.compilation is not None:
-                seconds_a_step = (now - logged) / len(waiting)
-                left = (schedule.steps - step - 1) * seconds_a_step
-                run.compilation.consider(speed, left, ranks, run.progress, run.say)
+            left = (schedule.steps - step - 1) * (now - logged) / len(waiting)
             waiting, tokens, logged = [], 0, time.monotonic()
         if evaluates:
             metrics = _evaluate(task, ranks, run)
@@ -314,6 +311,9 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
             saved = logged = time.monotonic()
         if stop and not last:
             raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
+        if run.compilation is not None and not waiting:
+            # Last of all: the patience that it asks for is to hold while the next step compiles.
+            run.compilation.consider(speed, left, ranks, run.progress, run.say)
     recorder.close()
     return Result(schedule.steps, metrics, curve)
 
