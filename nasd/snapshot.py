@@ -280,14 +280,23 @@ def read(connection: sqlite3.Connection, whole: bool = True) -> Snapshot:
         connection.execute("ROLLBACK")
 
 
-def events(connection: sqlite3.Connection, last: int = 10) -> list[LoggedEvent]:
-    """The newest events, oldest first."""
+def events(
+    connection: sqlite3.Connection, last: int = 10, candidate: int | None = None
+) -> list[LoggedEvent]:
+    """The newest events, of all or of one candidate, oldest first."""
+    chosen = "" if candidate is None else " WHERE candidate = :candidate"
     rows = connection.execute(
         "SELECT at, candidate, attempt, event, source, target, stage, detail FROM event"
-        " ORDER BY id DESC LIMIT ?",
-        (last,),
+        f"{chosen} ORDER BY id DESC LIMIT :last",
+        {"candidate": candidate, "last": last},
     ).fetchall()
     return [LoggedEvent(*row) for row in reversed(rows)]
+
+
+def attempts_of(connection: sqlite3.Connection, candidate: int) -> list[Attempt]:
+    """Those of one candidate, oldest first."""
+    query = f"SELECT {_ATTEMPT} FROM attempt WHERE candidate = ? ORDER BY id"
+    return [_attempt(row) for row in connection.execute(query, (candidate,))]
 
 
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
@@ -308,6 +317,31 @@ def _decoded(text: str) -> Any:
 @lru_cache(maxsize=2048)
 def _curve(text: str) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in json.loads(text)]
+
+
+_ATTEMPT = (
+    "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
+    " ended_at, reached"
+)
+
+
+def _attempt(row: Sequence[Any]) -> Attempt:
+    """row: the columns of _ATTEMPT."""
+    return Attempt(
+        id=row[0],
+        candidate=row[1],
+        stage=row[2],
+        number=row[3],
+        state=AttemptState(row[4]),
+        slots=tuple(_decoded(row[5])),
+        token=row[6],
+        process=None if row[7] is None else _decoded(row[7]),
+        verdict=row[8],
+        message=row[9],
+        started_at=row[10],
+        ended_at=row[11],
+        reached=row[12],
+    )
 
 
 def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
@@ -375,26 +409,8 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             )
         },
         attempts=tuple(
-            Attempt(
-                id=row[0],
-                candidate=row[1],
-                stage=row[2],
-                number=row[3],
-                state=AttemptState(row[4]),
-                slots=tuple(_decoded(row[5])),
-                token=row[6],
-                process=None if row[7] is None else _decoded(row[7]),
-                verdict=row[8],
-                message=row[9],
-                started_at=row[10],
-                ended_at=row[11],
-                reached=row[12],
-            )
-            for row in rows(
-                "SELECT id, candidate, stage, number, state, slots, token, process, verdict,"
-                f" message, started_at, ended_at, reached FROM attempt WHERE {owner} ORDER BY id",
-                number,
-            )
+            _attempt(row)
+            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {owner} ORDER BY id", number)
         ),
         leases=dict(rows("SELECT slot, attempt FROM lease")),
         results={
