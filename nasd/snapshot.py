@@ -293,10 +293,16 @@ def events(
     return [LoggedEvent(*row) for row in reversed(rows)]
 
 
-def attempts_of(connection: sqlite3.Connection, candidate: int) -> list[Attempt]:
-    """Those of one candidate, oldest first."""
-    query = f"SELECT {_ATTEMPT} FROM attempt WHERE candidate = ? ORDER BY id"
-    return [_attempt(row) for row in connection.execute(query, (candidate,))]
+def of_candidate(connection: sqlite3.Connection, number: int) -> tuple[Candidate, list[Attempt]]:
+    """A candidate that there is, and its attempts, oldest first, as of one instant."""
+    connection.execute("BEGIN")
+    try:
+        query = f"SELECT {_CANDIDATE} FROM candidate WHERE id = ?"
+        candidate = _candidate(connection.execute(query, (number,)).fetchone())
+        query = f"SELECT {_ATTEMPT} FROM attempt WHERE candidate = ? ORDER BY id"
+        return candidate, [_attempt(row) for row in connection.execute(query, (number,))]
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
@@ -319,10 +325,27 @@ def _curve(text: str) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in json.loads(text)]
 
 
+_CANDIDATE = "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason"
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
     " ended_at, reached"
 )
+
+
+def _candidate(row: Sequence[Any]) -> Candidate:
+    """row: the columns of _CANDIDATE."""
+    return Candidate(
+        id=row[0],
+        generation=row[1],
+        parent=row[2],
+        genotype_json=row[3],
+        hash=row[4],
+        lineage_json=row[5],
+        parameters=row[6],
+        stage=row[7],
+        state=State(row[8]),
+        reason=row[9],
+    )
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:
@@ -390,23 +413,8 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
         ),
         generations=generations,
         candidates={
-            row[0]: Candidate(
-                id=row[0],
-                generation=row[1],
-                parent=row[2],
-                genotype_json=row[3],
-                hash=row[4],
-                lineage_json=row[5],
-                parameters=row[6],
-                stage=row[7],
-                state=State(row[8]),
-                reason=row[9],
-            )
-            for row in rows(
-                "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
-                f" reason FROM candidate WHERE {one} ORDER BY id",
-                number,
-            )
+            row[0]: _candidate(row)
+            for row in rows(f"SELECT {_CANDIDATE} FROM candidate WHERE {one} ORDER BY id", number)
         },
         attempts=tuple(
             _attempt(row)

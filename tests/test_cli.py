@@ -54,7 +54,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
-        "answer", "doctor", "export", "init", "report", "run", "score", "simulate", "status",
+        "answer", "doctor", "events", "export", "init", "log", "report", "run", "score", "show",
+        "simulate", "status",
     ]  # fmt: skip
 
 

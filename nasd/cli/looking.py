@@ -1,12 +1,21 @@
-"""Commands that show what a search does and did: status, report."""
+"""Commands that show what a search does and did: status, show, log, events, report."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nasd.cli.options import LOOK, ConfigOption, StateOption, app, state_folder
+from nasd.cli.options import (
+    LOOK,
+    CandidateArgument,
+    ConfigOption,
+    StateOption,
+    app,
+    show,
+    state_folder,
+)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -40,6 +49,118 @@ def status(
         console.print(view.summary(data, folder, console.width))
     else:
         console.print(view.render(data, console.width))
+
+
+@app.command(name="show", rich_help_panel=LOOK)
+def show_candidate(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show everything about one candidate: architecture, ancestry, stages, decisions, cost.
+
+    What is new since its parent is marked. Works with the daemon down.
+
+    Example: nasd show 7
+    """
+    from nasd import dossier
+
+    found = dossier.compile_dossier(state_folder(config, state), candidate)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from nasd.dossier_view import render
+
+    show(render(found))
+
+
+@app.command(rich_help_panel=LOOK)
+def log(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Of the attempts at this stage, not of all.")
+    ] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option(
+            help="Which attempt at the stage, as `nasd show` numbers them; else the newest."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until it is final.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")
+    ] = 100,
+) -> None:
+    """Print what the worker of a candidate's newest attempt wrote to its log.
+
+    With --follow also what it writes from now on, and then what the next attempts of the same
+    candidate write, until it is final or you press Ctrl-C.
+
+    Example: nasd log 7 --stage finetune --follow
+    """
+    from nasd import worker_log
+    from nasd.snapshot import Attempt
+
+    folder = state_folder(config, state)
+    wanted = worker_log.find(folder, candidate, stage, attempt)
+
+    def say(which: Attempt | None) -> None:
+        """On standard error, so that what is piped is the log alone."""
+        what = f"candidate {wanted.candidate} waits for its first attempt"
+        if which is not None:
+            where = f"attempt {which.number} at {which.stage} on {' '.join(which.slots)}"
+            what = f"candidate {which.candidate}, {where} (attempts/{which.id}/worker.log)"
+        print(f"-- {what}", file=sys.stderr, flush=True)
+
+    if follow:
+        try:
+            for text in worker_log.follow(folder, wanted, lines, say):
+                _write(text)
+        except KeyboardInterrupt:
+            return
+    else:
+        which = worker_log.attempt(folder, wanted)
+        say(which)
+        _write(worker_log.tail(folder, which, lines)[0])
+
+
+def _write(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+
+
+@app.command(rich_help_panel=LOOK)
+def events(
+    candidate: Annotated[
+        str | None,
+        typer.Argument(
+            help="Its number, or baseline, or best; without one, the events of all.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show what has happened, as it was recorded: to the search, or to one candidate.
+
+    Works with the daemon down.
+
+    Example: nasd events 7 --last 20
+    """
+    from nasd import history
+
+    found = history.read(state_folder(config, state), candidate, last)
+    if as_json:
+        print(json.dumps(history.to_json(found), indent=1))
+    else:
+        show(history.render(found))
 
 
 @app.command(rich_help_panel=LOOK)
