@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from nasd.cli.options import (
-    LOOK,
-    CandidateArgument,
-    ConfigOption,
-    StateOption,
-    app,
-    show,
-    state_folder,
-)
+from nasd.cli.completion import candidates
+from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
+
+CandidateArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Its number, or baseline, or best (the best quality, maybe the baseline's).",
+        show_default=False,
+        autocompletion=candidates,
+    ),
+]
 
 
 @app.command(rich_help_panel=LOOK)
@@ -141,6 +143,7 @@ def events(
         typer.Argument(
             help="Its number, or baseline, or best; without one, the events of all.",
             show_default=False,
+            autocompletion=candidates,
         ),
     ] = None,
     config: ConfigOption = Path("config.toml"),

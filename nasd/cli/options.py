@@ -28,10 +28,6 @@ StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="The state folder, if not the one that the config names."),
 ]
-CandidateArgument = Annotated[
-    str,
-    typer.Argument(help="Its number, or baseline, or best (the best quality).", show_default=False),
-]
 
 
 @app.callback(invoke_without_command=True)
