@@ -70,6 +70,14 @@ def test_the_help_of_every_command_shows_an_example_that_parses(name: str):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_the_lines_of_every_help_fit_80_columns_as_they_are(name: str):
+    """Only the first paragraph is put into lines anew; a longer line would leave a ragged rest."""
+    command: Command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    _, *others = (command.help or "").split("\n\n")
+    assert all(len(line) <= 78 for part in others for line in part.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_and_argument_says_what_it_is(name: str):
     command: Any = get_command(app).commands[name]  # type: ignore[attr-defined]
     for parameter in command.params:

@@ -60,9 +60,11 @@ def show_candidate(
     state: StateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
-    """Show everything about one candidate: architecture, ancestry, stages, decisions, cost.
+    """Show all about one candidate: how it came about, what it did, what it cost.
 
-    What is new since its parent is marked. Works with the daemon down.
+    Architecture and ancestry, why it is in its state, stages with their learning
+    curves, decisions about it, attempts, offspring, and where its weights lie.
+    Works with the daemon down.
 
     Example: nasd show 7
     """
@@ -82,26 +84,23 @@ def log(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
-    stage: Annotated[
-        str | None, typer.Option(help="Of the attempts at this stage, not of all.")
-    ] = None,
+    stage: Annotated[str | None, typer.Option(help="The newest attempt at this stage.")] = None,
     attempt: Annotated[
         int | None,
         typer.Option(
-            help="Which attempt at the stage, as `nasd show` numbers them; else the newest."
+            help="Not the newest attempt at the stage, but this one; `nasd show` numbers them."
         ),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what comes, until it is final.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     lines: Annotated[
         int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")
     ] = 100,
 ) -> None:
     """Print what the worker of a candidate's newest attempt wrote to its log.
 
-    With --follow also what it writes from now on, and then what the next attempts of the same
-    candidate write, until it is final or you press Ctrl-C.
+    With --follow also what it writes from now on, and then what the candidate's
+    next attempts write, until it is final or you press Ctrl-C. Whose log it is,
+    standard error says.
 
     Example: nasd log 7 --stage finetune --follow
     """
@@ -151,9 +150,9 @@ def events(
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many at most.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show what has happened, as it was recorded: to the search, or to one candidate.
+    """Show what has happened to the search, or to one candidate, as recorded.
 
-    Works with the daemon down.
+    The oldest comes first. Works with the daemon down.
 
     Example: nasd events 7 --last 20
     """
@@ -176,7 +175,8 @@ def report(
 ) -> None:
     """Write a report: a page with all figures and tables, and the same as files.
 
-    Works at any time, with the daemon running or down. Replaces the report that was there.
+    Works at any time, with the daemon running or down. Replaces the report that
+    was there.
 
     Example: nasd report --out search-report
     """

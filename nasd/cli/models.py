@@ -34,8 +34,8 @@ def export(
 ) -> None:
     """Take a scored candidate home: a folder that transformers loads without nasd.
 
-    It holds weights, tokenizer, modelling code and a model card. The daemon may be
-    running or down.
+    It holds weights, tokenizer, modelling code and a model card. The daemon may
+    be running or down.
 
     Example: nasd export best my-model
     """

@@ -124,10 +124,9 @@ def doctor(
 ) -> None:
     """Check whether this machine can carry the search of a config through.
 
-    Looks at the devices, their driver and torch on them, cores and memory, the state folder and
-    its lock, the database, the hub, seed and data, the disk against the most that weights and
-    checkpoints can take, the clock, the service, and TensorBoard. The last line says what to do
-    first; the exit code is 1 if something has to be mended.
+    Looks at GPUs, driver and torch, cores and memory, state folder and database,
+    hub, seed and data, disk, clock, service and TensorBoard. The last line says
+    what to do first. The exit code is 1 if something has to be mended.
 
     Example: nasd doctor --config config.toml
     """
