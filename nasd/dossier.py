@@ -288,6 +288,8 @@ class _Compiler:
             return "no daemon serves the search: go on with `nasd run`"
         if experiment.hold:
             return f"the search is on hold: {experiment.hold}"
+        if policy.budget_spent(self.snap, self.config, self.now):
+            return "the budget is spent: raise experiment.budget_gpu_hours"
         ended = [tried for tried in self.attempts if tried.stage == one.stage]
         last = f"; its last attempt ended so: {ended[-1].message}" if one.reason and ended else ""
         need = policy.slots_needed(self.config, one.stage, len(self._slots()))

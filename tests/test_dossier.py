@@ -228,6 +228,16 @@ def test_one_that_runs_tells_where_it_is_and_its_curve_so_far(state: StateFolder
     [
         (lambda store: store.halt("mend it", 0.0), "the search has halted: mend it"),
         (lambda store: store.hold("the disk is full", 0.0), "the search is on hold: the disk"),
+        (
+            lambda store: store.change_config(
+                small_config(experiment__budget_gpu_hours=1e-9).model_dump(
+                    mode="json", by_alias=True
+                ),
+                "",
+                0.0,
+            ),
+            "the budget is spent: raise",
+        ),
         (lambda store: None, "waits for 2 free slots"),
     ],
 )
