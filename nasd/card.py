@@ -204,7 +204,7 @@ def _architecture(candidate: Candidate) -> str:
 
 
 def _networks(block: Block) -> str:
-    return "; then ".join(f"{ffn.activation} {'-'.join(map(str, ffn.sizes))}" for ffn in block.ffns)
+    return "; then ".join(ffn.in_words for ffn in block.ffns)
 
 
 def _new(origin: BlockLineage) -> str:

@@ -52,37 +52,58 @@ def _auto_or_bool(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # The texts below the keys are what README.md says of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Experiment(Section):
     name: str = Field(min_length=1)
+    """What it is called in every view."""
     seed: Whole = 0
+    """What all random choices follow from."""
     state: str = "state"
+    """Folder for database, weights, curves and cache."""
     generations: Annotated[Whole, Field(ge=0)]
+    """How many follow the initial population."""
     budget_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
+    """When so many are spent, running attempts stop at a checkpoint and the search halts."""
 
 
 class SeedModel(Section):
     source: str = Field(min_length=1)
-    dropout: Probability | None = None  # None: as the seed's own config says
+    """A folder, `package:NAME/FOLDER` of an installed package, or a model of the hub."""
+    dropout: Probability | None = None
+    """Of every candidate; else as the seed's own config says."""
 
 
 class Slots(Section):
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
+    """One slot each: GPUs as `"cuda:0"`, CPU shares as `"cpu:0"`; `"auto"` takes all GPUs, or the
+    whole CPU where there is none."""
     threads: Positive = 1
+    """Threads of each slot's process."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; weights and optimizer stay float32, and so does all on a device that
+    would only emulate it."""
     compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    """Compile the blocks; `"auto"`: where that is likely to pay for itself."""
     widen: Annotated[bool, Field(strict=True)] = False
+    """Give slots that would idle to attempts that run, at a checkpoint of theirs."""
 
 
 class SearchSpace(Section):
     blocks: tuple[Positive, Positive]
+    """The fewest and the most encoder blocks."""
     heads: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """An attention's numbers of heads; divisors of the seed's width."""
     ffns: Positive
+    """The most feed-forward networks of a block."""
     layers: Annotated[tuple[Annotated[Whole, Field(ge=2)], ...], Field(min_length=1)]
+    """A network's numbers of linear layers."""
     sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """The sizes between these layers."""
     activations: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("relu", "gelu")
+    """Between these layers."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -93,33 +114,51 @@ class SearchSpace(Section):
 
 class Mutation(Section):
     encoder: Probability
+    """Probability that a block is added or removed."""
     encoder_add: Probability
+    """The share of additions in that."""
     ffn: Probability
+    """Probability, for each block, that a feed-forward network is added or altered."""
     ffn_add: Probability
+    """The share of additions in that."""
     attention: Probability
+    """Probability, for each block, that the attention is altered."""
 
 
 class Variation(Section):
     initial: Mutation
+    """Of the baseline, into the initial population."""
     offspring: Mutation
+    """Of a parent, into a candidate of a later generation."""
     min_distance: Positive = 1
+    """In so many modules at least do two of the initial population differ, and each from the
+    baseline."""
 
 
 class Population(Section):
     mu: Positive
+    """How many survive a generation, and are in the initial population."""
     lambda_: Positive = Field(alias="lambda")
+    """How many offspring a generation has."""
     tournament: Positive
+    """How many are drawn for a tournament, whose winner is a parent."""
 
 
 class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
     files: tuple[str, ...] = ()
+    """UTF-8 text, a paragraph a line."""
     hub: str | None = None
+    """Or a data set of the hub."""
     config: str | None = None
+    """The data set's configuration, where it has several."""
     revision: str | None = None
+    """The data set's branch, tag or commit."""
     split: str = "train"
+    """The data set's split."""
     column: str = "text"
+    """The data set's column with the text."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -130,23 +169,39 @@ class Corpus(Section):
 
 class MlmData(Section):
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    """What is read, one after the other, and then shuffled."""
     tokens: Annotated[Whole, Field(ge=8)]
+    """In a sequence; longer texts are split."""
     mask_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.15
+    """Of the tokens: 80 % of these are masked, 10 % replaced, 10 % left."""
     fixed_masks: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    """While only new modules train: draw the masks of a sequence once, so that what frozen layers
+    make of it can be kept; `"auto"`: where all of it fits into the cache."""
     evaluation_sequences: Positive
+    """Held out, for the loss that the cutoff goes by."""
     max_sequences: Positive | None = None
+    """Train on no more than so many."""
 
 
 class QaData(Section):
     files: tuple[str, ...] = ()
+    """In SQuAD v1.1's JSON form."""
     hub: str | None = None
+    """Or a data set of the hub."""
     revision: str | None = None
+    """The data set's branch, tag or commit."""
     tokens: Annotated[Whole, Field(ge=16)]
+    """In a window of question and context."""
     stride: Positive
+    """Tokens that two windows of a long context share."""
     train_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.8
+    """Of the questions; the others give the score."""
     split_by: Literal["article", "record"] = "article"
+    """`article`: no article is on both sides; `record`: questions are split one by one."""
     max_answer_tokens: Positive = 30
+    """In the longest answer."""
     n_best: Positive = 20
+    """Starts and ends that are combined to answers."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,26 +214,43 @@ class QaData(Section):
 
 class Data(Section):
     mlm: MlmData
+    """Texts for masked language modelling."""
     qa: QaData
+    """Questions with contexts and answers."""
 
 
 class Stage(Section):
     """One rung of the ladder. `train` says which weights move; none of them means: only score."""
 
     name: Name
+    """What it is called in every view, and in `candidates/<id>/`."""
     task: Literal["mlm", "qa"]
+    """Masked language modelling, or question answering."""
     train: Literal["new", "all", "head", "none"]
+    """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
     who: Literal["candidates", "baseline", "all"] = "candidates"
+    """Who climbs it."""
     slots: Positive
+    """How many an attempt leases; fewer where there are no more."""
     epochs: Annotated[Real, Field(gt=0)] | None = None
+    """Over the training data."""
     batch: Positive
+    """Examples in a step, over all slots."""
     micro_batch: Positive | None = None
+    """Of them at once on a slot; else found by trying on a GPU, and all of them on a CPU."""
     learning_rate: Annotated[Real, Field(gt=0)] | None = None
+    """Its highest, for AdamW."""
     warmup: Probability = 0.0
+    """The share of the steps in which it rises; then it falls to 0."""
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    """AdamW's."""
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
-    evaluations: Positive = 1  # per epoch
+    """Gradients are clipped to it."""
+    evaluations: Positive = 1
+    """Points of the learning curve in an epoch."""
     keep: Share | None = None
+    """A cutoff behind the stage: the share of a generation, from the first on, that goes on. Only
+    for MLM."""
 
     @property
     def cuts(self) -> bool:
@@ -205,27 +277,45 @@ class Stage(Section):
 
 class Daemon(Section):
     tick_seconds: Annotated[Real, Field(gt=0)] = 5.0
+    """How often the daemon looks."""
     checkpoint_minutes: Annotated[Real, Field(gt=0)] = 15.0
+    """At most so much work is lost when a worker is killed."""
     log_steps: Positive = 50
+    """Between two points of the training curves."""
     infrastructure_retries: Annotated[Whole, Field(ge=0)] = 5
+    """In a row, before the search halts and asks for a person."""
     stop_grace_seconds: Annotated[Real, Field(gt=0)] = 120.0
+    """For checkpoints, when the daemon is told to stop."""
     start_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    """From launch to a worker's first sign of life."""
     stall_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    """Of silence, until a worker is ended and the attempt tried again."""
     disk_reserve_gb: Annotated[Real, Field(ge=0)] = 10.0
+    """With less free nothing starts, and what runs writes a checkpoint and waits."""
     activation_cache_gb: Annotated[Real, Field(ge=0)] = 8.0
+    """For activations of frozen layers, in `state/cache`; 0 keeps none."""
     backup_hours: Annotated[Real, Field(gt=0)] = 6.0
+    """Between two backups of the database."""
 
 
 class Config(Section):
     experiment: Experiment
+    """The search as a whole."""
     seed_model: SeedModel
+    """The model whose encoder is searched."""
     slots: Slots = Slots()
+    """What attempts run on."""
     population: Population
+    """How many are kept, bred, and compared."""
     variation: Variation
+    """How candidates differ from what they come from."""
     search_space: SearchSpace
+    """What new modules are drawn from; it must hold the seed's own."""
     data: Data
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """The ladder, one table a stage, climbed in this order."""
     daemon: Daemon = Daemon()
+    """The daemon's rhythm and patience."""
 
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The stages that candidates, or the baseline, climb, in order."""

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nasd import card, child, snapshot
+from nasd import card, child, lookup, snapshot
 from nasd import config as config_module
 from nasd.config import PREPARE, Config
 from nasd.errors import NasdError
@@ -22,7 +22,6 @@ from nasd.protocol import Spec, read, sync_folder, write_atomically
 from nasd.retention import answering_stage
 from nasd.snapshot import Candidate, Snapshot
 
-BASELINE, BEST = "baseline", "best"
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
 # All that an export ever writes: a folder with anything else in it is never replaced.
@@ -59,7 +58,7 @@ def export(
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
-    candidate = find(snap, name)
+    candidate = lookup.find(snap, name)
     check_scored(candidate)
     model = _model(state, config, candidate)
     if not (model / WEIGHTS).is_file():
@@ -111,33 +110,6 @@ def check_onnx() -> None:
             f"--onnx needs {', '.join(missing)}: install the extra, with `bin/setup onnx` or"
             " pip install 'nasd[onnx]'"
         )
-
-
-def find(snap: Snapshot, name: str) -> Candidate:
-    """The candidate of a name that a person gives; raises NasdError if there is none."""
-    if name == BASELINE:
-        return snap.baseline
-    if name == BEST:
-        return _best(snap)
-    if not (name.isascii() and name.isdigit()):
-        raise NasdError(
-            f"there is no candidate {name!r}: give its number, or {BASELINE}, or {BEST}"
-        )
-    candidate = snap.candidates.get(int(name))
-    if candidate is None:
-        raise NasdError(
-            f"there is no candidate {name}: they have the numbers {min(snap.candidates)} to"
-            f" {max(snap.candidates)}"
-        )
-    return candidate
-
-
-def _best(snap: Snapshot) -> Candidate:
-    """The best quality, the baseline's included; of equals the smallest, then the oldest."""
-    scored = [one for one in snap.candidates.values() if one.state is State.SCORED]
-    if not scored:
-        raise NasdError("no candidate has a score yet: `nasd status` shows how far the search is")
-    return max(scored, key=lambda one: (snap.quality(one.id) or 0.0, -one.parameters, -one.id))
 
 
 def check_scored(candidate: Candidate) -> None:

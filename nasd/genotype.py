@@ -31,6 +31,11 @@ class FeedForward:
     def __str__(self) -> str:
         return self.activation[0] + "-".join(map(str, self.sizes))
 
+    @property
+    def in_words(self) -> str:
+        """`gelu 1024-2048`."""
+        return f"{self.activation} {'-'.join(map(str, self.sizes))}"
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -143,6 +148,29 @@ def new_modules(lineage: Lineage) -> int:
     return sum(
         block.attention_new + sum(origin != "kept" for origin in block.ffns) for block in lineage
     )
+
+
+def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]:
+    """What a mutation did to the parent, module by module, in words; blocks count from 1."""
+    found = []
+    for number, (block, origin) in enumerate(zip(genotype.blocks, lineage, strict=True), start=1):
+        here = f"block {number}"
+        ffns = "; ".join(ffn.in_words for ffn in block.ffns)
+        if origin.source is None:
+            found.append(f"{here} added: {block.heads} heads, {ffns}")
+            continue
+        before = parent.blocks[origin.source]
+        if origin.attention_new:
+            found.append(f"{here}: {block.heads} heads instead of {before.heads}")
+        for place, (ffn, made) in enumerate(zip(block.ffns, origin.ffns, strict=True)):
+            if made == "altered":
+                was = before.ffns[place].in_words
+                found.append(f"{here}: FFN {ffn.in_words} instead of {was}")
+            elif made == "added":
+                found.append(f"{here}: FFN {ffn.in_words} added")
+    kept = {origin.source for origin in lineage}
+    gone = [index for index in range(len(parent.blocks)) if index not in kept]
+    return found + [f"the parent's block {index + 1} removed" for index in gone]
 
 
 @dataclass(frozen=True, slots=True)

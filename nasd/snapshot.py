@@ -280,14 +280,29 @@ def read(connection: sqlite3.Connection, whole: bool = True) -> Snapshot:
         connection.execute("ROLLBACK")
 
 
-def events(connection: sqlite3.Connection, last: int = 10) -> list[LoggedEvent]:
-    """The newest events, oldest first."""
+def events(
+    connection: sqlite3.Connection, last: int = 10, candidate: int | None = None
+) -> list[LoggedEvent]:
+    """The newest events, of all or of one candidate, oldest first."""
+    chosen = "" if candidate is None else " WHERE candidate = :candidate"
     rows = connection.execute(
         "SELECT at, candidate, attempt, event, source, target, stage, detail FROM event"
-        " ORDER BY id DESC LIMIT ?",
-        (last,),
+        f"{chosen} ORDER BY id DESC LIMIT :last",
+        {"candidate": candidate, "last": last},
     ).fetchall()
     return [LoggedEvent(*row) for row in reversed(rows)]
+
+
+def of_candidate(connection: sqlite3.Connection, number: int) -> tuple[Candidate, list[Attempt]]:
+    """A candidate that there is, and its attempts, oldest first, as of one instant."""
+    connection.execute("BEGIN")
+    try:
+        query = f"SELECT {_CANDIDATE} FROM candidate WHERE id = ?"
+        candidate = _candidate(connection.execute(query, (number,)).fetchone())
+        query = f"SELECT {_ATTEMPT} FROM attempt WHERE candidate = ? ORDER BY id"
+        return candidate, [_attempt(row) for row in connection.execute(query, (number,))]
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
@@ -308,6 +323,48 @@ def _decoded(text: str) -> Any:
 @lru_cache(maxsize=2048)
 def _curve(text: str) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in json.loads(text)]
+
+
+_CANDIDATE = "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason"
+_ATTEMPT = (
+    "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
+    " ended_at, reached"
+)
+
+
+def _candidate(row: Sequence[Any]) -> Candidate:
+    """row: the columns of _CANDIDATE."""
+    return Candidate(
+        id=row[0],
+        generation=row[1],
+        parent=row[2],
+        genotype_json=row[3],
+        hash=row[4],
+        lineage_json=row[5],
+        parameters=row[6],
+        stage=row[7],
+        state=State(row[8]),
+        reason=row[9],
+    )
+
+
+def _attempt(row: Sequence[Any]) -> Attempt:
+    """row: the columns of _ATTEMPT."""
+    return Attempt(
+        id=row[0],
+        candidate=row[1],
+        stage=row[2],
+        number=row[3],
+        state=AttemptState(row[4]),
+        slots=tuple(_decoded(row[5])),
+        token=row[6],
+        process=None if row[7] is None else _decoded(row[7]),
+        verdict=row[8],
+        message=row[9],
+        started_at=row[10],
+        ended_at=row[11],
+        reached=row[12],
+    )
 
 
 def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
@@ -356,45 +413,12 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
         ),
         generations=generations,
         candidates={
-            row[0]: Candidate(
-                id=row[0],
-                generation=row[1],
-                parent=row[2],
-                genotype_json=row[3],
-                hash=row[4],
-                lineage_json=row[5],
-                parameters=row[6],
-                stage=row[7],
-                state=State(row[8]),
-                reason=row[9],
-            )
-            for row in rows(
-                "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
-                f" reason FROM candidate WHERE {one} ORDER BY id",
-                number,
-            )
+            row[0]: _candidate(row)
+            for row in rows(f"SELECT {_CANDIDATE} FROM candidate WHERE {one} ORDER BY id", number)
         },
         attempts=tuple(
-            Attempt(
-                id=row[0],
-                candidate=row[1],
-                stage=row[2],
-                number=row[3],
-                state=AttemptState(row[4]),
-                slots=tuple(_decoded(row[5])),
-                token=row[6],
-                process=None if row[7] is None else _decoded(row[7]),
-                verdict=row[8],
-                message=row[9],
-                started_at=row[10],
-                ended_at=row[11],
-                reached=row[12],
-            )
-            for row in rows(
-                "SELECT id, candidate, stage, number, state, slots, token, process, verdict,"
-                f" message, started_at, ended_at, reached FROM attempt WHERE {owner} ORDER BY id",
-                number,
-            )
+            _attempt(row)
+            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {owner} ORDER BY id", number)
         ),
         leases=dict(rows("SELECT slot, attempt FROM lease")),
         results={

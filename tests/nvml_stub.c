@@ -5,13 +5,14 @@
  * NVML_STUB names the file, which is read again at each call. One line is one GPU, in order:
  *
  *     ok [name=WORD] [total=BYTES] [used=BYTES] [util=PERCENT] [temp=CELSIUS] [power=MILLIWATTS]
+ *        [persist=0 or 1]
  *        [proc=PID:BYTES ...] [gproc=PID:BYTES ...]     compute and graphics processes
  *     lost           asked for its handle, the driver says GPU_IS_LOST
  *     error=CODE     ... says any NVML error             late=CODE      ... only for its memory
  *     hang           ... never comes back
  *     exit=CODE      ... ends the asking process         signal=NUMBER  ... by a signal
  *
- * util, temp and power are NOT_SUPPORTED where they are not given; a process's memory may be "-",
+ * util, temp, power and persist are NOT_SUPPORTED where they are not given; a process's memory may be "-",
  * not available. Lines that are no GPU: "init=CODE", which nvmlInit returns; "say=TEXT", which it
  * prints; "# ...". Without the file, nvmlInit says DRIVER_NOT_LOADED. Replace the file as a whole.
  */
@@ -139,6 +140,20 @@ int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *degrees) {
 
 int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts) {
     return quantity(device, "power", milliwatts);
+}
+
+int nvmlDeviceGetPersistenceMode(void *device, unsigned *on) {
+    return quantity(device, "persist", on);
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    snprintf(version, length, "999.1");
+    return SUCCESS;
+}
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    *version = 13020;
+    return SUCCESS;
 }
 
 static int processes(void *device, const char *key, unsigned *room, Process *found) {

@@ -54,7 +54,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
-        "answer", "doctor", "export", "init", "report", "run", "score", "simulate", "status",
+        "answer", "doctor", "events", "export", "init", "log", "report", "run", "score", "show",
+        "simulate", "status",
     ]  # fmt: skip
 
 
@@ -66,6 +67,14 @@ def test_the_help_of_every_command_shows_an_example_that_parses(name: str):
     assert words[:2] == ["nasd", name]
     command: Command = get_command(app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, words[2:])  # raises for an option that there is none
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_lines_of_every_help_fit_80_columns_as_they_are(name: str):
+    """Only the first paragraph is put into lines anew; a longer line would leave a ragged rest."""
+    command: Command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    _, *others = (command.help or "").split("\n\n")
+    assert all(len(line) <= 78 for part in others for line in part.splitlines())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -22,10 +22,11 @@ from nasd import answer as oracle
 from nasd import card, child, cli, daemon_lock, snapshot
 from nasd.demo import squad_data
 from nasd.errors import NasdError
-from nasd.export import FILES, WEIGHTS, Exported, export, find
+from nasd.export import FILES, WEIGHTS, Exported, export
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.lifecycle import State
+from nasd.lookup import find
 from nasd.snapshot import Snapshot
 from nasd.squad import Question
 from nasd.worker.spans import Found, Judged, best_answer, probability

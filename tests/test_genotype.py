@@ -14,6 +14,7 @@ from nasd.genotype import (
     BlockLineage,
     FeedForward,
     Genotype,
+    changes,
     distance,
     new_modules,
     parameters,
@@ -184,3 +185,33 @@ def test_distance_counts_modules() -> None:
         ((plain, plain, one_more), 3),
     ):
         assert distance(Genotype((plain, plain)), Genotype(changed)) == expected
+
+
+def test_what_a_mutation_changed_is_told_module_by_module():
+    parent = Genotype(
+        (
+            Block(12, (FeedForward("gelu", (3072,)),)),
+            Block(12, (FeedForward("gelu", (3072,)), FeedForward("relu", (512,)))),
+            Block(8, (FeedForward("gelu", (1024,)),)),
+        )
+    )
+    child = Genotype(
+        (
+            Block(4, (FeedForward("gelu", (3072,)), FeedForward("relu", (64, 128)))),
+            Block(12, (FeedForward("gelu", (3072,)),)),
+            Block(12, (FeedForward("gelu", (3072,)), FeedForward("gelu", (256,)))),
+        )
+    )
+    lineage = (
+        BlockLineage(0, True, ("kept", "added")),
+        BlockLineage(None, True, ("added",)),
+        BlockLineage(1, False, ("kept", "altered")),
+    )
+    assert changes(child, lineage, parent) == [
+        "block 1: 4 heads instead of 12",
+        "block 1: FFN relu 64-128 added",
+        "block 2 added: 12 heads, gelu 3072",
+        "block 3: FFN gelu 256 instead of relu 512",
+        "the parent's block 3 removed",
+    ]
+    assert changes(parent, unchanged(parent), parent) == []

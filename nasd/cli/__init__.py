@@ -20,7 +20,7 @@ __all__ = ["app", "looking", "main", "models", "searching"]
 
 def main() -> None:
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="nasd")  # also of `python -m nasd`
     except NasdError as error:
         print(f"nasd: {error}", file=sys.stderr)
         sys.exit(2)

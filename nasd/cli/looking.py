@@ -1,12 +1,23 @@
-"""Commands that show what a search does and did: status, report."""
+"""Commands that show what a search does and did: status, show, log, events, report."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nasd.cli.options import LOOK, ConfigOption, StateOption, app, state_folder
+from nasd.cli.completion import candidates
+from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
+
+CandidateArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Its number, or baseline, or best (the best quality, maybe the baseline's).",
+        show_default=False,
+        autocompletion=candidates,
+    ),
+]
 
 
 @app.command(rich_help_panel=LOOK)
@@ -42,6 +53,118 @@ def status(
         console.print(view.render(data, console.width))
 
 
+@app.command(name="show", rich_help_panel=LOOK)
+def show_candidate(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show all about one candidate: how it came about, what it did, what it cost.
+
+    Architecture and ancestry, why it is in its state, stages with their learning
+    curves, decisions about it, attempts, offspring, and where its weights lie.
+    Works with the daemon down.
+
+    Example: nasd show 7
+    """
+    from nasd import dossier
+
+    found = dossier.compile_dossier(state_folder(config, state), candidate)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from nasd.dossier_view import render
+
+    show(render(found))
+
+
+@app.command(rich_help_panel=LOOK)
+def log(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    stage: Annotated[str | None, typer.Option(help="The newest attempt at this stage.")] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option(
+            help="Not the newest attempt at the stage, but this one; `nasd show` numbers them."
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")
+    ] = 100,
+) -> None:
+    """Print what the worker of a candidate's newest attempt wrote to its log.
+
+    With --follow also what it writes from now on, and then what the candidate's
+    next attempts write, until it is final or you press Ctrl-C. Whose log it is,
+    standard error says.
+
+    Example: nasd log 7 --stage finetune --follow
+    """
+    from nasd import worker_log
+    from nasd.snapshot import Attempt
+
+    folder = state_folder(config, state)
+    wanted = worker_log.find(folder, candidate, stage, attempt)
+
+    def say(which: Attempt | None) -> None:
+        """On standard error, so that what is piped is the log alone."""
+        what = f"candidate {wanted.candidate} waits for its first attempt"
+        if which is not None:
+            where = f"attempt {which.number} at {which.stage} on {' '.join(which.slots)}"
+            what = f"candidate {which.candidate}, {where} (attempts/{which.id}/worker.log)"
+        print(f"-- {what}", file=sys.stderr, flush=True)
+
+    if follow:
+        try:
+            for text in worker_log.follow(folder, wanted, lines, say):
+                _write(text)
+        except KeyboardInterrupt:
+            return
+    else:
+        which = worker_log.attempt(folder, wanted)
+        say(which)
+        _write(worker_log.tail(folder, which, lines)[0])
+
+
+def _write(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+
+
+@app.command(rich_help_panel=LOOK)
+def events(
+    candidate: Annotated[
+        str | None,
+        typer.Argument(
+            help="Its number, or baseline, or best; without one, the events of all.",
+            show_default=False,
+            autocompletion=candidates,
+        ),
+    ] = None,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show what has happened to the search, or to one candidate, as recorded.
+
+    The oldest comes first. Works with the daemon down.
+
+    Example: nasd events 7 --last 20
+    """
+    from nasd import history
+
+    found = history.read(state_folder(config, state), candidate, last)
+    if as_json:
+        print(json.dumps(history.to_json(found), indent=1))
+    else:
+        show(history.render(found))
+
+
 @app.command(rich_help_panel=LOOK)
 def report(
     config: ConfigOption = Path("config.toml"),
@@ -52,7 +175,8 @@ def report(
 ) -> None:
     """Write a report: a page with all figures and tables, and the same as files.
 
-    Works at any time, with the daemon running or down. Replaces the report that was there.
+    Works at any time, with the daemon running or down. Replaces the report that
+    was there.
 
     Example: nasd report --out search-report
     """

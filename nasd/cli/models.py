@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nasd.cli.completion import scored_candidates
 from nasd.cli.options import MODELS, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
 
@@ -16,7 +17,9 @@ def export(
     candidate: Annotated[
         str,
         typer.Argument(
-            help="Its number, or baseline, or best (the best quality, which may be the baseline's)."
+            help="Its number, or baseline, or best (the best quality, maybe the baseline's).",
+            show_default=False,
+            autocompletion=scored_candidates,
         ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
@@ -31,8 +34,8 @@ def export(
 ) -> None:
     """Take a scored candidate home: a folder that transformers loads without nasd.
 
-    It holds weights, tokenizer, modelling code and a model card. The daemon may be
-    running or down.
+    It holds weights, tokenizer, modelling code and a model card. The daemon may
+    be running or down.
 
     Example: nasd export best my-model
     """

@@ -1,7 +1,7 @@
 """The application, and what several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,8 @@ from nasd import __version__
 from nasd.errors import NasdError
 
 # The panels of `nasd --help`.
+WIDE = 1000  # columns of what is piped
+NARROW = 72  # columns below which the terminal breaks the lines of a table
 SEARCH, LOOK, MODELS = "The search", "Looking at it", "Models"
 
 app = typer.Typer(
@@ -56,3 +58,18 @@ def state_folder(config: Path, state: Path | None) -> Path:
     except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
         raise NasdError(f"{config} is not a config of nasd's: {error}") from error
     return config.resolve().parent / str(name)
+
+
+def show(renderable: Any) -> None:
+    """Prints to the terminal's width, if that is not too narrow for a table; piped, a line of a
+    table stays a line, without colours."""
+    from rich.console import Console
+
+    terminal = Console()
+    if terminal.is_terminal:
+        Console(width=max(terminal.width, NARROW)).print(renderable)
+        return
+    console = Console(width=WIDE)
+    with console.capture() as captured:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

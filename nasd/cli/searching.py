@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasd.cli.options import SEARCH, ConfigOption, app
+from nasd.cli.options import SEARCH, ConfigOption, app, show
 from nasd.errors import NasdError
 
 
@@ -118,12 +118,15 @@ def simulate(
 
 
 @app.command(rich_help_panel=SEARCH)
-def doctor(config: ConfigOption = Path("config.toml")) -> None:
+def doctor(
+    config: ConfigOption = Path("config.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
     """Check whether this machine can carry the search of a config through.
 
-    Looks at the config, the devices, the state folder and its lock, the seed and the data or the
-    database, and the disk against the most that weights and checkpoints can take. Exit code 1 if
-    something has to be mended.
+    Looks at GPUs, driver and torch, cores and memory, state folder and database,
+    hub, seed and data, disk, clock, service and TensorBoard. The last line says
+    what to do first. The exit code is 1 if something has to be mended.
 
     Example: nasd doctor --config config.toml
     """
@@ -131,11 +134,14 @@ def doctor(config: ConfigOption = Path("config.toml")) -> None:
 
     from nasd import doctor as practice
 
-    findings = list(practice.examine(config))
-    console = Console()
-    console.print(practice.render(findings))
-    console.print(practice.verdict(findings))
-    if any(one.mark == "bad" for one in findings):
+    with Console(stderr=True).status("looking"):
+        findings = list(practice.examine(config))
+    if as_json:
+        print(json.dumps(practice.to_json(findings), indent=1))
+    else:
+        show(practice.render(findings))
+        print(practice.verdict(findings))
+    if not practice.ready(findings):
         raise typer.Exit(1)
 
 

@@ -1,0 +1,145 @@
+"""Every key of a config, as the tables of README.md: made from the models in nasd.config.
+
+python -m nasd.config_reference README.md      brings the tables in the file up to date
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from nasd.config import Config, Section
+from nasd.errors import NasdError
+
+BEGIN = "<!-- generated: python -m nasd.config_reference README.md -->"
+END = "<!-- end of what is generated -->"
+SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+
+
+def markdown() -> str:
+    """A table for each section; one for several that have the same keys."""
+    tables: dict[type[Section], list[str]] = {}
+    for title, model in _sections(Config, "", ""):
+        tables.setdefault(model, []).append(title)
+    return "\n\n".join(
+        "\n".join(["  \n".join(titles), "", *rows])
+        for model, titles in tables.items()
+        if len(rows := list(_rows(model))) > 2
+    )
+
+
+def _sections(model: type[Section], path: str, about: str) -> Iterator[tuple[str, type[Section]]]:
+    """(title, model) of a section and of all below it; path: its key, in brackets as in TOML."""
+    yield f"**`{path}`** {about}".rstrip(), model
+    inner = path.strip("[]")
+    for name, field in _fields(model):
+        below = _section(field.annotation)
+        if below is not None:
+            key = f"{inner}.{name}" if inner else name
+            many = get_origin(field.annotation) is tuple
+            yield from _sections(
+                below, f"[[{key}]]" if many else f"[{key}]", field.description or ""
+            )
+
+
+def _rows(model: type[Section]) -> Iterator[str]:
+    yield "| key | type | default | |"
+    yield "|---|---|---|---|"
+    for name, field in _fields(model):
+        if _section(field.annotation) is None:
+            kind = _type(field.annotation, field.metadata)
+            about = " ".join((field.description or "").split())
+            yield f"| `{name}` | {kind} | {_default(field)} | {about} |"
+
+
+def _fields(model: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    """By the names that stand in the file."""
+    for name, field in model.model_fields.items():
+        yield field.alias or name, field
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The section that a key holds, alone or as a list."""
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """In words, with the limits that `metadata` sets."""
+    arguments = get_args(annotation)
+    match get_origin(annotation):
+        case origin if origin is Annotated:
+            inner, *more = arguments
+            return _type(inner, [*metadata, *_limits(more)])
+        case origin if origin in (Union, UnionType):
+            kinds = [_type(one, metadata) for one in arguments if one is not type(None)]
+            if len(kinds) == 1:
+                return kinds[0]
+            return _or([word for kind in kinds for word in re.split(", | or ", kind)])
+        case origin if origin is Literal:
+            return _or([f"`{json.dumps(one)}`" for one in arguments])
+        case origin if origin is tuple:
+            inside = re.sub("number|text", r"\g<0>s", _type(arguments[0]))
+            return f"{'list of' if arguments[-1] is Ellipsis else 'two'} {inside}"
+    limits = ", ".join(_limit_words(_limits(metadata))).replace("≥ 0, ≤ 1", "from 0 to 1")
+    return f"{PLAIN[annotation]} {limits}".rstrip()
+
+
+def _limits(metadata: Sequence[Any]) -> list[Any]:
+    """Those of metadata, of fields' metadata within it too."""
+    return [
+        inner
+        for one in metadata
+        for inner in (one.metadata if isinstance(one, FieldInfo) else [one])
+    ]
+
+
+def _limit_words(limits: Sequence[Any]) -> Iterator[str]:
+    for one in limits:
+        for kind, sign in SIGNS.items():
+            if isinstance(one, kind):
+                yield f"{sign} {getattr(one, kind.__name__.lower()):g}"
+
+
+def _or(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "*needed*"
+    if field.default in (None, ()):
+        return ""
+    return f"`{json.dumps(field.default)}`"
+
+
+def up_to_date(text: str) -> str:
+    """The text with the tables between its marks as they should be; raises NasdError without
+    marks."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise NasdError(f"there is no line {BEGIN!r} with a line {END!r} behind it")
+    return f"{head}{BEGIN}\n\n{markdown()}\n\n{END}{tail}"
+
+
+def main() -> None:
+    try:
+        for path in map(Path, sys.argv[1:]):
+            path.write_text(up_to_date(path.read_text(encoding="utf-8")), encoding="utf-8")
+    except (NasdError, OSError) as error:
+        sys.exit(f"config_reference: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The checks in their order: each may rest on what those before it found."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nasd.config import load
+from nasd.doctor import machine, search, service, sources
+from nasd.doctor.case import Case, Finding
+from nasd.errors import NasdError
+
+Check = Callable[[Case], Iterator[Finding]]
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("slots", machine.slots),
+    ("driver", machine.driver),
+    ("torch", machine.torch),
+    ("cores", machine.cores),
+    ("state", search.state),
+    ("database", search.experiment),
+    ("hub", sources.hub),
+    ("seed", sources.seed),
+    ("data", sources.prepared),
+    ("memory", machine.memory),
+    ("disk", search.disk),
+    ("clock", machine.clock),
+    ("service", service.service),
+    ("TensorBoard", machine.tensorboard),
+)
+
+
+def examine(path: Path) -> Iterator[Finding]:
+    """The findings on a config and its machine, one after the other as they are made."""
+    try:
+        config = load(path)
+    except NasdError as error:
+        yield Finding("config", "bad", str(error))
+        return
+    yield Finding("config", "good", f"{path} is well-formed")
+    case = Case(path, config)
+    for about, check in CHECKS:
+        try:
+            yield from check(case)
+        except NasdError as error:
+            yield Finding(about, "bad", str(error))

@@ -1,0 +1,224 @@
+"""Checks of the machine: GPUs, their driver, torch on them, cores, memory, clock, TensorBoard."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from nasd import child, daemon_lock, gpus
+from nasd import slots as slots_module
+from nasd.config import check_against_slots
+from nasd.cost import memory_gb
+from nasd.doctor.case import GB, Case, Finding
+from nasd.genotype import unchanged
+from nasd.readable import duration
+
+CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
+# What a rank takes of the machine's memory beside what its slot holds, generously: on a GPU also
+# the driver's, and batches on their way.
+RANK_GB = {"cpu": 0.6, "cuda": 4.0}
+NO_HALVINGS, ONE_EXAMPLE = 0, 62  # of the micro-batch
+CLOCK_SLACK_SECONDS = 60.0
+
+
+def slots(case: Case) -> Iterator[Finding]:
+    """Whether the devices of the config are there, and enough for each stage."""
+    config = case.config
+    if config.slots.devices != "auto":
+        case.devices = list(config.slots.devices)  # for what comes, also where one is missing
+    case.devices = list(slots_module.devices(config.slots))
+    if case.on_gpus:
+        for gpu in gpus.list_gpus():
+            device = f"cuda:{gpu['index']}"
+            if device in case.devices:
+                case.gpu_memory[device] = gpu["memory"]
+                yield Finding("slots", "good", f"{device}: {gpu['name']}, {_gb(gpu['memory'])}")
+    else:
+        cores = config.slots.threads
+        yield Finding("slots", "good", f"{len(case.devices)} CPU shares of {cores} cores")
+    check_against_slots(config, len(case.devices), str(case.path))
+
+
+def driver(case: Case) -> Iterator[Finding]:
+    """The GPUs' driver, and whether it stays awake between two questions."""
+    if not case.gpu_memory:
+        return
+    try:
+        told = child.ask(
+            "nasd.doctor.driver", {"slots": sorted(case.gpu_memory)}, timeout_seconds=CHILD_SECONDS
+        )
+    except child.NoAnswer as error:
+        yield Finding("driver", "note", f"the driver does not tell its version: {error}")
+        return
+    yield Finding("driver", "good", f"NVIDIA {told['driver']}, for CUDA up to {told['cuda']}")
+    asleep = [slot for slot, on in told["persistent"].items() if on is False]
+    if asleep:
+        yield Finding(
+            "driver",
+            "note",
+            f"persistence mode is off on {', '.join(asleep)}, so that each look at an idle GPU"
+            " wakes it up: sudo nvidia-smi -pm 1",
+        )
+
+
+def torch(case: Case) -> Iterator[Finding]:
+    """Whether torch can compute on the GPUs, asked of a child: not while a daemon uses them, which
+    would take the child for somebody else on its GPUs."""
+    if not case.gpu_memory:
+        return
+    if daemon_lock.held(case.state.lock):
+        yield Finding("torch", "good", "not tried: a daemon is at work on the GPUs")
+        return
+    slots = sorted(case.gpu_memory)
+    try:
+        told = child.ask(
+            "nasd.worker.devices",
+            {"slots": slots, "precision": case.config.slots.precision},
+            {
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUDA_VISIBLE_DEVICES": ",".join(slot.split(":")[1] for slot in slots),
+            },
+            CHILD_SECONDS,
+        )
+    except child.NoAnswer as error:
+        yield Finding("torch", "bad", f"it cannot be tried on the GPUs: {error}")
+        return
+    for slot, fault in told["faults"].items():
+        yield Finding("torch", "bad", f"it cannot compute on {slot}: {fault}")
+    if not told["faults"]:
+        yield Finding(
+            "torch", "good", f"{told['torch']} for CUDA {told['cuda']} computes on all of them"
+        )
+    if told["emulated"]:
+        yield Finding(
+            "torch",
+            "note",
+            f"{', '.join(told['emulated'])} would only emulate {case.config.slots.precision}, so"
+            " they compute in float32",
+        )
+
+
+def cores(case: Case) -> Iterator[Finding]:
+    """Whether there is a core for each thread of each slot."""
+    if not case.devices:
+        return
+    there = len(os.sched_getaffinity(0))
+    wanted = len(case.devices) * case.config.slots.threads
+    what = f"{len(case.devices)} slots with slots.threads = {case.config.slots.threads} ask for"
+    if wanted <= there:
+        yield Finding("cores", "good", f"{what} {wanted} of {there} cores")
+    else:
+        yield Finding(
+            "cores", "note", f"{what} {wanted} cores, and there are {there}: lower slots.threads"
+        )
+
+
+def memory(case: Case) -> Iterator[Finding]:
+    """Whether the seed's architecture fits at every stage: into each GPU with one example at a
+    time, as the micro-batch is found by trying; on CPU shares with a rank's whole share."""
+    if case.backbone is None or case.baseline is None or not case.devices:
+        return
+    kind = "cuda" if case.on_gpus else "cpu"
+    config = case.config
+    needs = {
+        stage.name: memory_gb(
+            stage,
+            case.baseline,
+            unchanged(case.baseline),
+            case.backbone,
+            config.data.mlm.tokens if stage.task == "mlm" else config.data.qa.tokens,
+            stage.slots,
+            config.slots.precision,
+            ONE_EXAMPLE if kind == "cuda" and stage.micro_batch is None else NO_HALVINGS,
+        )
+        for stage in config.stages
+    }
+    stage = max(needs, key=lambda name: needs[name])
+    for device, size in case.gpu_memory.items():
+        if needs[stage] * GB > size:
+            yield Finding(
+                "memory",
+                "bad",
+                f"{device} has {_gb(size)}, and the seed at {stage} takes about"
+                f" {needs[stage]:.1f} GB: take another GPU, or lower stages.{stage}.micro_batch",
+            )
+    there = psutil.virtual_memory().total
+    wanted = len(case.devices) * (RANK_GB[kind] + (needs[stage] if kind == "cpu" else 0)) * GB
+    what = f"{len(case.devices)} slots take about {_gb(wanted)} of the machine's {_gb(there)}"
+    if wanted > there:
+        yield Finding("memory", "note", f"{what}, most at {stage}: take fewer slots")
+    else:
+        yield Finding("memory", "good", what)
+
+
+def clock(case: Case) -> Iterator[Finding]:
+    """Whether the clock is behind what is recorded already, and whether anybody keeps it right."""
+    behind = 0.0 if case.newest_event is None else case.newest_event - time.time()
+    if behind > CLOCK_SLACK_SECONDS:
+        yield Finding(
+            "clock",
+            "bad",
+            f"it is {duration(behind)} behind the newest event of the database, so durations and"
+            " GPU-hours would be wrong: set it right, for good with"
+            " `sudo timedatectl set-ntp true`",
+        )
+        return
+    synchronised = clock_is_synchronised()
+    if synchronised:
+        yield Finding("clock", "good", "synchronised, and not behind what is recorded")
+    elif synchronised is False:
+        yield Finding(
+            "clock", "note", "not synchronised with any other: sudo timedatectl set-ntp true"
+        )
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of the kernel's struct timex, and room for the rest of it."""
+
+    _fields_ = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),  # microseconds
+        ("rest", ctypes.c_long * 32),
+    ]
+
+
+def clock_is_synchronised() -> bool | None:
+    """As timedatectl tells: the kernel bounds the clock's error below 16 s. None: it does not
+    tell."""
+    try:
+        told = _Timex(modes=0)
+        answer = ctypes.CDLL(None).adjtimex(ctypes.byref(told))
+    except (OSError, AttributeError):
+        return None
+    return None if answer < 0 else told.maxerror < 16_000_000
+
+
+def tensorboard(case: Case) -> Iterator[Finding]:
+    """Whether TensorBoard starts, to look at the curves with."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tensorboard.main", "--version"],
+            capture_output=True,
+            text=True,
+            timeout=CHILD_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("TensorBoard", "note", f"it did not start within {CHILD_SECONDS:g} s")
+        return
+    if done.returncode == 0:
+        yield Finding("TensorBoard", "good", f"{done.stdout.strip()} starts")
+    else:
+        said = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+        yield Finding(
+            "TensorBoard", "note", f"it does not start ({said}): install nasd anew, with bin/setup"
+        )
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.0f} GB" if size >= 10 * GB else f"{size / GB:.1f} GB"

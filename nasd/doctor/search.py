@@ -1,0 +1,111 @@
+"""Checks of the state folder: its lock, its database and backups, and room for what will come."""
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+
+from nasd import backups, daemon_lock, retention, snapshot
+from nasd.doctor.case import GB, Case, Finding
+from nasd.folders import StateFolder
+
+
+def state(case: Case) -> Iterator[Finding]:
+    """Whether the state folder can be written, and whether its file system locks files."""
+    here = case.state
+    if not here.path.exists():
+        yield Finding("state", "note", f"{here.path} is not there yet: the first run makes it")
+        return
+    if daemon_lock.held(here.lock):
+        yield Finding("state", "good", f"a daemon serves {here.path}")
+        return
+    try:
+        with daemon_lock.hold(here.lock):
+            yield Finding("state", "good", f"{here.path} can be written and locks")
+    except OSError as error:
+        yield Finding(
+            "state",
+            "bad",
+            f"{here.path} cannot be written ({error.strerror}): mend its owner or its permissions,"
+            " or choose another experiment.state",
+        )
+
+
+def experiment(case: Case) -> Iterator[Finding]:
+    """Whether the database is sound and backed up, and whether the search says what it lacks."""
+    here = case.state
+    try:
+        with snapshot.opened(here.path) as connection:
+            found = snapshot.read(connection, whole=False)
+            newest = snapshot.events(connection, 1)
+            damage = _damage(connection)
+    except snapshot.NoExperiment:
+        case.begun = False
+        return
+    case.backbone, case.baseline = found.experiment.backbone, found.baseline.genotype
+    case.prepared = found.experiment.prepared
+    case.newest_event = newest[0].at if newest else None
+    if damage:
+        yield Finding(
+            "database",
+            "bad",
+            f"{here.database} is damaged ({damage}): stop nasd, and take the newest of"
+            f" {here.backups} in its place",
+        )
+    else:
+        yield Finding("database", "good", f"{here.database} is sound")
+    age = backups.age(here, time.time())
+    if age is None:
+        yield Finding("backup", "note", f"there is none in {here.backups} yet")
+    else:
+        late = age > 2 * 3600 * case.config.daemon.backup_hours
+        yield Finding(
+            "backup", "note" if late else "good", f"the newest is {age / 3600:.1f} hours old"
+        )
+    if found.experiment.state == "halted":
+        yield Finding("experiment", "bad", f"halted: {found.experiment.reason}")
+    if found.experiment.hold:
+        yield Finding("experiment", "bad", f"on hold: {found.experiment.hold}")
+    for one in found.quarantine.values():
+        yield Finding("slots", "bad", f"{one.slot} is left alone: {one.reason}")
+
+
+def _damage(connection: sqlite3.Connection) -> str:
+    """What SQLite finds wrong with the file, "" if nothing."""
+    (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    return "" if answer == "ok" else str(answer)
+
+
+def disk(case: Case) -> Iterator[Finding]:
+    """Whether there is room now, and for the most that weights and checkpoints can take."""
+    here = case.state
+    home = next(path for path in (here.path, *here.path.parents) if path.exists())
+    free = shutil.disk_usage(home).free
+    reserve = case.config.daemon.disk_reserve_gb * GB
+    if free < reserve:
+        yield Finding(
+            "disk",
+            "bad",
+            f"{home} has {free / GB:.1f} GB free, less than daemon.disk_reserve_gb ="
+            f" {case.config.daemon.disk_reserve_gb:g}, so nothing would start: make room there, or"
+            " choose another experiment.state",
+        )
+    if case.backbone is None or not case.devices:
+        return
+    bound = retention.bound(case.config, case.backbone, len(case.devices))
+    there = _taken(here)
+    fits = bound.total + reserve <= free + there
+    yield Finding(
+        "disk",
+        "good" if fits else "note",
+        f"weights and checkpoints take {bound.total / GB:.1f} GB at most: {bound.models} models of"
+        f" up to {bound.largest_model / GB:.2f} GB, {bound.checkpoints / GB:.1f} GB of checkpoints;"
+        f" they take {there / GB:.1f} GB now, and {free / GB:.1f} GB are free"
+        + ("" if fits else ", so the search may have to stop and wait for space"),
+    )
+
+
+def _taken(state: StateFolder) -> int:
+    """Bytes of weights and checkpoints that stand there now."""
+    patterns = ("candidates/*/*/*", "attempts/*/result/*", "attempts/*/checkpoints/*/*")
+    return sum(path.stat().st_size for pattern in patterns for path in state.path.glob(pattern))

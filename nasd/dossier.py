@@ -1,0 +1,508 @@
+"""Everything that is known of one candidate, for a person: the data of `nasd show`.
+
+Reads the database read-only, the signs of life of its attempts, and what lies in its folders.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nasd import config as config_module
+from nasd import daemon_lock, lookup, policy, snapshot
+from nasd.card import ancestors
+from nasd.config import Config
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.genotype import Origin, changes
+from nasd.lifecycle import State
+from nasd.protocol import Heartbeat, read, read_metrics
+from nasd.retention import answering_stage
+from nasd.snapshot import Attempt, Candidate, Decision, Member, Snapshot
+
+Reached = Literal["done", "here", "ahead", "never"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feed-forward network of a block, and where it comes from."""
+
+    activation: str
+    sizes: tuple[int, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """source: the parent's block whose weights it keeps, None for one that is new. Blocks count
+    from 1."""
+
+    number: int
+    source: int | None
+    heads: int
+    attention: Origin
+    networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One of the line from the baseline to the candidate. changes: against its own parent."""
+
+    candidate: int
+    generation: int | None
+    changes: tuple[str, ...]
+    quality: float | None
+    size: float
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage of its ladder. steps: done of so many; seconds: of work in all attempts, as the
+    worker measured them, None before the stage is done. curve: (step, evaluation loss), so far.
+    slot_hours: of all attempts at it."""
+
+    stage: str
+    train: str
+    state: Reached
+    steps: int
+    seconds: float | None
+    loss: float | None
+    curve: tuple[tuple[int, float], ...]
+    metrics: dict[str, float]
+    slot_hours: float
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """A decision in which it took part. facts: the same as `text`, for a program."""
+
+    generation: int
+    kind: str
+    stage: str
+    text: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """number: counts the attempts at this stage. seconds: for which it held its slots."""
+
+    id: int
+    stage: str
+    number: int
+    state: str
+    slots: tuple[str, ...]
+    started_at: float
+    seconds: float
+    verdict: str
+    message: str
+    reached: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Child:
+    candidate: int
+    generation: int | None
+    state: str
+    stage: str
+    quality: float | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a finished stage left on the disk. answers: it is what `nasd export` takes."""
+
+    stage: str
+    folder: str
+    bytes: int
+    answers: bool
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """slot_hours: its own cost; with_ancestors: that of the whole line it descends from. unit:
+    what they are called. why: the reason of its state. weights_gone: it has trained, and none of
+    it is kept. baseline_quality: to compare with; None while it has none."""
+
+    id: int
+    is_baseline: bool
+    generation: int | None
+    parent: int | None
+    state: str
+    stage: str
+    why: str
+    hash: str
+    genotype: dict[str, Any]
+    genotype_text: str
+    parameters: int
+    size: float
+    exact_match: float | None
+    f1: float | None
+    quality: float | None
+    baseline_quality: float | None
+    blocks: tuple[BlockRow, ...]
+    ancestry: tuple[Ancestor, ...]
+    stages: tuple[StageRow, ...]
+    decisions: tuple[DecisionRow, ...]
+    attempts: tuple[AttemptRow, ...]
+    slot_hours: float
+    with_ancestors: float
+    unit: str
+    children: tuple[Child, ...]
+    weights: tuple[Left, ...]
+    weights_gone: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; infinity, which JSON lacks, is "inf"."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def compile_dossier(state: Path, name: str, now: float | None = None) -> Dossier:
+    """The dossier of the candidate of that name; raises NasdError if there is none."""
+    with snapshot.opened(state) as connection:
+        snap = snapshot.read(connection)
+    return _Compiler(snap, state, lookup.find(snap, name), now or time.time()).dossier()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+class _Compiler:
+    def __init__(self, snap: Snapshot, state: Path, candidate: Candidate, now: float) -> None:
+        self.snap = snap
+        self.folder = StateFolder(state)
+        self.candidate = candidate
+        self.now = now
+        self.config: Config = config_module.parse(
+            snap.experiment.config, f"the experiment's config in {state}"
+        )
+        self.attempts = [one for one in snap.attempts if one.candidate == candidate.id]
+        self.live = next((one for one in self.attempts if one.live), None)
+        self.ladder = policy.ladder(snap, self.config, candidate)
+
+    def dossier(self) -> Dossier:
+        snap, one = self.snap, self.candidate
+        scores = snap.scores(one.id) or {}
+        line = ancestors(snap, one)
+        weights = tuple(self._weights())
+        stages = tuple(self._stages())
+        trained = any(row.state == "done" and row.train != "none" for row in stages)
+        cuda = any(slot.startswith("cuda") for tried in snap.attempts for slot in tried.slots)
+        return Dossier(
+            id=one.id,
+            is_baseline=one.is_baseline,
+            generation=one.generation,
+            parent=one.parent,
+            state=str(one.state),
+            stage=one.stage,
+            why=self._why(),
+            hash=one.hash,
+            genotype=one.genotype.to_json(),
+            genotype_text=str(one.genotype),
+            parameters=one.parameters,
+            size=snap.size(one.id),
+            exact_match=scores.get("exact_match"),
+            f1=scores.get("f1"),
+            quality=snap.quality(one.id),
+            baseline_quality=snap.quality(snap.baseline.id),
+            blocks=tuple(_blocks(one)),
+            ancestry=tuple(self._ancestor(other) for other in line),
+            stages=stages,
+            decisions=tuple(self._decisions()),
+            attempts=tuple(self._attempt(tried) for tried in self.attempts),
+            slot_hours=self._hours({one.id}),
+            with_ancestors=self._hours({other.id for other in line}),
+            unit="GPU-hours" if cuda else "slot-hours",
+            children=tuple(
+                Child(c.id, c.generation, str(c.state), c.stage, snap.quality(c.id))
+                for c in snap.candidates.values()
+                if c.parent == one.id
+            ),
+            weights=weights,
+            weights_gone=trained and not weights,
+        )
+
+    # -- its state -----------------------------------------------------------------------------
+
+    def _why(self) -> str:
+        """Why it is in its state, as a sentence without a full stop."""
+        one = self.candidate
+        match one.state:
+            case State.RUNNING:
+                return self._running()
+            case State.WAITING:
+                return self._waiting()
+            case State.SCORED:
+                return self._fate()
+            case State.PENDING:
+                return self._pending()
+        return one.reason
+
+    def _running(self) -> str:
+        live = self.live
+        if live is None:
+            return "its attempt has just ended"
+        if not daemon_lock.held(self.folder.lock):
+            return (
+                f"no daemon serves the search: with `nasd run` it goes on from attempt {live.id}'s"
+                " newest checkpoint"
+            )
+        where = f"attempt {live.id} runs on {' '.join(live.slots)}"
+        try:
+            beat = read(Heartbeat, self.folder.attempt(live.id).heartbeat)
+        except NasdError:  # not yet
+            return f"{where}, starting"
+        steps = f", step {beat.step:,} of {beat.steps:,}" if beat.steps else ""
+        return f"{where}: {beat.doing}{steps}"
+
+    def _waiting(self) -> str:
+        one = self.candidate
+        assert one.generation is not None
+        here = self.ladder.index(one.stage)
+        behind = [
+            other.id
+            for other in self.snap.born_in(one.generation)
+            if not other.final
+            and (self.ladder.index(other.stage), other.state is State.WAITING) < (here, True)
+        ]
+        return (
+            f"the cutoff behind {one.stage} waits for {_numbers(behind)} of its generation"
+            if behind
+            else f"the cutoff behind {one.stage} is due"
+        )
+
+    def _pending(self) -> str:
+        """What is in its way, the most general first."""
+        experiment, one = self.snap.experiment, self.candidate
+        if experiment.state == "halted":
+            return f"the search has halted: {experiment.reason}"
+        if not daemon_lock.held(self.folder.lock):
+            return "no daemon serves the search: go on with `nasd run`"
+        if experiment.hold:
+            return f"the search is on hold: {experiment.hold}"
+        if policy.budget_spent(self.snap, self.config, self.now):
+            return "the budget is spent: raise experiment.budget_gpu_hours"
+        ended = [tried for tried in self.attempts if tried.stage == one.stage]
+        last = f"; its last attempt ended so: {ended[-1].message}" if one.reason and ended else ""
+        need = policy.slots_needed(self.config, one.stage, len(self._slots()))
+        return f"waits for {need} free slot{'s' * (need > 1)}{last}"
+
+    def _slots(self) -> tuple[str, ...]:
+        devices = self.config.slots.devices
+        if devices != "auto":
+            return devices
+        return tuple({slot for tried in self.snap.attempts for slot in tried.slots})
+
+    def _fate(self) -> str:
+        selected = [m for m in self._memberships() if m.survives is not None]
+        if not selected:
+            return "has climbed the whole ladder"
+        last = selected[-1]
+        newest = self.snap.generation
+        assert newest is not None
+        if not last.survives:
+            return f"has climbed the whole ladder; not selected in generation {last.generation}"
+        if any(m.generation == newest.number for m in self._memberships()):
+            return (
+                f"has climbed the whole ladder; among the survivors of generation {last.generation}"
+            )
+        return f"has climbed the whole ladder; survived generation {last.generation}"
+
+    def _memberships(self) -> list[Member]:
+        return [one for one in self.snap.members if one.candidate == self.candidate.id]
+
+    # -- where it comes from -------------------------------------------------------------------
+
+    def _ancestor(self, other: Candidate) -> Ancestor:
+        snap = self.snap
+        changed = (
+            []
+            if other.parent is None
+            else changes(other.genotype, other.lineage, snap.candidates[other.parent].genotype)
+        )
+        return Ancestor(
+            other.id,
+            other.generation,
+            tuple(changed),
+            snap.quality(other.id),
+            snap.size(other.id),
+        )
+
+    # -- what it did ---------------------------------------------------------------------------
+
+    def _stages(self) -> Iterator[StageRow]:
+        one = self.candidate
+        here = self.ladder.index(one.stage)
+        over = one.state in (State.SCORED, State.WAITING, State.CUT)  # with the stage it stands at
+        beyond: Reached = "never" if one.final else "ahead"
+        for place, name in enumerate(self.ladder):
+            stage = policy.stage_named(self.config, name)
+            result = self.snap.results.get((one.id, name))
+            curve = self._live_curve(name) if result is None else tuple(result.curve)
+            steps = curve[-1][0] if curve else 0
+            metrics = {} if result is None else result.metrics
+            yield StageRow(
+                stage=name,
+                train="" if stage is None else stage.train,
+                state="done" if place < here + over else "here" if place == here else beyond,
+                steps=steps if result is None else result.steps,
+                seconds=None if result is None else result.seconds,
+                loss=curve[-1][1] if curve else metrics.get("loss"),
+                curve=curve,
+                metrics=metrics,
+                slot_hours=self._hours({one.id}, name),
+            )
+
+    def _live_curve(self, stage: str) -> tuple[tuple[int, float], ...]:
+        """The evaluations of a stage that is not done yet; a later attempt's word counts."""
+        points: dict[int, float] = {}
+        for tried in self.attempts:
+            if tried.stage == stage:
+                lines, _ = read_metrics(self.folder.attempt(tried.id).metrics)
+                points |= {
+                    line["step"]: line["loss"] for line in lines if line.get("kind") == "evaluation"
+                }
+        return tuple(sorted(points.items()))
+
+    def _attempt(self, tried: Attempt) -> AttemptRow:
+        return AttemptRow(
+            id=tried.id,
+            stage=tried.stage,
+            number=tried.number,
+            state=str(tried.state),
+            slots=tried.slots,
+            started_at=tried.started_at,
+            seconds=self._held(tried),
+            verdict=tried.verdict,
+            message=tried.message,
+            reached=tried.reached,
+            folder=str(self.folder.attempt(tried.id).path),
+        )
+
+    def _held(self, tried: Attempt) -> float:
+        ended = self.now if tried.ended_at is None else tried.ended_at
+        return max(0.0, ended - tried.started_at)
+
+    def _hours(self, candidates: set[int], stage: str | None = None) -> float:
+        return (
+            sum(
+                len(tried.slots) * self._held(tried)
+                for tried in self.snap.attempts
+                if tried.candidate in candidates and stage in (None, tried.stage)
+            )
+            / 3600
+        )
+
+    # -- decisions -----------------------------------------------------------------------------
+
+    def _decisions(self) -> Iterator[DecisionRow]:
+        members = {one.generation: one for one in self._memberships()}
+        for decision in self.snap.decisions:
+            match decision.kind:
+                case "breed":
+                    yield from self._bred(decision)
+                case "cutoff" if str(self.candidate.id) in decision.payload["losses"]:
+                    yield self._cutoff(decision)
+                case "select" if decision.generation in members:
+                    yield self._selection(decision, members[decision.generation])
+
+    def _bred(self, decision: Decision) -> Iterator[DecisionRow]:
+        one, number = self.candidate, decision.generation
+        if one.generation == number:
+            origin = "the baseline" if one.parent == self.snap.baseline.id else f"{one.parent}"
+            how = "drawn as a mutant of" if number == 0 else "bred from"
+            yield DecisionRow(number, "breed", "", f"{how} {origin}", {"parent": one.parent})
+        picked = decision.payload.get("picked", [])
+        if times := picked.count(one.id):
+            text = f"picked as a parent for {times} of {len(picked)} offspring"
+            yield DecisionRow(number, "breed", "", text, {"picked": times, "of": len(picked)})
+
+    def _cutoff(self, decision: Decision) -> DecisionRow:
+        payload = decision.payload
+        losses = {int(other): loss for other, loss in payload["losses"].items()}
+        place = list(losses).index(self.candidate.id) + 1
+        kept = self.candidate.id in payload["kept"]
+        facts = {
+            "place": place,
+            "of": payload["reached"],
+            "places": payload["places"],
+            "loss": losses[self.candidate.id],
+            "threshold": max(losses[other] for other in payload["kept"]),
+            "kept": kept,
+        }
+        text = (
+            f"{'kept' if kept else 'cut'}: place {place} of {payload['reached']} by a loss of"
+            f" {facts['loss']:.4f}; the lowest {payload['places']} go on, up to"
+            f" {facts['threshold']:.4f}"
+        )
+        return DecisionRow(decision.generation, "cutoff", decision.stage, text, facts)
+
+    def _selection(self, decision: Decision, member: Member) -> DecisionRow:
+        facts = {
+            "role": member.role,
+            "survives": member.survives,
+            "rank": member.rank,
+            "crowding": member.crowding,
+            "of": len(decision.payload["points"]),
+            "survivors": len(decision.payload["survivors"]),
+        }
+        if member.rank is None or member.crowding is None:
+            text = "not among those to choose from, as it has no score"
+        else:
+            alone = "inf" if math.isinf(member.crowding) else f"{member.crowding:.3f}"
+            text = (
+                f"{'survives' if member.survives else 'not selected'} as {member.role}: rank"
+                f" {member.rank}, crowding distance {alone};"
+                f" {facts['survivors']} of {facts['of']} survive"
+            )
+        return DecisionRow(decision.generation, "select", "", text, facts)
+
+    # -- the disk ------------------------------------------------------------------------------
+
+    def _weights(self) -> Iterator[Left]:
+        answering = answering_stage(
+            self.config, "baseline" if self.candidate.is_baseline else "candidates"
+        )
+        for name in self.ladder:
+            stage = policy.stage_named(self.config, name)
+            home = self.folder.result(self.candidate.id, name)
+            if home.is_dir() and (stage is None or stage.train != "none"):
+                size = sum(_size(path) for path in home.rglob("*"))
+                yield Left(name, str(home), size, name == answering)
+
+
+def _blocks(candidate: Candidate) -> Iterator[BlockRow]:
+    pairs = zip(candidate.genotype.blocks, candidate.lineage, strict=True)
+    for number, (block, origin) in enumerate(pairs, start=1):
+        new = origin.source is None
+        yield BlockRow(
+            number=number,
+            source=None if origin.source is None else origin.source + 1,
+            heads=block.heads,
+            attention="added" if new else "altered" if origin.attention_new else "kept",
+            networks=tuple(
+                Network(ffn.activation, ffn.sizes, made)
+                for ffn, made in zip(block.ffns, origin.ffns, strict=True)
+            ),
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:  # a daemon may collect weights at any time
+        return 0
+
+
+def _numbers(candidates: list[int]) -> str:
+    """`candidate 3`, `candidates 3 and 5`, `candidates 3, 5 and 7`."""
+    *others, last = map(str, candidates)
+    return f"candidates {', '.join(others)} and {last}" if others else f"candidate {last}"
