@@ -8,9 +8,9 @@ import typer
 from nasd import __version__
 from nasd.errors import NasdError
 
-# The panels of `nasd --help`.
 WIDE = 1000  # columns of what is piped
 NARROW = 72  # columns below which the terminal breaks the lines of a table
+# The panels of `nasd --help`.
 SEARCH, LOOK, MODELS = "The search", "Looking at it", "Models"
 
 app = typer.Typer(
