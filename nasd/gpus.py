@@ -109,7 +109,7 @@ class GpuWatch:
         interval: float = 30.0,
         timeout: float = TIMEOUT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
-        share: float = MOST_OF_A_CORE,
+        share: float | None = None,
     ) -> None:
         self._share = share
         self._expected = tuple(expected)
@@ -149,7 +149,7 @@ class GpuWatch:
     def _follow(self, question: "_Question", now: float) -> None:
         if question.ended():
             self._next = question.began + max(
-                self._interval, min(question.cpu / self._share, LONGEST_SECONDS)
+                self._interval, min(question.cpu / (self._share or MOST_OF_A_CORE), LONGEST_SECONDS)
             )
             if not question.killed:
                 self._take(question.answer())

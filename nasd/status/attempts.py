@@ -13,39 +13,40 @@ from nasd.folders import StateFolder
 from nasd.protocol import Heartbeat, read, read_metrics
 from nasd.snapshot import Attempt, Snapshot
 
+COUNTING = ("training", "saving")  # what a worker does while it tells its stage's steps
 LATEST = 6  # lines of a learning curve that tell how fast it goes
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """beat: None before the first sign of life. losses: of training, through the whole stage, also
-    in earlier attempts at it. steps_per_second: None before two lines are logged."""
+    """beat: None before the first sign of life. counted: the newest that tells of the stage's own
+    steps, and not of those of an evaluation, say. losses: of training, through the whole stage,
+    also in earlier attempts at it. steps_per_second: None before two lines are logged."""
 
     attempt: Attempt
     beat: Heartbeat | None
+    counted: Heartbeat | None = None
     losses: Sequence[float] = ()
     steps_per_second: float | None = None
 
     @property
     def share(self) -> float | None:
         """Of the stage's steps, from 0 to 1; None where it has none, or does not count them yet."""
-        return self.beat.step / self.beat.steps if self.beat and self.beat.steps else None
+        return None if self.counted is None else self.counted.step / self.counted.steps
 
 
 @dataclass
 class _Log:
     upto: int = 0
+    counted: Heartbeat | None = None
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     latest: list[tuple[int, float]] = field(default_factory=list)  # (step, when)
 
 
 class Listener:
-    """curves: whether learning curves are read as well."""
-
-    def __init__(self, folder: StateFolder, curves: bool = True) -> None:
+    def __init__(self, folder: StateFolder) -> None:
         self._folder = folder
-        self._curves = curves
         self._logs: dict[int, _Log] = {}
 
     def look(self, snapshot: Snapshot) -> Mapping[int, Where]:
@@ -64,8 +65,8 @@ class Listener:
         beat = None
         with suppress(NasdError):
             beat = read(Heartbeat, self._folder.attempt(attempt.id).heartbeat)
-        if not self._curves:
-            return Where(attempt, beat)
+        if beat is not None and beat.steps and beat.doing in COUNTING:
+            self._logs.setdefault(attempt.id, _Log()).counted = beat
         losses: list[float] = []
         first = math.inf
         for number in reversed(attempts):  # what a later one did again counts
@@ -79,12 +80,12 @@ class Listener:
             for (before, earlier), (after, later) in itertools.pairwise(latest)
             if later > earlier
         ]
-        return Where(attempt, beat, losses, median(gaps) if gaps else None)
+        counted = self._logs[attempt.id].counted
+        return Where(attempt, beat, counted, losses, median(gaps) if gaps else None)
 
     def _log(self, attempt: int, live: bool) -> _Log:
-        new = attempt not in self._logs
         log = self._logs.setdefault(attempt, _Log())
-        if not live and not new:
+        if not live and log.upto:
             return log
         with suppress(OSError):
             lines, log.upto = read_metrics(self._folder.attempt(attempt).metrics, log.upto)

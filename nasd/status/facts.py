@@ -185,23 +185,20 @@ class Facts:
     def remaining(self) -> Remaining | None:
         if self.config is None or self.state == "complete":
             return None
-        beats = {w.attempt.id: w.beat for w in self.where.values() if w.beat is not None}
+        beats = {w.attempt.id: w.counted for w in self.where.values() if w.counted is not None}
         return remaining(self.snapshot, self.config, self.usable, self.now, beats, known=self.known)
 
 
 class Reader:
     """Looks at a state folder again and again; what cannot have changed is not read again.
 
-    devices: whether those are looked at too; they must be `sampled` then. curves: likewise of
-    learning curves.
+    devices: whether those are looked at too; they must be `sampled` then.
     """
 
-    def __init__(
-        self, state: Path, devices: Devices | None = None, curves: bool = True, whole: bool = False
-    ) -> None:
+    def __init__(self, state: Path, devices: Devices | None = None, whole: bool = False) -> None:
         self._folder = StateFolder(state)
         self._devices = devices
-        self._listener = Listener(self._folder, curves)
+        self._listener = Listener(self._folder)
         self._whole = whole
         self._known: dict[tuple[int, str], float] = {}
         self._meant: tuple[Any, ...] = ()  # what _known and _config hold for

@@ -19,7 +19,7 @@ from nasd.pace import Effort
 from nasd.protocol import Heartbeat
 from nasd.snapshot import Candidate, Snapshot
 
-Beats = Mapping[int, Heartbeat]  # the newest of live attempts, by attempt
+Beats = Mapping[int, Heartbeat]  # the newest that count the steps of a stage, by attempt
 
 
 @dataclass(frozen=True)

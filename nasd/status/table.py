@@ -219,11 +219,11 @@ def _progress(where: Where, width: int) -> Text:
     if where.beat is None:
         return Text("starting")
     if where.share is None:
-        return Text(where.beat.doing)
+        told = f"{100 * where.beat.step / where.beat.steps:4.0f} %" if where.beat.steps else ""
+        return Text(where.beat.doing + told)
     share = f"{100 * where.share:3.0f} %"
-    doing = "" if where.beat.doing == "training" else f" {where.beat.doing}"
     if width < len(share) + 6:
-        return line(share, doing)
+        return Text(share)
     done, left = marks.bar(where.share, width - len(share) - 1)
     return line((done, "cyan"), (left, "dim"), " ", share)
 

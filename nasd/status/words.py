@@ -6,6 +6,7 @@ from itertools import groupby
 
 from nasd.snapshot import LoggedEvent
 
+BASELINE = 0  # its number in the database
 # What became of a candidate, by the event's name.
 _OF_CANDIDATE = {
     "born": "is born",
@@ -42,7 +43,8 @@ def event(one: LoggedEvent) -> str:
         told, joint = _OF_SEARCH.get(one.event, (one.event, ": "))
     else:
         what = _OF_CANDIDATE.get(one.event, f"{one.event} {{stage}}")
-        told = f"candidate {one.candidate} {what.format(stage=one.stage or '')}".strip()
+        who = "the baseline" if one.candidate == BASELINE else f"candidate {one.candidate}"
+        told = f"{who} {what.format(stage=one.stage or '')}".strip()
         joint = " on " if one.event == "start" else ": "
     text = f"{told}{joint}{one.detail}" if one.detail else told
     return f"{clock(one.at)} {' '.join(text.split())}"
