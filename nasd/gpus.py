@@ -19,8 +19,8 @@ from typing import Any
 
 TIMEOUT_SECONDS = 20.0
 MOST_TIMEOUTS = 16  # however much a child says: a box has about so many GPUs
-MOST_OF_A_CORE = 0.003  # where the questions cost more CPU time, they are asked less often,
-LONGEST_SECONDS = 600.0  # but so often all the same
+MOST_OF_A_CORE = 0.003  # that the daemon's questions may take
+LONGEST_SECONDS = 600.0  # between two of them, whatever they cost
 CLOSE_SECONDS = 1.0
 SMALL_BYTES = 256 << 20
 NOT_FOUND = "not found by the driver"
@@ -99,7 +99,8 @@ class GpuWatch:
 
     Nothing here waits for the driver. The kernel ends the child when the thread that started it
     ends, so look from the daemon's main thread. `timeout`: without a sign of life, that is from
-    one GPU to the next; a GPU that nobody holds open may take seconds to wake up.
+    one GPU to the next; a GPU that nobody holds open may take seconds to wake up. `share` of a
+    core that the questions may take: where they would cost more, they are asked less often.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class GpuWatch:
         interval: float = 30.0,
         timeout: float = TIMEOUT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        share: float | None = None,
     ) -> None:
+        self._share = share
         self._expected = tuple(expected)
         self._interval = interval
         self._timeout = timeout
@@ -146,7 +149,7 @@ class GpuWatch:
     def _follow(self, question: "_Question", now: float) -> None:
         if question.ended():
             self._next = question.began + max(
-                self._interval, min(question.cpu / MOST_OF_A_CORE, LONGEST_SECONDS)
+                self._interval, min(question.cpu / (self._share or MOST_OF_A_CORE), LONGEST_SECONDS)
             )
             if not question.killed:
                 self._take(question.answer())

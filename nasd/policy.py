@@ -302,13 +302,23 @@ def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | Star
         if stage.keep is None or generation == 0:
             continue
         waiting = [c for c in born if c.state is State.WAITING and c.stage == stage.name]
-        under_way = [
-            c for c in born if not c.final and c not in waiting and steps.index(c.stage) <= position
-        ]
-        if waiting and not under_way:
+        if waiting and not under_way(config, born, stage.name):
             reached = [c for c in born if steps.index(c.stage) >= position]
             return _cutoff(snapshot, generation, stage, steps[position + 1], waiting, len(reached))
     return None
+
+
+def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Candidate]:
+    """Those of a generation that the cutoff after the stage waits for: they have yet to finish it,
+    or a stage before it."""
+    steps = [one.name for one in config.ladder("candidates")]
+    position = steps.index(stage)
+    return [
+        c
+        for c in born
+        if not c.final and steps.index(c.stage) <= position
+        if not (c.state is State.WAITING and c.stage == stage)
+    ]
 
 
 def _cutoff(
@@ -415,7 +425,7 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     found: dict[int, tuple[str, ...]] = {}
     for candidate in pending:
         need = slots_needed(config, candidate.stage, len(fit))
-        if need <= len(left) and not _backs_off(snapshot, candidate, now):
+        if need <= len(left) and not backs_off(snapshot, candidate, now):
             found[candidate.id], left = tuple(left[:need]), left[need:]
     if config.slots.widen and len(found) == len(pending):
         held = {one.candidate: len(one.slots) for one in snapshot.live_attempts}
@@ -548,15 +558,22 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
     return row
 
 
-def _backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> bool:
+def setbacks(snapshot: Snapshot, candidate: Candidate) -> int:
+    """How many attempts in a row ended without getting on with the candidate's stage."""
+    return len(_setbacks(snapshot, candidate))
+
+
+def backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> float:
+    """Seconds for which it still waits, because its last attempts were lost; 0 if it does not."""
     row = _setbacks(snapshot, candidate)
     if not row:
-        return False
+        return 0.0
     ended = row[-1].ended_at
     assert ended is not None
+    if now < ended - CLOCK_SLACK_SECONDS:  # the clock was set back: nobody is made to wait for that
+        return 0.0
     wait = BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
-    # Long before its end: the clock was set back, which must not make anybody wait.
-    return ended - CLOCK_SLACK_SECONDS <= now < ended + wait
+    return max(0.0, ended + wait - now)
 
 
 def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[str, str]:

@@ -305,6 +305,18 @@ def of_candidate(connection: sqlite3.Connection, number: int) -> tuple[Candidate
         connection.execute("ROLLBACK")
 
 
+def selections(connection: sqlite3.Connection, last: int = 30) -> list[tuple[int, float, float]]:
+    """(generation, hypervolume, best quality in percent) of the newest selections, oldest first;
+    0 where nobody was scored."""
+    rows = connection.execute(
+        "SELECT generation, payload ->> 'hypervolume', (SELECT coalesce(max(value ->> 0), 0.0)"
+        " FROM json_each(payload, '$.points')) FROM decision WHERE kind = 'select'"
+        " ORDER BY generation DESC LIMIT ?",
+        (last,),
+    ).fetchall()
+    return rows[::-1]
+
+
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     """(candidate, quality, parameters) of every scored candidate, the baseline included."""
     return connection.execute(

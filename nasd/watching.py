@@ -4,9 +4,10 @@ import logging
 import threading
 from pathlib import Path
 
-from nasd import daemon, status
+from nasd import daemon
 from nasd.config import Config
 from nasd.folders import StateFolder
+from nasd.status.watch import watch
 
 
 def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> bool:
@@ -21,7 +22,7 @@ def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> 
     def view() -> None:
         began.wait()
         if not ended.is_set():
-            status.watch(state, 0.5, ended.is_set)
+            watch(state, 0.5, ended.is_set)
 
     def begin() -> None:
         logging.basicConfig(

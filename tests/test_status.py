@@ -1,22 +1,21 @@
-"""What a person sees of a search: as JSON, as a table, as a summary."""
+"""What a program sees of a search, and the command. What a person sees: test_status_view."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from nasd import daemon_lock, snapshot, status
+from nasd import daemon_lock, snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import Phase, State
 from nasd.protocol import Heartbeat, Outcome, Spec, write
-from nasd.store import BASELINE, Store
+from nasd.status import as_json
+from nasd.store import Store
 from nasd.tick import Tick
 from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, small_dict, to_toml
 
@@ -28,6 +27,7 @@ CANDIDATE_KEYS = {
     "stage",
     "state",
     "reason",
+    "waits",
     "genotype",
     "genotype_text",
     "hash",
@@ -38,9 +38,11 @@ CANDIDATE_KEYS = {
     "f1",
     "quality",
     "rank",
+    "rank_so_far",
     "crowding",
     "survives",
     "progress",
+    "steps_per_second",
     "attempts",
 }
 
@@ -87,14 +89,7 @@ def search(request: pytest.FixtureRequest, searches: dict[str, Tick]) -> Tick:
 
 
 def report(tick: Tick) -> dict[str, Any]:
-    return status.report(tick.state.path, tick.clock())
-
-
-def shown(renderable: Any, width: int) -> list[str]:
-    console = Console(file=StringIO(), width=width, force_terminal=False, color_system=None)
-    console.print(renderable)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue().splitlines()
+    return as_json.report(tick.state.path, tick.clock())
 
 
 # -- as JSON -------------------------------------------------------------------------------------
@@ -102,7 +97,7 @@ def shown(renderable: Any, width: int) -> list[str]:
 
 def test_an_empty_folder_says_that_there_is_no_experiment(tmp_path: Path):
     with pytest.raises(NasdError, match="holds no experiment yet: start one with `nasd run`"):
-        status.report(tmp_path)
+        as_json.report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +108,10 @@ def test_it_is_plain_json_at_every_point_of_a_search(search: Tick):
         "experiment",
         "generation",
         "phase",
+        "notices",
         "gpu_hours",
+        "gained",
+        "remaining",
         "slots",
         "candidates",
         "generations",
@@ -226,7 +224,7 @@ def test_it_tells_why_a_search_halted(tmp_path: Path):
     tick.store.halt("the disk is full", tick.clock())
     data = report(tick)
     assert (data["phase"], data["experiment"]["reason"]) == ("halted", "the disk is full")
-    assert any("halted: the disk is full" in line for line in shown(status.render(data, 80), 80))
+    assert data["notices"] == [{"level": "bad", "text": "halted: the disk is full"}]
 
 
 def test_it_answers_while_the_daemon_is_within_a_transaction(searches):
@@ -248,76 +246,26 @@ def test_it_writes_nothing(searches):
         assert connection.execute("PRAGMA data_version").fetchone() == before
 
 
-# -- for a terminal ------------------------------------------------------------------------------
+def test_what_is_ranked_so_far_is_ranked_as_the_selection_ranks_it(searches):
+    ranked = [one for one in report(searches["complete"])["candidates"] if one["rank"] is not None]
+    newest = [one for one in ranked if one["generation"] == 2 or one["survives"]]
+    assert newest
+    for one in newest:
+        if one["rank_so_far"] is not None:
+            assert one["rank_so_far"] == one["rank"]
 
 
-@pytest.mark.parametrize("width", [80, 100, 200])
-def test_no_line_of_the_view_is_wider_than_the_terminal(search: Tick, width: int):
-    lines = shown(status.render(report(search), width), width)
-    assert max(map(len, lines)) <= width
-    header = lines[0]
-    assert header.startswith("small")
-
-
-def test_a_narrow_view_still_shows_every_number_in_full(searches):
-    data = report(searches["complete"])
-    text = "\n".join(shown(status.render(data, 80), 80))
-    for one in data["candidates"]:
-        if one["generation"] == 2 and one["quality"] is not None:
-            assert f"{one['f1']:.1f}" in text
-    assert "…" not in text
-
-
-def test_a_wide_view_shows_genotypes_and_a_narrow_one_does_not(searches):
-    data = report(searches["complete"])
-    text = data["candidates"][BASELINE]["genotype_text"]
-    assert any(text in line for line in shown(status.render(data, 200), 200))
-    assert not any(text in line for line in shown(status.render(data, 80), 80))
-
-
-def test_the_view_holds_the_generation_its_parents_and_the_baseline(searches):
-    data = report(searches["generation 1"])
-    rows = [line.split() for line in shown(status.render(data, 80), 80)]
-    ids = [row[0] for row in rows if row and row[0].isdigit()]
-    assert ids == ["4", "5", "6", "7", "1", "2", "3", "0"]
-
-
-@pytest.mark.parametrize("height", range(9, 30))
-def test_a_low_terminal_is_not_overrun(searches, height: int):
-    data = report(searches["running"])
-    assert len(data["events"]) == 5
-    lines = shown(status.render(data, 120, height), 120)
-    assert len(lines) < height
-
-
-def test_the_summary_shows_population_baseline_front_and_where_to_look(searches):
-    tick = searches["complete"]
-    data = report(tick)
-    lines = shown(status.summary(data, tick.state.path, 200), 200)
-    text = "\n".join(lines)
-    survivors = data["generations"][-1]["survivors"]
-    rows = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()]
-    assert set(map(str, survivors)) | {"0"} == set(rows)
-    assert "Pareto front (rank 0)" in text
-    assert "tensorboard --logdir" in text
-    front = [one for one in data["candidates"] if one["id"] in survivors and one["rank"] == 0]
-    assert front
-    for one in front:
-        assert sum(line.split()[:2] == [str(one["id"]), "quality"] for line in lines) == 1
-
-
-@pytest.mark.parametrize("name", WHEN)
-def test_events_are_told_in_one_line_each(searches, name: str):
-    for event in report(searches[name])["events"]:
-        assert "\n" not in status._event_text(event)
-
-
-def test_without_a_terminal_the_live_view_tells_each_event_once(searches, capsys):
-    tick = searches["complete"]
-    status._follow(tick.state.path, 0.01, lambda: False)
-    lines = capsys.readouterr().out.splitlines()
-    assert any("candidate 1 score evaluate" in line for line in lines)
-    assert len(lines) == min(200, len(list(tick.store._db.execute("SELECT 1 FROM event"))))
+def test_it_tells_what_the_search_has_gained_on_the_generation_before(searches):
+    found = searches["complete"].store.read()
+    gained = report(searches["complete"])["gained"]
+    volumes = {
+        d.generation: d.payload["hypervolume"] for d in found.decisions if d.kind == "select"
+    }
+    assert gained["hypervolume"] == pytest.approx(volumes[2])
+    assert (gained["before"], gained["hypervolume_before"]) == (1, volumes[1])
+    assert gained["baseline"] == found.quality(found.baseline.id)
+    scored = [found.quality(one) for one in found.survivors(2)]
+    assert gained["quality"] == max(scored)
 
 
 # -- as a command --------------------------------------------------------------------------------

@@ -32,25 +32,21 @@ def status(
 
     Example: nasd status --watch
     """
-    from nasd import status as view
-
     folder = state_folder(config, state)
     if as_json:
+        from nasd.status import as_json as view
+
         print(json.dumps(view.report(folder), indent=1))
         return
-    from rich.console import Console
+    from nasd.status.watch import show
+    from nasd.status.watch import watch as keep_watching
 
     if watch:
         try:
-            view.watch(folder, interval)
+            keep_watching(folder, interval)
         except KeyboardInterrupt:
             return
-    console = Console()
-    data = view.report(folder, whole=False)
-    if data["experiment"]["state"] == "complete":
-        console.print(view.summary(data, folder, console.width))
-    else:
-        console.print(view.render(data, console.width))
+    show(folder)
 
 
 @app.command(name="show", rich_help_panel=LOOK)

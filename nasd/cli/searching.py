@@ -62,14 +62,15 @@ def run(
         )
         logging.getLogger("apscheduler").setLevel(logging.WARNING)
         complete = daemon.run(settings, config, fresh)
-    if complete:
-        _print_summary(state)
-        return
-    from nasd import status as view
+    from nasd.status import facts
+    from nasd.status.watch import show
 
-    data = view.report(state, whole=False)
-    if data["experiment"]["state"] == "halted":
-        raise NasdError(f"halted: {data['experiment']['reason']}")
+    if complete:
+        show(state)
+        return
+    experiment = facts.read(state).snapshot.experiment
+    if experiment.state == "halted":
+        raise NasdError(f"halted: {experiment.reason}")
 
 
 @app.command(rich_help_panel=SEARCH)
@@ -143,12 +144,3 @@ def doctor(
         print(practice.verdict(findings))
     if not practice.ready(findings):
         raise typer.Exit(1)
-
-
-def _print_summary(state: Path) -> None:
-    from rich.console import Console
-
-    from nasd import status as view
-
-    console = Console()
-    console.print(view.summary(view.report(state, whole=False), state, console.width))

@@ -1,13 +1,13 @@
 """What it would cost to learn what a cutoff missed: its cut candidates, trained to the end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import median
 
 from nasd.config import Config
-from nasd.cost import Volumes, work
 from nasd.errors import NasdError
 from nasd.lifecycle import State
+from nasd.pace import Effort
 from nasd.snapshot import Candidate, Snapshot
 
 
@@ -40,52 +40,20 @@ def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -
     stages: dict[str, float] = {}
     ladder = config.ladder("candidates")
     names = [stage.name for stage in ladder]
-    paces: dict[str, list[float]] = {}
+    effort = Effort(snapshot, config)
     for candidate in candidates:
         for name in names[names.index(candidate.stage) + 1 :]:
-            if name not in paces:
-                paces[name] = _paces(snapshot, config, name)
-            if not paces[name]:
+            paces = effort.paces(name)
+            if not paces:
                 raise NasdError(
                     f"the price is not known: nobody has finished {name} yet, so its pace is not"
                     " measured"
                 )
-            operations = _operations(snapshot, config, candidate, name)
-            usual = operations * median(paces[name]) / 3600
+            operations = effort.operations(candidate, name)
+            usual = operations * median(paces) / 3600
             stages[name] = stages.get(name, 0.0) + usual
             total["median"] += usual
-            total["low"] += operations * min(paces[name]) / 3600
-            total["high"] += operations * max(paces[name]) / 3600
+            total["low"] += operations * min(paces) / 3600
+            total["high"] += operations * max(paces) / 3600
     ids = tuple(one.id for one in candidates)
     return Price(ids, total["median"], total["low"], total["high"], stages)
-
-
-def _paces(snapshot: Snapshot, config: Config, name: str) -> list[float]:
-    """Slot-seconds an operation, of each candidate that has finished the stage."""
-    held: dict[int, float] = {}
-    for attempt in snapshot.attempts:
-        if attempt.stage == name and attempt.ended_at is not None:
-            seconds = len(attempt.slots) * (attempt.ended_at - attempt.started_at)
-            held[attempt.candidate] = held.get(attempt.candidate, 0.0) + seconds
-    return [
-        held[owner] / operations
-        for owner, stage in snapshot.results
-        if stage == name and held.get(owner)
-        if (operations := _operations(snapshot, config, snapshot.candidates[owner], name))
-    ]
-
-
-def _operations(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> float:
-    """Floating-point operations that the stage asks for."""
-    prepared = snapshot.experiment.prepared
-    assert prepared is not None, "who has been cut has trained on prepared data"
-    counts = {one.name: prepared[one.name] for one in fields(Volumes) if one.name in prepared}
-    asked = work(
-        next(stage for stage in config.stages if stage.name == name),
-        candidate.genotype,
-        candidate.lineage,
-        snapshot.experiment.backbone,
-        config.data.mlm,
-        Volumes(**counts),
-    )
-    return asked.steps * asked.step_flop + max(1, len(asked.evaluations)) * asked.evaluation_flop

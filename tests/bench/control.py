@@ -15,17 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
 
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, unchanged
 from nasd.policy import next_decision
+from nasd.protocol import AttemptFolder, Heartbeat, write
+from nasd.status.facts import Reader
+from nasd.status.text import Lines
+from nasd.status.view import view
 from nasd.store import Store
 from nasd.tick import Tick
-from tests.conftest import BASELINE, Clock, FakeLauncher, begin, prepared, thesis_config
+from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
 CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
@@ -63,7 +70,6 @@ def fill(state: StateFolder, candidates: int) -> None:
     store._db.execute("PRAGMA synchronous = OFF")
     begin(store, config, DISTILBERT, Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6))
     ready = json.dumps(prepared().model_dump())
-    lineage = json.dumps([one.to_json() for one in unchanged(BASELINE)])
     draw = random.Random(1)
     with store._transaction():
         run = store._db.conn.execute
@@ -88,7 +94,7 @@ def fill(state: StateFolder, candidates: int) -> None:
                     "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
                     (
                         *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
-                        *(one.hash, lineage, draw.randint(20_000_000, 90_000_000)),
+                        *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
                         *(stages[-1], "cut" if cut else "scored"),
                     ),
                 )
@@ -117,6 +123,93 @@ def fill(state: StateFolder, candidates: int) -> None:
     )
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
+
+
+def _lineage(one: Genotype) -> str:
+    """As if its first block's attention had been altered."""
+    first, *others = unchanged(one)
+    return json.dumps([b.to_json() for b in (replace(first, attention_new=True), *others)])
+
+
+def put_in_play(state: StateFolder, before: int, count: int) -> None:
+    """One more generation behind `before` candidates: half of it cut, much of the rest scored, and
+    four that train, with learning curves of days."""
+    store = Store(state.database)
+    store._db.execute("PRAGMA synchronous = OFF")
+    draw = random.Random(2)
+    number = _newest(store) + 1
+    parents = store.read().survivors(number - 1)
+    live: list[int] = []
+    with store._transaction():
+        run = store._db.conn.execute
+        run("INSERT INTO generation VALUES (?, 'climbing', ?, NULL)", (number, time.time() - 9e4))
+        for parent in parents:
+            run("INSERT INTO member VALUES (?, ?, 'parent', NULL, NULL, NULL)", (number, parent))
+        for place, one in enumerate(genotypes(before + count)[before:]):
+            fate = "cut" if place % 2 else "scored" if place < 0.8 * count else "pending"
+            fate = "running" if fate == "pending" and len(live) < 4 else fate
+            done = {"cut": 1, "scored": 4}.get(fate, 1)
+            candidate = before + 1 + place
+            run(
+                "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                (
+                    *(candidate, number, draw.choice(parents), json.dumps(one.to_json())),
+                    *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
+                    *("pretrain_1" if fate in ("pending", "running") else LADDER[done - 1], fate),
+                ),
+            )
+            run(
+                "INSERT INTO member VALUES (?, ?, 'offspring', NULL, NULL, NULL)",
+                (number, candidate),
+            )
+            for stage in LADDER[:done]:
+                _attempt(run, candidate, stage, time.time() - 8e4)
+                _result(run, candidate, stage, draw)
+            if fate == "running":
+                slot = f"cuda:{len(live)}"
+                cursor = run(
+                    "INSERT INTO attempt (candidate, stage, number, state, slots, token,"
+                    " started_at) VALUES (?, 'pretrain_1', 1, 'running', ?, ?, ?)",
+                    (candidate, json.dumps([slot]), os.urandom(16).hex(), time.time() - 8e4),
+                )
+                live.append(cursor.lastrowid or 0)
+                run("INSERT INTO lease VALUES (?, ?)", (slot, live[-1]))
+    store.close()
+    for attempt in live:
+        folder = state.attempt(attempt)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        beat = Heartbeat(doing="training", step=250_000, steps=400_000, at=time.time(), age=8e4)
+        write(beat, folder.heartbeat)
+        _log(folder, 0, 5_000)
+
+
+def _log(folder: AttemptFolder, first: int, last: int) -> None:
+    with folder.metrics.open("a") as file:
+        for n in range(first, last):
+            line = {"kind": "train", "step": 50 * n, "loss": 2 + 40 / (n + 10)}
+            file.write(json.dumps({**line, "learning_rate": 1e-4, "at": 1e9 + 15 * n}) + "\n")
+
+
+def refreshes(state: StateFolder, times: int) -> dict[str, list[float]]:
+    """Seconds of a refresh of `nasd status --watch`, from the read to the characters; before each
+    of them something happens in the search, and every attempt writes a line."""
+    store = Store(state.database)
+    reader = Reader(state.path)
+    live = [one.id for one in store.in_play().live_attempts]
+    found: dict[str, list[float]] = {}
+    for turn in range(times):
+        for width, height in ((80, 24), (200, 60)):
+            store.note("daemon", "started", time.time())
+            for attempt in live:
+                _log(state.attempt(attempt), 5_000 + turn, 5_001 + turn)
+            console = Console(file=StringIO(), width=width, height=height, force_terminal=True)
+            begun = time.perf_counter()
+            console.print(Lines(view(reader.read(), width, height)))
+            spent = time.perf_counter() - begun
+            name = f"a refresh of the view, {width} x {height}"
+            found.setdefault(name if turn else f"{name}, the first", []).append(spent)
+    store.close()
+    return found
 
 
 def _attempt(run: Callable[..., Any], candidate: int, stage: str, at: float) -> None:
@@ -264,6 +357,7 @@ def at_rest(state: StateFolder, seconds: float) -> dict[str, float]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bin/bench control", description=__doc__)
     parser.add_argument("--candidates", type=int, default=10_000)
+    parser.add_argument("--in-play", type=int, default=500, help="of them, while status looks")
     parser.add_argument("--generations", type=int, default=3, help="that climb while it measures")
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of watching the daemon")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -280,6 +374,10 @@ def main(arguments: list[str]) -> None:
         print(f"{given.candidates} candidates, {size:.0f} MB of database", flush=True)
         found = {f"a turn that {k}": v for k, v in ticks(state, given.generations).items()}
         found |= commands(state, 7)
+        busy = StateFolder(Path(folder) / "busy")
+        fill(busy, given.candidates - given.in_play)
+        put_in_play(busy, given.candidates - given.in_play, given.in_play)
+        found |= refreshes(busy, 20)
         print(f"{'':58}{'n':>5}{'median':>10}{'most':>10}")
         for name, values in found.items():
             middle, most = statistics.median(values), max(values)

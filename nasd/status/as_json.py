@@ -1,0 +1,159 @@
+"""All of it as plain JSON values, for a program: `nasd status --json`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nasd.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.status.attempts import Where
+from nasd.status.devices import Device
+from nasd.status.facts import Facts, read
+
+EVENTS = 20
+STARTING = {"doing": "starting", "step": 0, "steps": 0, "at": None}
+
+
+def report(state: Path, now: float | None = None, whole: bool = True) -> dict[str, Any]:
+    """The experiment of a state folder; raises NasdError if there is none.
+
+    Not whole: the baseline and the newest generation with its parents, which is what a view shows.
+    """
+    return as_json(read(state, now, whole))
+
+
+def as_json(facts: Facts) -> dict[str, Any]:
+    snap = facts.snapshot
+    experiment = snap.experiment
+    config = experiment.config
+    generation = snap.generation
+    tables = _Tables.of(snap)
+    return {
+        "experiment": {
+            "name": experiment.name,
+            "seed": experiment.seed,
+            "state": experiment.state,
+            "reason": experiment.reason,
+            "hold": experiment.hold,
+            "served": facts.served,
+            "started_at": experiment.created_at,
+            "seconds": facts.seconds,
+            "generations": facts.generations,
+            "mu": config["population"]["mu"],
+            "lambda": config["population"]["lambda"],
+            "data": experiment.prepared,
+        },
+        "generation": None if generation is None else generation.number,
+        "phase": facts.phase,
+        "notices": [asdict(one) for one in facts.notices],
+        "gpu_hours": {"used": facts.gpu_hours, "budget": facts.budget},
+        "gained": asdict(facts.gained),
+        "remaining": _remaining(facts),
+        "slots": [_slot(facts, slot) for slot in facts.slots],
+        "candidates": [_candidate(facts, one, tables) for one in snap.candidates.values()],
+        "generations": [
+            {
+                "number": one.number,
+                "phase": str(one.phase),
+                "survivors": tables.survivors.get(one.number, []),
+                "hypervolume": tables.hypervolumes.get(one.number),
+            }
+            for one in snap.generations
+        ],
+        "events": [_event(event) for event in facts.events[-EVENTS:]],
+    }
+
+
+def _remaining(facts: Facts) -> dict[str, Any] | None:
+    left = facts.remaining
+    return None if left is None else {**asdict(left), "guessed": list(left.guessed)}
+
+
+@dataclass
+class _Tables:
+    """What other tables say of candidates, and of generations."""
+
+    attempts: dict[int, int] = field(default_factory=dict)
+    losses: dict[int, dict[str, float]] = field(default_factory=dict)
+    survivors: dict[int, list[int]] = field(default_factory=dict)
+    hypervolumes: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snap: Snapshot) -> "_Tables":
+        found = cls()
+        for attempt in snap.attempts:
+            found.attempts[attempt.candidate] = found.attempts.get(attempt.candidate, 0) + 1
+        for (candidate, stage), result in snap.results.items():
+            if result.curve:
+                found.losses.setdefault(candidate, {})[stage] = result.curve[-1][1]
+        for member in snap.members:
+            if member.survives:
+                found.survivors.setdefault(member.generation, []).append(member.candidate)
+        for one in snap.decisions:
+            if one.kind == "select":
+                found.hypervolumes[one.generation] = one.payload["hypervolume"]
+        return found
+
+
+def _slot(facts: Facts, slot: str) -> dict[str, Any]:
+    quarantine = facts.snapshot.quarantine.get(slot)
+    holder = facts.holders.get(slot)
+    device = facts.devices.get(slot)
+    return {
+        "slot": slot,
+        "attempt": facts.snapshot.leases.get(slot),
+        "candidate": None if holder is None else holder.attempt.candidate,
+        "quarantine": None if quarantine is None else quarantine.reason,
+        "device": None if device is None else _device(device),
+    }
+
+
+def _device(device: Device) -> dict[str, Any]:
+    return {**asdict(device), "foreign": [asdict(one) for one in device.foreign]}
+
+
+def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str, Any]:
+    snap = facts.snapshot
+    member = facts.members.get(candidate.id)
+    scores: Mapping[str, float] = snap.scores(candidate.id) or {}
+    where = facts.where.get(candidate.id)
+    return {
+        "id": candidate.id,
+        "generation": candidate.generation,
+        "baseline": candidate.is_baseline,
+        "parent": candidate.parent,
+        "stage": candidate.stage,
+        "state": str(candidate.state),
+        "reason": candidate.reason,
+        "waits": facts.waits.get(candidate.id),
+        "genotype": candidate.genotype.to_json(),
+        "genotype_text": str(candidate.genotype),
+        "hash": candidate.hash,
+        "parameters": candidate.parameters,
+        "size": snap.size(candidate.id),
+        "losses": tables.losses.get(candidate.id, {}),
+        "exact_match": scores.get("exact_match"),
+        "f1": scores.get("f1"),
+        "quality": snap.quality(candidate.id),
+        "rank": None if member is None else member.rank,
+        "rank_so_far": facts.ranks.get(candidate.id),
+        "crowding": _plain(None if member is None else member.crowding),
+        "survives": bool(member and member.survives),
+        "progress": None if where is None else _progress(where),
+        "steps_per_second": None if where is None else where.steps_per_second,
+        "attempts": tables.attempts.get(candidate.id, 0),
+    }
+
+
+def _progress(where: Where) -> dict[str, Any]:
+    return STARTING if where.beat is None else where.beat.model_dump()
+
+
+def _event(event: LoggedEvent) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in event.__slots__}
+
+
+def _plain(value: float | None) -> float | str | None:
+    """JSON knows no infinity."""
+    return "inf" if value is not None and math.isinf(value) else value

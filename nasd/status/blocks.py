@@ -1,0 +1,189 @@
+"""The blocks of the view beside the table of candidates: slots, front, events."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from nasd.status import marks
+from nasd.status.facts import Facts
+from nasd.status.text import fit, fitting, line
+from nasd.status.words import counted, gigabytes, together
+
+# -- slots ---------------------------------------------------------------------------------------
+
+
+def width_of_slots(facts: Facts) -> int:
+    return 42 if _on_gpus(facts) else 38
+
+
+def _on_gpus(facts: Facts) -> bool:
+    return any(slot.startswith("cuda") for slot in facts.slots)
+
+
+def slots(facts: Facts, width: int, most: int | None) -> list[Text]:
+    """One line a slot below a heading; the last one counts those that there is no room for."""
+    rows = [_slot(facts, slot) for slot in facts.slots]
+    if not rows:
+        return [line(("no slot was used yet", "dim"))]
+    if most is not None and most < min(4, len(rows) + 1):
+        return [fitting(width, _in_a_line(facts))][:most]
+    name = max(len(slot) for slot in facts.slots)
+    if most is not None and len(rows) + 1 > most:
+        shown = max(0, most - 2)
+        busy = sum(slot in facts.snapshot.leases for slot in facts.slots[shown:])
+        rest = f"and {counted(len(rows) - shown, 'slot')} more, {busy} busy"
+        rows = [*rows[:shown], line((rest, "dim"))]
+    gpus = _on_gpus(facts)
+    memory = f"{'GB':>9} {'°C':>3}" if gpus else f"{'GB':>5}"
+    heading = line((f"{'slot':<{name}}  {'use':>5} {memory}  attempt", "dim"))
+    return [fitting(width, one) for one in (heading, *rows)][:most]
+
+
+def _in_a_line(facts: Facts) -> Text:
+    found = line((f"{counted(len(facts.slots), 'slot')}:", "dim"))
+    for slot in facts.slots:
+        holder = facts.holders.get(slot)
+        on_it = "idle" if holder is None else str(holder.attempt.candidate)
+        on_it = "left alone" if slot in facts.snapshot.quarantine else on_it
+        found.append_text(line(f" {slot} ", (on_it, "dim" if holder is None else "")))
+    return found
+
+
+def _slot(facts: Facts, slot: str) -> Text:
+    name = max(len(one) for one in facts.slots)
+    gpus = _on_gpus(facts)
+    device = facts.devices.get(slot)
+    use = "" if device is None or device.use is None else f"{device.use:.0f} %"
+    memory = "" if device is None or device.memory is None else gigabytes(device.memory)
+    if gpus:
+        total = "" if device is None or device.total is None else f"/{device.total / 1e9:.0f}"
+        heat = "" if device is None or device.temperature is None else f"{device.temperature}"
+        memory = f"{memory + total:>9} {heat:>3}"
+    else:
+        memory = f"{memory:>5}"
+    return line(f"{slot:<{name}}  {use:>5} {memory}  ", _on_it(facts, slot))
+
+
+def _on_it(facts: Facts, slot: str) -> Text:
+    quarantine = facts.snapshot.quarantine.get(slot)
+    holder = facts.holders.get(slot)
+    device = facts.devices.get(slot)
+    text = line(("idle", "dim"))
+    if holder is not None:
+        who = "baseline" if holder.attempt.candidate == _baseline(facts) else None
+        text = line(f"{who or holder.attempt.candidate} {holder.attempt.stage}")
+    elif quarantine is not None:
+        return line((f"left alone: {quarantine.reason}", "yellow"))
+    elif device is not None and device.fault:
+        return line((device.fault, "yellow"))
+    if device is not None and device.foreign:
+        text = line(text, (f", {len(device.foreign)} foreign", "yellow"))
+    return text
+
+
+def _baseline(facts: Facts) -> int:
+    return facts.snapshot.baseline.id
+
+
+# -- the front -----------------------------------------------------------------------------------
+
+
+def front(facts: Facts, width: int, height: int) -> list[Text]:
+    """Scores against sizes. Better is up and right."""
+    if height < 4 or width < 20:
+        return []
+    baseline = facts.snapshot.baseline
+    quality = facts.snapshot.quality(baseline.id)
+    base = [] if quality is None else [(1.0, quality)]
+    ahead = [(size, q) for one, (q, size) in facts.points.items() if facts.ranks[one] == 0]
+    behind = [(size, q) for one, (q, size) in facts.points.items() if facts.ranks[one] > 0]
+    everything = [*base, *ahead, *behind]
+    if not everything:
+        return [line(("no scores to draw yet", "dim"))]
+    xs, ys = _span([x for x, _ in everything]), _span([y for _, y in everything])
+    label = 6
+    rows = marks.plane(
+        {marks.OTHER: behind, marks.FRONT: ahead, marks.BASELINE: base},
+        width - label - 1,
+        height - 2,
+        xs,
+        ys,
+    )
+    title = fitting(
+        width,
+        line(("quality by size  ", "dim"), *_legend()),
+        line(*_legend()),
+    )
+    found = [title]
+    for index, row in enumerate(rows):
+        at = f"{ys[1]:.1f}" if index == 0 else f"{ys[0]:.1f}" if index == len(rows) - 1 else ""
+        found.append(line((f"{at:>{label - 1}} │", "dim"), _coloured(row)))
+    low, high = f"{xs[0]:.2f}", f"{xs[1]:.2f}"
+    axis = f"{low} size{high:>{max(1, width - label - 6 - len(low))}}"
+    found.append(line((" " * (label - 1) + " └" + axis, "dim")))
+    return [fitting(width, one) for one in found]
+
+
+_COLOURS = {marks.FRONT: "green", marks.BASELINE: "cyan"}
+
+
+def _legend() -> Sequence[tuple[str, str]]:
+    return (
+        (marks.FRONT, "green"),
+        (" front ", "dim"),
+        (marks.OTHER, ""),
+        (" behind ", "dim"),
+        (marks.BASELINE, "cyan"),
+        (" baseline", "dim"),
+    )
+
+
+def _coloured(row: str) -> Text:
+    text = line(row)
+    for place, mark in enumerate(row):
+        if mark in _COLOURS:
+            text.stylize(_COLOURS[mark], place, place + 1)
+    return text
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.0 if high > low else max(0.01, abs(high) * 0.1)
+    return low - margin, high + margin
+
+
+# -- events --------------------------------------------------------------------------------------
+
+
+def events(facts: Facts, width: int, most: int) -> list[Text]:
+    """The newest, the last one at the bottom. What starts is seen among the slots."""
+    told = together([one for one in facts.events if one.event != "start"])
+    return [
+        fit(line((text, "yellow" if grave else "dim")), width)
+        for text, grave in told[max(0, len(told) - most) :]
+        if most > 0
+    ]
+
+
+def ahead(facts: Facts, width: int, most: int) -> list[Text]:
+    """The candidates of the front, the largest quality first."""
+    first = [one for one, rank in facts.ranks.items() if rank == 0]
+    first.sort(key=lambda one: -facts.points[one][0])
+    if not first or most < 2:
+        return []
+    found = [line((f"{'front':>5} quality  size  genotype", "dim"))]
+    for one in first[: most - 1]:
+        quality, size = facts.points[one]
+        genotype = facts.snapshot.candidates[one].genotype
+        found.append(line(f"{one:>5} {quality:>7.2f} {size:.3f}  {genotype}"))
+    return [fit(one, width) for one in found]
+
+
+def history(facts: Facts, width: int, most: int) -> list[Text]:
+    """What the newest selections came to."""
+    if not facts.selections or most < 3:
+        return []
+    found = [line(("generation  best quality  hypervolume", "dim"))]
+    for number, volume, quality in facts.selections[-(most - 1) :]:
+        found.append(line(f"{number:>10}  {quality:>12.2f}  {volume:>11.2f}"))
+    return [fit(one, width) for one in found]

@@ -1,0 +1,244 @@
+"""All that there is to see of an experiment, at one instant."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nasd import config as config_module
+from nasd import daemon_lock, snapshot
+from nasd.config import PREPARE, Config
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.snapshot import Candidate, LoggedEvent, Member, Snapshot
+from nasd.status import standing
+from nasd.status.attempts import Listener, Where
+from nasd.status.devices import Device, Devices, Question
+from nasd.status.notices import Notice, notices
+from nasd.status.remaining import Remaining, remaining
+from nasd.status.waits import waits
+
+EVENTS = 60
+
+
+@dataclass(frozen=True)
+class Gained:
+    """How good the search is by now: best quality (percent) and hypervolume of all that are scored
+    in the newest generation, its parents included, and the same of the generation before it."""
+
+    quality: float | None
+    hypervolume: float | None
+    baseline: float | None
+    before: int | None
+    quality_before: float | None
+    hypervolume_before: float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """snapshot: of the whole search, or of what is in play. config: None where it is of another
+    nasd. served: whether a daemon is up. selections: as nasd.snapshot.selections. where: live
+    attempts, by candidate. devices: by slot, as far as they are known."""
+
+    snapshot: Snapshot
+    config: Config | None
+    now: float
+    served: bool
+    events: list[LoggedEvent]
+    selections: list[tuple[int, float, float]]
+    where: Mapping[int, Where]
+    devices: Mapping[str, Device]
+    known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
+
+    @property
+    def state(self) -> str:
+        return self.snapshot.experiment.state
+
+    @cached_property
+    def phase(self) -> str:
+        if self.state != "running":
+            return self.state
+        if self.snapshot.experiment.prepared is None:
+            return PREPARE
+        generation = self.snapshot.generation
+        return str(generation.phase) if generation else "baseline"
+
+    @property
+    def generations(self) -> int:
+        """The number of the last one."""
+        return int(self.snapshot.experiment.config["experiment"]["generations"])
+
+    @property
+    def seconds(self) -> float:
+        experiment = self.snapshot.experiment
+        return (experiment.completed_at or self.now) - experiment.created_at
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.snapshot.gpu_hours(self.now)
+
+    @property
+    def budget(self) -> float | None:
+        budget: float | None = self.snapshot.experiment.config["experiment"]["budget_gpu_hours"]
+        return budget
+
+    @property
+    def unit(self) -> str:
+        on_gpus = any(slot.startswith("cuda") for slot in self.slots)
+        return "GPU-hours" if on_gpus else "slot-hours"
+
+    # -- slots ---------------------------------------------------------------------------------
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The experiment's: as its config lists them, or else all that were ever used."""
+        snap = self.snapshot
+        listed = snap.experiment.config["slots"]["devices"]
+        used = {slot for attempt in snap.attempts for slot in attempt.slots}
+        found = {*(used if listed == "auto" else listed), *snap.leases, *snap.quarantine}
+        return tuple(sorted(found, key=lambda slot: (slot.split(":")[0], int(slot.split(":")[1]))))
+
+    @property
+    def question(self) -> Question:
+        """What is to be known of the devices."""
+        threads = self.config.slots.threads if self.config else 1
+        return Question(self.slots, self.snapshot.live_attempts, threads)
+
+    @property
+    def usable(self) -> int:
+        return sum(slot not in self.snapshot.quarantine for slot in self.slots)
+
+    @cached_property
+    def holders(self) -> Mapping[str, Where]:
+        """By slot."""
+        return {slot: one for one in self.where.values() for slot in one.attempt.slots}
+
+    # -- candidates ----------------------------------------------------------------------------
+
+    @cached_property
+    def members(self) -> Mapping[int, Member]:
+        """Of each candidate, the newest that ranks it."""
+        return {m.candidate: m for m in self.snapshot.members if m.rank is not None}
+
+    @cached_property
+    def born(self) -> list[Candidate]:
+        """In the newest generation."""
+        generation = self.snapshot.generation
+        return [] if generation is None else self.snapshot.born_in(generation.number)
+
+    @cached_property
+    def parents(self) -> list[Candidate]:
+        """Of the newest generation."""
+        generation = self.snapshot.generation
+        if generation is None:
+            return []
+        return [
+            self.snapshot.candidates[one.candidate]
+            for one in self.snapshot.members
+            if one.generation == generation.number and one.role == "parent"
+        ]
+
+    @cached_property
+    def points(self) -> Mapping[int, tuple[float, float]]:
+        """(quality, size) of who is scored among the newest generation and its parents."""
+        found = {}
+        for one in (*self.parents, *self.born):
+            quality = self.snapshot.quality(one.id)
+            if quality is not None:
+                found[one.id] = quality, self.snapshot.size(one.id)
+        return found
+
+    @cached_property
+    def ranks(self) -> Mapping[int, int]:
+        """As a selection among `points` would rank them."""
+        found = standing.ranks(list(self.points.values()))
+        return dict(zip(self.points, found, strict=True))
+
+    @cached_property
+    def waits(self) -> Mapping[int, str]:
+        """Why those that wait do, by candidate."""
+        return waits(self.snapshot, self.config, self.usable, self.now)
+
+    # -- the five questions --------------------------------------------------------------------
+
+    @cached_property
+    def notices(self) -> list[Notice]:
+        return notices(self.snapshot, self.config, self.served, self.where, self.devices, self.now)
+
+    @cached_property
+    def gained(self) -> Gained:
+        number = self.snapshot.generation.number if self.snapshot.generation else None
+        before = [one for one in self.selections if number is not None and one[0] < number]
+        points = list(self.points.values())
+        return Gained(
+            quality=max((quality for quality, _ in points), default=None),
+            hypervolume=standing.hypervolume(points) if points else None,
+            baseline=self.snapshot.quality(self.snapshot.baseline.id),
+            before=before[-1][0] if before else None,
+            quality_before=before[-1][2] if before else None,
+            hypervolume_before=before[-1][1] if before else None,
+        )
+
+    @cached_property
+    def remaining(self) -> Remaining | None:
+        if self.config is None or self.state == "complete":
+            return None
+        beats = {w.attempt.id: w.counted for w in self.where.values() if w.counted is not None}
+        return remaining(self.snapshot, self.config, self.usable, self.now, beats, known=self.known)
+
+
+class Reader:
+    """Looks at a state folder again and again; what cannot have changed is not read again.
+
+    devices: whether those are looked at too; they must be `sampled` then.
+    """
+
+    def __init__(self, state: Path, devices: Devices | None = None, whole: bool = False) -> None:
+        self._folder = StateFolder(state)
+        self._devices = devices
+        self._listener = Listener(self._folder)
+        self._whole = whole
+        self._known: dict[tuple[int, str], float] = {}
+        self._meant: tuple[Any, ...] = ()  # what _known and _config hold for
+        self._config: Config | None = None
+
+    def read(self, now: float | None = None) -> Facts:
+        """Raises NasdError if there is no experiment."""
+        with snapshot.opened(self._folder.path) as connection:
+            snap = snapshot.read(connection, self._whole)
+            events = snapshot.events(connection, EVENTS)
+            selections = snapshot.selections(connection)
+        now = time.time() if now is None else now
+        experiment = snap.experiment
+        meant = experiment.created_at, experiment.config, experiment.prepared
+        if meant != self._meant:
+            self._meant, self._known = meant, {}
+            self._config = _parsed(experiment.config)
+        facts = Facts(
+            snapshot=snap,
+            config=self._config,
+            now=now,
+            served=daemon_lock.held(self._folder.lock),
+            events=events,
+            selections=selections,
+            where=self._listener.look(snap),
+            devices={},
+            known=self._known,
+        )
+        if self._devices is None:
+            return facts
+        return replace(facts, devices=self._devices.look(facts.question))
+
+
+def read(state: Path, now: float | None = None, whole: bool = False) -> Facts:
+    """A single look, without the devices. Raises NasdError if there is no experiment."""
+    return Reader(state, whole=whole).read(now)
+
+
+def _parsed(config: dict[str, Any]) -> Config | None:
+    try:
+        return config_module.parse(config, "the experiment's config")
+    except NasdError:  # of another nasd: what rests on it is not told
+        return None

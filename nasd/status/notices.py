@@ -1,0 +1,85 @@
+"""Is it healthy? What a person should know of an experiment, the gravest first; nothing: it is.
+
+One line of `notices` for each thing that there may be to say.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from nasd import policy
+from nasd.config import Config
+from nasd.lifecycle import State
+from nasd.snapshot import Snapshot
+from nasd.status.attempts import Where
+from nasd.status.devices import Device
+from nasd.status.words import about, counted
+
+OVERDUE_SECONDS = 60.0  # of silence: a worker speaks every second, or says before that it will not
+GB = 1e9
+
+Level = Literal["bad", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """bad: a person has to do something. warning: nasd goes on by itself, but not as it could."""
+
+    level: Level
+    text: str
+
+
+def notices(
+    snapshot: Snapshot,
+    config: Config | None,
+    served: bool,
+    where: Mapping[int, Where],
+    devices: Mapping[str, Device],
+    now: float,
+) -> list[Notice]:
+    experiment = snapshot.experiment
+    found: list[Notice] = []
+    if experiment.state == "halted":
+        found.append(Notice("bad", f"halted: {experiment.reason}"))
+    elif experiment.state == "running" and not served:
+        found.append(Notice("bad", "no daemon serves it: go on with `nasd run`"))
+    if experiment.state != "running":
+        return found
+    if experiment.hold:
+        found.append(Notice("warning", f"on hold: {experiment.hold}"))
+    if config is not None and policy.budget_spent(snapshot, config, now):
+        found.append(Notice("warning", "the budget is spent: what runs stops at a checkpoint"))
+    found += [
+        Notice("warning", f"{one.slot} is left alone: {one.reason}")
+        for one in snapshot.quarantine.values()
+    ]
+    found += [
+        Notice("warning", f"{slot}: {device.fault}")
+        for slot, device in devices.items()
+        if device.fault and slot not in snapshot.quarantine
+    ]
+    found += _lost(snapshot)
+    if served:
+        found += _silent(where, now)
+    return found
+
+
+def _lost(snapshot: Snapshot) -> Iterator[Notice]:
+    tried = {(one.candidate, one.stage): one for one in snapshot.attempts if not one.live}
+    for one in snapshot.candidates.values():
+        if one.state in (State.PENDING, State.RUNNING) and (one.id, one.stage) in tried:
+            row = policy.setbacks(snapshot, one)
+            if row:
+                last = tried[one.id, one.stage]
+                text = f"candidate {one.id} lost {counted(row, 'attempt')} at {one.stage} in a row"
+                yield Notice("warning", f"{text}: {last.message}" if last.message else text)
+
+
+def _silent(where: Mapping[int, Where], now: float) -> Iterator[Notice]:
+    for candidate, one in where.items():
+        if one.beat is None:
+            continue
+        silent = now - one.beat.at
+        if silent > max(OVERDUE_SECONDS, one.beat.patience):
+            text = f"candidate {candidate} has been silent for {about(silent)} ({one.beat.doing})"
+            yield Notice("warning", text)

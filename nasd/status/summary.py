@@ -1,0 +1,61 @@
+"""The end of a search: final population, baseline, Pareto front, and where to look next."""
+
+import sys
+from pathlib import Path
+
+from rich.text import Text
+
+from nasd.status.facts import Facts
+from nasd.status.header import header
+from nasd.status.table import rows_of
+from nasd.status.text import fit, line
+
+
+def summary(facts: Facts, state: Path, width: int) -> list[Text]:
+    snap = facts.snapshot
+    survivors = snap.survivors(snap.generations[-1].number)
+    population = [snap.candidates[one] for one in survivors]
+    population.sort(key=lambda one: (facts.members[one.id].rank, -(snap.quality(one.id) or 0.0)))
+    front = [one for one in population if facts.members[one.id].rank == 0]
+    found = [
+        *header(facts, width, None),
+        line(""),
+        line((f"Final population of {snap.experiment.name}, and the baseline", "bold")),
+        *rows_of(facts, [*population, snap.baseline], width),
+        line(""),
+        line(("Pareto front (rank 0)", "bold")),
+    ]
+    for one in front:
+        numbers = (
+            f"  {one.id:>4}  quality {snap.quality(one.id):6.2f}  size {snap.size(one.id):.3f}"
+        )
+        found.append(line(f"{numbers}  {one.genotype}"))
+    shown = [fit(text, width) if text.cell_len > width else text for text in found]
+    return [*shown, line(""), *_where_next(state)]
+
+
+def _where_next(state: Path) -> list[Text]:
+    """Not cut: commands are copied."""
+    folder = _shown(state)
+    return [
+        line(("Where to look next", "bold")),
+        Text(f"  {_shown(_tool('tensorboard'))} --logdir {_shown(state / 'tensorboard')}"),
+        line("      learning curves, cutoffs and hypervolume, in a browser"),
+        Text(f"  {_shown(_tool('nasd'))} status --json --state {folder}"),
+        line("      everything, for a program"),
+        Text(f"  {folder}/candidates/<id>/finetune"),
+        line("      the trained models"),
+    ]
+
+
+def _tool(name: str) -> Path:
+    """A command of the environment that runs this."""
+    return Path(sys.executable).parent / name
+
+
+def _shown(path: Path) -> Path:
+    """As short as it can be typed from here."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

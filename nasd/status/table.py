@@ -1,0 +1,254 @@
+"""The candidates of the newest generation, its parents and the baseline, a line each."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+
+from rich.text import Text
+
+from nasd.lifecycle import State
+from nasd.snapshot import Candidate
+from nasd.status import marks
+from nasd.status.attempts import Where
+from nasd.status.facts import Facts
+from nasd.status.text import fit, line
+from nasd.status.words import parameters, rate
+
+WHAT = 32  # columns, enough for most of what there is to say of a candidate
+# Who is shown where there is no room for all.
+_FIRST = (State.RUNNING, State.SCORED, State.PENDING, State.WAITING, State.FAILED, State.CUT)
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Their widths; 0: it is left out. what: what it does, its progress, or why it waits."""
+
+    id: int
+    parent: int = 0
+    stage: int = 0
+    what: int = 0
+    rate: int = 0
+    curve: int = 0
+    loss: int = 0
+    quality: int = 0
+    scores: int = 0
+    size: int = 0
+    rank: int = 0
+    parameters: int = 0
+    genotype: int = 0
+
+    @classmethod
+    def of(cls, width: int, stages: Sequence[str], ids: Sequence[int]) -> "_Columns":
+        number = max(3, *(len(str(one)) for one in ids)) if ids else 3
+        stage = min(12, max(5, *(len(name) for name in stages))) if stages else 5
+        if width < 28:
+            return cls(number, what=max(1, width - number - 1))
+        if width < 45:
+            return cls(number, stage=stage, what=width - number - stage - 2)
+        if width < 70:
+            return cls(number, stage=stage, what=width - number - stage - 10, quality=7)
+        known = cls(
+            number, 0, stage, 0, rate=6, curve=8, loss=6, quality=7, scores=0, size=5, rank=4
+        )
+        left = width - known.taken - 1
+        if width < 96:
+            return replace(known, what=left)
+        known = replace(known, parent=max(4, number), parameters=8)
+        extra = width - known.taken - 1 - WHAT
+        if extra >= 12:
+            known, extra = replace(known, scores=11), extra - 12
+        if extra >= 30:
+            return replace(known, curve=14, what=WHAT, genotype=extra - 7)
+        known = replace(known, curve=8 + max(0, min(12, extra // 2)))
+        return replace(known, what=width - known.taken - 1)
+
+    @property
+    def taken(self) -> int:
+        """By all of them, with a space between two."""
+        widths: list[int] = [width for width in astuple(self) if width]
+        return sum(widths) + len(widths) - 1
+
+
+_RIGHT = {"id", "rate", "loss", "quality", "size", "rank", "parameters", "parent", "scores"}
+_NAMES = {
+    "id": "id",
+    "parent": "from",
+    "stage": "stage",
+    "what": "",
+    "rate": "step/s",
+    "curve": "",
+    "loss": "loss",
+    "quality": "quality",
+    "scores": "EM    F1",
+    "size": "size",
+    "rank": "rank",
+    "parameters": "params",
+    "genotype": "genotype",
+}
+
+
+def _row(widths: Mapping[str, int], cells: Mapping[str, str | Text]) -> Text:
+    """What a candidate waits for goes on into the columns of those that train."""
+    parts: list[str | Text] = []
+    what = cells["what"]
+    long = isinstance(what, Text) and what.cell_len > widths["what"]
+    joined = "rate" in widths and long and not cells["rate"]
+    for name, width in widths.items():
+        if joined and name == "rate":
+            continue
+        if joined and name == "what":
+            width += 1 + widths["rate"]
+        cell = cells[name]
+        if isinstance(cell, str) and cell.isascii() and len(cell) <= width:
+            parts.append(cell.rjust(width) if name in _RIGHT else cell.ljust(width))
+        else:
+            parts.append(fit(line(cell), width, right=name in _RIGHT))
+        parts.append(" ")
+    return line(*parts[:-1])
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+def candidates(facts: Facts, width: int, most: int | None) -> list[Text]:
+    """A heading, and at most so many lines in all; the last one counts those left out."""
+    everyone = _everyone(facts)
+    shown, rest = everyone, ""
+    if most is not None and len(everyone) + 1 > most:
+        shown, left = _chosen(facts, everyone, max(0, most - 2))
+        states = Counter(one.state for one in left)
+        parts = [f"{states[state]} {state}" for state in _FIRST if states[state]]
+        rest = f"and {len(left):,} more: {', '.join(parts)}"
+    found = rows_of(facts, shown, width)
+    found += [fit(line((rest, "dim")), width)] if rest else []
+    return found[:most]
+
+
+def height_of(facts: Facts) -> int:
+    """Lines that all of them take."""
+    return len(_everyone(facts)) + 1
+
+
+def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
+    """A heading, and a line for each of them."""
+    stages = [stage["name"] for stage in facts.snapshot.experiment.config["stages"]]
+    columns = _Columns.of(width, stages, list(facts.snapshot.candidates))
+    widths = {name: width for name, width in asdict(columns).items() if width}
+    heading = _row(widths, _NAMES)
+    heading.stylize("dim")
+    found = [heading, *(_candidate(facts, one, widths) for one in shown)]
+    return [fit(one, width) for one in found]
+
+
+def _everyone(facts: Facts) -> list[Candidate]:
+    born = {one.id for one in facts.born}
+    parents = [one for one in facts.parents if one.id not in born and not one.is_baseline]
+    return [*facts.born, *parents, facts.snapshot.baseline]
+
+
+def _chosen(
+    facts: Facts, everyone: Sequence[Candidate], most: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Those that say most of where the search is, in their old order; and the others."""
+    born = {one.id for one in facts.born}
+
+    def weight(one: Candidate) -> tuple[int, int, int, int]:
+        place = _FIRST.index(one.state)
+        return (place > 0, not one.is_baseline, one.id not in born, facts.ranks.get(one.id, place))
+
+    by_weight = sorted(everyone, key=weight)
+    chosen = {one.id for one in by_weight[:most]}
+    return (
+        [one for one in everyone if one.id in chosen],
+        [one for one in everyone if one.id not in chosen],
+    )
+
+
+def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
+    snap = facts.snapshot
+    scores = snap.scores(one.id) or {}
+    quality = snap.quality(one.id)
+    where = facts.where.get(one.id)
+    curve, loss = _losses(facts, one)
+    rank = facts.ranks.get(one.id)
+    row = _row(
+        widths,
+        {
+            "id": str(one.id),
+            "parent": "" if one.parent is None else str(one.parent),
+            "stage": one.stage,
+            "what": _what(facts, one, widths["what"]),
+            "rate": "" if where is None else rate(where.steps_per_second),
+            "curve": Text(marks.sparkline(curve, widths.get("curve", 0)), "cyan"),
+            "loss": "" if loss is None else f"{loss:.3f}",
+            "quality": "" if quality is None else f"{quality:.2f}",
+            "scores": f"{scores['exact_match']:.2f} {scores['f1']:.2f}" if scores else "",
+            "size": f"{snap.size(one.id):.3f}",
+            "rank": "" if rank is None else str(rank),
+            "parameters": parameters(one.parameters),
+            "genotype": str(one.genotype) if "genotype" in widths else "",
+        },
+    )
+    row.stylize_before(_style(facts, one))
+    return row
+
+
+def _what(facts: Facts, one: Candidate, width: int) -> Text:
+    where = facts.where.get(one.id)
+    if where is not None:
+        return _progress(where, width)
+    if one.id in facts.waits:
+        return Text(facts.waits[one.id])
+    if one.state is State.FAILED:
+        return Text(f"failed: {one.reason}" if one.reason else "failed")
+    if one.is_baseline:
+        return Text("baseline")
+    if one.generation != (facts.snapshot.generation and facts.snapshot.generation.number):
+        return Text("parent")
+    member = facts.members.get(one.id)
+    if member is not None and member.survives:
+        return Text("survives")
+    return Text(str(one.state))
+
+
+def _progress(where: Where, width: int) -> Text:
+    """A bar and a share where steps are counted; else what it does."""
+    if where.beat is None:
+        return Text("starting")
+    if where.share is None:
+        told = f"{100 * where.beat.step / where.beat.steps:4.0f} %" if where.beat.steps else ""
+        return Text(where.beat.doing + told)
+    share = f"{100 * where.share:3.0f} %"
+    if width < len(share) + 6:
+        return Text(share)
+    done, left = marks.bar(where.share, width - len(share) - 1)
+    return line((done, "cyan"), (left, "dim"), " ", share)
+
+
+def _losses(facts: Facts, one: Candidate) -> tuple[Sequence[float], float | None]:
+    """Of the stage that it trains in; else the evaluations of all its MLM stages."""
+    where = facts.where.get(one.id)
+    if where is not None and where.losses:
+        return where.losses, where.losses[-1]
+    stages = facts.snapshot.experiment.config["stages"]
+    results = facts.snapshot.results
+    losses = [
+        loss
+        for stage in stages
+        if stage["task"] == "mlm" and (one.id, stage["name"]) in results
+        for _, loss in results[one.id, stage["name"]].curve
+    ]
+    return losses, losses[-1] if losses else None
+
+
+def _style(facts: Facts, one: Candidate) -> str:
+    if one.is_baseline:
+        return "cyan"
+    if one.state in (State.CUT, State.PENDING, State.WAITING):
+        return "dim"
+    if one.state is State.FAILED:
+        return "red"
+    return "green" if facts.ranks.get(one.id) == 0 else ""

@@ -1,0 +1,75 @@
+"""The status on a terminal: once, or again and again until the search ends."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from nasd import snapshot
+from nasd.errors import NasdError
+from nasd.status.devices import Devices
+from nasd.status.facts import Reader, read
+from nasd.status.summary import summary
+from nasd.status.text import Lines, line
+from nasd.status.view import view
+from nasd.status.words import event
+
+
+def show(state: Path, console: Console | None = None) -> None:
+    """Prints it once; of a search that is complete, its end."""
+    console = console or Console()
+    facts = read(state)
+    if facts.state == "complete":
+        console.print(Lines(summary(facts, state, console.width)), soft_wrap=True)
+        return
+    facts = replace(facts, devices=Devices().once(facts.question))
+    console.print(Lines(view(facts, console.width)), soft_wrap=True)
+
+
+def watch(state: Path, interval: float = 1.0, stop: Callable[[], bool] = lambda: False) -> None:
+    """The live view until the search ends, or `stop()`; without a terminal, events as they come."""
+    console = Console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        follow(state, interval, stop)
+        return
+    with (
+        Devices().sampled() as devices,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
+        reader = Reader(state, devices)
+        ended = False
+        while not ended:
+            ended = stop()
+            try:
+                facts = reader.read()
+            except NasdError as error:
+                lines = [line(f"waiting: {error}")]
+            else:
+                ended = ended or facts.state != "running"
+                lines = view(facts, console.width, console.height)
+            live.update(Lines(lines), refresh=True)
+            if not ended:
+                time.sleep(interval)
+
+
+def follow(state: Path, interval: float, stop: Callable[[], bool]) -> None:
+    """A line for each event, as it comes."""
+    seen = 0.0
+    while True:
+        ended = stop()
+        try:
+            with snapshot.opened(state) as connection:
+                events = snapshot.events(connection, 200)
+                ended = ended or snapshot.read(connection, False).experiment.state != "running"
+        except NasdError:
+            events = []
+        for one in events:
+            if one.at > seen:
+                print(event(one), flush=True)
+        seen = max([seen, *(one.at for one in events)])
+        if ended:
+            return
+        time.sleep(interval)
