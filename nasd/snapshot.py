@@ -8,7 +8,7 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -108,6 +108,15 @@ class Attempt:
     @property
     def live(self) -> bool:
         return self.state in LIVE_ATTEMPT
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Slots that an attempt held, or holds where there is no end."""
+
+    slots: tuple[str, ...]
+    started_at: float
+    ended_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +280,14 @@ def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = Tru
     return True
 
 
-def read(connection: sqlite3.Connection, whole: bool = True) -> Snapshot:
-    """Everything, or what is in play, as of one instant (one read transaction)."""
+def read(
+    connection: sqlite3.Connection, whole: bool = True, lines: Iterable[int] | None = None
+) -> Snapshot:
+    """Everything, or what is in play, as of one instant (one read transaction). lines: of these
+    candidates, all that they descend from, and the baseline; and what was ever decided."""
     connection.execute("BEGIN")
     try:
-        return _read(connection, whole)
+        return _read(connection, whole and lines is None, lines)
     finally:
         connection.execute("ROLLBACK")
 
@@ -299,6 +311,12 @@ def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     ).fetchall()
 
 
+def holdings(connection: sqlite3.Connection) -> list[Holding]:
+    """Of all attempts that ever were."""
+    rows = connection.execute("SELECT slots, started_at, ended_at FROM attempt ORDER BY id")
+    return [Holding(tuple(_decoded(slots)), begin, end) for slots, begin, end in rows]
+
+
 @lru_cache(maxsize=2048)
 def _decoded(text: str) -> Any:
     """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
@@ -310,7 +328,9 @@ def _curve(text: str) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in json.loads(text)]
 
 
-def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
+def _read(
+    connection: sqlite3.Connection, whole: bool, lines: Iterable[int] | None = None
+) -> Snapshot:
     def rows(query: str, *arguments: Any) -> Sequence[Any]:
         return connection.execute(query, arguments).fetchall()
 
@@ -324,12 +344,13 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
     (created, completed, resumed, hold, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
+    ever = whole or lines is not None  # what was decided in all generations
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
             "SELECT number, phase, opened_at, completed_at FROM generation WHERE number >= ?"
             " ORDER BY number",
-            0 if whole else number - 1,
+            0 if ever else number - 1,
         )
     )
     newest = generations[-1] if generations else None
@@ -338,7 +359,15 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
         "IN (SELECT candidate FROM member WHERE generation = ?1"
         " UNION SELECT id FROM candidate WHERE generation IS NULL)"
     )
-    one, owner = ("?1 = ?1", "?1 = ?1") if whole else (f"id {play}", f"candidate {play}")
+    if lines is not None:
+        play = (
+            "IN (WITH RECURSIVE line (id) AS (SELECT id FROM candidate WHERE generation IS NULL"
+            f" OR id IN ({', '.join(str(int(one)) for one in lines)})"
+            " UNION SELECT parent FROM candidate JOIN line USING (id) WHERE parent IS NOT NULL)"
+            " SELECT id FROM line) AND ?1 = ?1"
+        )
+    everyone = "?1 = ?1"
+    one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
     return Snapshot(
         whole=whole,
         experiment=Experiment(
@@ -417,7 +446,7 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             for generation, kind, stage, payload in rows(
                 "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?"
                 " ORDER BY id",
-                0 if whole else number,
+                0 if ever else number,
             )
         ),
         members=tuple(
@@ -425,8 +454,10 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             for g, c, role, survives, rank, crowding in rows(
                 "SELECT generation, candidate, role, survives, rank, crowding FROM member"
                 # The parents' ranks stand in the generation before.
-                " WHERE generation >= ? ORDER BY generation, candidate",
-                0 if whole else number - 1,
+                f" WHERE generation >= ?2 AND {everyone if lines is None else owner}"
+                " ORDER BY generation, candidate",
+                number,
+                0 if ever else number - 1,
             )
         ),
         quarantine={
