@@ -243,7 +243,7 @@ def summary(data: dict[str, Any], state: Path, width: int) -> Any:
             for c in front
         ),
         Text("Where to look next", style="bold"),
-        Text(f"  {_shown(_tool('tensorboard'))} --logdir {_shown(state / 'tensorboard')}"),
+        Text(f"  {_shown(_tool('nasd'))} tensorboard --state {_shown(state)}"),
         Text("      learning curves, cutoffs and hypervolume, in a browser"),
         Text(f"  {_shown(_tool('nasd'))} status --json --state {_shown(state)}"),
         Text("      everything, for a program"),

@@ -55,6 +55,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
         "answer", "doctor", "export", "init", "report", "run", "score", "simulate", "status",
+        "tensorboard",
     ]  # fmt: skip
 
 

@@ -299,7 +299,7 @@ def test_the_summary_shows_population_baseline_front_and_where_to_look(searches)
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()]
     assert set(map(str, survivors)) | {"0"} == set(rows)
     assert "Pareto front (rank 0)" in text
-    assert "tensorboard --logdir" in text
+    assert "nasd tensorboard --state" in text
     front = [one for one in data["candidates"] if one["id"] in survivors and one["rank"] == 0]
     assert front
     for one in front:

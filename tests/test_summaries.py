@@ -129,7 +129,7 @@ def test_one_who_is_only_evaluated_and_again_has_one_point(tmp_path: Path):
 
 PROBE = """
 import sys
-from nasd import board, tick
+from nasd import board, board_server, tick
 from nasd.summaries import Summaries, text, write_run
 from pathlib import Path
 write_run(Path(sys.argv[1]), [text("card", "one", 1.0)], 1.0)
