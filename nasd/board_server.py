@@ -6,10 +6,11 @@ import sys
 from errno import EADDRINUSE
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.snapshot import NoExperiment
+from nasd.folders import StateFolder, run_name
+from nasd.snapshot import NoExperiment, opened, read
 
 
 def command(state: Path, host: str, port: int) -> list[str]:
@@ -32,8 +33,26 @@ def command(state: Path, host: str, port: int) -> list[str]:
 def serve(state: Path, host: str, port: int) -> NoReturn:
     """Becomes TensorBoard, which ends with Ctrl-C."""
     words = command(state, host, port)
-    print(f"cutoffs: http://{host}:{port}/#custom_scalars&_smoothingWeight=0", flush=True)
+    for link in links(state, host, port):
+        print(link, flush=True)
     os.execv(words[0], words)
+
+
+def links(state: Path, host: str, port: int) -> list[str]:
+    """Where to find the newest generation. Where there are more than 40 runs, TensorBoard chooses
+    none of them in these tabs, unless a filter leaves fewer."""
+    with opened(state) as connection:
+        newest = read(connection, whole=False).generation
+    if newest is None:
+        return []
+    name = run_name(newest.number)
+    curves = quote(f"search|{name}/(cutoff|.*/mlm)", safe="")
+    cards = quote(f"{name}/[^/]*$", safe="")
+    where = f"http://{host}:{port}/#"
+    return [
+        f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}",
+        f"cards:           {where}text&regexInput={cards}",
+    ]
 
 
 def _check_address(host: str, port: int) -> None:

@@ -1,12 +1,14 @@
 """`nasd tensorboard`: it serves a search, or says in a sentence why it cannot."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
@@ -53,6 +55,20 @@ def test_nasd_tensorboard_serves_the_runs(tick: Tick):
             process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert {"search", "baseline", "gen00/c0001"} <= {*runs}, process.stderr.read()
+
+
+def test_links_lead_to_the_newest_generation(tick: Tick, tmp_path: Path):
+    curves, cards = (
+        re.compile(unquote(link).split("regexInput=")[1])
+        for link in board_server.links(tick.state.path, "localhost", 6006)
+    )
+    assert all(curves.search(run) for run in ("search", "gen01/cutoff", "gen01/c0004/mlm"))
+    assert all(cards.search(run) for run in ("gen01/c0004", "gen01/selection"))
+    others = ("baseline", "gen00/c0001/mlm", "gen01/c0004/qa")
+    assert not any(one.search(run) for one in (curves, cards) for run in others)
+    state = StateFolder(tmp_path / "state")
+    begin_in(state, small_config())
+    assert board_server.links(state.path, "localhost", 6006) == []
 
 
 def test_a_port_in_use_is_told_in_a_sentence(tick: Tick):
