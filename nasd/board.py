@@ -11,7 +11,7 @@ kept from being written is written by the next daemon, and no point ever stands 
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any
@@ -45,11 +45,13 @@ from nasd.card import ancestors, architecture, hours, table
 from nasd.folders import StateFolder, run_name
 from nasd.genotype import Genotype, new_modules
 from nasd.lifecycle import State
-from nasd.snapshot import Candidate, Decision, Generation, Holding, Snapshot
+from nasd.snapshot import Candidate, Decision, Generation, Holding, Selected, Snapshot
 from nasd.store import Store
 from nasd.summaries import scalars, string, text, value, write_run
 
 log = logging.getLogger("nasd")
+
+Runs = Iterator[tuple[str, Iterable[Event]]]  # names of runs, and what they say
 
 # HParams' columns, and what they are. It shows five at first: those that stand in LEADING.
 FEATURES = {
@@ -93,27 +95,43 @@ class Board:
         if self._behind:
             self.show_all()
         else:
-            self._show([candidate])
+            self._write(lambda: self._runs(self._store.lines([candidate]), [candidate]))
 
     def show_all(self) -> None:
         """Of what is in play, of the newest generation's decisions and of the search, whatever is
         not yet shown as it is now."""
+        self._write(self._everything if self._behind else self._in_play)
+
+    def _in_play(self) -> Runs:
         play = self._store.in_play()
         newest = [] if play.generation is None else [play.generation.number]
-        self._show(play.candidates, newest, whole=True)
+        return self._runs(self._store.lines(play.candidates), play.candidates, newest, search=True)
 
-    def _show(
-        self, candidates: Collection[int], generations: Iterable[int] = (), whole: bool = False
-    ) -> None:
-        snapshot = self._store.lines(candidates)
-        runs = [(_name(snapshot, one), candidate_events(snapshot, one)) for one in candidates]
+    def _everything(self) -> Runs:
+        whole = self._store.read()
+        numbers = [one.number for one in whole.generations]
+        return self._runs(whole, whole.candidates, numbers, search=True)
+
+    def _runs(
+        self,
+        snapshot: Snapshot,
+        candidates: Iterable[int],
+        generations: Iterable[int] = (),
+        search: bool = False,
+    ) -> Runs:
+        for one in candidates:
+            yield _name(snapshot, one), candidate_events(snapshot, one)
         for number in generations:
-            runs += generation_events(snapshot, number)
-        if whole:
-            runs.append(("search", search_events(snapshot, self._store.holdings())))
+            yield from generation_events(snapshot, number)
+        if search:
+            chosen, holdings = self._store.selected(), self._store.holdings()
+            yield "search", search_events(snapshot, chosen, holdings)
+
+    def _write(self, runs: Callable[[], Runs]) -> None:
+        began = self._store.in_play().experiment.created_at
         try:
-            for name, events in runs:
-                write_run(self._state.run(name), events, snapshot.experiment.created_at)
+            for name, events in runs():
+                write_run(self._state.run(name), events, began)
             self._behind = False
         except OSError as error:
             self._behind = True
@@ -292,14 +310,14 @@ def _at_cutoff(cutoff: Decision, candidate: int) -> str:
 # -- a generation --------------------------------------------------------------------------------
 
 
-def generation_events(snapshot: Snapshot, number: int) -> Iterator[tuple[str, Iterator[Event]]]:
+def generation_events(snapshot: Snapshot, number: int) -> Runs:
     """The runs that tell of its decisions. snapshot: with the lines of all its members."""
     decided = [one for one in snapshot.decisions if one.generation == number]
     if cutoffs := [one for one in decided if one.kind == "cutoff"]:
         yield f"{run_name(number)}/cutoff", cutoff_events(snapshot, cutoffs)
     for one in decided:
         if one.kind == "select":
-            yield f"{run_name(number)}/selection", iter([_selection(snapshot, one)])
+            yield f"{run_name(number)}/selection", [_selection(snapshot, one)]
 
 
 def threshold(cutoff: Decision) -> float:
@@ -386,24 +404,25 @@ def _generation(snapshot: Snapshot, number: int) -> Generation:
 # -- the search ----------------------------------------------------------------------------------
 
 
-def search_events(snapshot: Snapshot, holdings: Collection[Holding]) -> Iterator[Event]:
-    """snapshot: with the baseline, and what was decided in all generations."""
+def search_events(
+    snapshot: Snapshot, chosen: Iterable[Selected], holdings: Collection[Holding]
+) -> Iterator[Event]:
+    """snapshot: with the baseline and all generations. chosen, holdings: all that ever were."""
     began = snapshot.experiment.created_at
     metadata, layout = scalars_plugin.create_summary_metadata(), _layout(snapshot)
     content = string(layout.SerializeToString())
     yield value(scalars_plugin.CONFIG_SUMMARY_TAG, metadata, began, content)
     columns = HParamsPluginData(experiment=_columns(snapshot))
     yield _hparams(hparams_plugin.EXPERIMENT_TAG, columns, began)
-    for decision in snapshot.decisions:
-        one = _generation(snapshot, decision.generation)
-        if decision.kind == "select" and one.completed_at is not None:
-            known = _use(holdings, one.opened_at, one.completed_at)
-            if points := decision.payload["points"]:
-                known["search/best_quality"] = max(point[0] for point in points.values())
-            if (base := snapshot.quality(snapshot.baseline.id)) is not None:
-                known["search/baseline_quality"] = base
-            known["search/hypervolume"] = decision.payload["hypervolume"]
-            yield scalars(known, one.number, one.completed_at, ABOUT)
+    base = snapshot.quality(snapshot.baseline.id)
+    for one in chosen:
+        known = {"search/hypervolume": one.hypervolume}
+        known |= _use(holdings, one.opened_at, one.completed_at)
+        if one.best_quality is not None:
+            known["search/best_quality"] = one.best_quality
+        if base is not None:
+            known["search/baseline_quality"] = base
+        yield scalars(known, one.number, one.completed_at, ABOUT)
 
 
 def _use(holdings: Collection[Holding], begin: float, end: float) -> dict[str, float]:

@@ -120,6 +120,18 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class Selected:
+    """A generation that was selected. best_quality: of parents and offspring, None if nobody of
+    them was scored."""
+
+    number: int
+    opened_at: float
+    completed_at: float
+    hypervolume: float
+    best_quality: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StageResult:
     """metrics: as the worker measured them; curve: (step, evaluation loss)."""
 
@@ -284,7 +296,8 @@ def read(
     connection: sqlite3.Connection, whole: bool = True, lines: Iterable[int] | None = None
 ) -> Snapshot:
     """Everything, or what is in play, as of one instant (one read transaction). lines: of these
-    candidates, all that they descend from, and the baseline; and what was ever decided."""
+    candidates, all that they descend from, and the baseline, with all generations, and what was
+    decided in those that these were born in."""
     connection.execute("BEGIN")
     try:
         return _read(connection, whole and lines is None, lines)
@@ -317,6 +330,17 @@ def holdings(connection: sqlite3.Connection) -> list[Holding]:
     return [Holding(tuple(_decoded(slots)), begin, end) for slots, begin, end in rows]
 
 
+def selected(connection: sqlite3.Connection) -> list[Selected]:
+    """Of all generations that were."""
+    rows = connection.execute(
+        "SELECT number, opened_at, completed_at, payload ->> 'hypervolume',"
+        " (SELECT max(value ->> 0) FROM json_each(payload -> 'points'))"
+        " FROM generation JOIN decision ON generation = number AND kind = 'select'"
+        " WHERE completed_at IS NOT NULL ORDER BY number"
+    )
+    return [Selected(*row) for row in rows]
+
+
 @lru_cache(maxsize=2048)
 def _decoded(text: str) -> Any:
     """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
@@ -344,7 +368,7 @@ def _read(
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
     (created, completed, resumed, hold, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
-    ever = whole or lines is not None  # what was decided in all generations
+    ever = whole or lines is not None  # all generations
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
@@ -359,14 +383,17 @@ def _read(
         "IN (SELECT candidate FROM member WHERE generation = ?1"
         " UNION SELECT id FROM candidate WHERE generation IS NULL)"
     )
-    if lines is not None:
-        play = (
-            "IN (WITH RECURSIVE line (id) AS (SELECT id FROM candidate WHERE generation IS NULL"
-            f" OR id IN ({', '.join(str(int(one)) for one in lines)})"
-            " UNION SELECT parent FROM candidate JOIN line USING (id) WHERE parent IS NOT NULL)"
-            " SELECT id FROM line) AND ?1 = ?1"
-        )
     everyone = "?1 = ?1"
+    met = everyone  # the generations of which the decisions are read
+    if lines is not None:
+        these = f"id IN ({', '.join(str(int(one)) for one in lines)})"
+        play = (
+            "IN (WITH RECURSIVE line (id) AS ("
+            f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
+            " UNION SELECT parent FROM candidate JOIN line USING (id) WHERE parent IS NOT NULL)"
+            f" SELECT id FROM line) AND {everyone}"
+        )
+        met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"
     one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
     return Snapshot(
         whole=whole,
@@ -444,8 +471,9 @@ def _read(
         decisions=tuple(
             Decision(generation, kind, stage, _decoded(payload))
             for generation, kind, stage, payload in rows(
-                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?"
-                " ORDER BY id",
+                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?2"
+                f" AND {met} ORDER BY id",
+                number,
                 0 if ever else number,
             )
         ),

@@ -26,7 +26,7 @@ from nasd.lifecycle import (
     target,
 )
 from nasd.protocol import sync_folder
-from nasd.snapshot import Holding, Snapshot
+from nasd.snapshot import Holding, Selected, Snapshot
 from nasd.sqlite import Database
 from nasd.variation import Bred
 
@@ -84,8 +84,12 @@ class Store:
         return self._in_play[1]
 
     def lines(self, candidates: Iterable[int]) -> Snapshot:
-        """These candidates with all that they descend from, and what was ever decided."""
+        """These candidates with all that they descend from."""
         return snapshot.read(self._db.conn, lines=candidates)
+
+    def selected(self) -> list[Selected]:
+        """The generations that were selected."""
+        return snapshot.selected(self._db.conn)
 
     def holdings(self) -> list[Holding]:
         """The slots that all attempts ever held."""

@@ -215,7 +215,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_summaries() -> Iterator[None]:
     """Nothing of the daemon's for TensorBoard, where that is not what is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nasd.board.Board._show", lambda *arguments, **named: None)
+        patch.setattr("nasd.board.Board._write", lambda board, runs: None)
         yield
 
 

@@ -342,14 +342,17 @@ def test_what_a_full_disk_kept_from_being_shown_comes_with_the_next(folder: Fold
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(board, "write_run", full)
-    drive(tick, lambda snapshot: any(one.kind == "cutoff" for one in snapshot.decisions))
+    drive(tick, lambda snapshot: bool(snapshot.born_in(2)))
     assert not tick.state.run("gen01/cutoff").exists()
     monkeypatch.setattr(board, "write_run", written)
-    drive(tick, lambda snapshot: any(one.state is State.SCORED for one in snapshot.born_in(1)))
+    drive(tick, lambda snapshot: any(one.final for one in snapshot.born_in(2)))
     assert "learning_curves/gen01" in read_run(tick.state.run("gen01/cutoff"))
+    assert "selection" in read_run(tick.state.run("gen01/selection"))
+    for one in tick.store.read().born_in(1):
+        assert "results/size" in read_run(tick.state.run(board._name(tick.store.read(), one.id)))
 
 
-def test_lines_hold_the_ancestors_and_every_decision(tick: Tick, found: Snapshot):
+def test_lines_hold_the_ancestors_and_the_decisions_of_the_generation(tick: Tick, found: Snapshot):
     youngest = max(found.candidates)
     with opened(tick.state.path) as connection:
         got = read_snapshot(connection, lines=[youngest])
@@ -358,7 +361,8 @@ def test_lines_hold_the_ancestors_and_every_decision(tick: Tick, found: Snapshot
         at = found.candidates[at.parent]
         line.add(at.id)
     assert {*got.candidates} == line
-    assert got.decisions == found.decisions
+    born = found.candidates[youngest].generation
+    assert got.decisions == tuple(one for one in found.decisions if one.generation == born)
     assert got.generations == found.generations
     assert got.members == tuple(one for one in found.members if one.candidate in line)
     assert got.attempts == tuple(one for one in found.attempts if one.candidate in line)
