@@ -11,11 +11,13 @@ kept from being written is written by the next daemon, and no point ever stands 
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.custom_scalar import metadata as scalars_plugin
 from tensorboard.plugins.custom_scalar.layout_pb2 import (
@@ -71,6 +73,7 @@ FEATURES = {
 }
 LEADING = {"fate", "blocks", "parameters", "heads_mean", "ffns"}
 TEXTS = {"parent", "fate"}
+NEAREST = 20  # ancestors that a card shows
 ABOUT = {
     "search/hypervolume": "Of parents and scored offspring, above no quality and no size.",
     "search/best_quality": "(F1 + EM) / 2 in percent, the best among parents and offspring.",
@@ -260,7 +263,8 @@ def _fate(snapshot: Snapshot, candidate: Candidate) -> str:
 
 
 def _ancestry(snapshot: Snapshot, candidate: Candidate) -> str:
-    return table(
+    line = ancestors(snapshot, candidate)
+    shown = table(
         ("candidate", "architecture", "new modules", "size", "quality"),
         [
             (
@@ -270,9 +274,11 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> str:
                 f"{snapshot.size(one.id):.3f}",
                 "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",
             )
-            for one in ancestors(snapshot, candidate)
+            for one in line[-NEAREST:]
         ],
     )
+    before = f"{len(line) - NEAREST} before them, from the baseline on.\n\n"
+    return shown if len(line) <= NEAREST else before + shown
 
 
 def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
@@ -405,7 +411,7 @@ def _generation(snapshot: Snapshot, number: int) -> Generation:
 
 
 def search_events(
-    snapshot: Snapshot, chosen: Iterable[Selected], holdings: Collection[Holding]
+    snapshot: Snapshot, chosen: Iterable[Selected], holdings: Sequence[Holding]
 ) -> Iterator[Event]:
     """snapshot: with the baseline and all generations. chosen, holdings: all that ever were."""
     began = snapshot.experiment.created_at
@@ -414,10 +420,10 @@ def search_events(
     yield value(scalars_plugin.CONFIG_SUMMARY_TAG, metadata, began, content)
     columns = HParamsPluginData(experiment=_columns(snapshot))
     yield _hparams(hparams_plugin.EXPERIMENT_TAG, columns, began)
-    base = snapshot.quality(snapshot.baseline.id)
+    base, ledger = snapshot.quality(snapshot.baseline.id), Ledger(holdings)
     for one in chosen:
         known = {"search/hypervolume": one.hypervolume}
-        known |= _use(holdings, one.opened_at, one.completed_at)
+        known |= ledger.use(one.opened_at, one.completed_at)
         if one.best_quality is not None:
             known["search/best_quality"] = one.best_quality
         if base is not None:
@@ -425,22 +431,32 @@ def search_events(
         yield scalars(known, one.number, one.completed_at, ABOUT)
 
 
-def _use(holdings: Collection[Holding], begin: float, end: float) -> dict[str, float]:
-    """What slots did from `begin` to `end`, and until then."""
-    within = [(held.slots, _overlap(held, begin, end)) for held in holdings]
-    used = {slot for slots, seconds in within if seconds for slot in slots}
-    spent = sum(len(held.slots) * _overlap(held, 0.0, end) for held in holdings)
-    found = {"search/gpu_hours": spent / 3600, "search/hours": (end - begin) / 3600}
-    if used:
-        seconds = sum(len(slots) * seconds for slots, seconds in within)
-        found["search/slot_use"] = seconds / (len(used) * (end - begin))
-    return found
+class Ledger:
+    """What attempts held, to be asked for any stretch of time."""
 
+    def __init__(self, holdings: Sequence[Holding]) -> None:
+        self._slots = [held.slots for held in holdings]
+        self._counts = np.array([len(held.slots) for held in holdings], dtype=np.float64)
+        self._begins = np.array([held.started_at for held in holdings])
+        self._ends = np.array([np.inf if h.ended_at is None else h.ended_at for h in holdings])
 
-def _overlap(held: Holding, begin: float, end: float) -> float:
-    """Seconds that it was held between two instants."""
-    until = end if held.ended_at is None else min(held.ended_at, end)
-    return max(0.0, until - max(held.started_at, begin))
+    def use(self, begin: float, end: float) -> dict[str, float]:
+        """What slots did from `begin` to `end` (seconds since the epoch), and until then."""
+        within = self._seconds(begin, end)
+        found = {
+            "search/gpu_hours": float((self._counts * self._seconds(0.0, end)).sum()) / 3600,
+            "search/hours": (end - begin) / 3600,
+        }
+        used = {slot for index in np.flatnonzero(within) for slot in self._slots[index]}
+        if used:
+            held = float((self._counts * within).sum())
+            found["search/slot_use"] = held / (len(used) * (end - begin))
+        return found
+
+    def _seconds(self, begin: float, end: float) -> NDArray[np.float64]:
+        seconds: NDArray[np.float64] = np.minimum(self._ends, end)
+        seconds -= np.maximum(self._begins, begin)
+        return seconds.clip(0.0)
 
 
 def _layout(snapshot: Snapshot) -> Layout:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nasd.genotype import Backbone, Block, FeedForward, Genotype, unchanged
 from nasd.policy import next_decision
 from nasd.store import Store
 from nasd.tick import Tick
-from tests.conftest import BASELINE, Clock, FakeLauncher, begin, prepared, thesis_config
+from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
 CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
@@ -63,7 +63,6 @@ def fill(state: StateFolder, candidates: int) -> None:
     store._db.execute("PRAGMA synchronous = OFF")
     begin(store, config, DISTILBERT, Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6))
     ready = json.dumps(prepared().model_dump())
-    lineage = json.dumps([one.to_json() for one in unchanged(BASELINE)])
     draw = random.Random(1)
     with store._transaction():
         run = store._db.conn.execute
@@ -84,6 +83,7 @@ def fill(state: StateFolder, candidates: int) -> None:
                 one = next(drawn)
                 cut = generation > 0 and len(born) % 2 == 1
                 stages = LADDER[:1] if cut else LADDER
+                lineage = json.dumps([block.to_json() for block in unchanged(one)])
                 run(
                     "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
                     (
@@ -105,11 +105,10 @@ def fill(state: StateFolder, candidates: int) -> None:
                         "INSERT INTO member VALUES (?, ?, ?, ?, 0, 1.0)",
                         (generation, member, role, int(member in survivors)),
                     )
-            curves = {str(member): CURVE for member in born}
-            for kind, stage in (("breed", ""), ("cutoff", "pretrain_0"), ("select", "")):
+            for kind, stage, payload in _decisions(generation, born, scored, survivors):
                 run(
                     "INSERT INTO decision VALUES (NULL, ?, ?, ?, ?, 0)",
-                    (generation, kind, stage, json.dumps({"curves": curves, "hypervolume": 1.0})),
+                    (generation, kind, stage, json.dumps(payload)),
                 )
             parents, generation = survivors, generation + 1
     store._db.execute(
@@ -117,6 +116,30 @@ def fill(state: StateFolder, candidates: int) -> None:
     )
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
+
+
+def _decisions(
+    generation: int, born: list[int], scored: list[int], survivors: list[int]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """As policy words them."""
+    yield "breed", "", {"picked": born}
+    if generation > 0:
+        cutoff = {
+            "rule": "every other one",
+            "reached": len(born),
+            "losses": {str(member): CURVE[-1][1] for member in born},
+            "curves": {str(member): CURVE for member in born},
+            "kept": born[::2],
+            "cut": born[1::2],
+        }
+        yield "cutoff", "pretrain_0", cutoff
+    select = {
+        "points": {str(member): (50.0, 1.0) for member in scored},
+        "ranks": {str(member): 0 for member in scored},
+        "survivors": survivors,
+        "hypervolume": 1.0,
+    }
+    yield "select", "", select
 
 
 def _attempt(run: Callable[..., Any], candidate: int, stage: str, at: float) -> None:
