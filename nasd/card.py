@@ -87,7 +87,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         " fine-tuned and scored in the same way. Size is the baseline's parameters divided by the"
         " model's, of the encoder alone.",
         "## Architecture",
-        _architecture(candidate),
+        architecture(candidate),
         f"Around the blocks it is DistilBERT: width {snapshot.experiment.backbone.width},"
         f" {snapshot.experiment.backbone.positions} positions,"
         f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary, a norm after each"
@@ -173,7 +173,7 @@ def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
     ]
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
     rows.append(("size", f"{snapshot.size(candidate.id):.3f}", "1.000", ""))
-    return _table(("", "this model", "baseline", "difference"), rows)
+    return table(("", "this model", "baseline", "difference"), rows)
 
 
 def _compared(own: float | None, other: float | None) -> Row:
@@ -192,9 +192,10 @@ def _counts(own: Candidate, other: Candidate) -> Row:
     )
 
 
-def _architecture(candidate: Candidate) -> str:
+def architecture(candidate: Candidate) -> str:
+    """A Markdown table of its blocks."""
     blocks = zip(candidate.genotype.blocks, candidate.lineage, strict=True)
-    return _table(
+    return table(
         ("block", "attention heads", "feed-forward networks", "new in it"),
         [
             (number, block.heads, _networks(block), _new(origin))
@@ -226,7 +227,7 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
     if candidate.is_baseline:
         return
     yield "## Ancestry"
-    yield _table(
+    yield table(
         ("candidate", "generation", "architecture", "new modules", "size", "quality"),
         [
             (
@@ -249,7 +250,7 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
 def _training(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
     ladder = config.ladder("baseline" if candidate.is_baseline else "candidates")
     head = ("stage", "task", "trains", "epochs", "batch", "learning rate", "steps", "loss")
-    return _table(
+    return table(
         (*head, _unit(snapshot)),
         [
             _stage(snapshot, candidate, stage)
@@ -320,7 +321,7 @@ def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> st
             LICENCES.get(qa.hub or "", UNKNOWN),
         ),
     ]
-    return _table(("for", "source", "licence"), rows)
+    return table(("for", "source", "licence"), rows)
 
 
 def _corpus(corpus: Corpus) -> str:
@@ -347,6 +348,6 @@ def _code(value: Any) -> str:
     return f"`{value}`"
 
 
-def _table(head: Row, rows: Iterable[Row]) -> str:
+def table(head: Row, rows: Iterable[Row]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -26,12 +26,18 @@ class StateFolder:
         """What a finished stage left behind: the model, or the predictions."""
         return self.candidate(candidate) / stage
 
-    def curves(self, generation: int | None, candidate: int, stage: str) -> Path:
-        """The TensorBoard run of one stage, named so that a generation's candidates sort well."""
-        group = "baseline" if generation is None else f"gen{generation:02d}"
-        return self.tensorboard / group / f"c{candidate:04d}" / stage
+    def run(self, name: str) -> Path:
+        """The folder of a TensorBoard run."""
+        return self.tensorboard / name
 
-    @property
-    def search_curves(self) -> Path:
-        """The daemon's own TensorBoard run."""
-        return self.tensorboard / "search"
+    def curves(self, generation: int | None, candidate: int, task: str) -> Path:
+        """The TensorBoard run of what a candidate's stages of one task train."""
+        return self.run(run_name(generation, candidate)) / task
+
+
+def run_name(generation: int | None, candidate: int | None = None) -> str:
+    """What TensorBoard calls a generation or a candidate: so that `gen03` finds all of one."""
+    if generation is None:
+        return "baseline"
+    group = f"gen{generation:02d}"
+    return group if candidate is None else f"{group}/c{candidate:04d}"

@@ -55,7 +55,7 @@ class Spec(Message):
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself
     qa_cache: str
-    tensorboard: str
+    tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
     threads: int
     checkpoint_minutes: float
@@ -65,6 +65,8 @@ class Spec(Message):
     fixed_masks: bool = False  # the same ones for a sequence every time
     activation_cache_gb: float = 0.0
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
+    first_step: int = 0  # where the curves begin, behind those of the stages before
+    shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
 
 

@@ -8,7 +8,7 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -108,6 +108,27 @@ class Attempt:
     @property
     def live(self) -> bool:
         return self.state in LIVE_ATTEMPT
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Slots that an attempt held, or holds where there is no end."""
+
+    slots: tuple[str, ...]
+    started_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A generation that was selected. best_quality: of parents and offspring, None if nobody of
+    them was scored."""
+
+    number: int
+    opened_at: float
+    completed_at: float
+    hypervolume: float
+    best_quality: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +292,15 @@ def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = Tru
     return True
 
 
-def read(connection: sqlite3.Connection, whole: bool = True) -> Snapshot:
-    """Everything, or what is in play, as of one instant (one read transaction)."""
+def read(
+    connection: sqlite3.Connection, whole: bool = True, lines: Iterable[int] | None = None
+) -> Snapshot:
+    """Everything, or what is in play, as of one instant (one read transaction). lines: of these
+    candidates, all that they descend from, and the baseline, with all generations, and what was
+    decided in those that these were born in."""
     connection.execute("BEGIN")
     try:
-        return _read(connection, whole)
+        return _read(connection, whole and lines is None, lines)
     finally:
         connection.execute("ROLLBACK")
 
@@ -324,6 +349,23 @@ def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
         " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
         " WHERE c.state = 'scored' ORDER BY c.id"
     ).fetchall()
+
+
+def holdings(connection: sqlite3.Connection) -> list[Holding]:
+    """Of all attempts that ever were."""
+    rows = connection.execute("SELECT slots, started_at, ended_at FROM attempt ORDER BY id")
+    return [Holding(tuple(_decoded(slots)), begin, end) for slots, begin, end in rows]
+
+
+def selected(connection: sqlite3.Connection) -> list[Selected]:
+    """Of all generations that were."""
+    rows = connection.execute(
+        "SELECT number, opened_at, completed_at, payload ->> 'hypervolume',"
+        " (SELECT max(value ->> 0) FROM json_each(payload -> 'points'))"
+        " FROM generation JOIN decision ON generation = number AND kind = 'select'"
+        " WHERE completed_at IS NOT NULL ORDER BY number"
+    )
+    return [Selected(*row) for row in rows]
 
 
 @lru_cache(maxsize=2048)
@@ -379,7 +421,9 @@ def _attempt(row: Sequence[Any]) -> Attempt:
     )
 
 
-def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
+def _read(
+    connection: sqlite3.Connection, whole: bool, lines: Iterable[int] | None = None
+) -> Snapshot:
     def rows(query: str, *arguments: Any) -> Sequence[Any]:
         return connection.execute(query, arguments).fetchall()
 
@@ -393,12 +437,13 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
     (created, completed, resumed, hold, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
+    ever = whole or lines is not None  # all generations
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
             "SELECT number, phase, opened_at, completed_at FROM generation WHERE number >= ?"
             " ORDER BY number",
-            0 if whole else number - 1,
+            0 if ever else number - 1,
         )
     )
     newest = generations[-1] if generations else None
@@ -407,7 +452,18 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
         "IN (SELECT candidate FROM member WHERE generation = ?1"
         " UNION SELECT id FROM candidate WHERE generation IS NULL)"
     )
-    one, owner = ("?1 = ?1", "?1 = ?1") if whole else (f"id {play}", f"candidate {play}")
+    everyone = "?1 = ?1"
+    met = everyone  # the generations of which the decisions are read
+    if lines is not None:
+        these = f"id IN ({', '.join(str(int(one)) for one in lines)})"
+        play = (
+            "IN (WITH RECURSIVE line (id) AS ("
+            f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
+            " UNION SELECT parent FROM candidate JOIN line USING (id) WHERE parent IS NOT NULL)"
+            f" SELECT id FROM line) AND {everyone}"
+        )
+        met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"
+    one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
     return Snapshot(
         whole=whole,
         experiment=Experiment(
@@ -451,9 +507,10 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
         decisions=tuple(
             Decision(generation, kind, stage, _decoded(payload))
             for generation, kind, stage, payload in rows(
-                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?"
-                " ORDER BY id",
-                0 if whole else number,
+                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?2"
+                f" AND {met} ORDER BY id",
+                number,
+                0 if ever else number,
             )
         ),
         members=tuple(
@@ -461,8 +518,10 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             for g, c, role, survives, rank, crowding in rows(
                 "SELECT generation, candidate, role, survives, rank, crowding FROM member"
                 # The parents' ranks stand in the generation before.
-                " WHERE generation >= ? ORDER BY generation, candidate",
-                0 if whole else number - 1,
+                f" WHERE generation >= ?2 AND {everyone if lines is None else owner}"
+                " ORDER BY generation, candidate",
+                number,
+                0 if ever else number - 1,
             )
         ),
         quarantine={

@@ -7,7 +7,7 @@ store open for writing at a time.
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from nasd.lifecycle import (
     target,
 )
 from nasd.protocol import sync_folder
-from nasd.snapshot import Snapshot
+from nasd.snapshot import Holding, Selected, Snapshot
 from nasd.sqlite import Database
 from nasd.variation import Bred
 
@@ -82,6 +82,18 @@ class Store:
         if self._in_play is None or self._in_play[0] != changes:
             self._in_play = changes, snapshot.read(self._db.conn, whole=False)
         return self._in_play[1]
+
+    def lines(self, candidates: Iterable[int]) -> Snapshot:
+        """These candidates with all that they descend from."""
+        return snapshot.read(self._db.conn, lines=candidates)
+
+    def selected(self) -> list[Selected]:
+        """The generations that were selected."""
+        return snapshot.selected(self._db.conn)
+
+    def holdings(self) -> list[Holding]:
+        """The slots that all attempts ever held."""
+        return snapshot.holdings(self._db.conn)
 
     def scored(self) -> list[tuple[int, float, int]]:
         """(candidate, quality, parameters) of every scored candidate."""

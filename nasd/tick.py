@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import backups, gpus, policy, retention, search_curves
+from nasd import backups, gpus, policy, retention
+from nasd.board import Board, first_step, shared_curve
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
-from nasd.lifecycle import AttemptState
+from nasd.lifecycle import AttemptState, Event
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -78,6 +79,7 @@ class Tick:
             self.monotonic, 60 * daemon.start_minutes, 60 * daemon.stall_minutes
         )
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
+        self._board = Board(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
         self._widened: set[int] = set()  # attempts that were asked to stop for more slots
         self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
@@ -108,6 +110,7 @@ class Tick:
         if generation and generation.opened_at > backups.newest(self.state):
             self._kept_at = None  # the daemon before was killed on its way to it
         retention.sweep(self.state, self.store.read())
+        self._board.show_all()
 
     def look(self) -> None:
         """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
@@ -252,6 +255,8 @@ class Tick:
             prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
             reached=folder.newest_step(),
         )
+        if end.event in (Event.SCORE, Event.FAIL):
+            self._board.show(attempt.candidate)
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
         self._met.discard(attempt.id)
@@ -323,19 +328,19 @@ class Tick:
                 log.info("generation %d opens with %d parents", number, len(parents))
             case policy.Breed(generation, births, first_stage, payload):
                 born = self.store.record_births(generation, births, payload, first_stage, now)
+                self._board.show_all()
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
             case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
-                self._show(lambda: search_curves.show_cutoff(self.state, decision))
+                self._board.show_all()
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
             case policy.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case policy.Select(generation, members, payload):
                 self.store.record_selection(generation, members, payload, now)
-                hours = self.store.in_play().gpu_hours(now)
-                self._show(lambda: search_curves.show_selection(self.state, decision, hours))
+                self._board.show_all()
                 log.info("generation %d: survivors %s", generation, payload["survivors"])
             case policy.Complete():
                 self.store.complete(now)
@@ -419,6 +424,7 @@ class Tick:
         origin, inherits = policy.weights_of(snapshot, self.config, candidate)
         earlier = policy.attempts_at(snapshot, candidate.id, candidate.stage)
         stage = policy.stage_named(self.config, candidate.stage)
+        task = candidate.stage if stage is None else stage.task
         return Spec(
             attempt=attempt,
             candidate=candidate.id,
@@ -436,7 +442,9 @@ class Tick:
             cache=str(self.state.cache),
             mlm_cache=prepared.get("mlm_cache", ""),
             qa_cache=prepared.get("qa_cache", ""),
-            tensorboard=str(self.state.curves(candidate.generation, candidate.id, candidate.stage)),
+            tensorboard=str(self.state.curves(candidate.generation, candidate.id, task)),
+            first_step=first_step(snapshot, candidate),
+            shared_curve=shared_curve(candidate, task),
             precision=self.config.slots.precision,
             threads=self.config.slots.threads,
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,
@@ -491,15 +499,6 @@ class Tick:
                 self._end(attempt, self.state.attempt(attempt.id), "", asked=True)
             except NasdError as error:
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
-
-    # -- TensorBoard ---------------------------------------------------------------------------
-
-    def _show(self, write: Callable[[], None]) -> None:
-        """Behind the decision, which stands: a kill in between costs a picture, and no more."""
-        try:
-            write()
-        except OSError as error:
-            log.warning("TensorBoard could not be written: %s", error)
 
 
 def _last_line(log_file: Path) -> str:

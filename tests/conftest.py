@@ -211,25 +211,11 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "connect", connect_quickly)
 
 
-class NoSummaries:
-    """In the place of TensorBoard's files where they are not what is tested."""
-
-    def __init__(self, folder: Path) -> None: ...
-
-    def __enter__(self) -> "NoSummaries":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def scalars(self, values: dict[str, float], step: int) -> None: ...
-
-    def text(self, tag: str, markdown: str, step: int) -> None: ...
-
-
 @contextmanager
 def without_summaries() -> Iterator[None]:
+    """Nothing of the daemon's for TensorBoard, where that is not what is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nasd.search_curves.Summaries", NoSummaries)
+        patch.setattr("nasd.board.Board._write", lambda board, runs: None)
         yield
 
 

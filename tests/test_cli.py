@@ -55,7 +55,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
         "answer", "doctor", "events", "export", "init", "log", "report", "run", "score", "show",
-        "simulate", "status",
+        "simulate", "status", "tensorboard",
     ]  # fmt: skip
 
 

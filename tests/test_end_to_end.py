@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from safetensors.torch import load_file
 
 from nasd import snapshot
 from nasd.errors import NasdError
+from nasd.folders import StateFolder
 from nasd.lifecycle import AttemptState, State
 from nasd.presets import write_preset
 from nasd.slots import wait_until
+from tests.boards import read_board, read_run
 
 TINY = (
     "population.mu=2",
@@ -88,6 +91,23 @@ def check_complete(folder: Path, snap: snapshot.Snapshot) -> None:
     model = folder / "state" / "candidates" / str(kept.id) / "finetune"
     assert load_file(model / "model.safetensors")
     assert json.loads((model / "config.json").read_text())["model_type"] == "nasd"
+    check_curves(StateFolder(folder / "state"), snap)
+
+
+def check_curves(state: StateFolder, snap: snapshot.Snapshot) -> None:
+    """TensorBoard shows each evaluation once, the MLM stages in a row."""
+    for one in snap.candidates.values():
+        at, curve = 0, []
+        for stage in ("pretrain_0", "pretrain_1"):
+            if (result := snap.results.get((one.id, stage))) is not None:
+                curve += [(at + step, pytest.approx(loss)) for step, loss in result.curve]
+                at += result.steps
+        if curve:
+            run = read_run(state.curves(one.generation, one.id, "mlm"))
+            assert run["mlm/evaluation_loss"] == curve
+            assert run[f"learning_curves/gen{one.generation:02d}"] == curve
+            points = [step for step, _ in run.get("mlm/loss", [])]
+            assert points == sorted({*points})
 
 
 def test_a_search_survives_a_kill_of_its_daemon_and_ends(tmp_path: Path) -> None:
@@ -139,6 +159,20 @@ def test_kills_change_neither_decisions_nor_weights(tmp_path: Path) -> None:
         ends.append((told(snap), folder))
     (one, first), (other, second) = ends
     assert one == other
+    boards = [
+        {
+            run: {tag: v for tag, v in tags.items() if re.match("mlm|qa|learning|results", tag)}
+            for run, tags in read_board(folder / "state" / "tensorboard").items()
+        }
+        for folder in (first, second)
+    ]
+    for run, tags in boards[0].items():
+        assert tags.keys() == boards[1][run].keys()
+        for tag, values in tags.items():
+            found = boards[1][run][tag]
+            if tag.endswith("tokens_per_second"):
+                values, found = ([step for step, _ in both] for both in (values, found))
+            assert found == values, (run, tag)
     for path in sorted(first.glob("state/candidates/*/*/model.safetensors")):
         twin = second / path.relative_to(first)
         left, right = load_file(path), load_file(twin)

@@ -445,7 +445,7 @@ def test_the_summary_shows_population_baseline_front_and_where_to_look(searches,
     rows = {line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()}
     assert survivors | {"0"} == rows
     text = "\n".join(lines)
-    assert "tensorboard --logdir /state/tensorboard" in text
+    assert "nasd tensorboard --state /state" in text
     front = [one for one in survivors if facts.members[int(one)].rank == 0]
     assert front
     for one in front:

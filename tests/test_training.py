@@ -245,8 +245,11 @@ class AskAfter:
         return self._left < 0
 
 
-def settings(folder: Path, stop_after: int, resume: tuple[Path, ...] = ()) -> Run:
-    return run_of(folder, Notes(), log_steps=3, stop=AskAfter(stop_after), resume=resume)
+def settings(
+    folder: Path, stop_after: int, resume: tuple[Path, ...] = (), notes: Notes | None = None
+) -> Run:
+    stop = AskAfter(stop_after)
+    return run_of(folder, notes or Notes(), log_steps=3, stop=stop, resume=resume)
 
 
 def mlm_task(shop: Workshop) -> MlmTask:
@@ -260,16 +263,19 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
     shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int
 ) -> None:
     short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8)
-    straight = mlm_task(shop)
-    expected = train(straight, short, alone, settings(tmp_path / "a", 10**9))
-    first = mlm_task(shop)
+    straight, told = mlm_task(shop), Notes()
+    expected = train(straight, short, alone, settings(tmp_path / "a", 10**9, notes=told))
+    first, again = mlm_task(shop), Notes()
     with pytest.raises(Stopped):
-        train(first, short, alone, settings(tmp_path / "b", stopped_after))
+        train(first, short, alone, settings(tmp_path / "b", stopped_after, notes=again))
     second = mlm_task(shop)
-    got = train(
-        second, short, alone, settings(tmp_path / "c", 10**9, (tmp_path / "b" / "checkpoints",))
-    )
+    before = (tmp_path / "b" / "checkpoints",)
+    got = train(second, short, alone, settings(tmp_path / "c", 10**9, before, again))
     assert got == expected
+    clock = ("at", "tokens_per_second")
+    assert [{k: v for k, v in line.items() if k not in clock} for line in again.lines] == [
+        {k: v for k, v in line.items() if k not in clock} for line in told.lines
+    ]
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 

@@ -6,10 +6,10 @@ Real torchrun and real files, but for what can be seen in one process.
 import ast
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +38,8 @@ from nasd.worker.progress import DOWNLOAD, Pulse
 from nasd.worker.qa import QaTask
 from nasd.worker.stage import run as run_stage
 from nasd.worker.task import Ranks
-from nasd.worker.train import MetricsFile, Order, Schedule, train
+from nasd.worker.train import Curves, MetricsFile, Order, Schedule, train
+from tests.boards import read_run, steps
 from tests.training import (
     Launched,
     Never,
@@ -160,6 +161,26 @@ def test_an_attempt_resumed_after_a_fault_ends_bit_for_bit_as_one_undisturbed(
     expected = undisturbed.weights
     assert end.weights.keys() == expected.keys()
     assert all(torch.equal(end.weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("fault", ["killed", "filled"])
+def test_the_curves_of_a_resumed_attempt_are_those_of_one_undisturbed(
+    shop: Workshop, tmp_path: Path, undisturbed: End, fault: str, request: pytest.FixtureRequest
+) -> None:
+    before: AttemptFolder = request.getfixturevalue(fault)
+    run = shutil.copytree(before.path / "tensorboard", tmp_path / "run")
+    (file,) = run.iterdir()
+    with file.open("ab") as half:  # as of a kill half-way through a record
+        half.write(file.read_bytes()[:11])
+    spec = task_of(shop, resume=(str(before.checkpoints),), tensorboard=str(run))
+    finish(spec, tmp_path / "resumed")
+    expected, found = read_run(undisturbed.folder.path / "tensorboard"), read_run(run)
+    assert len(steps(read_run(before.path / "tensorboard"), "mlm/loss")) >= 1
+    assert found.keys() == expected.keys()
+    for tag in expected:
+        assert steps(found, tag) == steps(expected, tag), tag
+        if tag != "mlm/tokens_per_second":
+            assert found[tag] == expected[tag], tag
 
 
 def test_a_killed_worker_leaves_no_outcome(killed: AttemptFolder) -> None:
@@ -408,16 +429,13 @@ def little_room(room: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("full", ["metrics", "tensorboard"])
-def test_a_disk_too_full_for_curves_is_the_machines_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
-) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda what: None)
+def test_a_disk_too_full_for_curves_is_the_machines_fault(tmp_path: Path, full: str) -> None:
     metrics = tmp_path / "metrics.jsonl"
     if full == "metrics":
         metrics.write_bytes(b" " * 3000 + b"\n")
     else:
         metrics = Path("/dev/null")  # no limit holds there
-    recorder = MetricsFile(metrics, tmp_path / "tb", "mlm", 0)
+    recorder = MetricsFile(metrics, Curves(tmp_path / "tb", "mlm"), 0)
 
     def record() -> None:
         for step in range(1000):
@@ -426,7 +444,6 @@ def test_a_disk_too_full_for_curves_is_the_machines_fault(
     with little_room(3000), pytest.raises(OSError, match="File too large") as caught:
         record()
     assert _machine_failed(caught.value)
-    recorder._summaries.close()  # waits for its thread
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for_fails_as_the_machines_wherever_it_does(

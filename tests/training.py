@@ -209,6 +209,9 @@ class Notes:
     def line(self, **values: Any) -> None:
         self.lines.append(values)
 
+    def sync(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -1,4 +1,4 @@
-"""Commands that show what a search does and did: status, show, log, events, report."""
+"""Commands that show what a search does and did: status, show, log, events, report, tensorboard."""
 
 import json
 import sys
@@ -184,3 +184,23 @@ def report(
     page = write(facts, out or default_folder(folder, facts))
     print("\n".join(words.answer(facts)))
     print(f"\nwrote {page}")
+
+
+@app.command(rich_help_panel=LOOK)
+def tensorboard(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=1, max=65535)] = 6006,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "localhost",
+) -> None:
+    """Start TensorBoard on a search: learning curves, cutoffs, features against scores.
+
+    Works with the daemon running or down, and shows what is new as it comes. Ctrl-C ends it.
+
+    Example: nasd tensorboard --port 6007
+    """
+    from nasd import board_server
+
+    board_server.serve(state_folder(config, state), host, port)

@@ -39,7 +39,7 @@ def _where_next(state: Path) -> list[Text]:
     folder = _shown(state)
     return [
         line(("Where to look next", "bold")),
-        Text(f"  {_shown(_tool('tensorboard'))} --logdir {_shown(state / 'tensorboard')}"),
+        Text(f"  {_shown(_tool('nasd'))} tensorboard --state {folder}"),
         line("      learning curves, cutoffs and hypervolume, in a browser"),
         Text(f"  {_shown(_tool('nasd'))} status --json --state {folder}"),
         line("      everything, for a program"),

@@ -21,6 +21,7 @@ from nasd.worker.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import EVALUATION_BATCH, Ranks, Task, autocast
 from nasd.worker.train import (
+    Curves,
     Diverged,
     MetricsFile,
     NoMetrics,
@@ -168,7 +169,8 @@ def _train(
     def open_recorder(step: int) -> Recorder:
         if not ranks.first:
             return NoMetrics()
-        return MetricsFile(folder.metrics, Path(spec.tensorboard), stage.task, step)
+        curves = Curves(Path(spec.tensorboard), stage.task, spec.first_step, spec.shared_curve)
+        return MetricsFile(folder.metrics, curves, step)
 
     cache = Path(spec.cache)
     gpu = ranks.device.type == "cuda"

@@ -121,39 +121,62 @@ class Order:
 class Recorder(Protocol):
     def line(self, **values: Any) -> None: ...
 
+    def sync(self) -> None: ...
+
     def close(self) -> None: ...
 
 
-class MetricsFile:
-    """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one."""
+@dataclass(frozen=True)
+class Curves:
+    """Where TensorBoard finds what is recorded. task: its curves share no chart with another
+    task's. first_step: where the stage begins in them. shared: a tag that the evaluation losses go
+    to as well, "" for none."""
 
-    def __init__(self, path: Path, tensorboard: Path, task: str, resume_step: int) -> None:
-        self._task = task  # its curves share no chart with another task's
+    run: Path
+    task: str
+    first_step: int = 0
+    shared: str = ""
+
+
+class MetricsFile:
+    """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one.
+
+    done: steps of this stage that an earlier attempt has recorded, and whose points stay.
+    """
+
+    def __init__(self, path: Path, curves: Curves, done: int) -> None:
+        self._curves = curves
         self._file = path.open("a", encoding="utf-8")
-        self._summaries = Summaries(tensorboard, resume_step)
+        known = curves.first_step + done
+        self._summaries = Summaries(curves.run, known + 1 if known else 0)
 
     def line(self, **values: Any) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        step = values["step"]
+        evaluation = values["kind"] == "evaluation"
         scalars = {
-            f"{self._task}/{'evaluation_' if values['kind'] == 'evaluation' else ''}{name}": value
+            f"{self._curves.task}/{'evaluation_' if evaluation else ''}{name}": value
             for name, value in values.items()
             if name not in ("kind", "step", "at") and isinstance(value, float)
         }
-        self._summaries.scalars(scalars, step)
-        self._summaries.flush()
+        if evaluation and self._curves.shared:
+            scalars[self._curves.shared] = values["loss"]
+        self._summaries.scalars(scalars, self._curves.first_step + values["step"])
+
+    def sync(self) -> None:
+        """A checkpoint that stands must not know of more than the curves show."""
+        self._summaries.sync()
 
     def close(self) -> None:
         self._file.close()
-        # TensorBoard writes in a thread of its own. What that ran into, the next call but close
-        # raises, and there may have been none since the last line.
-        self._summaries.flush()
         self._summaries.close()
 
 
 class NoMetrics:
     def line(self, **values: Any) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:
@@ -216,6 +239,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     monitor = DivergenceMonitor()
     curve: list[tuple[int, float]] = []
     metrics: dict[str, float] = {}
+    unlogged: list[tuple[float, float]] = []  # losses and norms of the steps since the last line
     start = 0
     if (found := checkpoint.newest((run.checkpoints, *run.resume))) is not None:
         model.load_state_dict(found.model, strict=False)
@@ -223,6 +247,7 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         monitor.restore(found.progress["monitor"])
         curve = [(step, loss) for step, loss in found.progress["curve"]]
         metrics = found.progress["metrics"]
+        unlogged = [(loss, norm) for loss, norm in found.progress.get("unlogged", [])]
         start = found.step
         run.say(f"resumed at step {start} of {schedule.steps}")
     _check_equal(start, ranks)
@@ -242,12 +267,18 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     def save(step: int) -> None:
         if ranks.first:
             run.progress("saving", step, schedule.steps, patience=LONG)
+            recorder.sync()
             checkpoint.save(
                 run.checkpoints,
                 step,
                 _trained_state(model),
                 optimizer.state_dict(),
-                {"monitor": monitor.state(), "curve": curve, "metrics": metrics},
+                {
+                    "monitor": monitor.state(),
+                    "curve": curve,
+                    "metrics": metrics,
+                    "unlogged": unlogged,
+                },
             )
             run.progress("training", step, schedule.steps)
         if ranks.world > 1:
@@ -280,19 +311,25 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
         due = time.monotonic() - saved >= interval
         stop, due = _any((run.stop.asked, due), ranks)
         saves = (stop or due) and not last
-        if len(waiting) == run.log_steps or evaluates or saves:
+        # Whenever a checkpoint comes between, the same steps get a line.
+        logs = (step + 1) % run.log_steps == 0 or evaluates
+        if logs or saves:
             losses, norms = _agree(pending, len(waiting), run.log_steps, ranks)
             now = time.monotonic()
             speed = tokens * ranks.world / max(now - logged, 1e-9)
-            recorder.line(
-                kind="train",
-                step=step + 1,
-                loss=float(np.mean(losses)),
-                gradient_norm=float(np.mean(norms)),
-                learning_rate=rate,
-                tokens_per_second=speed,
-                at=time.time(),
-            )
+            unlogged += zip(losses, norms, strict=True)
+            if logs:
+                mean_loss, mean_norm = np.mean(unlogged, axis=0).tolist()
+                recorder.line(
+                    kind="train",
+                    step=step + 1,
+                    loss=mean_loss,
+                    gradient_norm=mean_norm,
+                    learning_rate=rate,
+                    tokens_per_second=speed,
+                    at=time.time(),
+                )
+                unlogged = []
             for at, one_loss, one_norm in zip(waiting, losses, norms, strict=True):
                 if (reason := monitor.look(at + 1, one_loss, one_norm)) is not None:
                     raise Diverged(reason)

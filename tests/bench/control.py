@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -111,11 +111,10 @@ def fill(state: StateFolder, candidates: int) -> None:
                         "INSERT INTO member VALUES (?, ?, ?, ?, 0, 1.0)",
                         (generation, member, role, int(member in survivors)),
                     )
-            curves = {str(member): CURVE for member in born}
-            for kind, stage in (("breed", ""), ("cutoff", "pretrain_0"), ("select", "")):
+            for kind, stage, payload in _decisions(generation, born, scored, survivors):
                 run(
                     "INSERT INTO decision VALUES (NULL, ?, ?, ?, ?, 0)",
-                    (generation, kind, stage, json.dumps({"curves": curves, "hypervolume": 1.0})),
+                    (generation, kind, stage, json.dumps(payload)),
                 )
             parents, generation = survivors, generation + 1
     store._db.execute(
@@ -210,6 +209,30 @@ def refreshes(state: StateFolder, times: int) -> dict[str, list[float]]:
             found.setdefault(name if turn else f"{name}, the first", []).append(spent)
     store.close()
     return found
+
+
+def _decisions(
+    generation: int, born: list[int], scored: list[int], survivors: list[int]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """As policy words them."""
+    yield "breed", "", {"picked": born}
+    if generation > 0:
+        cutoff = {
+            "rule": "every other one",
+            "reached": len(born),
+            "losses": {str(member): CURVE[-1][1] for member in born},
+            "curves": {str(member): CURVE for member in born},
+            "kept": born[::2],
+            "cut": born[1::2],
+        }
+        yield "cutoff", "pretrain_0", cutoff
+    select = {
+        "points": {str(member): (50.0, 1.0) for member in scored},
+        "ranks": {str(member): 0 for member in scored},
+        "survivors": survivors,
+        "hypervolume": 1.0,
+    }
+    yield "select", "", select
 
 
 def _attempt(run: Callable[..., Any], candidate: int, stage: str, at: float) -> None:

@@ -1,0 +1,532 @@
+"""What the daemon shows in TensorBoard, beside the curves that the workers write.
+
+    search              the layout of the custom scalars, HParams' columns, one point a generation
+    gen01/cutoff        its cutoffs as a line among the learning curves, and as a card
+    gen01/selection     who survived, as a card
+    gen01/c0005         a candidate's card, and once it has ended its features and results
+    gen01/c0005/<task>  its curves, by its workers: stages of one task in a row
+
+Each run of the daemon's is a pure function of a snapshot, and is written whole. So one that a kill
+kept from being written is written by the next daemon, and no point ever stands there twice.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.custom_scalar import metadata as scalars_plugin
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Category,
+    Chart,
+    Layout,
+    MultilineChartContent,
+)
+from tensorboard.plugins.hparams import metadata as hparams_plugin
+from tensorboard.plugins.hparams.api_pb2 import (
+    DATA_TYPE_FLOAT64,
+    DATA_TYPE_STRING,
+    STATUS_FAILURE,
+    STATUS_SUCCESS,
+    Experiment,
+    HParamInfo,
+    MetricInfo,
+    MetricName,
+)
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
+
+from nasd.card import ancestors, architecture, hours, table
+from nasd.folders import StateFolder, run_name
+from nasd.genotype import Genotype, new_modules
+from nasd.lifecycle import State
+from nasd.snapshot import Candidate, Decision, Generation, Holding, Selected, Snapshot
+from nasd.store import Store
+from nasd.summaries import scalars, string, text, value, write_run
+
+log = logging.getLogger("nasd")
+
+Runs = Iterator[tuple[str, Iterable[Event]]]  # names of runs, and what they say
+
+# HParams' columns, and what they are. It shows five at first: those that stand in LEADING.
+FEATURES = {
+    "generation": "in which it was born; -1 is the baseline",
+    "parent": "whom it was bred from",
+    "fate": "scored, cut or failed",
+    "blocks": "encoder blocks",
+    "parameters": "parameters of the encoder",
+    "heads_mean": "attention heads, mean of the blocks",
+    "heads_least": "attention heads, least",
+    "heads_most": "attention heads, most",
+    "ffns": "feed-forward networks",
+    "ffn_layers": "linear layers of all feed-forward networks",
+    "ffn_size_mean": "intermediate size, mean of all",
+    "gelu_share": "share of feed-forward networks with gelu",
+    "new_modules": "modules that mutation made",
+}
+LEADING = {"fate", "blocks", "parameters", "heads_mean", "ffns"}
+TEXTS = {"parent", "fate"}
+NEAREST = 20  # ancestors that a card shows
+ABOUT = {
+    "search/hypervolume": "Of parents and scored offspring, above no quality and no size.",
+    "search/best_quality": "(F1 + EM) / 2 in percent, the best among parents and offspring.",
+    "search/baseline_quality": "The seed model's, trained and scored by the same procedure.",
+    "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
+    "search/slot_use": "Slots x time held / (slots x time from the generation's opening to its"
+    " selection); slots that nothing ran on in that time are not counted.",
+    "search/hours": "From the generation's opening to its selection.",
+}
+
+
+class Board:
+    """Writes behind the decisions, which stand. What a kill in between kept from being written, the
+    next daemon writes at its start; what a full disk did, comes with what is shown next."""
+
+    def __init__(self, state: StateFolder, store: Store) -> None:
+        self._state, self._store = state, store
+        self._behind = False
+
+    def show(self, candidate: int) -> None:
+        """A candidate whose lot has changed."""
+        if self._behind:
+            self.show_all()
+        else:
+            self._write(lambda: self._runs(self._store.lines([candidate]), [candidate]))
+
+    def show_all(self) -> None:
+        """Of what is in play, of the newest generation's decisions and of the search, whatever is
+        not yet shown as it is now."""
+        self._write(self._everything if self._behind else self._in_play)
+
+    def _in_play(self) -> Runs:
+        play = self._store.in_play()
+        newest = [] if play.generation is None else [play.generation.number]
+        return self._runs(self._store.lines(play.candidates), play.candidates, newest, search=True)
+
+    def _everything(self) -> Runs:
+        whole = self._store.read()
+        numbers = [one.number for one in whole.generations]
+        return self._runs(whole, whole.candidates, numbers, search=True)
+
+    def _runs(
+        self,
+        snapshot: Snapshot,
+        candidates: Iterable[int],
+        generations: Iterable[int] = (),
+        search: bool = False,
+    ) -> Runs:
+        for one in candidates:
+            yield _name(snapshot, one), candidate_events(snapshot, one)
+        for number in generations:
+            yield from generation_events(snapshot, number)
+        if search:
+            chosen, holdings = self._store.selected(), self._store.holdings()
+            yield "search", search_events(snapshot, chosen, holdings)
+
+    def _write(self, runs: Callable[[], Runs]) -> None:
+        began = self._store.in_play().experiment.created_at
+        try:
+            for name, events in runs():
+                write_run(self._state.run(name), events, began)
+            self._behind = False
+        except OSError as error:
+            self._behind = True
+            log.warning("TensorBoard's files could not be written: %s", error)
+
+
+def first_step(snapshot: Snapshot, candidate: Candidate) -> int:
+    """Where the curves of its stage begin: behind those of the same task before it."""
+    tasks = {stage["name"]: stage["task"] for stage in snapshot.experiment.config["stages"]}
+    return sum(
+        result.steps
+        for (owner, stage), result in snapshot.results.items()
+        if owner == candidate.id
+        and stage != candidate.stage
+        and tasks.get(stage) == tasks.get(candidate.stage)
+    )
+
+
+def shared_curve(candidate: Candidate, task: str) -> str:
+    """The tag that a generation's learning curves share; "" for those that are none of them."""
+    if task != "mlm" or candidate.generation is None:
+        return ""
+    return learning_curve(candidate.generation)
+
+
+# -- a candidate ---------------------------------------------------------------------------------
+
+
+def candidate_events(snapshot: Snapshot, number: int) -> Iterator[Event]:
+    """snapshot: with the candidate's line."""
+    one = snapshot.candidates[number]
+    tried = [attempt for attempt in snapshot.attempts if attempt.candidate == number]
+    began = min((attempt.started_at for attempt in tried), default=snapshot.experiment.created_at)
+    if not one.final:
+        yield text("card", _card(snapshot, one), began)
+        return
+    ended = max((attempt.ended_at or began for attempt in tried), default=began)
+    yield text("card", _card(snapshot, one), ended)
+    start = SessionStartInfo(group_name=_name(snapshot, number), start_time_secs=began)
+    for name, feature in features(snapshot, one).items():
+        if isinstance(feature, str):
+            start.hparams[name].string_value = feature
+        else:
+            start.hparams[name].number_value = feature
+    status = STATUS_FAILURE if one.state is State.FAILED else STATUS_SUCCESS
+    end = SessionEndInfo(status=status, end_time_secs=ended)
+    opened = HParamsPluginData(session_start_info=start)
+    closed = HParamsPluginData(session_end_info=end)
+    yield _hparams(hparams_plugin.SESSION_START_INFO_TAG, opened, ended)
+    yield _hparams(hparams_plugin.SESSION_END_INFO_TAG, closed, ended)
+    yield scalars(metrics(snapshot, one), one.generation or 0, ended)
+
+
+def features(snapshot: Snapshot, candidate: Candidate) -> dict[str, float | str]:
+    """What sets a genotype apart, by the names in FEATURES."""
+    genotype: Genotype = candidate.genotype
+    heads = [block.heads for block in genotype.blocks]
+    ffns = [ffn for block in genotype.blocks for ffn in block.ffns]
+    found: dict[str, float | str] = {
+        "generation": -1.0 if candidate.generation is None else candidate.generation,
+        "parent": "" if candidate.parent is None else _name(snapshot, candidate.parent),
+        "fate": str(candidate.state),
+        "blocks": len(genotype.blocks),
+        "parameters": candidate.parameters,
+        "heads_mean": fmean(heads),
+        "heads_least": min(heads),
+        "heads_most": max(heads),
+        "ffns": len(ffns),
+        "ffn_layers": sum(len(ffn.sizes) + 1 for ffn in ffns),
+        "ffn_size_mean": fmean(chain.from_iterable(ffn.sizes for ffn in ffns)),
+        "gelu_share": fmean(ffn.activation == "gelu" for ffn in ffns),
+        "new_modules": 0 if candidate.is_baseline else new_modules(candidate.lineage),
+    }
+    assert [*found] == [*FEATURES]
+    return found
+
+
+def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
+    """As far as they are known: the last evaluation loss of each MLM stage, and the scores."""
+    found = {
+        _loss_tag(stage): result.curve[-1][1]
+        for stage in _mlm_stages(snapshot)
+        if (result := snapshot.results.get((candidate.id, stage))) is not None and result.curve
+    }
+    scores = snapshot.scores(candidate.id)
+    quality = snapshot.quality(candidate.id)
+    if scores is not None and quality is not None:
+        found |= {
+            "results/exact_match": scores["exact_match"],
+            "results/f1": scores["f1"],
+            "results/quality": quality,
+        }
+    return {**found, "results/size": snapshot.size(candidate.id)}
+
+
+def _card(snapshot: Snapshot, candidate: Candidate) -> str:
+    parts = [
+        f"### {_title(candidate)}",
+        _fate(snapshot, candidate),
+        f"`{candidate.genotype}` (genotype {candidate.hash}), {candidate.parameters:,} parameters,"
+        f" size {snapshot.size(candidate.id):.3f}",
+        architecture(candidate),
+    ]
+    if not candidate.is_baseline:
+        parts += ["#### Ancestry", _ancestry(snapshot, candidate)]
+        parts += ["#### Decisions", _decisions(snapshot, candidate)]
+    return "\n\n".join(parts)
+
+
+def _title(candidate: Candidate) -> str:
+    if candidate.is_baseline:
+        return "The baseline"
+    return f"Candidate {candidate.id} of generation {candidate.generation}"
+
+
+def _fate(snapshot: Snapshot, candidate: Candidate) -> str:
+    if not candidate.final:
+        return "On its way."
+    spent = f"It took {hours(snapshot, [candidate]):.3g} hours of slots."
+    scores, quality = snapshot.scores(candidate.id), snapshot.quality(candidate.id)
+    if scores is not None and quality is not None:
+        marks = f"quality {quality:.2f} (EM {scores['exact_match']:.2f}, F1 {scores['f1']:.2f})"
+        return f"Scored: {marks}. {spent}"
+    state = str(candidate.state).capitalize()
+    return f"{state} at {candidate.stage}: {candidate.reason}. {spent}"
+
+
+def _ancestry(snapshot: Snapshot, candidate: Candidate) -> str:
+    line = ancestors(snapshot, candidate)
+    shown = table(
+        ("candidate", "architecture", "new modules", "size", "quality"),
+        [
+            (
+                _name(snapshot, one.id),
+                f"`{one.genotype}`",
+                "" if one.is_baseline else new_modules(one.lineage),
+                f"{snapshot.size(one.id):.3f}",
+                "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",
+            )
+            for one in line[-NEAREST:]
+        ],
+    )
+    before = f"{len(line) - NEAREST} before them, from the baseline on.\n\n"
+    return shown if len(line) <= NEAREST else before + shown
+
+
+def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
+    """What was decided about it, in the order in which it was."""
+    assert candidate.parent is not None
+    came = f"bred from {_name(snapshot, candidate.parent)}"
+    rows: list[Sequence[object]] = [(candidate.generation, "breeding", came)]
+    rows += [
+        (one.generation, f"cutoff after {one.stage}", _at_cutoff(one, candidate.id))
+        for one in snapshot.decisions
+        if one.kind == "cutoff" and str(candidate.id) in one.payload["losses"]
+    ]
+    rows += [
+        (
+            one.generation,
+            f"selection, as {one.role}",
+            f"{'survives' if one.survives else 'does not survive'}, rank {one.rank}",
+        )
+        for one in snapshot.members
+        if one.candidate == candidate.id and one.rank is not None
+    ]
+    return table(("generation", "decision", ""), rows)
+
+
+def _at_cutoff(cutoff: Decision, candidate: int) -> str:
+    losses = cutoff.payload["losses"]
+    place = [*losses].index(str(candidate)) + 1
+    kept = "kept" if candidate in cutoff.payload["kept"] else "cut"
+    return (
+        f"{kept}: loss {losses[str(candidate)]:.4f} is number {place} of"
+        f" {cutoff.payload['reached']}; the last one kept has {threshold(cutoff):.4f}"
+    )
+
+
+# -- a generation --------------------------------------------------------------------------------
+
+
+def generation_events(snapshot: Snapshot, number: int) -> Runs:
+    """The runs that tell of its decisions. snapshot: with the lines of all its members."""
+    decided = [one for one in snapshot.decisions if one.generation == number]
+    if cutoffs := [one for one in decided if one.kind == "cutoff"]:
+        yield f"{run_name(number)}/cutoff", cutoff_events(snapshot, cutoffs)
+    for one in decided:
+        if one.kind == "select":
+            yield f"{run_name(number)}/selection", [_selection(snapshot, one)]
+
+
+def threshold(cutoff: Decision) -> float:
+    """The loss of the last one that was kept."""
+    losses = cutoff.payload["losses"]
+    return max(float(losses[str(one)]) for one in cutoff.payload["kept"])
+
+
+def learning_curve(generation: int) -> str:
+    """The tag of a generation's evaluation losses, all MLM stages in a row. One for each, so that
+    a chart shows one generation whatever runs are chosen."""
+    return f"learning_curves/{run_name(generation)}"
+
+
+def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Decision]) -> Iterator[Event]:
+    """For each a card; and a level line of its threshold as long as its stage is."""
+    for cutoff in cutoffs:
+        at = _generation(snapshot, cutoff.generation).opened_at
+        begin, end = _reach(snapshot, cutoff)
+        yield text(f"cutoff_after_{cutoff.stage}", _cutoff_card(snapshot, cutoff), at)
+        for step in sorted({begin, end}):
+            yield scalars({learning_curve(cutoff.generation): threshold(cutoff)}, step, at)
+
+
+def _reach(snapshot: Snapshot, cutoff: Decision) -> tuple[int, int]:
+    """From where to where its stage reaches among the steps of the MLM stages: the longest, as
+    who had nothing to train has no steps."""
+    stages = _mlm_stages(snapshot)
+    before = stages[: stages.index(cutoff.stage)]
+
+    def steps(candidate: str, names: Iterable[str]) -> int:
+        found = (snapshot.results.get((int(candidate), name)) for name in names)
+        return sum(result.steps for result in found if result is not None)
+
+    reached = cutoff.payload["losses"]
+    return (
+        max(steps(one, before) for one in reached),
+        max(steps(one, (*before, cutoff.stage)) for one in reached),
+    )
+
+
+def _cutoff_card(snapshot: Snapshot, cutoff: Decision) -> str:
+    kept = cutoff.payload["kept"]
+    rows = [
+        (place, _name(snapshot, int(one)), f"{loss:.4f}", "kept" if int(one) in kept else "cut")
+        for place, (one, loss) in enumerate(cutoff.payload["losses"].items(), start=1)
+    ]
+    title = f"### Generation {cutoff.generation}: cutoff after {cutoff.stage}"
+    head = ("place", "candidate", "evaluation loss", "")
+    return f"{title}\n\nKept: {cutoff.payload['rule']}.\n\n{table(head, rows)}"
+
+
+def _selection(snapshot: Snapshot, selection: Decision) -> Event:
+    points, ranks = selection.payload["points"], selection.payload["ranks"]
+    survivors = selection.payload["survivors"]
+    born = {one.id for one in snapshot.born_in(selection.generation)}
+    rows = [
+        (
+            _name(snapshot, int(one)),
+            "offspring" if int(one) in born else "parent",
+            f"{points[one][0]:.2f}",
+            f"{points[one][1]:.3f}",
+            ranks[one],
+            "survives" if int(one) in survivors else "",
+        )
+        for one in sorted(points, key=lambda one: (ranks[one], -points[one][0], int(one)))
+    ]
+    title = f"### Generation {selection.generation}: selection"
+    head = ("candidate", "role", "quality", "size", "rank", "")
+    one = _generation(snapshot, selection.generation)
+    at = one.completed_at or one.opened_at
+    return text("selection", f"{title}\n\n{table(head, rows)}", at)
+
+
+def _name(snapshot: Snapshot, candidate: int) -> str:
+    """Its run."""
+    return run_name(snapshot.candidates[candidate].generation, candidate)
+
+
+def _generation(snapshot: Snapshot, number: int) -> Generation:
+    return next(one for one in snapshot.generations if one.number == number)
+
+
+# -- the search ----------------------------------------------------------------------------------
+
+
+def search_events(
+    snapshot: Snapshot, chosen: Iterable[Selected], holdings: Sequence[Holding]
+) -> Iterator[Event]:
+    """snapshot: with the baseline and all generations. chosen, holdings: all that ever were."""
+    began = snapshot.experiment.created_at
+    metadata, layout = scalars_plugin.create_summary_metadata(), _layout(snapshot)
+    content = string(layout.SerializeToString())
+    yield value(scalars_plugin.CONFIG_SUMMARY_TAG, metadata, began, content)
+    columns = HParamsPluginData(experiment=_columns(snapshot))
+    yield _hparams(hparams_plugin.EXPERIMENT_TAG, columns, began)
+    base, ledger = snapshot.quality(snapshot.baseline.id), Ledger(holdings)
+    for one in chosen:
+        known = {"search/hypervolume": one.hypervolume}
+        known |= ledger.use(one.opened_at, one.completed_at)
+        if one.best_quality is not None:
+            known["search/best_quality"] = one.best_quality
+        if base is not None:
+            known["search/baseline_quality"] = base
+        yield scalars(known, one.number, one.completed_at, ABOUT)
+
+
+class Ledger:
+    """What attempts held, to be asked for any stretch of time."""
+
+    def __init__(self, holdings: Sequence[Holding]) -> None:
+        self._slots = [held.slots for held in holdings]
+        self._counts = np.array([len(held.slots) for held in holdings], dtype=np.float64)
+        self._begins = np.array([held.started_at for held in holdings])
+        self._ends = np.array([np.inf if h.ended_at is None else h.ended_at for h in holdings])
+
+    def use(self, begin: float, end: float) -> dict[str, float]:
+        """What slots did from `begin` to `end` (seconds since the epoch), and until then."""
+        within = self._seconds(begin, end)
+        found = {
+            "search/gpu_hours": float((self._counts * self._seconds(0.0, end)).sum()) / 3600,
+            "search/hours": (end - begin) / 3600,
+        }
+        used = {slot for index in np.flatnonzero(within) for slot in self._slots[index]}
+        if used:
+            held = float((self._counts * within).sum())
+            found["search/slot_use"] = held / (len(used) * (end - begin))
+        return found
+
+    def _seconds(self, begin: float, end: float) -> NDArray[np.float64]:
+        seconds: NDArray[np.float64] = np.minimum(self._ends, end)
+        seconds -= np.maximum(self._begins, begin)
+        return seconds.clip(0.0)
+
+
+def _layout(snapshot: Snapshot) -> Layout:
+    """Of the custom scalars: a chart of learning curves for each generation, the newest first."""
+
+    def chart(title: str, *tags: str) -> Chart:
+        return Chart(title=title, multiline=MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+
+    curves = [
+        chart(f"generation {one.number}: MLM evaluation loss", learning_curve(one.number))
+        for one in reversed(snapshot.generations)
+    ]
+    search = [
+        chart("hypervolume", "search/hypervolume"),
+        chart("the best quality, and the baseline's", "search/(best|baseline)_quality"),
+        chart("GPU-hours", "search/gpu_hours"),
+        chart("slot use", "search/slot_use"),
+    ]
+    return Layout(
+        category=[
+            Category(title="Learning curves and cutoffs", chart=curves),
+            Category(title="The search, by generation", chart=search),
+        ]
+    )
+
+
+def _columns(snapshot: Snapshot) -> Experiment:
+    cutoffs = {s["name"] for s in snapshot.experiment.config["stages"] if s.get("keep")}
+    losses = {
+        _loss_tag(stage): f"loss after {stage}" + (" (cutoff)" if stage in cutoffs else "")
+        for stage in _mlm_stages(snapshot)
+    }
+    shown = {
+        **losses,
+        "results/exact_match": "EM",
+        "results/f1": "F1",
+        "results/size": "size",
+        "results/quality": "quality",
+    }
+    return Experiment(
+        name=snapshot.experiment.name,
+        time_created_secs=snapshot.experiment.created_at,
+        hparam_infos=[
+            HParamInfo(
+                name=name,
+                description=about,
+                type=DATA_TYPE_STRING if name in TEXTS else DATA_TYPE_FLOAT64,
+                differs=name in LEADING,  # TensorBoard puts these first
+            )
+            for name, about in FEATURES.items()
+        ],
+        metric_infos=[
+            MetricInfo(name=MetricName(tag=tag), display_name=name) for tag, name in shown.items()
+        ],
+    )
+
+
+def _hparams(tag: str, data: HParamsPluginData, at: float) -> Event:
+    return value(tag, hparams_plugin.create_summary_metadata(data), at)
+
+
+def _loss_tag(stage: str) -> str:
+    return f"results/loss_after_{stage}"
+
+
+def _mlm_stages(snapshot: Snapshot) -> list[str]:
+    """That candidates climb, in order."""
+    stages: list[dict[str, Any]] = snapshot.experiment.config["stages"]
+    return [
+        one["name"]
+        for one in stages
+        if one["task"] == "mlm" and one["who"] in ("candidates", "all")
+    ]

@@ -1,0 +1,78 @@
+"""Starts TensorBoard on a state folder: checks what it would only log, then becomes it."""
+
+import os
+import socket
+import sys
+from errno import EADDRINUSE
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
+
+from nasd.errors import NasdError
+from nasd.folders import StateFolder, run_name
+from nasd.snapshot import NoExperiment, opened, read
+
+
+def command(state: Path, host: str, port: int) -> list[str]:
+    """The command line; raises NasdError where there is nothing to show, or nowhere to show it."""
+    folder = StateFolder(state)
+    if not folder.database.exists():
+        raise NoExperiment(state)
+    if not folder.tensorboard.is_dir():
+        raise NasdError(f"{state} has nothing to show yet: the first curves come with training")
+    _check_address(host, port)
+    return [
+        *(sys.executable, "-m", "tensorboard.main"),
+        *("--logdir", str(folder.tensorboard.resolve())),
+        *("--host", host, "--port", str(port)),
+        *("--window_title", "nasd"),
+        "--load_fast=false",  # the loader that forgets what a resumed attempt does again
+    ]
+
+
+def serve(state: Path, host: str, port: int) -> NoReturn:
+    """Becomes TensorBoard, which ends with Ctrl-C."""
+    words = command(state, host, port)
+    for link in links(state, host, port):
+        print(link, flush=True)
+    os.execv(words[0], words)
+
+
+def links(state: Path, host: str, port: int) -> list[str]:
+    """Where to find the newest generation. Where there are more than 40 runs, TensorBoard chooses
+    none of them in these tabs, unless a filter leaves fewer."""
+    with opened(state) as connection:
+        newest = read(connection, whole=False).generation
+    if newest is None:
+        return []
+    name = run_name(newest.number)
+    curves = quote(f"search|{name}/(cutoff|.*/mlm)", safe="")
+    cards = quote(f"{name}/[^/]*$", safe="")
+    where = f"http://{host}:{port}/#"
+    return [
+        f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}",
+        f"cards:           {where}text&regexInput={cards}",
+    ]
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except socket.gaierror as error:
+        raise NasdError(
+            f"--host: {host} is no address of this machine ({error.strerror})"
+        ) from error
+    except OSError as error:
+        if error.errno == EADDRINUSE:
+            raise NasdError(
+                f"port {port} of {host} is in use, maybe by another TensorBoard: give another one"
+                " with --port"
+            ) from error
+        raise NasdError(
+            f"TensorBoard cannot listen on port {port} of {host}: {error.strerror}"
+        ) from error
