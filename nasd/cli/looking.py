@@ -197,7 +197,8 @@ def tensorboard(
 ) -> None:
     """Start TensorBoard on a search: learning curves, cutoffs, features against scores.
 
-    Works with the daemon running or down, and shows what is new as it comes. Ctrl-C ends it.
+    Works with the daemon running or down, and shows what is new as it comes.
+    Ctrl-C ends it.
 
     Example: nasd tensorboard --port 6007
     """
