@@ -163,6 +163,14 @@ def test_infinite_crowding_is_written_as_a_word(searches):
     assert "inf" in values
 
 
+def test_how_much_is_left_does_not_depend_on_how_much_is_read(search: Tick):
+    path, now = search.state.path, search.clock()
+    whole, part = (as_json.report(path, now, whole) for whole in (True, False))
+    assert whole["remaining"] == part["remaining"]
+    assert whole["gained"] == part["gained"]
+    assert whole["notices"] == part["notices"]
+
+
 def test_it_tells_who_holds_which_slot(searches):
     tick = searches["running"]
     found = tick.store.read()
@@ -299,12 +307,12 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file
 """
 
 
-def probe(*arguments: str, folder: Path) -> tuple[str, set[str]]:
-    """What a command prints, and the packages that it has imported."""
+def probe(*arguments: str, folder: Path, **more: str) -> tuple[str, set[str]]:
+    """What a command prints, and the packages that it has imported. more: environment."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(arguments)],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80", **more},
         capture_output=True,
         text=True,
         timeout=60,
@@ -330,3 +338,18 @@ def test_the_command_answers_without_any_heavy_import(searches, tmp_path: Path, 
 def test_the_command_takes_a_state_folder_without_a_config(searches, tmp_path: Path):
     out, _ = probe("status", "--state", str(searches["complete"].state.path), folder=tmp_path)
     assert "Final population of small" in out
+
+
+def test_a_pipe_that_knows_ascii_alone_gets_all_of_it(searches, tmp_path: Path):
+    state = searches["running"].state.path
+    out, _ = probe("status", "--state", str(state), folder=tmp_path, PYTHONIOENCODING="ascii")
+    assert out.isascii()
+    assert "small  generation" in out
+
+
+@pytest.mark.parametrize("columns", ["1", "20"])
+def test_a_very_narrow_terminal_gets_a_view(searches, tmp_path: Path, columns: str):
+    state = searches["running"].state.path
+    out, _ = probe("status", "--state", str(state), folder=tmp_path, COLUMNS=columns)
+    assert out
+    assert max(map(len, out.splitlines())) <= int(columns)

@@ -1,5 +1,10 @@
 """What a person sees of a search, on terminals of all sizes."""
 
+import os
+import signal
+import subprocess
+import sys
+import termios
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -26,7 +31,7 @@ from nasd.status.text import Lines
 from nasd.status.view import view
 from nasd.status.watch import follow
 from tests.bench.control import fill, put_in_play
-from tests.conftest import all_succeed, drive, make_tick, small_config, succeeded
+from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, succeeded
 from tests.test_status import in_phase, one_diverges
 
 SIZES = [(20, 10), (40, 12), (80, 24), (120, 40), (200, 60)]
@@ -376,7 +381,7 @@ def test_the_front_is_drawn_with_the_baseline_in_it(searches):
     assert drawn.count("◆") == 1
     assert drawn.count("●") >= 1
     plain = "\n".join(shown(facts, 80, 24, terminal=False))
-    assert "o front . behind B baseline" in plain
+    assert "# front o behind B baseline" in plain
 
 
 @given(
@@ -462,3 +467,47 @@ def test_how_long_and_how_much_is_told_with_units():
     assert [words.hours(h) for h in (0.123, 12.34, 6512.3)] == ["0.12", "12.3", "6,512"]
     assert [words.rate(r) for r in (None, 3.333, 33.33, 3333.0)] == ["", "3.33", "33.3", "3,333"]
     assert words.listed([1, 2, 3, 7, 9, 10]) == "1 to 3, 7, 9 and 10"
+
+
+# -- in a real terminal --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 10), (80, 24)])
+def test_the_live_view_fills_a_real_terminal_and_leaves_at_ctrl_c(searches_on_disk, width, height):
+    keyboard, screen = os.openpty()
+    termios.tcsetwinsize(screen, (height, width))
+    command = [sys.executable, "-m", "nasd", "status", "--watch", "--interval", "0.1"]
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [*command, "--state", str(searches_on_disk)],
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        env=environment,
+        start_new_session=True,
+    ) as child:
+        os.close(screen)
+        text = b""
+        while text.count(b"\x1b[H") < 3:  # each look begins at the top
+            text += os.read(keyboard, 65536)
+        child.send_signal(signal.SIGINT)
+        try:
+            while more := os.read(keyboard, 65536):
+                text += more
+        except OSError:  # it has left
+            pass
+    assert child.returncode == 0
+    told = text.decode()
+    assert "\x1b[?1049h" in told and "\x1b[?1049l" in told  # a screen of its own, given back
+    assert "Traceback" not in told
+    assert "no daemon" in told
+    os.close(keyboard)
+
+
+@pytest.fixture
+def searches_on_disk(tmp_path: Path) -> Path:
+    tick = make_tick(StateFolder(tmp_path / "state"), small_config(), one_diverges)
+    drive(tick, in_phase(1, Phase.CLIMBING))
+    tick.store.close()
+    return tmp_path / "state"

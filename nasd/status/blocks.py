@@ -112,6 +112,7 @@ def front(facts: Facts, width: int, height: int) -> list[Text]:
     title = fitting(
         width,
         line(("quality by size  ", "dim"), *_legend()),
+        line(("quality  ", "dim"), *_legend()),
         line(*_legend()),
     )
     found = [title]

@@ -186,7 +186,8 @@ class Facts:
         if self.config is None or self.state == "complete":
             return None
         beats = {w.attempt.id: w.counted for w in self.where.values() if w.counted is not None}
-        return remaining(self.snapshot, self.config, self.usable, self.now, beats, known=self.known)
+        snap = _in_play(self.snapshot)
+        return remaining(snap, self.config, self.usable, self.now, beats, self.known)
 
 
 class Reader:
@@ -235,6 +236,19 @@ class Reader:
 def read(state: Path, now: float | None = None, whole: bool = False) -> Facts:
     """A single look, without the devices. Raises NasdError if there is no experiment."""
     return Reader(state, whole=whole).read(now)
+
+
+def _in_play(snap: Snapshot) -> Snapshot:
+    """What a snapshot that is not whole would hold, as far as attempts and results go."""
+    if not snap.whole or snap.generation is None:
+        return snap
+    number = snap.generation.number
+    ids = {one.candidate for one in snap.members if one.generation == number} | {snap.baseline.id}
+    return replace(
+        snap,
+        attempts=tuple(one for one in snap.attempts if one.candidate in ids),
+        results={key: one for key, one in snap.results.items() if key[0] in ids},
+    )
 
 
 def _parsed(config: dict[str, Any]) -> Config | None:

@@ -154,6 +154,7 @@ def _better(facts: Facts, width: int) -> Text:
 
 
 def _signed(value: float) -> Text:
+    value = round(value, 2)
     return Text(signed(value), "green" if value > 0 else "red" if value < 0 else "")
 
 

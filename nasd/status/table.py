@@ -182,7 +182,10 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             "stage": one.stage,
             "what": _what(facts, one, widths["what"]),
             "rate": "" if where is None else rate(where.steps_per_second),
-            "curve": Text(marks.sparkline(curve, widths.get("curve", 0)), "cyan"),
+            "curve": Text(
+                marks.sparkline(curve, widths.get("curve", 0)),
+                "dim cyan" if where is None else "cyan",
+            ),
             "loss": "" if loss is None else f"{loss:.3f}",
             "quality": "" if quality is None else f"{quality:.2f}",
             "scores": f"{scores['exact_match']:.2f} {scores['f1']:.2f}" if scores else "",
@@ -206,12 +209,11 @@ def _what(facts: Facts, one: Candidate, width: int) -> Text:
         return Text(f"failed: {one.reason}" if one.reason else "failed")
     if one.is_baseline:
         return Text("baseline")
-    if one.generation != (facts.snapshot.generation and facts.snapshot.generation.number):
-        return Text("parent")
-    member = facts.members.get(one.id)
-    if member is not None and member.survives:
+    generation, member = facts.snapshot.generation, facts.members.get(one.id)
+    assert generation is not None
+    if member is not None and member.generation == generation.number and member.survives:
         return Text("survives")
-    return Text(str(one.state))
+    return Text(str(one.state) if one.generation == generation.number else "parent")
 
 
 def _progress(where: Where, width: int) -> Text:

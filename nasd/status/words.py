@@ -147,7 +147,7 @@ def rate(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def gigabytes(value: float) -> str:
