@@ -15,6 +15,7 @@ class StateFolder:
         self.cache = path / "cache"
         self.tensorboard = path / "tensorboard"
         self.reports = path / "reports"
+        self.requests = path / "requests"
 
     def attempt(self, attempt: int) -> AttemptFolder:
         return AttemptFolder(self.path / "attempts" / str(attempt))

@@ -498,7 +498,8 @@ def _width(
 
 
 def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
-    running = snapshot.experiment.state == "running" and not snapshot.experiment.hold
+    experiment = snapshot.experiment
+    running = experiment.state == "running" and not experiment.hold and not experiment.pause
     return running and not budget_spent(snapshot, config, now)
 
 

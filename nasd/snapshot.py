@@ -20,7 +20,7 @@ from nasd.errors import NasdError
 from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
-SCHEMA = 2  # how many migrations this version of nasd knows
+SCHEMA = 3  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -49,6 +49,8 @@ class Experiment:
     completed_at: float | None
     resumed_after: int  # the newest attempt at the last resumption after a halt; 0 without one
     hold: str  # why nothing starts just now, "" if nothing is in the way
+    pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
+    pause_note: str  # by whom, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,14 @@ def events(connection: sqlite3.Connection, last: int = 10) -> list[LoggedEvent]:
     return [LoggedEvent(*row) for row in reversed(rows)]
 
 
+def answer(connection: sqlite3.Connection, request: str) -> tuple[bool, str] | None:
+    """Whether a request was accepted, and the answer in words; None before it is answered."""
+    row = connection.execute(
+        "SELECT accepted, answer FROM request WHERE id = ?", (request,)
+    ).fetchone()
+    return None if row is None else (bool(row[0]), row[1])
+
+
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     """(candidate, quality, parameters) of every scored candidate, the baseline included."""
     return connection.execute(
@@ -316,13 +326,13 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_after, hold, slot_seconds FROM experiment"
+        " resumed_after, hold, pause, pause_note, slot_seconds FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold, slot_seconds) = found[0][7:]
+    (created, completed, resumed, hold, pause, pause_note, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
@@ -353,6 +363,8 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             completed_at=completed,
             resumed_after=resumed,
             hold=hold,
+            pause=pause,
+            pause_note=pause_note,
         ),
         generations=generations,
         candidates={

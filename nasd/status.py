@@ -45,6 +45,8 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
             "state": experiment.state,
             "reason": experiment.reason,
             "hold": experiment.hold,
+            "pause": experiment.pause,
+            "pause_note": experiment.pause_note,
             "served": daemon_lock.held(folder.lock),
             "started_at": experiment.created_at,
             "seconds": (experiment.completed_at or now) - experiment.created_at,
@@ -198,6 +200,9 @@ def render(data: dict[str, Any], width: int, height: int | None = None) -> Any:
         parts.append(Text(f"halted: {experiment['reason']}", style="bold red"))
     elif experiment["state"] == "running" and not experiment["served"]:
         parts.append(Text("no daemon serves it: go on with `nasd run`", style="yellow"))
+    if experiment["pause"]:
+        said = {"pause": "paused", "drain": "draining"}[experiment["pause"]]
+        parts.append(Text(f"{said} {experiment['pause_note']}: `nasd resume` goes on", "yellow"))
     if experiment["hold"]:
         parts.append(Text(f"on hold: {experiment['hold']}", style="bold yellow"))
     for slot in data["slots"]:

@@ -1,4 +1,4 @@
-"""The only writer of the database. Every public method is one transaction.
+"""The only writer of the database. Every public method is one transaction, or part of `answer`'s.
 
 The daemon holds an exclusive lock on state/daemon.lock for as long as it lives, so there is one
 store open for writing at a time.
@@ -26,6 +26,7 @@ from nasd.lifecycle import (
     target,
 )
 from nasd.protocol import sync_folder
+from nasd.requests import Request
 from nasd.snapshot import Snapshot
 from nasd.sqlite import Database
 from nasd.variation import Bred
@@ -171,6 +172,11 @@ class Store:
             self._db.execute("UPDATE experiment SET hold = ?", (reason,))
             self._log(now, event="hold" if reason else "released", detail=reason)
 
+    def pause(self, kind: str, note: str) -> None:
+        """kind: "pause" or "drain", and "" to go on. note: by whom, and why."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET pause = ?, pause_note = ?", (kind, note))
+
     def quarantine(self, slot: str, kind: str, reason: str, now: float) -> None:
         with self._transaction():
             self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
@@ -181,6 +187,41 @@ class Store:
         with self._transaction():
             self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
             self._log(now, event="released", detail=slot)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def answered(self, request: str) -> bool:
+        return snapshot.answer(self._db.conn, request) is not None
+
+    @contextmanager
+    def answer(self, request: Request, accepted: bool, text: str, now: float) -> Iterator[None]:
+        """Records the answer to a request, once; what is written within, its effect, stands with
+        it or not at all."""
+        with self._transaction():
+            self._insert(
+                "request",
+                id=request.id,
+                action=request.action,
+                arguments=json.dumps(request.arguments),
+                who=request.who,
+                why=request.why,
+                asked_at=request.at,
+                answered_at=now,
+                accepted=int(accepted),
+                answer=text,
+            )
+            outcome = text if accepted else f"refused, {text}"
+            detail = f"{request.action} {request.by} - {outcome}"
+            self._log(now, event="request", detail=detail)
+            yield
+
+    def refuse_damaged(self, request: str, text: str, now: float) -> None:
+        """The answer to a request of which nothing can be read but its id."""
+        with self._transaction():
+            nothing = {"action": "", "arguments": "{}", "who": "", "why": ""}
+            at = {"asked_at": now, "answered_at": now}
+            self._insert("request", id=request, **nothing, **at, accepted=0, answer=text)
+            self._log(now, event="request", detail=f"refused, {text}")
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -366,6 +407,9 @@ class Store:
         # IMMEDIATE: a transaction that reads before it writes would fail under WAL if another
         # writer came between, whatever the busy timeout.
         connection = self._db.conn
+        if connection.in_transaction:  # within `answer`
+            yield
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield

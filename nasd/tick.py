@@ -20,6 +20,7 @@ from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
+from nasd.helm import Helm
 from nasd.lifecycle import AttemptState
 from nasd.protocol import (
     AttemptFolder,
@@ -85,12 +86,17 @@ class Tick:
         self._healthy_since: dict[str, float] = {}
         # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
         self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
+        self._helm = Helm(self.store, self.config, self.state, self.clock)
+        self.leaves = False  # somebody has asked the daemon to
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
 
     def __call__(self) -> None:
         self.look()
         self.observe()
+        self.leaves = self._helm() or self.leaves
+        if self.leaves:
+            return
         self.decide()
         self.start()
         if self._keeping_is_due():
@@ -104,6 +110,7 @@ class Tick:
             if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
                 self.store.release(one.slot, self.clock())
         self.observe()
+        self._helm.begin()
         generation = self.store.in_play().generation
         if generation and generation.opened_at > backups.newest(self.state):
             self._kept_at = None  # the daemon before was killed on its way to it
@@ -348,7 +355,8 @@ class Tick:
 
     def start(self) -> None:
         snapshot = self.store.in_play()
-        if policy.budget_spent(snapshot, self.config, self.clock()):
+        paused = snapshot.experiment.pause == "pause"
+        if paused or policy.budget_spent(snapshot, self.config, self.clock()):
             for attempt in snapshot.live_attempts:
                 self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
             return

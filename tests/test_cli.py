@@ -54,7 +54,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
-        "answer", "doctor", "export", "init", "report", "run", "score", "simulate", "status",
+        "answer", "doctor", "drain", "export", "init", "pause", "report", "resume", "run", "score",
+        "simulate", "status", "stop",
     ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nasd import policy, retention
+from nasd import policy, requests, retention
 from nasd.config import PREPARE, Config
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
@@ -255,6 +255,16 @@ class Search(RuleBasedStateMachine):
         restore(self.box.state)
         self.come_back()
 
+    # -- people --------------------------------------------------------------------------------
+
+    @fault(actions=st.lists(st.sampled_from(["pause", "drain", "resume"]), min_size=1, max_size=3))
+    def somebody_asks(self, actions: list[Any]) -> None:
+        for action in actions:
+            self.ask(action)
+
+    def ask(self, action: Any, **arguments: Any) -> None:
+        requests.file(self.box.state.requests, requests.new(action, **arguments))
+
     # -- the machine ---------------------------------------------------------------------------
 
     def a_job(self, number: int) -> str | None:
@@ -346,6 +356,19 @@ class Search(RuleBasedStateMachine):
         self.the_ledger_is_right(found)
         self.what_is_in_play_decides(found)
         self.weights_stand(found)
+        self.what_is_paused_starts_nothing(found)
+        self.each_request_is_answered_once()
+
+    def what_is_paused_starts_nothing(self, found: Snapshot) -> None:
+        if found.experiment.pause:
+            slots, now = self.config.slots.devices, self.box.wall()
+            assert policy.starts(found, self.config, slots, now) == []
+
+    def each_request_is_answered_once(self) -> None:
+        database = self.tick.store._db
+        (answers,) = database.execute("SELECT count(*) FROM request").fetchone()
+        query = "SELECT count(*) FROM event WHERE event = 'request'"
+        assert database.execute(query).fetchone() == (answers,)
 
     def slots_are_leased_by_live_attempts_alone(self, found: Snapshot) -> None:
         live = found.live_attempts
@@ -402,6 +425,7 @@ class Search(RuleBasedStateMachine):
             self.box.strangers.clear()
             self.box.free = 1e15
             self.processes_die()
+            self.ask("resume")  # which is refused where nothing is paused
             self.box.drive(self.tick)
             self.everything_holds()
             assert story(self.tick.store) == self.expected

@@ -9,7 +9,7 @@ from nasd import __version__
 from nasd.errors import NasdError
 
 # The panels of `nasd --help`.
-SEARCH, LOOK, MODELS = "The search", "Looking at it", "Models"
+SEARCH, LOOK, STEER, MODELS = "The search", "Looking at it", "Steering", "Models"
 
 app = typer.Typer(
     name="nasd",

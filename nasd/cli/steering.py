@@ -1,0 +1,79 @@
+"""Commands that steer a search: they ask, and its daemon does it within a turn."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
+
+WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
+
+
+def _ask(
+    config: Path, state: Path | None, action: Any, why: str, no_wait: bool, **more: Any
+) -> None:
+    from nasd.asking import ask
+
+    print(ask(state_folder(config, state), action, why, not no_wait, **more))
+
+
+@app.command(rich_help_panel=STEER)
+def pause(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Start nothing new, and stop what runs at a checkpoint, until `nasd resume`.
+
+    It holds across restarts. Nothing of it is charged to a candidate.
+
+    Example: nasd pause --why "the power is cut at noon"
+    """
+    _ask(config, state, "pause", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def drain(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Start nothing new, and let what runs come to its end, until `nasd resume`.
+
+    Example: nasd drain --why "a new driver"
+    """
+    _ask(config, state, "drain", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def resume(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Go on after `nasd pause` or `nasd drain`.
+
+    Example: nasd resume
+    """
+    _ask(config, state, "resume", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def stop(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Let attempts write their checkpoints and the daemon leave, as on SIGTERM.
+
+    `nasd run` goes on from there; a service stays down until it is started again.
+
+    Example: nasd stop
+    """
+    _ask(config, state, "stop", why, no_wait)

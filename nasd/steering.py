@@ -1,0 +1,105 @@
+"""What a request means, as a pure function of a snapshot: its effect, or why it is refused.
+
+The command line asks it before it files a request, and the daemon before it applies one: so what
+is impossible is refused at once, and what became so meanwhile is refused all the same.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nasd.config import Config
+from nasd.errors import NasdError
+from nasd.requests import Request
+from nasd.snapshot import Snapshot
+
+
+class Refused(NasdError):
+    """One sentence: why it cannot be done."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """kind: "pause", "drain", or "" to go on."""
+
+    kind: Literal["pause", "drain", ""]
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+Effect = Pause | Stop
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """text: what happens now, in words."""
+
+    effect: Effect
+    text: str
+
+
+def answer(snapshot: Snapshot, config: Config, request: Request) -> Accepted:
+    """The effect of a request on this search; raises Refused if it can have none.
+
+    snapshot: the whole search.
+    """
+    assert snapshot.whole
+    match request.action:
+        case "pause":
+            return _pause(snapshot)
+        case "drain":
+            return _drain(snapshot)
+        case "resume":
+            return _resume(snapshot)
+        case "stop":
+            return Accepted(
+                Stop(),
+                f"{_attempts(snapshot, 'writes a checkpoint', 'write their checkpoints')}, and then"
+                " nasd leaves; `nasd run` goes on from there",
+            )
+
+
+def _pause(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if experiment.state == "complete":
+        raise Refused("the search is complete: nothing runs that could be paused")
+    if experiment.pause == "pause":
+        raise Refused(f"it is paused already, {experiment.pause_note}")
+    stops = _attempts(snapshot, "stops at its next checkpoint", "stop at their next checkpoints")
+    return Accepted(Pause("pause"), f"nothing new starts, {stops}; `nasd resume` goes on")
+
+
+def _drain(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if experiment.state == "complete":
+        raise Refused("the search is complete: nothing runs that could be drained")
+    if experiment.pause == "pause":
+        raise Refused(
+            f"it is paused, {experiment.pause_note}, so nothing runs that could be drained:"
+            " `nasd resume` first"
+        )
+    if experiment.pause == "drain":
+        raise Refused(f"it is draining already, {experiment.pause_note}")
+    runs = _attempts(snapshot, "runs to its end", "run to their end")
+    return Accepted(Pause("drain"), f"nothing new starts, {runs}; `nasd resume` goes on")
+
+
+def _resume(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if not experiment.pause:
+        more = {
+            "halted": f"; it has halted ({experiment.reason}), and `nasd run` goes on from there",
+            "complete": "; it is complete",
+        }.get(experiment.state, "")
+        raise Refused(f"it is neither paused nor draining, so there is nothing to resume{more}")
+    was = {"pause": "paused", "drain": "draining"}[experiment.pause]
+    return Accepted(Pause(""), f"it was {was} {experiment.pause_note}; the search goes on")
+
+
+def _attempts(snapshot: Snapshot, does: str, do: str) -> str:
+    live = len(snapshot.live_attempts)
+    if not live:
+        return "nothing runs just now"
+    return f"1 attempt {does}" if live == 1 else f"{live} attempts {do}"

@@ -1,0 +1,485 @@
+"""Steering: what people ask is done once, within a turn, or refused in a sentence."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nasd import asking, daemon_lock, policy, requests, snapshot
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.lifecycle import AttemptState, Phase
+from nasd.protocol import Heartbeat
+from nasd.slots import wait_until
+from nasd.snapshot import Snapshot
+from nasd.store import Store
+from nasd.tick import Tick
+from tests.conftest import ROOT, all_succeed, make_tick, small_config, story
+from tests.faults import (
+    PATIENT,
+    Box,
+    Fuse,
+    Killed,
+    fragile,
+    small_search,
+    some_diverge,
+)
+
+pytestmark = pytest.mark.usefixtures("no_summaries")
+
+Folder = Callable[[], StateFolder]
+
+
+def ask(state: StateFolder, action: Any, why: str = "", **arguments: Any) -> str:
+    """Files a request, unchecked, as somebody else may just have; its id."""
+    request = requests.new(action, why, **arguments)
+    requests.file(state.requests, request)
+    return request.id
+
+
+def said(store: Store, request: str) -> tuple[bool, str]:
+    found = snapshot.answer(store._db.conn, request)
+    assert found is not None, "it is not answered"
+    return found
+
+
+def asked(tick: Tick, action: Any, why: str = "", **arguments: Any) -> tuple[bool, str]:
+    """Asks, and takes a turn; the answer."""
+    request = ask(tick.state, action, why, **arguments)
+    tick()
+    assert requests.waiting(tick.state.requests) == []
+    return said(tick.store, request)
+
+
+def refused(tick: Tick, action: Any, **arguments: Any) -> str:
+    """The sentence, which is the same for whoever asks at the command line."""
+    accepted, text = asked(tick, action, **arguments)
+    assert not accepted
+    with pytest.raises(NasdError) as caught:
+        asking.ask(tick.state.path, action, **arguments)
+    assert str(caught.value) == text
+    assert requests.waiting(tick.state.requests) == []
+    assert "\n" not in text
+    return text
+
+
+def events_named(store: Store, name: str) -> list[str]:
+    rows = store._db.execute("SELECT detail FROM event WHERE event = ? ORDER BY id", (name,))
+    return [row[0] for row in rows]
+
+
+def two_run(found: Snapshot) -> bool:
+    return len(found.live_attempts) == 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    tick = small_search(StateFolder(tmp_path_factory.mktemp("calm") / "state"), some_diverge)
+    told = story(tick.store)
+    tick.store.close()
+    assert told["state"] == "complete"
+    return told
+
+
+@pytest.fixture
+def box(folder: Folder) -> Box:
+    """Two attempts at a time."""
+    return Box(folder())
+
+
+# -- pause, drain, resume ------------------------------------------------------------------------
+
+
+def test_paused_attempts_stop_at_a_checkpoint_nothing_starts_and_nobody_is_charged(
+    box: Box, undisturbed
+):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    accepted, text = asked(tick, "pause", "the power is cut at noon")
+    assert accepted
+    assert text == (
+        "nothing new starts, 2 attempts stop at their next checkpoints; `nasd resume` goes on"
+    )
+    found = box.turns(tick, 120)
+    assert found.live_attempts == ()
+    assert found.attempts[-1].state is AttemptState.PREEMPTED
+    assert found.experiment.pause == "pause"
+    assert found.experiment.pause_note.startswith(
+        f"by {requests.who()}: the power is cut at noon ("
+    )
+    before = found.attempts
+    tick.store.close()
+    tick = box.daemon()  # it survives a restart
+    tick.begin()
+    assert box.turns(tick, 120).attempts == before
+    accepted, text = asked(tick, "resume")
+    assert accepted
+    assert "it was paused by" in text
+    found = tick.store.read()
+    assert len(found.live_attempts) == 2
+    assert found.experiment.pause_note == ""
+    box.drive(tick)
+    assert story(tick.store) == undisturbed
+
+
+def test_drained_attempts_run_to_their_end_and_decisions_are_still_made(box: Box, undisturbed):
+    tick = box.daemon()
+
+    def at_the_end_of_a_generation(found: Snapshot) -> bool:
+        climb = [one for one in found.candidates.values() if not one.final]
+        return two_run(found) and len(climb) == 2 and climb[0].stage == climb[1].stage == "evaluate"
+
+    before = box.drive(tick, at_the_end_of_a_generation).generation
+    assert before is not None
+    accepted, text = asked(tick, "drain")
+    assert accepted
+    assert text.startswith("nothing new starts, 2 attempts run to their end")
+    found = box.turns(tick, 120)
+    assert found.live_attempts == ()
+    assert {one.state for one in found.attempts[-2:]} == {AttemptState.SUCCEEDED}
+    assert found.generation is not None
+    assert (found.generation.number, found.generation.phase) == (before.number + 1, Phase.CLIMBING)
+    assert asked(tick, "resume")[0]
+    box.drive(tick)
+    assert story(tick.store) == undisturbed
+
+
+def test_what_drains_may_be_paused_and_nothing_else_twice(box: Box):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    assert "neither paused nor draining, so there is nothing to resume" in refused(tick, "resume")
+    assert asked(tick, "drain", "a driver")[0]
+    assert "it is draining already, by" in refused(tick, "drain")
+    assert asked(tick, "pause")[0]
+    assert "it is paused already, by" in refused(tick, "pause")
+    assert "nothing runs that could be drained: `nasd resume` first" in refused(tick, "drain")
+    assert asked(tick, "resume")[0]
+
+
+def test_a_complete_search_can_be_neither_paused_nor_drained(folder: Folder):
+    tick = small_search(folder(), all_succeed)
+    assert "complete: nothing runs that could be paused" in refused(tick, "pause")
+    assert "complete: nothing runs that could be drained" in refused(tick, "drain")
+    assert "nothing to resume; it is complete" in refused(tick, "resume")
+
+
+def test_a_paused_search_does_not_widen(folder: Folder):
+    config = small_config(slots__widen=True)
+    tick = make_tick(folder(), config)
+    tick()
+    assert asked(tick, "drain")[0]
+    found = tick.store.read()
+    (one,) = found.live_attempts
+    tick.clock.now += 3600  # type: ignore[attr-defined]
+    beat = Heartbeat(doing="training", step=10, steps=1000, at=0.0, age=3600.0)
+    args = (config, tick.slots, 0.0, {one.id: beat})
+    assert policy.widening(tick.store.read(), *args) is None
+
+
+# -- the inbox -----------------------------------------------------------------------------------
+
+
+def test_a_request_stands_in_the_database_with_who_when_and_why(box: Box):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    request = ask(tick.state, "pause", "new\n fans")
+    tick()
+    row = tick.store._db.execute("SELECT * FROM request").fetchone()
+    assert row[:5] == (request, "pause", "{}", requests.who(), "new fans")
+    assert row[6] == tick.clock()
+    (detail,) = events_named(tick.store, "request")
+    assert detail == f"pause by {requests.who()}: new fans - {said(tick.store, request)[1]}"
+    assert not asked(tick, "pause")[0]
+    assert " - refused, it is paused already" in events_named(tick.store, "request")[1]
+
+
+def test_two_requests_at_once_are_answered_in_their_order(box: Box):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    one, other, third = (ask(tick.state, action) for action in ("pause", "pause", "resume"))
+    tick()
+    assert [said(tick.store, each)[0] for each in (one, other, third)] == [True, False, True]
+    assert tick.store.read().experiment.pause == ""
+
+
+def test_what_is_asked_while_nasd_is_down_waits_for_it(box: Box):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    tick.stop()
+    tick.store.close()
+    told = asking.ask(box.state.path, "pause", "later")
+    assert told == f"no daemon serves {box.state.path}: this waits there until `nasd run`"
+    asking.ask(box.state.path, "resume")  # what is asked before it decides whether it is possible
+    asking.ask(box.state.path, "pause", "after all")
+    tick = box.daemon()
+    tick.begin()
+    tick()
+    found = tick.store.read()
+    assert found.live_attempts == ()
+    assert "after all" in found.experiment.pause_note
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b'{"id": "x", "action": "explode", "who": "me", "at": 1.0}', "damaged"),
+        (b'{"id": "another", "action": "pause", "who": "me", "at": 1.0}', "the request another"),
+        (b'{"id": "x", "action": "pause", "who": "me", "at": NaN}', "damaged"),
+        (None, "damaged"),  # a folder
+    ],
+)
+def test_a_damaged_request_is_refused_and_set_aside(box: Box, content: bytes | None, words: str):
+    tick = box.daemon()
+    tick.begin()
+    path = tick.state.requests / "x.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    request = ask(tick.state, "drain")  # the others are none the worse
+    tick()
+    accepted, text = said(tick.store, "x")
+    assert not accepted
+    assert words in text
+    assert "\n" not in text
+    assert said(tick.store, request)[0]
+    assert [one.name for one in tick.state.requests.iterdir()] == ["x.damaged"]
+
+
+def test_a_half_written_request_is_none_yet(box: Box):
+    tick = box.daemon()
+    tick.begin()
+    (tick.state.requests / ".x.json.17.tmp").write_text('{"id"')
+    tick()
+    assert tick.store._db.execute("SELECT count(*) FROM request").fetchone() == (0,)
+
+
+def test_requests_that_cannot_be_removed_are_answered_once(box: Box, monkeypatch):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    ask(tick.state, "pause")
+
+    def keep(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", keep)
+    tick()
+    tick()
+    assert len(events_named(tick.store, "request")) == 1
+
+
+def test_an_inbox_that_cannot_be_written_is_named(box: Box):
+    box.daemon().store.close()
+    box.state.requests.write_text("not a folder")
+    with pytest.raises(NasdError, match=r"requests cannot be written .*as the user who runs nasd"):
+        asking.ask(box.state.path, "pause")
+
+
+def test_without_an_experiment_there_is_nothing_to_steer(tmp_path: Path):
+    with pytest.raises(NasdError, match="holds no experiment yet"):
+        asking.ask(tmp_path, "pause")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_asks_through_sudo_is_known(monkeypatch):
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    name = requests.who()
+    monkeypatch.setenv("SUDO_USER", "anna")
+    assert requests.who() == f"anna as {name}"
+    monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
+    assert requests.who() == "anna as uid 987654321"
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+
+def killed_at_each_point(
+    folder: Folder, prepare: Callable[[Box], Tick], check: Callable[[Tick], None]
+) -> int:
+    """The turn that answers, killed at every one of its points, and finished by the next daemon.
+
+    prepare: files requests; the daemon is alive. check: what must hold behind the next turn.
+    """
+    points = 0
+    while True:
+        box = Box(folder(), PATIENT, some_diverge)
+        tick = prepare(box)
+        fuse = Fuse(points + 1)
+        try:
+            with fragile(tick, fuse):
+                tick()
+        except Killed:
+            points += 1
+            box.kill(tick)
+            tick = box.daemon()
+            tick.begin()
+            tick()
+            check(tick)
+            tick.store.close()
+        else:
+            check(tick)
+            tick.store.close()
+            return points
+
+
+def test_killed_while_it_answers_it_answers_each_request_once(folder: Folder):
+    def prepare(box: Box) -> Tick:
+        tick = box.daemon()
+        box.drive(tick, two_run)
+        for action in ("pause", "resume", "drain"):
+            ask(tick.state, action)
+        return tick
+
+    def check(tick: Tick) -> None:
+        rows = tick.store._db.execute("SELECT action, accepted FROM request ORDER BY id").fetchall()
+        assert rows == [("pause", 1), ("resume", 1), ("drain", 1)]
+        assert len(events_named(tick.store, "request")) == 3
+        assert tick.store.read().experiment.pause == "drain"
+        assert requests.waiting(tick.state.requests) == []
+
+    assert killed_at_each_point(folder, prepare, check) > 12
+
+
+# -- stop ----------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_the_daemon_takes_no_other_turn(box: Box):
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    accepted, text = asked(tick, "stop")
+    assert accepted
+    assert text.startswith("2 attempts write their checkpoints, and then nasd leaves")
+    assert tick.leaves
+    assert two_run(tick.store.read())  # the daemon itself ends them, as on SIGTERM
+
+
+def test_a_request_to_stop_does_not_stop_the_next_daemon(box: Box):
+    box.daemon().store.close()
+    request = ask(box.state, "stop")  # the daemon has left before it read this
+    tick = box.daemon()
+    tick.begin()
+    tick()
+    assert not tick.leaves
+    assert said(tick.store, request) == (False, "it was asked before this daemon began: ask again")
+
+
+def test_killed_while_it_is_told_to_stop_the_next_one_serves(folder: Folder):
+    def prepare(box: Box) -> Tick:
+        tick = box.daemon()
+        box.drive(tick, two_run)
+        ask(tick.state, "stop")
+        return tick
+
+    def check(tick: Tick) -> None:
+        count = "SELECT count(*) FROM request WHERE action = 'stop'"
+        assert tick.store._db.execute(count).fetchone() == (1,)
+        accepted = tick.store._db.execute("SELECT accepted FROM request").fetchone()[0]
+        assert accepted or not tick.leaves
+        assert requests.waiting(tick.state.requests) == []
+
+    assert killed_at_each_point(folder, prepare, check) >= 4
+
+
+def test_where_no_daemon_serves_there_is_nothing_to_stop(box: Box):
+    box.daemon().store.close()
+    with pytest.raises(NasdError, match=r"no daemon serves .*: there is nothing to stop"):
+        asking.ask(box.state.path, "stop")
+    assert requests.waiting(box.state.requests) == []
+
+
+def test_a_daemon_that_leaves_before_it_answers_is_told_of(box: Box, monkeypatch):
+    box.daemon().store.close()
+    held = iter([True, True, False, True, True, False])
+    monkeypatch.setattr(daemon_lock, "held", lambda lock: next(held))
+    assert asking.ask(box.state.path, "stop") == "the daemon has just left by itself"
+    assert requests.waiting(box.state.requests) == []
+    told = asking.ask(box.state.path, "pause")
+    assert told == "the daemon has just left: this waits until `nasd run`"
+    assert len(requests.waiting(box.state.requests)) == 1
+
+
+def test_a_daemon_that_does_not_answer_in_time_is_told_of(box: Box, monkeypatch):
+    box.daemon().store.close()
+    monkeypatch.setattr(daemon_lock, "held", lambda lock: True)
+    monkeypatch.setattr(asking, "PATIENCE_SECONDS", -1e9)
+    assert "has not answered yet" in asking.ask(box.state.path, "pause")
+    assert "in its next turn" in asking.ask(box.state.path, "drain", wait=False)
+
+
+# -- a real daemon -------------------------------------------------------------------------------
+
+SERVE = """
+import sys, time
+from pathlib import Path
+from nasd import daemon, daemon_lock
+from nasd.folders import StateFolder
+from tests.conftest import all_succeed, make_tick, small_config
+
+state = StateFolder(Path(sys.argv[1]))
+state.path.mkdir(exist_ok=True)
+with daemon_lock.hold(state.lock):
+    tick = make_tick(
+        state,
+        small_config(daemon__tick_seconds=0.1),
+        lambda spec, before: (1e9 if spec.attempt > 3 else 0.0, all_succeed(spec, before)[1]),
+        time.time,
+    )
+    sys.exit(3 if daemon._serve(tick) else 0)
+"""
+
+
+def nasd(*arguments: str, state: StateFolder) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "nasd", *arguments, "--state", str(state.path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def read(state: StateFolder) -> Snapshot:
+    with snapshot.opened(state.path) as connection:
+        return snapshot.read(connection)
+
+
+def test_a_daemon_is_paused_resumed_and_stopped_from_the_command_line(state: StateFolder):
+    command = [sys.executable, "-c", SERVE, str(state.path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as serving:
+        try:
+            assert wait_until(lambda: state.database.exists() and read_quietly(state, live=2), 60)
+            code, told, _ = nasd("pause", "--why", "lunch", state=state)
+            assert (code, told[:19]) == (0, "nothing new starts,")
+            assert wait_until(lambda: not read(state).live_attempts, 60)
+            code, _, told = nasd("pause", state=state)
+            assert code == 2
+            assert told.startswith(f"nasd: it is paused already, by {requests.who()}: lunch (")
+            code, told, _ = nasd("resume", state=state)
+            assert (code, told[-20:]) == (0, "; the search goes on")
+            assert wait_until(lambda: len(read(state).live_attempts) == 2, 60)
+            code, told, _ = nasd("stop", "--why", "done", state=state)
+            assert (code, told[:31]) == (0, "2 attempts write their checkpoi")
+            assert serving.wait(60) == 0
+        finally:
+            serving.kill()
+    found = read(state)
+    assert found.live_attempts == ()
+    assert found.experiment.state == "running"
+    code, _, told = nasd("stop", state=state)
+    assert code == 2
+    assert told == f"nasd: no daemon serves {state.path}: there is nothing to stop"
+
+
+def read_quietly(state: StateFolder, live: int) -> bool:
+    try:
+        return len(read(state).live_attempts) == live
+    except NasdError:  # it is about to be made
+        return False
