@@ -15,7 +15,7 @@ from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.requests import Request
-from nasd.steering import Accepted, Pause, Refused, Stop
+from nasd.steering import Accepted, Pause, Refused, SetBudget, Stop
 from nasd.store import Store
 
 log = logging.getLogger("nasd")
@@ -61,7 +61,7 @@ class Helm:
                 self._set_aside(path, error)
                 return False
             try:
-                accepted = steering.answer(self._store.read(), self._config, request)
+                accepted = steering.answer(self._store.read(), self._config, request, self._clock())
             except Refused as refusal:
                 self._refuse(request, str(refusal))
             else:
@@ -78,6 +78,8 @@ class Helm:
                 case Pause(kind):
                     since = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
                     self._store.pause(kind, f"{request.by} ({since})" if kind else "")
+                case SetBudget(gpu_hours):
+                    self._store.set_budget(gpu_hours)
         log.info("%s %s: %s", request.action, request.by, accepted.text)
 
     def _refuse(self, request: Request, reason: str) -> None:

@@ -89,8 +89,8 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     # With nothing running, what is spent does not depend on the time.
     if decision is None and not snapshot.live_attempts and budget_spent(snapshot, config, now=0.0):
         return Halt(
-            f"the budget of {config.experiment.budget_gpu_hours} GPU-hours is spent: raise"
-            " experiment.budget_gpu_hours and start nasd again"
+            f"the budget of {budget(snapshot, config)} GPU-hours is spent: raise it with"
+            " `nasd budget` or as experiment.budget_gpu_hours, and start nasd again"
         )
     return decision
 
@@ -503,9 +503,14 @@ def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
     return running and not budget_spent(snapshot, config, now)
 
 
+def budget(snapshot: Snapshot, config: Config) -> float | None:
+    """GPU-hours that the search may take; None without a limit."""
+    return snapshot.experiment.budget(config.experiment.budget_gpu_hours)
+
+
 def budget_spent(snapshot: Snapshot, config: Config, now: float) -> bool:
-    budget = config.experiment.budget_gpu_hours
-    return budget is not None and snapshot.gpu_hours(now) >= budget
+    hours = budget(snapshot, config)
+    return hours is not None and snapshot.gpu_hours(now) >= hours
 
 
 def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:

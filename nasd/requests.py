@@ -17,17 +17,21 @@ from pydantic import Field
 from nasd.errors import NasdError
 from nasd.protocol import Message, read, write
 
-Action = Literal["pause", "drain", "resume", "stop"]
+Action = Literal["pause", "drain", "resume", "stop", "budget"]
 
 
 class Request(Message):
-    """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words."""
+    """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words.
+
+    gpu_hours: the budget to set, None for no limit.
+    """
 
     id: str
     action: Action
     who: str
     at: Annotated[float, Field(allow_inf_nan=False)]
     why: str = ""
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def by(self) -> str:
@@ -37,7 +41,7 @@ class Request(Message):
     @property
     def arguments(self) -> dict[str, Any]:
         """What it takes beside the action."""
-        return {}
+        return {"gpu_hours": self.gpu_hours} if self.action == "budget" else {}
 
 
 def new(action: Action, why: str = "", **arguments: Any) -> Request:

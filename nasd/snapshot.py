@@ -51,6 +51,12 @@ class Experiment:
     hold: str  # why nothing starts just now, "" if nothing is in the way
     pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
     pause_note: str  # by whom, and why
+    budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
+
+    def budget(self, configured: float | None) -> float | None:
+        """GPU-hours that the search may take, None without a limit; configured: as the config
+        says, which holds until a request sets another, and again from its own next change on."""
+        return configured if self.budget_set is None else json.loads(self.budget_set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,13 +332,13 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_after, hold, pause, pause_note, slot_seconds FROM experiment"
+        " resumed_after, hold, pause, pause_note, budget, slot_seconds FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold, pause, pause_note, slot_seconds) = found[0][7:]
+    (created, completed, resumed, hold, pause, pause_note, budget, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
     generations = tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
@@ -365,6 +371,7 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             hold=hold,
             pause=pause,
             pause_note=pause_note,
+            budget_set=budget,
         ),
         generations=generations,
         candidates={

@@ -59,7 +59,7 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
         "phase": _phase(snap),
         "gpu_hours": {
             "used": snap.gpu_hours(now),
-            "budget": config["experiment"]["budget_gpu_hours"],
+            "budget": experiment.budget(config["experiment"]["budget_gpu_hours"]),
         },
         "slots": [
             {

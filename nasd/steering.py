@@ -7,6 +7,7 @@ is impossible is refused at once, and what became so meanwhile is refused all th
 from dataclasses import dataclass
 from typing import Literal
 
+from nasd import policy
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.requests import Request
@@ -29,7 +30,14 @@ class Stop:
     pass
 
 
-Effect = Pause | Stop
+@dataclass(frozen=True)
+class SetBudget:
+    """None: no limit."""
+
+    gpu_hours: float | None
+
+
+Effect = Pause | Stop | SetBudget
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class Accepted:
     text: str
 
 
-def answer(snapshot: Snapshot, config: Config, request: Request) -> Accepted:
+def answer(snapshot: Snapshot, config: Config, request: Request, now: float) -> Accepted:
     """The effect of a request on this search; raises Refused if it can have none.
 
-    snapshot: the whole search.
+    snapshot: the whole search. now: for the GPU-hours that are used.
     """
     assert snapshot.whole
     match request.action:
@@ -59,6 +67,8 @@ def answer(snapshot: Snapshot, config: Config, request: Request) -> Accepted:
                 f"{_attempts(snapshot, 'writes a checkpoint', 'write their checkpoints')}, and then"
                 " nasd leaves; `nasd run` goes on from there",
             )
+        case "budget":
+            return _budget(snapshot, config, request.gpu_hours, now)
 
 
 def _pause(snapshot: Snapshot) -> Accepted:
@@ -96,6 +106,23 @@ def _resume(snapshot: Snapshot) -> Accepted:
         raise Refused(f"it is neither paused nor draining, so there is nothing to resume{more}")
     was = {"pause": "paused", "drain": "draining"}[experiment.pause]
     return Accepted(Pause(""), f"it was {was} {experiment.pause_note}; the search goes on")
+
+
+def _budget(snapshot: Snapshot, config: Config, wanted: float | None, now: float) -> Accepted:
+    used = snapshot.gpu_hours(now)
+    if wanted == policy.budget(snapshot, config):
+        there = "there is no budget" if wanted is None else f"the budget is {wanted:g} GPU-hours"
+        raise Refused(f"{there} already")
+    if wanted is None:
+        text = f"no budget limits the search any more; {used:.2f} GPU-hours are used"
+    elif wanted > used:
+        text = f"the budget is {wanted:g} GPU-hours, of which {used:.2f} are used"
+    else:
+        text = (
+            f"the budget is {wanted:g} GPU-hours, and {used:.2f} are used: what runs stops at a"
+            " checkpoint, and then the search halts"
+        )
+    return Accepted(SetBudget(wanted), text)
 
 
 def _attempts(snapshot: Snapshot, does: str, do: str) -> str:

@@ -135,8 +135,13 @@ class Store:
             )
 
     def change_config(self, config: Mapping[str, Any], changes: str, now: float) -> None:
-        """Another config for what comes; the daemon has checked that it may change so."""
+        """Another config for what comes; the daemon has checked that it may change so. A budget of
+        its own that is new takes the place of one that was set by request."""
         with self._transaction():
+            before = json.loads(self._value("SELECT config FROM experiment"))["experiment"]
+            key = "budget_gpu_hours"
+            if before[key] != config["experiment"][key]:
+                self._db.execute("UPDATE experiment SET budget = NULL")
             self._db.execute("UPDATE experiment SET config = ?", (json.dumps(config),))
             self._log(now, event="config", detail=changes)
 
@@ -176,6 +181,11 @@ class Store:
         """kind: "pause" or "drain", and "" to go on. note: by whom, and why."""
         with self._transaction():
             self._db.execute("UPDATE experiment SET pause = ?, pause_note = ?", (kind, note))
+
+    def set_budget(self, gpu_hours: float | None) -> None:
+        """None: no limit."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET budget = ?", (json.dumps(gpu_hours),))
 
     def quarantine(self, slot: str, kind: str, reason: str, now: float) -> None:
         with self._transaction():

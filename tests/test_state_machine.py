@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from nasd import policy, requests, retention
 from nasd.config import PREPARE, Config
+from nasd.daemon import _begin
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
 from nasd.pareto import ranks
@@ -261,6 +262,18 @@ class Search(RuleBasedStateMachine):
     def somebody_asks(self, actions: list[Any]) -> None:
         for action in actions:
             self.ask(action)
+
+    @fault(kill=st.integers(1, 60))
+    def the_budget_runs_out(self, kill: int) -> None:
+        """Lowered below what is used, and lifted; a daemon is killed in between, or is not."""
+        self.ask("budget", gpu_hours=1e-6)
+        with suppress(Killed), fragile(self.tick, Fuse(kill)):
+            self.run(3)
+        self.box.kill(self.tick)
+        self.ask("budget", gpu_hours=None)
+        self.tick = self.box.daemon(CheckedTick)
+        _begin(self.tick)
+        self.tick()
 
     def ask(self, action: Any, **arguments: Any) -> None:
         requests.file(self.box.state.requests, requests.new(action, **arguments))

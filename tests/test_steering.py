@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nasd import asking, daemon_lock, policy, requests, snapshot
+from nasd import asking, daemon, daemon_lock, policy, requests, snapshot, status
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import AttemptState, Phase
@@ -412,6 +412,69 @@ def test_a_daemon_that_does_not_answer_in_time_is_told_of(box: Box, monkeypatch)
     assert "in its next turn" in asking.ask(box.state.path, "drain", wait=False)
 
 
+# -- the budget ----------------------------------------------------------------------------------
+
+
+def test_a_lower_budget_stops_and_halts_the_search_and_a_higher_one_lets_it_go_on(
+    box: Box, undisturbed
+):
+    tick = box.daemon()
+    found = box.drive(tick, two_run)
+    used = found.gpu_hours(tick.clock())
+    accepted, text = asked(tick, "budget", gpu_hours=used / 2)
+    assert accepted
+    assert f"and {used:.2f} are used: what runs stops at a checkpoint, and then" in text
+    found = box.drive(tick)
+    assert found.experiment.state == "halted"
+    assert found.experiment.reason.startswith(f"the budget of {used / 2} GPU-hours is spent")
+    assert {one.state for one in found.attempts[-2:]} == {AttemptState.PREEMPTED}
+    tick.store.close()
+    asking.ask(box.state.path, "budget", gpu_hours=None)  # nasd is down
+    tick = box.daemon()
+    daemon._begin(tick)
+    found = box.drive(tick)
+    assert found.experiment.budget(12.0) is None
+    assert story(tick.store) == undisturbed
+
+
+def test_a_budget_holds_until_the_one_in_the_config_is_changed(folder: Folder):
+    config = small_config(experiment__budget_gpu_hours=1000.0)
+    tick = make_tick(folder(), config)
+    assert asked(tick, "budget", gpu_hours=2000.0) == (
+        True,
+        "the budget is 2000 GPU-hours, of which 0.00 are used",
+    )
+    assert "the budget is 2000 GPU-hours already" in refused(tick, "budget", gpu_hours=2000.0)
+    as_json = config.model_dump(mode="json", by_alias=True)
+    store = tick.store
+    as_json["daemon"]["tick_seconds"] = 1.0
+    store.change_config(as_json, "another tick", 0.0)
+    assert policy.budget(store.read(), config) == 2000.0
+    as_json["experiment"]["budget_gpu_hours"] = 3000.0
+    store.change_config(as_json, "another budget", 0.0)
+    later = small_config(experiment__budget_gpu_hours=3000.0)
+    assert policy.budget(store.read(), later) == 3000.0
+
+
+def test_where_there_is_no_budget_none_can_be_lifted(folder: Folder):
+    tick = make_tick(folder(), small_config())
+    assert "there is no budget already" in refused(tick, "budget", gpu_hours=None)
+
+
+def test_the_budget_that_is_shown_is_the_one_that_holds(box: Box):
+    tick = box.daemon()
+    assert asked(tick, "budget", gpu_hours=17.5)[0]
+    assert status.report(box.state.path)["gpu_hours"]["budget"] == 17.5
+
+
+@pytest.mark.parametrize("hours", ["0", "-3", "nan", "inf", "many", "1e999"])
+def test_a_budget_that_is_no_number_of_hours_is_refused(box: Box, hours: str):
+    box.daemon().store.close()
+    code, _, told = nasd("budget", "--", hours, state=box.state)
+    assert code == 2
+    assert told == f"nasd: a budget is a number of GPU-hours above 0, or none, and not {hours}"
+
+
 # -- a real daemon -------------------------------------------------------------------------------
 
 SERVE = """
@@ -436,7 +499,7 @@ with daemon_lock.hold(state.lock):
 
 def nasd(*arguments: str, state: StateFolder) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "nasd", *arguments, "--state", str(state.path)],
+        [sys.executable, "-m", "nasd", arguments[0], "--state", str(state.path), *arguments[1:]],
         cwd=ROOT,
         capture_output=True,
         text=True,

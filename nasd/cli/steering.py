@@ -1,11 +1,13 @@
 """Commands that steer a search: they ask, and its daemon does it within a turn."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
+from nasd.errors import NasdError
 
 WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
@@ -77,3 +79,31 @@ def stop(
     Example: nasd stop
     """
     _ask(config, state, "stop", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def budget(
+    gpu_hours: Annotated[str, typer.Argument(help="In all, or none for no limit.")],
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Set the GPU-hours that the search may take in all.
+
+    It holds in the place of experiment.budget_gpu_hours, until that is changed in the
+    config. Once it is spent, attempts stop at a checkpoint and the search halts.
+
+    Example: nasd budget 6500
+    """
+    hours = None
+    if gpu_hours != "none":
+        try:
+            hours = float(gpu_hours)
+        except ValueError:
+            hours = math.nan
+        if not 0 < hours < math.inf:
+            raise NasdError(
+                f"a budget is a number of GPU-hours above 0, or none, and not {gpu_hours}"
+            )
+    _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
