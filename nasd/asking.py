@@ -29,7 +29,7 @@ def ask(state: Path, action: Action, why: str = "", wait: bool = True, **argumen
     if action == "stop" and not served:
         raise NasdError(f"no daemon serves {state}: there is nothing to stop")
     if not requests.waiting(folder.requests):  # what is possible may change with those before it
-        steering.answer(found, settings, request, time.time())
+        steering.answer(found, settings, request, time.time(), folder.stands)
     requests.file(folder.requests, request)
     if not served:
         return f"no daemon serves {state}: this waits there until `nasd run`"

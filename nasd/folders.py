@@ -27,6 +27,10 @@ class StateFolder:
         """What a finished stage left behind: the model, or the predictions."""
         return self.candidate(candidate) / stage
 
+    def stands(self, result: tuple[int, str]) -> bool:
+        """Whether the (candidate, stage) left something that is still there."""
+        return self.result(*result).is_dir()
+
     def curves(self, generation: int | None, candidate: int, stage: str) -> Path:
         """The TensorBoard run of one stage, named so that a generation's candidates sort well."""
         group = "baseline" if generation is None else f"gen{generation:02d}"

@@ -484,7 +484,7 @@ def _width(
         return own
     if candidate.is_baseline and snapshot.generation is not None:
         return own  # no cutoff waits for it: many may come to be pending while it runs
-    if _setbacks(snapshot, candidate):  # what it is lost of may be the many slots
+    if setbacks(snapshot, candidate):  # what it is lost of may be the many slots
         return own
     for other, its in held.items():
         if other != number:
@@ -529,18 +529,22 @@ def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: in
 
 def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
     ended = attempts_at(snapshot, candidate.id, candidate.stage)
-    return sum(attempt.verdict == "out_of_memory" for attempt in ended)
+    return sum(
+        attempt.verdict == "out_of_memory" and attempt.id > candidate.retried_after
+        for attempt in ended
+    )
 
 
-def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
+def setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
     """The attempts in a row, up to now, that ended without getting on with this stage.
 
     One that wrote a checkpoint beyond those before it got on: a row begins anew with it. One that
     the daemon's own end took with it says nothing of the machine, and breaks no row; nor does one
-    that is live, or that ran out of memory.
+    that is live, or that ran out of memory. What a person has seen counts no more.
     """
     row: list[Attempt] = []
     furthest = 0
+    seen = max(snapshot.experiment.resumed_after, candidate.retried_after)
     for attempt in attempts_at(snapshot, candidate.id, candidate.stage):
         got_on, furthest = attempt.reached > furthest, max(furthest, attempt.reached)
         if got_on:
@@ -549,13 +553,13 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
             continue
         if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
             row = []
-        elif attempt.id > snapshot.experiment.resumed_after:
+        elif attempt.id > seen:
             row = [*row, attempt]
     return row
 
 
 def _backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> bool:
-    row = _setbacks(snapshot, candidate)
+    row = setbacks(snapshot, candidate)
     if not row:
         return False
     ended = row[-1].ended_at
@@ -597,7 +601,7 @@ def _worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str |
     """Why the search cannot go on with this candidate until a person has looked, or None."""
     if candidate.state is not State.PENDING:
         return None
-    row = _setbacks(snapshot, candidate)
+    row = setbacks(snapshot, candidate)
     errors = [attempt for attempt in row if attempt.verdict == "error"]
     where = f"candidate {candidate.id} at {candidate.stage}"
     if len(errors) > ERROR_RETRIES:
@@ -650,7 +654,7 @@ def ending(
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
         case "error":
-            errors = sum(one.verdict == "error" for one in _setbacks(snapshot, candidate))
+            errors = sum(one.verdict == "error" for one in setbacks(snapshot, candidate))
             # Without the baseline there is no search: a person has to look, see _worn_out.
             if errors < ERROR_RETRIES or candidate.is_baseline:
                 return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)

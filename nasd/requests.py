@@ -10,20 +10,20 @@ import pwd
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nasd.errors import NasdError
 from nasd.protocol import Message, read, write
 
-Action = Literal["pause", "drain", "resume", "stop", "budget"]
+Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut"]
 
 
 class Request(Message):
     """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words.
 
-    gpu_hours: the budget to set, None for no limit.
+    gpu_hours: the budget to set, None for no limit. candidate: to retry or to cut.
     """
 
     id: str
@@ -32,6 +32,13 @@ class Request(Message):
     at: Annotated[float, Field(allow_inf_nan=False)]
     why: str = ""
     gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    candidate: int | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.candidate is not None) != (self.action in ("retry", "cut")):
+            raise ValueError("candidate belongs to retry and cut")
+        return self
 
     @property
     def by(self) -> str:
@@ -41,7 +48,9 @@ class Request(Message):
     @property
     def arguments(self) -> dict[str, Any]:
         """What it takes beside the action."""
-        return {"gpu_hours": self.gpu_hours} if self.action == "budget" else {}
+        if self.action == "budget":
+            return {"gpu_hours": self.gpu_hours}
+        return self.model_dump(include={"candidate"}, exclude_none=True)
 
 
 def new(action: Action, why: str = "", **arguments: Any) -> Request:

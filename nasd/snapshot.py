@@ -79,6 +79,7 @@ class Candidate:
     stage: str
     state: State
     reason: str
+    retried_after: int = 0  # the newest attempt when a person had it tried again
 
     @cached_property
     def genotype(self) -> Genotype:
@@ -386,10 +387,11 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
                 stage=row[7],
                 state=State(row[8]),
                 reason=row[9],
+                retried_after=row[10],
             )
             for row in rows(
                 "SELECT id, generation, parent, genotype, hash, lineage, parameters, stage, state,"
-                f" reason FROM candidate WHERE {one} ORDER BY id",
+                f" reason, retried_after FROM candidate WHERE {one} ORDER BY id",
                 number,
             )
         },

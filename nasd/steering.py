@@ -4,14 +4,16 @@ The command line asks it before it files a request, and the daemon before it app
 is impossible is refused at once, and what became so meanwhile is refused all the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from nasd import policy
 from nasd.config import Config
 from nasd.errors import NasdError
+from nasd.lifecycle import Phase, State
 from nasd.requests import Request
-from nasd.snapshot import Snapshot
+from nasd.snapshot import Attempt, Candidate, Snapshot
 
 
 class Refused(NasdError):
@@ -37,7 +39,22 @@ class SetBudget:
     gpu_hours: float | None
 
 
-Effect = Pause | Stop | SetBudget
+@dataclass(frozen=True)
+class Retry:
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """attempt: the live one to be ended, if there is one."""
+
+    candidate: Candidate
+    attempt: Attempt | None
+
+
+Effect = Pause | Stop | SetBudget | Retry | Cut
+
+Stands = Callable[[tuple[int, str]], bool]
 
 
 @dataclass(frozen=True)
@@ -48,10 +65,13 @@ class Accepted:
     text: str
 
 
-def answer(snapshot: Snapshot, config: Config, request: Request, now: float) -> Accepted:
+def answer(
+    snapshot: Snapshot, config: Config, request: Request, now: float, stands: Stands
+) -> Accepted:
     """The effect of a request on this search; raises Refused if it can have none.
 
-    snapshot: the whole search. now: for the GPU-hours that are used.
+    snapshot: the whole search. now: for the GPU-hours that are used. stands: whether the weights of
+    a (candidate, stage) do.
     """
     assert snapshot.whole
     match request.action:
@@ -69,6 +89,10 @@ def answer(snapshot: Snapshot, config: Config, request: Request, now: float) -> 
             )
         case "budget":
             return _budget(snapshot, config, request.gpu_hours, now)
+        case "retry":
+            return _retry(snapshot, config, _candidate(snapshot, request), stands)
+        case "cut":
+            return _cut(snapshot, _candidate(snapshot, request))
 
 
 def _pause(snapshot: Snapshot) -> Accepted:
@@ -123,6 +147,64 @@ def _budget(snapshot: Snapshot, config: Config, wanted: float | None, now: float
             " checkpoint, and then the search halts"
         )
     return Accepted(SetBudget(wanted), text)
+
+
+def _candidate(snapshot: Snapshot, request: Request) -> Candidate:
+    assert request.candidate is not None
+    if request.candidate not in snapshot.candidates:
+        raise Refused(
+            f"there is no candidate {request.candidate}: `nasd status` shows who there is"
+        )
+    return snapshot.candidates[request.candidate]
+
+
+def _retry(snapshot: Snapshot, config: Config, one: Candidate, stands: Stands) -> Accepted:
+    name = f"candidate {one.id}"
+    if one.state is State.PENDING:
+        if not policy.setbacks(snapshot, one):
+            raise Refused(f"{name} waits for slots at {one.stage}, and has nothing to be retried")
+        return Accepted(Retry(one.id), f"{name} waits at {one.stage} for nothing but slots")
+    if one.state is not State.FAILED:
+        raise Refused(f"{name} is {one.state}, at {one.stage}: retry is for those that failed")
+    if not one.is_baseline:
+        _may_come_back(snapshot, config, one)
+    origin, _ = policy.weights_of(snapshot, config, one)
+    if origin is not None and not stands(origin):
+        raise Refused(
+            f"{name} would start {one.stage} from the weights of candidate {origin[0]} at"
+            f" {origin[1]}, which are gone"
+        )
+    return Accepted(Retry(one.id), f"{name} is pending at {one.stage} again")
+
+
+def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
+    """Raises Refused where decisions have been made without the candidate."""
+    generation = next(g for g in snapshot.generations if g.number == one.generation)
+    if generation.phase is not Phase.CLIMBING:
+        raise Refused(
+            f"candidate {one.id} is of generation {one.generation}, which is {generation.phase} and"
+            " goes on without it"
+        )
+    steps = policy.ladder(snapshot, config, one)
+    for made in snapshot.decisions:
+        if (made.generation, made.kind) == (one.generation, "cutoff") and (
+            steps.index(made.stage) >= steps.index(one.stage)
+        ):
+            raise Refused(
+                f"candidate {one.id} failed at {one.stage}, and the cutoff after {made.stage} was"
+                " decided without it: a decision is never made again"
+            )
+
+
+def _cut(snapshot: Snapshot, one: Candidate) -> Accepted:
+    name = f"candidate {one.id}"
+    if one.is_baseline:
+        raise Refused(f"{name} is the baseline, which everything is measured against")
+    if one.final:
+        raise Refused(f"{name} is {one.state} already, at {one.stage}")
+    attempt = next((a for a in snapshot.live_attempts if a.candidate == one.id), None)
+    ended = "" if attempt is None else f", and its attempt {attempt.id} is ended"
+    return Accepted(Cut(one, attempt), f"{name} is cut at {one.stage}{ended}")
 
 
 def _attempts(snapshot: Snapshot, does: str, do: str) -> str:

@@ -23,6 +23,7 @@ from nasd.lifecycle import (
     Event,
     ImpossibleTransition,
     Phase,
+    State,
     target,
 )
 from nasd.protocol import sync_folder
@@ -204,9 +205,11 @@ class Store:
         return snapshot.answer(self._db.conn, request) is not None
 
     @contextmanager
-    def answer(self, request: Request, accepted: bool, text: str, now: float) -> Iterator[None]:
+    def answer(
+        self, request: Request, accepted: bool, text: str, now: float, about: int | None = None
+    ) -> Iterator[None]:
         """Records the answer to a request, once; what is written within, its effect, stands with
-        it or not at all."""
+        it or not at all. about: the candidate."""
         with self._transaction():
             self._insert(
                 "request",
@@ -222,8 +225,19 @@ class Store:
             )
             outcome = text if accepted else f"refused, {text}"
             detail = f"{request.action} {request.by} - {outcome}"
-            self._log(now, event="request", detail=detail)
+            self._log(now, event="request", detail=detail, candidate=about)
             yield
+
+    def retry(self, candidate: int, reason: str, now: float) -> None:
+        """Its setbacks so far count no more; one that has failed is pending again."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE candidate SET retried_after = (SELECT coalesce(max(id), 0) FROM attempt)"
+                " WHERE id = ?",
+                (candidate,),
+            )
+            if self._value("SELECT state FROM candidate WHERE id = ?", candidate) == State.FAILED:
+                self._advance(candidate, Event.RETRY, now, detail=reason)
 
     def refuse_damaged(self, request: str, text: str, now: float) -> None:
         """The answer to a request of which nothing can be read but its id."""
@@ -544,4 +558,4 @@ class Store:
 
 
 # Events whose detail is the reason of the state they lead to.
-_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT})
+_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT, Event.RETRY})

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
 from nasd.helm import Helm
-from nasd.lifecycle import AttemptState
+from nasd.lifecycle import AttemptState, Event
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -86,7 +86,7 @@ class Tick:
         self._healthy_since: dict[str, float] = {}
         # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
         self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
-        self._helm = Helm(self.store, self.config, self.state, self.clock)
+        self._helm = Helm(self.store, self.config, self.state, self.clock, self._end_by_request)
         self.leaves = False  # somebody has asked the daemon to
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
@@ -220,10 +220,7 @@ class Tick:
     def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, asked: bool = False) -> None:
         """Ends an attempt. lost: what to say if there is no outcome. asked: the daemon itself
         wanted it to stop, so it is not lost."""
-        # No slot is free before nothing of ours is left on it.
-        left = self.launcher.clear(attempt.token)
-        if left:
-            log.warning("attempt %d: ended %d processes left behind", attempt.id, left)
+        self._clear(attempt)
         outcome = self._outcome(attempt, folder)
         if outcome is None and asked:
             outcome = Outcome(verdict="stopped", message="ended with the daemon")
@@ -239,6 +236,30 @@ class Tick:
         end = policy.ending(
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
+        self._close(attempt, folder, end, outcome, nullcontext())
+
+    def _end_by_request(
+        self, attempt: Attempt, reason: str, within: AbstractContextManager[None]
+    ) -> None:
+        """Ends an attempt whose candidate is cut, in the transaction that answers the request."""
+        self._clear(attempt)
+        end = policy.Ending(AttemptState.PREEMPTED, Event.CUT, None, reason, "cut")
+        self._close(attempt, self.state.attempt(attempt.id), end, None, within)
+
+    def _clear(self, attempt: Attempt) -> None:
+        """No slot is free before nothing of ours is left on it."""
+        left = self.launcher.clear(attempt.token)
+        if left:
+            log.warning("attempt %d: ended %d processes left behind", attempt.id, left)
+
+    def _close(
+        self,
+        attempt: Attempt,
+        folder: AttemptFolder,
+        end: policy.Ending,
+        outcome: Outcome | None,
+        within: AbstractContextManager[None],
+    ) -> None:
         record = None
         if end.state is AttemptState.SUCCEEDED:
             assert outcome is not None
@@ -246,19 +267,20 @@ class Tick:
                 self._publish(folder.result, self.state.result(attempt.candidate, attempt.stage))
             record = StageRecord(outcome.metrics, outcome.curve, outcome.steps, outcome.seconds)
         now = self.clock()
-        self.store.end_attempt(
-            attempt.id,
-            end.state,
-            end.event,
-            ended_at=self._ended_at(folder, attempt, now),
-            now=now,
-            verdict=end.verdict,
-            message=end.message,
-            next_stage=end.next_stage,
-            record=record,
-            prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
-            reached=folder.newest_step(),
-        )
+        with within:
+            self.store.end_attempt(
+                attempt.id,
+                end.state,
+                end.event,
+                ended_at=self._ended_at(folder, attempt, now),
+                now=now,
+                verdict=end.verdict,
+                message=end.message,
+                next_stage=end.next_stage,
+                record=record,
+                prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
+                reached=folder.newest_step(),
+            )
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
         self._met.discard(attempt.id)

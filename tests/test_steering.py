@@ -1,6 +1,7 @@
 """Steering: what people ask is done once, within a turn, or refused in a sentence."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 from nasd import asking, daemon, daemon_lock, policy, requests, snapshot, status
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState, Phase
-from nasd.protocol import Heartbeat
+from nasd.lifecycle import AttemptState, Phase, State
+from nasd.protocol import Heartbeat, Outcome, Spec
 from nasd.slots import wait_until
 from nasd.snapshot import Snapshot
 from nasd.store import Store
@@ -24,6 +25,7 @@ from tests.faults import (
     Box,
     Fuse,
     Killed,
+    at_stage,
     fragile,
     small_search,
     some_diverge,
@@ -473,6 +475,254 @@ def test_a_budget_that_is_no_number_of_hours_is_refused(box: Box, hours: str):
     code, _, told = nasd("budget", "--", hours, state=box.state)
     assert code == 2
     assert told == f"nasd: a budget is a number of GPU-hours above 0, or none, and not {hours}"
+
+
+# -- retry ---------------------------------------------------------------------------------------
+
+
+def state_of(found: Snapshot, candidate: int) -> tuple[State, str]:
+    one = found.candidates[candidate]
+    return one.state, one.stage
+
+
+def failed(candidate: int, stage: str) -> Callable[[Snapshot], bool]:
+    return lambda found: (
+        candidate in found.candidates and state_of(found, candidate) == (State.FAILED, stage)
+    )
+
+
+ERROR = Outcome(verdict="error", message="CUDA error")
+
+
+def test_a_failed_candidate_is_tried_again_at_its_stage_and_its_errors_count_anew(folder: Folder):
+    calm = small_search(folder(), all_succeed)
+    cutoff = next(d for d in calm.store.read().decisions if d.kind == "cutoff")
+    kept, other = cutoff.payload["kept"]
+    fails = at_stage("finetune", [ERROR, ERROR, ERROR], candidate=kept)
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        seconds, outcome = fails(spec, before)
+        return (900.0 if spec.candidate == other else seconds), outcome
+
+    box = Box(folder(), script=script)
+    tick = box.daemon()
+    box.drive(tick, failed(kept, "finetune"))
+    tick.keep()  # the weights that it would start from are kept for this
+    accepted, text = asked(tick, "retry", "a loose cable", candidate=kept)
+    assert (accepted, text) == (True, f"candidate {kept} is pending at finetune again")
+    box.drive(tick)  # one more error is forgiven, as from the start
+    told, expected = story(tick.store), story(calm.store)
+    assert told["candidates"][kept][5] is State.SCORED
+    assert told["decisions"] == expected["decisions"]
+    assert told["members"] == expected["members"]
+    events = [event for event, _ in told["events"][kept]]
+    assert events.count("retry") == events.count("fail") == 1
+
+
+def test_one_that_waits_after_losses_is_tried_again_at_once(folder: Folder, undisturbed):
+    box = Box(folder(), script=at_stage("pretrain_0", [None, None, None]))
+    tick = box.daemon()
+
+    def lost(times: int) -> Callable[[Snapshot], bool]:
+        def found(found: Snapshot) -> bool:
+            ends = [a.state for a in policy.attempts_at(found, 1, "pretrain_0")]
+            return ends == [AttemptState.LOST] * times
+
+        return found
+
+    found = box.drive(tick, lost(3))
+    assert policy.setbacks(found, found.candidates[1])
+    accepted, text = asked(tick, "retry", candidate=1)
+    assert (accepted, text) == (True, "candidate 1 waits at pretrain_0 for nothing but slots")
+    found = tick.store.read()
+    assert not policy.setbacks(found, found.candidates[1])
+    box.turns(tick, 60)
+    assert len(policy.attempts_at(tick.store.read(), 1, "pretrain_0")) == 4
+
+
+def test_out_of_memory_counts_anew_for_one_that_is_retried(folder: Folder):
+    full = Outcome(verdict="out_of_memory", message="no room")
+    box = Box(folder(), script=at_stage("pretrain_1", [full, full, full], candidate=2))
+    tick = box.daemon()
+    found = box.drive(tick, failed(2, "pretrain_1"))
+    assert policy.halvings(found, PATIENT, found.candidates[2], 2) == 2
+    assert asked(tick, "retry", candidate=2)[0]
+    found = tick.store.read()
+    assert policy.halvings(found, PATIENT, found.candidates[2], 2) == 0
+    box.drive(tick)
+    assert state_of(tick.store.read(), 2)[0] is State.SCORED
+
+
+def test_a_failed_baseline_is_tried_again_when_nasd_is_started(folder: Folder):
+    box = Box(folder(), script=at_stage("finetune", [Outcome(verdict="diverged")], candidate=0))
+    tick = box.daemon()
+    assert box.drive(tick).experiment.reason.startswith("the baseline failed at finetune")
+    tick.store.close()
+    asking.ask(box.state.path, "retry", candidate=0)
+    tick = box.daemon()
+    daemon._begin(tick)
+    assert box.drive(tick).experiment.state == "complete"
+
+
+def test_who_failed_before_a_cutoff_does_not_come_back_behind_it(folder: Folder):
+    script = at_stage("pretrain_0", [Outcome(verdict="diverged")], candidate=5)
+    box = Box(folder(), script=script)
+    tick = box.daemon()
+
+    def decided(found: Snapshot) -> bool:
+        return any(one.kind == "cutoff" for one in found.decisions)
+
+    box.drive(tick, decided)
+    assert refused(tick, "retry", candidate=5) == (
+        "candidate 5 failed at pretrain_0, and the cutoff after pretrain_0 was decided without it:"
+        " a decision is never made again"
+    )
+    box.drive(tick)
+    assert refused(tick, "retry", candidate=5) == (
+        "candidate 5 is of generation 1, which is complete and goes on without it"
+    )
+
+
+def test_a_retry_without_weights_to_start_from_is_refused(folder: Folder):
+    box = Box(folder(), script=at_stage("finetune", [Outcome(verdict="diverged")]))
+    tick = box.daemon()
+    box.drive(tick, failed(1, "finetune"))
+    shutil.rmtree(box.state.result(1, "pretrain_1"))
+    assert refused(tick, "retry", candidate=1) == (
+        "candidate 1 would start finetune from the weights of candidate 1 at pretrain_1, which are"
+        " gone"
+    )
+
+
+def test_only_who_failed_or_waits_after_losses_is_retried(box: Box):
+    tick = box.daemon()
+    for state, words in (
+        (State.PENDING, "waits for slots at pretrain_0, and has nothing to be retried"),
+        (State.WAITING, "is waiting, at pretrain_0: retry is for those that failed"),
+        (State.CUT, "is cut, at pretrain_0: retry is for those that failed"),
+    ):
+        found = box.drive(tick, in_state(state))
+        number = next(one.id for one in found.born_in(1) if one.state is state)
+        assert refused(tick, "retry", candidate=number) == f"candidate {number} {words}"
+    assert "there is no candidate 999" in refused(tick, "retry", candidate=999)
+
+
+# -- cut -----------------------------------------------------------------------------------------
+
+
+def in_state(state: State, generation: int = 1) -> Callable[[Snapshot], bool]:
+    return lambda found: (
+        found.generation is not None
+        and found.generation.number == generation
+        and any(one.state is state for one in found.born_in(generation))
+    )
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.RUNNING, State.WAITING])
+def test_a_candidate_is_cut_whatever_it_does_and_the_search_goes_on(folder: Folder, state: State):
+    box = Box(folder(), script=all_succeed)
+    tick = box.daemon()
+    found = box.drive(tick, in_state(state))
+    one = next(c for c in found.born_in(1) if c.state is state)
+    live = [a for a in found.live_attempts if a.candidate == one.id]
+    accepted, text = asked(tick, "cut", "no use", candidate=one.id)
+    assert accepted
+    ended = f", and its attempt {live[0].id} is ended" if live else ""
+    assert text == f"candidate {one.id} is cut at pretrain_0{ended}"
+    found = tick.store.read()
+    assert state_of(found, one.id) == (State.CUT, "pretrain_0")
+    assert found.candidates[one.id].reason == f"by {requests.who()}: no use"
+    for attempt in live:
+        assert attempt.token not in box.launcher.jobs
+        ended_now = next(a for a in found.attempts if a.id == attempt.id)
+        assert (ended_now.state, ended_now.verdict) == (AttemptState.PREEMPTED, "cut")
+    found = box.drive(tick)
+    assert found.experiment.state == "complete"
+    (cutoff,) = [d for d in found.decisions if (d.generation, d.kind) == (1, "cutoff")]
+    assert cutoff.payload["reached"] == 4  # it frees no place, and takes none away
+    assert cutoff.payload["places"] == 2
+    assert one.id not in cutoff.payload["kept"]
+
+
+def test_a_generation_of_which_all_are_cut_leaves_its_parents(folder: Folder):
+    box = Box(folder(), script=all_succeed)
+    tick = box.daemon()
+    found = box.drive(tick, in_state(State.RUNNING))
+    for one in found.born_in(1):
+        ask(box.state, "cut", candidate=one.id)
+    found = box.drive(tick)
+    assert found.experiment.state == "complete"
+    assert found.survivors(1) == found.survivors(0)
+
+
+def test_the_first_generation_may_be_cut_as_a_whole(folder: Folder):
+    box = Box(folder(), script=all_succeed)
+    tick = box.daemon()
+    found = box.drive(tick, in_state(State.RUNNING, 0))
+    for one in found.born_in(0):
+        ask(box.state, "cut", candidate=one.id)
+    found = box.drive(tick)
+    assert found.experiment.state == "complete"
+    assert {one.parent for one in found.born_in(1)} == {0}
+
+
+def test_a_process_that_does_not_die_keeps_its_candidate_and_holds_up_nobody_else(box: Box):
+    tick = box.daemon()
+    found = box.drive(tick, in_state(State.RUNNING, 0))
+    attempt = next(one for one in found.live_attempts if one.candidate)
+    box.launcher.stuck.add(attempt.token)
+    cut = ask(box.state, "cut", candidate=attempt.candidate)
+    drain = ask(box.state, "drain")
+    tick()
+    assert not tick.store.answered(cut)
+    assert said(tick.store, drain)[0]
+    box.launcher.stuck.clear()
+    tick()
+    assert said(tick.store, cut)[0]
+    assert state_of(tick.store.read(), attempt.candidate)[0] is State.CUT
+
+
+def test_neither_the_baseline_nor_who_has_come_to_an_end_is_cut(box: Box):
+    tick = box.daemon()
+    box.drive(tick, in_state(State.RUNNING))
+    assert refused(tick, "cut", candidate=0) == (
+        "candidate 0 is the baseline, which everything is measured against"
+    )
+    number = tick.store.read().survivors(0)[0]
+    assert refused(tick, "cut", candidate=number) == (
+        f"candidate {number} is scored already, at evaluate"
+    )
+
+
+def test_killed_while_it_cuts_nobody_is_half_cut(folder: Folder):
+    running = 1
+
+    def prepare(box: Box) -> Tick:
+        tick = box.daemon()
+        found = box.drive(tick, two_run)
+        assert running in [one.candidate for one in found.live_attempts]
+        ask(tick.state, "cut", "in the way", candidate=running)
+        ask(tick.state, "retry", candidate=running)
+        return tick
+
+    def check(tick: Tick) -> None:
+        found = tick.store.read()
+        assert state_of(found, running) == (State.CUT, "pretrain_0")
+        assert not [one for one in found.live_attempts if one.candidate == running]
+        assert len(events_named(tick.store, "request")) == 2
+        assert len(events_named(tick.store, "cut")) == 1
+        assert requests.waiting(tick.state.requests) == []
+
+    assert killed_at_each_point(folder, prepare, check) > 12
+
+
+def test_a_request_without_its_candidate_is_damaged(box: Box):
+    tick = box.daemon()
+    tick.begin()
+    path = box.state.requests / "x.json"
+    path.write_text('{"id": "x", "action": "cut", "who": "me", "at": 1.0}')
+    tick()
+    assert "candidate belongs to retry and cut" in said(tick.store, "x")[1]
 
 
 # -- a real daemon -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
 
 WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
+CandidateArgument = Annotated[int, typer.Argument(help="Its number.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
 
 
@@ -107,3 +108,36 @@ def budget(
                 f"a budget is a number of GPU-hours above 0, or none, and not {gpu_hours}"
             )
     _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
+
+
+@app.command(rich_help_panel=STEER)
+def retry(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Try a failed candidate again at its stage, or one that waits after losses, now.
+
+    Its setbacks so far count no more. Nobody comes back behind a decision that was made
+    without them.
+
+    Example: nasd retry 17 --why "the disk was full"
+    """
+    _ask(config, state, "retry", why, no_wait, candidate=candidate)
+
+
+@app.command(rich_help_panel=STEER)
+def cut(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Take a candidate out of its generation for good; if it runs, it is ended at once.
+
+    Example: nasd cut 17 --why "its loss has not moved for a day"
+    """
+    _ask(config, state, "cut", why, no_wait, candidate=candidate)
