@@ -7,6 +7,7 @@ from typing import Any
 
 from nasd import config as config_module
 from nasd import daemon_lock, requests, snapshot, steering
+from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.requests import Action, Request
@@ -15,17 +16,26 @@ LOOK_SECONDS = 0.1
 PATIENCE_SECONDS = 15.0  # beyond two turns: a turn may write a backup
 
 
-def ask(state: Path, action: Action, why: str = "", wait: bool = True, **arguments: Any) -> str:
+def ask(
+    state: Path,
+    action: Action,
+    why: str = "",
+    wait: bool = True,
+    settings: Config | None = None,
+    **arguments: Any,
+) -> str:
     """What came of it, in words; raises NasdError if it is refused.
 
-    arguments: of nasd.requests.Request. Not wait: the daemon's answer is not waited for.
+    arguments: of nasd.requests.Request. Not wait: the daemon's answer is not waited for. settings:
+    that the next daemon will have, where none serves; by default those of the last one.
     """
     folder = StateFolder(state)
     with snapshot.opened(state) as connection:
         found = snapshot.read(connection)
-    settings = config_module.parse(found.experiment.config, str(state))
     request = requests.new(action, why, **arguments)
     served = daemon_lock.held(folder.lock)
+    if served or settings is None:
+        settings = config_module.parse(found.experiment.config, str(state))
     if action == "stop" and not served:
         raise NasdError(f"no daemon serves {state}: there is nothing to stop")
     if not requests.waiting(folder.requests):  # what is possible may change with those before it

@@ -7,7 +7,7 @@ purpose, index), so the order in which attempts happen to end changes nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nasd.config import PREPARE, Config, Stage
 from nasd.cost import Volumes, work
@@ -16,7 +16,7 @@ from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.protocol import Heartbeat, Outcome
 from nasd.snapshot import Attempt, Candidate, Snapshot
-from nasd.variation import Bred, Parent, diversity, initial_population, offspring
+from nasd.variation import Bred, Parent, adopted, diversity, initial_population, offspring
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
@@ -44,6 +44,7 @@ class Breed:
     births: tuple[Bred, ...]
     first_stage: str
     payload: dict[str, object]
+    injections: Mapping[int, int | None] = field(default_factory=dict)  # to its place among births
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     match generation.phase:
         case Phase.BREEDING:
             try:
-                return _breed(snapshot, config, generation.number)
+                return _adopt(snapshot, _breed(snapshot, config, generation.number))
             except NasdError as error:  # the search space is exhausted: so it is next time
                 return Halt(str(error))
         case Phase.CLIMBING:
@@ -291,6 +292,34 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
             "picked": [one.parent for one in bred],
         },
     )
+
+
+def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
+    """With what people have injected, behind all others: those are what they are without."""
+    waiting = [one for one in snapshot.injections if one.generation is None]
+    if not waiting:
+        return breed
+    parents = {snapshot.baseline.id: snapshot.baseline.genotype} | {
+        member.candidate: snapshot.candidates[member.candidate].genotype
+        for member in snapshot.members
+        if member.generation == breed.generation and member.role == "parent"
+    }
+    births, places = list(breed.births), dict[int, int | None]()
+    taken = snapshot.taken | {one.genotype.hash for one in births}
+    for one in waiting:
+        places[one.id] = None
+        if one.hash not in taken:
+            places[one.id] = len(births)
+            births.append(adopted(one.genotype, parents, snapshot.experiment.backbone.width))
+    told = [
+        {
+            "hash": one.hash,
+            "parent": None if (place := places[one.id]) is None else births[place].parent,
+        }
+        for one in waiting
+    ]
+    payload = {**breed.payload, "injected": told}
+    return replace(breed, births=tuple(births), payload=payload, injections=places)
 
 
 def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | StartSelecting | None:

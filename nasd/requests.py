@@ -17,13 +17,14 @@ from pydantic import Field, model_validator
 from nasd.errors import NasdError
 from nasd.protocol import Message, read, write
 
-Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut"]
+Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut", "inject"]
 
 
 class Request(Message):
     """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words.
 
     gpu_hours: the budget to set, None for no limit. candidate: to retry or to cut.
+    genotype: to inject.
     """
 
     id: str
@@ -33,11 +34,14 @@ class Request(Message):
     why: str = ""
     gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     candidate: int | None = None
+    genotype: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.candidate is not None) != (self.action in ("retry", "cut")):
             raise ValueError("candidate belongs to retry and cut")
+        if (self.genotype is not None) != (self.action == "inject"):
+            raise ValueError("genotype belongs to inject")
         return self
 
     @property
@@ -50,7 +54,7 @@ class Request(Message):
         """What it takes beside the action."""
         if self.action == "budget":
             return {"gpu_hours": self.gpu_hours}
-        return self.model_dump(include={"candidate"}, exclude_none=True)
+        return self.model_dump(include={"candidate", "genotype"}, exclude_none=True)
 
 
 def new(action: Action, why: str = "", **arguments: Any) -> Request:

@@ -163,6 +163,22 @@ class Decision:
     payload: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Injection:
+    """A genotype that a person made. generation: that it was bred with, None while it waits;
+    candidate: None too if it was not born, because its genotype had been by then."""
+
+    id: int
+    genotype_json: str
+    hash: str
+    generation: int | None
+    candidate: int | None
+
+    @property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
     at: float
@@ -178,7 +194,8 @@ class LoggedEvent:
 @dataclass(frozen=True)
 class Snapshot:
     """whole: everything is in it, not only what is in play and the two newest generations. taken:
-    the genotype hashes that are not free any more; read while a generation breeds.
+    the genotype hashes that are not free any more; read while a generation breeds. injections: all,
+    or those that wait.
     ended_slot_seconds: of all attempts ever.
     """
 
@@ -192,6 +209,7 @@ class Snapshot:
     decisions: tuple[Decision, ...]
     members: tuple[Member, ...]
     quarantine: dict[str, Quarantine]
+    injections: tuple[Injection, ...]
     taken: frozenset[str]
     ended_slot_seconds: float
 
@@ -454,6 +472,13 @@ def _read(connection: sqlite3.Connection, whole: bool) -> Snapshot:
             row[0]: Quarantine(*row)
             for row in rows("SELECT slot, kind, reason, since FROM quarantine ORDER BY slot")
         },
+        injections=tuple(
+            Injection(*row)
+            for row in rows(
+                "SELECT id, genotype, hash, generation, candidate FROM injection"
+                f" WHERE {'true' if whole else 'generation IS NULL'} ORDER BY id"
+            )
+        ),
         taken=frozenset(
             row[0]
             for row in (

@@ -4,16 +4,18 @@ The command line asks it before it files a request, and the daemon before it app
 is impossible is refused at once, and what became so meanwhile is refused all the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nasd import policy
 from nasd.config import Config
 from nasd.errors import NasdError
+from nasd.genotype import Genotype
 from nasd.lifecycle import Phase, State
 from nasd.requests import Request
 from nasd.snapshot import Attempt, Candidate, Snapshot
+from nasd.variation import check_genotype
 
 
 class Refused(NasdError):
@@ -52,7 +54,12 @@ class Cut:
     attempt: Attempt | None
 
 
-Effect = Pause | Stop | SetBudget | Retry | Cut
+@dataclass(frozen=True)
+class Inject:
+    genotype: Genotype
+
+
+Effect = Pause | Stop | SetBudget | Retry | Cut | Inject
 
 Stands = Callable[[tuple[int, str]], bool]
 
@@ -93,6 +100,8 @@ def answer(
             return _retry(snapshot, config, _candidate(snapshot, request), stands)
         case "cut":
             return _cut(snapshot, _candidate(snapshot, request))
+        case "inject":
+            return _inject(snapshot, config, request.genotype or {})
 
 
 def _pause(snapshot: Snapshot) -> Accepted:
@@ -205,6 +214,27 @@ def _cut(snapshot: Snapshot, one: Candidate) -> Accepted:
     attempt = next((a for a in snapshot.live_attempts if a.candidate == one.id), None)
     ended = "" if attempt is None else f", and its attempt {attempt.id} is ended"
     return Accepted(Cut(one, attempt), f"{name} is cut at {one.stage}{ended}")
+
+
+def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Accepted:
+    try:
+        genotype = Genotype.from_json(wanted)
+        check_genotype(genotype, config.search_space, snapshot.experiment.backbone.width)
+    except NasdError as error:
+        raise Refused(str(error)) from error
+    for one in snapshot.candidates.values():
+        if one.hash == genotype.hash:
+            raise Refused(f"candidate {one.id} has this genotype already")
+    if genotype.hash in [one.hash for one in snapshot.injections]:
+        raise Refused("this genotype waits already for the next generation that is bred")
+    newest, planned = snapshot.generation, config.experiment.generations
+    number = 0 if newest is None else newest.number + (newest.phase is not Phase.BREEDING)
+    if number > planned:
+        raise Refused(
+            f"no generation is left to be bred, as experiment.generations is {planned}: raise it in"
+            " the config, and inject before `nasd run` goes on"
+        )
+    return Accepted(Inject(genotype), f"it is bred with generation {number}: {genotype}")
 
 
 def _attempts(snapshot: Snapshot, does: str, do: str) -> str:

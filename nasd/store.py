@@ -239,6 +239,12 @@ class Store:
             if self._value("SELECT state FROM candidate WHERE id = ?", candidate) == State.FAILED:
                 self._advance(candidate, Event.RETRY, now, detail=reason)
 
+    def inject(self, genotype: Genotype, request: str) -> None:
+        """It waits for the next generation that is bred."""
+        with self._transaction():
+            text = json.dumps(genotype.to_json())
+            self._insert("injection", genotype=text, hash=genotype.hash, request=request)
+
     def refuse_damaged(self, request: str, text: str, now: float) -> None:
         """The answer to a request of which nothing can be read but its id."""
         with self._transaction():
@@ -263,8 +269,12 @@ class Store:
         payload: Mapping[str, Any],
         first_stage: str,
         now: float,
+        injections: Mapping[int, int | None] | None = None,
     ) -> list[int]:
-        """The breed decision and all its candidates; the generation climbs from here on."""
+        """The breed decision and all its candidates; the generation climbs from here on.
+
+        injections: to their places among the births, None for one that is not born.
+        """
         with self._transaction():
             self._decide(generation, "breed", "", payload, now)
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
@@ -281,6 +291,14 @@ class Store:
                     now,
                 )
                 self._insert("member", generation=generation, candidate=number, role="offspring")
+            for injection, place in (injections or {}).items():
+                self._db.execute(
+                    "UPDATE injection SET generation = ?, candidate = ? WHERE id = ?",
+                    (generation, None if place is None else first + place, injection),
+                )
+                if place is None:
+                    detail = f"injection {injection} is not born: its genotype had been by then"
+                    self._log(now, event="injection", detail=detail)
             self._next_phase(generation, Phase.BREEDING, now)
             return list(range(first, first + len(births)))
 

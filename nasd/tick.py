@@ -350,8 +350,10 @@ class Tick:
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case policy.Breed(generation, births, first_stage, payload):
-                born = self.store.record_births(generation, births, payload, first_stage, now)
+            case policy.Breed(generation, births, first_stage, payload, injections):
+                born = self.store.record_births(
+                    generation, births, payload, first_stage, now, injections
+                )
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )

@@ -54,8 +54,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
-        "answer", "budget", "cut", "doctor", "drain", "export", "init", "pause", "report", "resume",
-        "retry", "run", "score", "simulate", "status", "stop",
+        "answer", "budget", "cut", "doctor", "drain", "export", "init", "inject", "pause", "report",
+        "resume", "retry", "run", "score", "simulate", "status", "stop",
     ]  # fmt: skip
 
 

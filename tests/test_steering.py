@@ -13,13 +13,14 @@ import pytest
 from nasd import asking, daemon, daemon_lock, policy, requests, snapshot, status
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
+from nasd.genotype import Block, FeedForward, Genotype
 from nasd.lifecycle import AttemptState, Phase, State
 from nasd.protocol import Heartbeat, Outcome, Spec
 from nasd.slots import wait_until
 from nasd.snapshot import Snapshot
 from nasd.store import Store
 from nasd.tick import Tick
-from tests.conftest import ROOT, all_succeed, make_tick, small_config, story
+from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, story
 from tests.faults import (
     PATIENT,
     Box,
@@ -723,6 +724,153 @@ def test_a_request_without_its_candidate_is_damaged(box: Box):
     path.write_text('{"id": "x", "action": "cut", "who": "me", "at": 1.0}')
     tick()
     assert "candidate belongs to retry and cut" in said(tick.store, "x")[1]
+
+
+# -- inject --------------------------------------------------------------------------------------
+
+NARROW = Genotype((Block(2, (FeedForward("relu", (32,)),)),) * 2)
+
+
+def bred(generation: int) -> Callable[[Snapshot], bool]:
+    return lambda found: any(
+        (one.generation, one.kind) == (generation, "breed") for one in found.decisions
+    )
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_an_injected_genotype_is_bred_beside_the_others_which_are_what_they_were(
+    folder: Folder, undisturbed, generation: int
+):
+    box = Box(folder())
+    tick = box.daemon()
+    if generation:
+        box.drive(tick, bred(generation - 1))
+    accepted, text = asked(tick, "inject", genotype=NARROW.to_json())
+    assert (accepted, text) == (True, f"it is bred with generation {generation}: {NARROW}")
+    assert refused(tick, "inject", genotype=NARROW.to_json()) == (
+        "this genotype waits already for the next generation that is bred"
+    )
+    found = box.drive(tick, bred(generation))
+    (one,) = [c for c in found.candidates.values() if c.hash == NARROW.hash]
+    assert one.generation == generation
+    others = {c.id: c.hash for c in found.born_in(generation) if c is not one}
+    calm = undisturbed["candidates"]
+    assert others == {number: calm[number][2] for number in others}
+    assert one.id == max(others) + 1
+    assert {c.id for c in found.born_in(generation)} == {
+        m.candidate for m in found.members if m.role == "offspring" and m.generation == generation
+    }
+    payload = next(
+        d.payload for d in found.decisions if (d.generation, d.kind) == (generation, "breed")
+    )
+    assert payload["injected"] == [{"hash": NARROW.hash, "parent": one.parent}]
+    (injection,) = found.injections
+    assert (injection.generation, injection.candidate) == (generation, one.id)
+    found = box.drive(tick)
+    assert found.experiment.state == "complete"
+    assert found.candidates[one.id].final
+    assert f"candidate {one.id} has this genotype already" == refused(
+        tick, "inject", genotype=NARROW.to_json()
+    )
+
+
+def test_a_genotype_that_was_born_meanwhile_is_not_born_again(folder: Folder, undisturbed):
+    box = Box(folder())
+    tick = box.daemon()
+    box.drive(tick, bred(0))
+    twin = next(one[2] for one in undisturbed["candidates"].values() if one[0] == 1)
+    calm = small_search(folder(), some_diverge).store.read()
+    genotype = next(one.genotype for one in calm.candidates.values() if one.hash == twin)
+    assert asked(tick, "inject", genotype=genotype.to_json())[0]
+    assert asked(tick, "inject", genotype=NARROW.to_json())[0]
+    found = box.drive(tick, bred(1))
+    one, other = found.injections
+    assert (one.generation, one.candidate) == (1, None)
+    assert other.candidate is not None
+    assert events_named(tick.store, "injection") == [
+        "injection 1 is not born: its genotype had been by then"
+    ]
+    assert [c.hash for c in found.candidates.values()].count(twin) == 1
+
+
+@pytest.mark.parametrize(
+    ("genotype", "words"),
+    [
+        ({}, "this is not a genotype"),
+        ({"blocks": []}, "it has no blocks"),
+        ({"blocks": [{"heads": "2", "ffns": []}]}, "'2' is not a positive whole number"),
+        (Genotype(NARROW.blocks * 3).to_json(), "it has 6 blocks, and search_space.blocks allows"),
+        (Genotype((Block(3, NARROW.blocks[0].ffns),)).to_json(), "3 heads, which do not divide"),
+        (Genotype((Block(1, NARROW.blocks[0].ffns),)).to_json(), "search_space.heads allows"),
+        (
+            Genotype((Block(2, (FeedForward("relu", (33,)),)),)).to_json(),
+            "block 0 has an FFN of size 33, and search_space.sizes allows 32, 64, 96",
+        ),
+    ],
+)
+def test_a_genotype_outside_of_the_space_is_refused_naming_what_is(box: Box, genotype, words):
+    tick = box.daemon()
+    tick()
+    assert words in refused(tick, "inject", genotype=genotype)
+
+
+def test_without_a_generation_to_come_nothing_is_injected(folder: Folder):
+    tick = make_tick(folder(), small_config(experiment__generations=1), all_succeed)
+    drive(tick, bred(1))
+    assert refused(tick, "inject", genotype=NARROW.to_json()).startswith(
+        "no generation is left to be bred, as experiment.generations is 1"
+    )
+    drive(tick)
+    assert "no generation is left" in refused(tick, "inject", genotype=NARROW.to_json())
+    tick.store.close()
+    more = small_config(experiment__generations=2)  # the config of the next daemon
+    asking.ask(tick.state.path, "inject", settings=more, genotype=NARROW.to_json())
+    tick = make_tick(tick.state, more, all_succeed)
+    daemon._begin(tick)
+    found = drive(tick)
+    assert found.experiment.state == "complete"
+    assert NARROW.hash in [one.hash for one in found.born_in(2)]
+
+
+def test_killed_while_it_injects_it_is_born_once(folder: Folder):
+    def prepare(box: Box) -> Tick:
+        tick = box.daemon()
+        tick()
+        box.let_pass()  # until the baseline is prepared: the next turn breeds
+        ask(tick.state, "inject", genotype=NARROW.to_json())
+        return tick
+
+    def check(tick: Tick) -> None:
+        for _ in range(20):
+            if bred(0)(tick.store.read()):
+                break
+            tick.clock.passed.now += 30  # type: ignore[attr-defined]
+            tick()
+        found = tick.store.read()
+        (one,) = found.injections
+        born = [c.id for c in found.born_in(0)]
+        assert (one.generation, one.candidate, len(born)) == (0, born[-1], 4)
+
+    assert killed_at_each_point(folder, prepare, check) > 8
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[]", "holds no genotype"),
+    ],
+)
+def test_a_file_that_is_no_genotype_is_named(box: Box, content: bytes | None, words: str):
+    box.daemon().store.close()
+    path = box.state.path / "mine.json"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, told = nasd("inject", str(path), state=box.state)
+    assert code == 2
+    assert told.startswith(f"nasd: {path} {words}")
 
 
 # -- a real daemon -------------------------------------------------------------------------------

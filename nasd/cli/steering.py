@@ -1,5 +1,6 @@
 """Commands that steer a search: they ask, and its daemon does it within a turn."""
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,3 +142,34 @@ def cut(
     Example: nasd cut 17 --why "its loss has not moved for a day"
     """
     _ask(config, state, "cut", why, no_wait, candidate=candidate)
+
+
+@app.command(rich_help_panel=STEER)
+def inject(
+    genotype: Annotated[
+        Path, typer.Argument(metavar="GENOTYPE.json", help="In the form of state/candidates/<id>/.")
+    ],
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Put a genotype that you made into the next generation, beside its other candidates.
+
+    It has to lie within the search space, and to be new. It inherits its weights from
+    that parent, or the baseline, of which it keeps most.
+
+    Example: nasd inject genotype.json --why "what if it were narrow"
+    """
+    from nasd.config import load
+
+    try:
+        wanted = json.loads(genotype.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NasdError(f"{genotype} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise NasdError(f"{genotype} is not JSON: {error}") from error
+    if not isinstance(wanted, dict):
+        raise NasdError(f"{genotype} holds no genotype: that is an object with blocks")
+    settings = load(config) if state is None else None
+    _ask(config, state, "inject", why, no_wait, genotype=wanted, settings=settings)
