@@ -20,7 +20,7 @@ from nasd.slots import wait_until
 from nasd.snapshot import Snapshot
 from nasd.store import Store
 from nasd.tick import Tick
-from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, story
+from tests.conftest import ROOT, all_succeed, drive, events_of, make_tick, small_config, story
 from tests.faults import (
     PATIENT,
     Box,
@@ -516,7 +516,7 @@ def test_a_failed_candidate_is_tried_again_at_its_stage_and_its_errors_count_ane
     assert told["candidates"][kept][5] is State.SCORED
     assert told["decisions"] == expected["decisions"]
     assert told["members"] == expected["members"]
-    events = [event for event, _ in told["events"][kept]]
+    events = [event for event, _ in events_of(tick.store, kept)]
     assert events.count("retry") == events.count("fail") == 1
 
 
