@@ -121,7 +121,7 @@ def _serve(tick: Tick) -> bool:
                     _begin(tick)
                     begun = True
                 tick()
-            if told or tick.store.in_play().experiment.state != "running":
+            if told or tick.leaves or tick.store.in_play().experiment.state != "running":
                 leave_loop()
         notify.notify(READY="1", WATCHDOG="1", STATUS=_in_words(tick))
 
@@ -165,7 +165,7 @@ def _serve(tick: Tick) -> bool:
             if scheduler.running:
                 raise
     notify.notify(STOPPING="1", STATUS="attempts write their checkpoints")
-    if told:
+    if told or tick.leaves:
         log.info("asked to stop: attempts write their checkpoints")
     tick.stop()
     complete = tick.store.in_play().experiment.state == "complete"
@@ -184,15 +184,24 @@ def _begin(tick: Tick) -> None:
     tick.begin()
     tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)
     log.info("nasd serves %s with slots %s", tick.state.path, " ".join(tick.slots))
+    if paused := _paused(found):
+        log.warning("%s: nothing starts until `nasd resume`", paused)
 
 
 def _in_words(tick: Tick) -> str:
     found = tick.store.in_play()
     if found.experiment.hold:
         return f"on hold: {found.experiment.hold}"
+    if paused := _paused(found):
+        return f"{paused}: {len(found.live_attempts)} attempts run"
     where = f"generation {found.generation.number}, " if found.generation else ""
     phase = found.generation.phase if found.generation else "baseline"
     return f"{found.experiment.state}: {where}{phase}, {len(found.live_attempts)} attempts run"
+
+
+def _paused(found: snapshot.Snapshot) -> str:
+    said = snapshot.PAUSED.get(found.experiment.pause)
+    return f"{said} {found.experiment.pause_note}" if said else ""
 
 
 def _now() -> datetime:

@@ -20,7 +20,7 @@ from nasd.genotype import Origin, changes
 from nasd.lifecycle import State
 from nasd.protocol import Heartbeat, read, read_metrics
 from nasd.retention import answering_stage
-from nasd.snapshot import Attempt, Candidate, Decision, Member, Snapshot
+from nasd.snapshot import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
 
 Reached = Literal["done", "here", "ahead", "never"]
 
@@ -286,10 +286,12 @@ class _Compiler:
             return f"the search has halted: {experiment.reason}"
         if not daemon_lock.held(self.folder.lock):
             return "no daemon serves the search: go on with `nasd run`"
+        if experiment.pause:
+            return f"the search is {PAUSED[experiment.pause]} {experiment.pause_note}"
         if experiment.hold:
             return f"the search is on hold: {experiment.hold}"
         if policy.budget_spent(self.snap, self.config, self.now):
-            return "the budget is spent: raise experiment.budget_gpu_hours"
+            return "the budget is spent: raise it with `nasd budget`"
         ended = [tried for tried in self.attempts if tried.stage == one.stage]
         last = f"; its last attempt ended so: {ended[-1].message}" if one.reason and ended else ""
         need = policy.slots_needed(self.config, one.stage, len(self._slots()))

@@ -15,6 +15,7 @@ class StateFolder:
         self.cache = path / "cache"
         self.tensorboard = path / "tensorboard"
         self.reports = path / "reports"
+        self.requests = path / "requests"
 
     def attempt(self, attempt: int) -> AttemptFolder:
         return AttemptFolder(self.path / "attempts" / str(attempt))
@@ -29,6 +30,10 @@ class StateFolder:
     def run(self, name: str) -> Path:
         """The folder of a TensorBoard run."""
         return self.tensorboard / name
+
+    def stands(self, result: tuple[int, str]) -> bool:
+        """Whether the (candidate, stage) left something that is still there."""
+        return self.result(*result).is_dir()
 
     def curves(self, generation: int | None, candidate: int, task: str) -> Path:
         """The TensorBoard run of what a candidate's stages of one task train."""

@@ -188,11 +188,19 @@ def parameters(genotype: Genotype, backbone: Backbone) -> int:
     norm = 2 * width
     total = (backbone.vocab_size + backbone.positions) * width + norm
     for block in genotype.blocks:
-        total += 4 * (width * width + width) + norm
-        for ffn in block.ffns:
-            widths = (width, *ffn.sizes, width)
-            total += sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(widths)) + norm
+        total += parameters_of_attention(width) + norm
+        total += sum(parameters_of_ffn(ffn, width) + norm for ffn in block.ffns)
     return total
+
+
+def parameters_of_attention(width: int) -> int:
+    """Without the norm behind it."""
+    return 4 * (width * width + width)
+
+
+def parameters_of_ffn(ffn: FeedForward, width: int) -> int:
+    """Without the norm behind it."""
+    return sum(into * out + out for into, out in pairwise((width, *ffn.sizes, width)))
 
 
 def weights_of_ffn(ffn: FeedForward, width: int) -> int:

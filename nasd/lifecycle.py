@@ -14,11 +14,11 @@ class State(StrEnum):
     RUNNING = "running"  # an attempt at its stage is live
     WAITING = "waiting"  # has finished its stage, waits for the generation's cutoff
     SCORED = "scored"  # has climbed the whole ladder
-    CUT = "cut"  # stopped by a cutoff
+    CUT = "cut"  # stopped by a cutoff, or by a person
     FAILED = "failed"  # stopped by a fault of its own
 
 
-FINAL = frozenset({State.SCORED, State.CUT, State.FAILED})
+FINAL = frozenset({State.SCORED, State.CUT, State.FAILED})  # unless a person asks otherwise
 
 
 class Event(StrEnum):
@@ -31,6 +31,7 @@ class Event(StrEnum):
     KEEP = "keep"
     CUT = "cut"
     FAIL = "fail"
+    RETRY = "retry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ TRANSITIONS = (
     Transition(State.RUNNING, Event.SCORE, State.SCORED, "last stage done, scores recorded"),
     Transition(State.RUNNING, Event.FAIL, State.FAILED, "diverged, or a fault of its own"),
     Transition(State.WAITING, Event.KEEP, State.PENDING, "among the best share at the cutoff"),
-    Transition(State.WAITING, Event.CUT, State.CUT, "not among the best share at the cutoff"),
+    Transition(State.WAITING, Event.CUT, State.CUT, "not among them, or taken out by request"),
+    Transition(State.PENDING, Event.CUT, State.CUT, "taken out by request"),
+    Transition(State.RUNNING, Event.CUT, State.CUT, "taken out by request, its attempt ended"),
+    Transition(State.FAILED, Event.RETRY, State.PENDING, "by request, at its stage again"),
 )
 
 _TARGETS = {(edge.source, edge.event): edge.target for edge in TRANSITIONS}

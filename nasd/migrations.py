@@ -141,6 +141,37 @@ def m002_faults(db: Database) -> None:
     _execute(db, statements)
 
 
+@migrations()
+def m003_steering(db: Database) -> None:
+    statements = """
+    ALTER TABLE experiment ADD COLUMN pause TEXT NOT NULL DEFAULT ''
+        CHECK (pause IN ('', 'pause', 'drain'));
+    ALTER TABLE experiment ADD COLUMN pause_note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE experiment ADD COLUMN budget TEXT;
+    ALTER TABLE candidate ADD COLUMN retried_after INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE request (
+        id TEXT PRIMARY KEY,
+        action TEXT NOT NULL,
+        arguments TEXT NOT NULL,
+        who TEXT NOT NULL,
+        why TEXT NOT NULL,
+        asked_at REAL NOT NULL,
+        answered_at REAL NOT NULL,
+        accepted INTEGER NOT NULL CHECK (accepted IN (0, 1)),
+        answer TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE injection (
+        id INTEGER PRIMARY KEY,
+        genotype TEXT NOT NULL,
+        hash TEXT NOT NULL UNIQUE,
+        request TEXT NOT NULL REFERENCES request,
+        generation INTEGER REFERENCES generation,
+        candidate INTEGER REFERENCES candidate
+    ) STRICT;
+    """
+    _execute(db, statements)
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

@@ -7,7 +7,7 @@ purpose, index), so the order in which attempts happen to end changes nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nasd.config import PREPARE, Config, Stage
 from nasd.cost import Volumes, work
@@ -16,7 +16,7 @@ from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.protocol import Heartbeat, Outcome
 from nasd.snapshot import Attempt, Candidate, Snapshot
-from nasd.variation import Bred, Parent, diversity, initial_population, offspring
+from nasd.variation import Bred, Parent, adopted, diversity, initial_population, offspring
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
@@ -44,6 +44,7 @@ class Breed:
     births: tuple[Bred, ...]
     first_stage: str
     payload: dict[str, object]
+    injections: Mapping[int, int | None] = field(default_factory=dict)  # to its place among births
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     # With nothing running, what is spent does not depend on the time.
     if decision is None and not snapshot.live_attempts and budget_spent(snapshot, config, now=0.0):
         return Halt(
-            f"the budget of {config.experiment.budget_gpu_hours} GPU-hours is spent: raise"
-            " experiment.budget_gpu_hours and start nasd again"
+            f"the budget of {budget(snapshot, config)} GPU-hours is spent: raise it with"
+            " `nasd budget` or as experiment.budget_gpu_hours, and start nasd again"
         )
     return decision
 
@@ -108,7 +109,7 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     match generation.phase:
         case Phase.BREEDING:
             try:
-                return _breed(snapshot, config, generation.number)
+                return _adopt(snapshot, _breed(snapshot, config, generation.number))
             except NasdError as error:  # the search space is exhausted: so it is next time
                 return Halt(str(error))
         case Phase.CLIMBING:
@@ -291,6 +292,34 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
             "picked": [one.parent for one in bred],
         },
     )
+
+
+def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
+    """With what people have injected, behind all others: those are what they are without."""
+    waiting = [one for one in snapshot.injections if one.generation is None]
+    if not waiting:
+        return breed
+    parents = {snapshot.baseline.id: snapshot.baseline.genotype} | {
+        member.candidate: snapshot.candidates[member.candidate].genotype
+        for member in snapshot.members
+        if member.generation == breed.generation and member.role == "parent"
+    }
+    births, places = list(breed.births), dict[int, int | None]()
+    taken = snapshot.taken | {one.genotype.hash for one in births}
+    for one in waiting:
+        places[one.id] = None
+        if one.hash not in taken:
+            places[one.id] = len(births)
+            births.append(adopted(one.genotype, parents, snapshot.experiment.backbone.width))
+    told = [
+        {
+            "hash": one.hash,
+            "parent": None if (place := places[one.id]) is None else births[place].parent,
+        }
+        for one in waiting
+    ]
+    payload = {**breed.payload, "injected": told}
+    return replace(breed, births=tuple(births), payload=payload, injections=places)
 
 
 def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | StartSelecting | None:
@@ -494,7 +523,7 @@ def _width(
         return own
     if candidate.is_baseline and snapshot.generation is not None:
         return own  # no cutoff waits for it: many may come to be pending while it runs
-    if _setbacks(snapshot, candidate):  # what it is lost of may be the many slots
+    if setbacks(snapshot, candidate):  # what it is lost of may be the many slots
         return own
     for other, its in held.items():
         if other != number:
@@ -508,13 +537,19 @@ def _width(
 
 
 def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
-    running = snapshot.experiment.state == "running" and not snapshot.experiment.hold
+    experiment = snapshot.experiment
+    running = experiment.state == "running" and not experiment.hold and not experiment.pause
     return running and not budget_spent(snapshot, config, now)
 
 
+def budget(snapshot: Snapshot, config: Config) -> float | None:
+    """GPU-hours that the search may take; None without a limit."""
+    return snapshot.experiment.budget(config.experiment.budget_gpu_hours)
+
+
 def budget_spent(snapshot: Snapshot, config: Config, now: float) -> bool:
-    budget = config.experiment.budget_gpu_hours
-    return budget is not None and snapshot.gpu_hours(now) >= budget
+    hours = budget(snapshot, config)
+    return hours is not None and snapshot.gpu_hours(now) >= hours
 
 
 def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:
@@ -533,18 +568,22 @@ def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: in
 
 def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
     ended = attempts_at(snapshot, candidate.id, candidate.stage)
-    return sum(attempt.verdict == "out_of_memory" for attempt in ended)
+    return sum(
+        attempt.verdict == "out_of_memory" and attempt.id > candidate.retried_after
+        for attempt in ended
+    )
 
 
-def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
+def setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
     """The attempts in a row, up to now, that ended without getting on with this stage.
 
     One that wrote a checkpoint beyond those before it got on: a row begins anew with it. One that
     the daemon's own end took with it says nothing of the machine, and breaks no row; nor does one
-    that is live, or that ran out of memory.
+    that is live, or that ran out of memory. What a person has seen counts no more.
     """
     row: list[Attempt] = []
     furthest = 0
+    seen = max(snapshot.experiment.resumed_after, candidate.retried_after)
     for attempt in attempts_at(snapshot, candidate.id, candidate.stage):
         got_on, furthest = attempt.reached > furthest, max(furthest, attempt.reached)
         if got_on:
@@ -553,19 +592,14 @@ def _setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
             continue
         if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
             row = []
-        elif attempt.id > snapshot.experiment.resumed_after:
+        elif attempt.id > seen:
             row = [*row, attempt]
     return row
 
 
-def setbacks(snapshot: Snapshot, candidate: Candidate) -> int:
-    """How many attempts in a row ended without getting on with the candidate's stage."""
-    return len(_setbacks(snapshot, candidate))
-
-
 def backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> float:
     """Seconds for which it still waits, because its last attempts were lost; 0 if it does not."""
-    row = _setbacks(snapshot, candidate)
+    row = setbacks(snapshot, candidate)
     if not row:
         return 0.0
     ended = row[-1].ended_at
@@ -608,7 +642,7 @@ def _worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str |
     """Why the search cannot go on with this candidate until a person has looked, or None."""
     if candidate.state is not State.PENDING:
         return None
-    row = _setbacks(snapshot, candidate)
+    row = setbacks(snapshot, candidate)
     errors = [attempt for attempt in row if attempt.verdict == "error"]
     where = f"candidate {candidate.id} at {candidate.stage}"
     if len(errors) > ERROR_RETRIES:
@@ -661,7 +695,7 @@ def ending(
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
         case "error":
-            errors = sum(one.verdict == "error" for one in _setbacks(snapshot, candidate))
+            errors = sum(one.verdict == "error" for one in setbacks(snapshot, candidate))
             # Without the baseline there is no search: a person has to look, see _worn_out.
             if errors < ERROR_RETRIES or candidate.is_baseline:
                 return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)

@@ -4,7 +4,8 @@ What is kept, and why:
 
 - the baseline: everything, since every comparison and every first inheritance rests on it
 - a candidate on its way: the stage it starts from next, and its last MLM stage, which its own
-  offspring will inherit from
+  offspring will inherit from; one that has failed too, while its generation climbs, so that a
+  person can have it tried again
 - parents, and scored candidates that may become parents: their last MLM stage
 - whoever is on the front of all that were ever scored, and all survivors: the fine-tuned model
 - a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
@@ -24,7 +25,7 @@ from nasd import policy
 from nasd.config import PREPARE, Config
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
-from nasd.lifecycle import State
+from nasd.lifecycle import Phase, State
 from nasd.pareto import ranks
 from nasd.protocol import AttemptFolder
 from nasd.snapshot import Candidate, Snapshot
@@ -64,11 +65,12 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         for step in steps
         if (stage := policy.stage_named(config, step)) is not None and stage.task == "mlm"
     ]
+    newest = candidate.generation == generation.number
     match candidate.state:
-        case State.FAILED:
+        case State.FAILED if not newest or generation.phase is not Phase.CLIMBING:
             return set()
         case State.CUT:
-            return {candidate.stage} if candidate.generation == generation.number else set()
+            return {candidate.stage} if newest else set()
         case State.WAITING:
             return {candidate.stage}
         case State.SCORED:

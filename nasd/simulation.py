@@ -28,7 +28,7 @@ from nasd.genotype import (
     parameters,
 )
 from nasd.lifecycle import AttemptState, State
-from nasd.policy import BACKOFF_SECONDS, WIDEN_SECONDS
+from nasd.policy import BACKOFF_SECONDS, WIDEN_SECONDS, budget
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -568,10 +568,10 @@ def _next(tick: Tick, snapshot: Snapshot, launcher: SimulatedLauncher, now: floa
         if attempt.ended_at is not None and attempt.state is not AttemptState.SUCCEEDED:
             since = now + attempt.ended_at - wall
             times += [since + seconds for seconds in BACKOFF_SECONDS]
-    budget = tick.config.experiment.budget_gpu_hours
+    hours = budget(snapshot, tick.config)
     busy = sum(len(attempt.slots) for attempt in snapshot.live_attempts)
-    if budget is not None and busy:
-        times.append(now + 3600 * (budget - snapshot.gpu_hours(wall)) / busy)
+    if hours is not None and busy:
+        times.append(now + 3600 * (hours - snapshot.gpu_hours(wall)) / busy)
     if tick.config.slots.widen:
         times += [one.started_at + now - wall + WIDEN_SECONDS for one in snapshot.live_attempts]
     if launcher.running < len(snapshot.live_attempts):  # it has just been asked to stop

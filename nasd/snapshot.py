@@ -20,7 +20,8 @@ from nasd.errors import NasdError
 from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
-SCHEMA = 2  # how many migrations this version of nasd knows
+PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
+SCHEMA = 3  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -49,6 +50,14 @@ class Experiment:
     completed_at: float | None
     resumed_after: int  # the newest attempt at the last resumption after a halt; 0 without one
     hold: str  # why nothing starts just now, "" if nothing is in the way
+    pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
+    pause_note: str  # by whom, and why
+    budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
+
+    def budget(self, configured: float | None) -> float | None:
+        """GPU-hours that the search may take, None without a limit; configured: as the config
+        says, which holds until a request sets another, and again from its own next change on."""
+        return configured if self.budget_set is None else json.loads(self.budget_set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Candidate:
     stage: str
     state: State
     reason: str
+    retried_after: int = 0  # the newest attempt when a person had it tried again
 
     @cached_property
     def genotype(self) -> Genotype:
@@ -175,6 +185,22 @@ class Decision:
     payload: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Injection:
+    """A genotype that a person made. generation: that it was bred with, None while it waits;
+    candidate: None too if it was not born, because its genotype had been by then."""
+
+    id: int
+    genotype_json: str
+    hash: str
+    generation: int | None
+    candidate: int | None
+
+    @property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
     at: float
@@ -190,7 +216,8 @@ class LoggedEvent:
 @dataclass(frozen=True)
 class Snapshot:
     """whole: everything is in it, not only what is in play and the two newest generations. taken:
-    the genotype hashes that are not free any more; read while a generation breeds.
+    the genotype hashes that are not free any more; read while a generation breeds. injections: all,
+    or those that wait.
     ended_slot_seconds: of all attempts ever.
     """
 
@@ -204,6 +231,7 @@ class Snapshot:
     decisions: tuple[Decision, ...]
     members: tuple[Member, ...]
     quarantine: dict[str, Quarantine]
+    injections: tuple[Injection, ...]
     taken: frozenset[str]
     ended_slot_seconds: float
 
@@ -342,6 +370,14 @@ def selections(connection: sqlite3.Connection, last: int = 30) -> list[tuple[int
     return rows[::-1]
 
 
+def answer(connection: sqlite3.Connection, request: str) -> tuple[bool, str] | None:
+    """Whether a request was accepted, and the answer in words; None before it is answered."""
+    row = connection.execute(
+        "SELECT accepted, answer FROM request WHERE id = ?", (request,)
+    ).fetchone()
+    return None if row is None else (bool(row[0]), row[1])
+
+
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     """(candidate, quality, parameters) of every scored candidate, the baseline included."""
     return connection.execute(
@@ -379,7 +415,10 @@ def _curve(text: str) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in json.loads(text)]
 
 
-_CANDIDATE = "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason"
+_CANDIDATE = (
+    "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
+    " retried_after"
+)
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
     " ended_at, reached"
@@ -399,6 +438,7 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         stage=row[7],
         state=State(row[8]),
         reason=row[9],
+        retried_after=row[10],
     )
 
 
@@ -429,13 +469,13 @@ def _read(
 
     found = rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_after, hold, slot_seconds FROM experiment"
+        " resumed_after, hold, pause, pause_note, budget, slot_seconds FROM experiment"
     )
     if not found:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
     (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold, slot_seconds) = found[0][7:]
+    (created, completed, resumed, hold, pause, pause_note, budget, slot_seconds) = found[0][7:]
     number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
     ever = whole or lines is not None  # all generations
     generations = tuple(
@@ -478,6 +518,9 @@ def _read(
             completed_at=completed,
             resumed_after=resumed,
             hold=hold,
+            pause=pause,
+            pause_note=pause_note,
+            budget_set=budget,
         ),
         generations=generations,
         candidates={
@@ -528,6 +571,13 @@ def _read(
             row[0]: Quarantine(*row)
             for row in rows("SELECT slot, kind, reason, since FROM quarantine ORDER BY slot")
         },
+        injections=tuple(
+            Injection(*row)
+            for row in rows(
+                "SELECT id, genotype, hash, generation, candidate FROM injection"
+                f" WHERE {'true' if whole else 'generation IS NULL'} ORDER BY id"
+            )
+        ),
         taken=frozenset(
             row[0]
             for row in (

@@ -1,4 +1,4 @@
-"""The only writer of the database. Every public method is one transaction.
+"""The only writer of the database. Every public method is one transaction, or part of `answer`'s.
 
 The daemon holds an exclusive lock on state/daemon.lock for as long as it lives, so there is one
 store open for writing at a time.
@@ -23,9 +23,11 @@ from nasd.lifecycle import (
     Event,
     ImpossibleTransition,
     Phase,
+    State,
     target,
 )
 from nasd.protocol import sync_folder
+from nasd.requests import Request
 from nasd.snapshot import Holding, Selected, Snapshot
 from nasd.sqlite import Database
 from nasd.variation import Bred
@@ -146,8 +148,13 @@ class Store:
             )
 
     def change_config(self, config: Mapping[str, Any], changes: str, now: float) -> None:
-        """Another config for what comes; the daemon has checked that it may change so."""
+        """Another config for what comes; the daemon has checked that it may change so. A budget of
+        its own that is new takes the place of one that was set by request."""
         with self._transaction():
+            before = json.loads(self._value("SELECT config FROM experiment"))["experiment"]
+            key = "budget_gpu_hours"
+            if before[key] != config["experiment"][key]:
+                self._db.execute("UPDATE experiment SET budget = NULL")
             self._db.execute("UPDATE experiment SET config = ?", (json.dumps(config),))
             self._log(now, event="config", detail=changes)
 
@@ -183,6 +190,16 @@ class Store:
             self._db.execute("UPDATE experiment SET hold = ?", (reason,))
             self._log(now, event="hold" if reason else "released", detail=reason)
 
+    def pause(self, kind: str, note: str) -> None:
+        """kind: "pause" or "drain", and "" to go on. note: by whom, and why."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET pause = ?, pause_note = ?", (kind, note))
+
+    def set_budget(self, gpu_hours: float | None) -> None:
+        """None: no limit."""
+        with self._transaction():
+            self._db.execute("UPDATE experiment SET budget = ?", (json.dumps(gpu_hours),))
+
     def quarantine(self, slot: str, kind: str, reason: str, now: float) -> None:
         with self._transaction():
             self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
@@ -193,6 +210,60 @@ class Store:
         with self._transaction():
             self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
             self._log(now, event="released", detail=slot)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def answered(self, request: str) -> bool:
+        return snapshot.answer(self._db.conn, request) is not None
+
+    @contextmanager
+    def answer(
+        self, request: Request, accepted: bool, text: str, now: float, about: int | None = None
+    ) -> Iterator[None]:
+        """Records the answer to a request, once; what is written within, its effect, stands with
+        it or not at all. about: the candidate."""
+        with self._transaction():
+            self._insert(
+                "request",
+                id=request.id,
+                action=request.action,
+                arguments=json.dumps(request.arguments),
+                who=request.who,
+                why=request.why,
+                asked_at=request.at,
+                answered_at=now,
+                accepted=int(accepted),
+                answer=text,
+            )
+            outcome = text if accepted else f"refused, {text}"
+            detail = f"{request.action} {request.by} - {outcome}"
+            self._log(now, event="request", detail=detail, candidate=about)
+            yield
+
+    def retry(self, candidate: int, reason: str, now: float) -> None:
+        """Its setbacks so far count no more; one that has failed is pending again."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE candidate SET retried_after = (SELECT coalesce(max(id), 0) FROM attempt)"
+                " WHERE id = ?",
+                (candidate,),
+            )
+            if self._value("SELECT state FROM candidate WHERE id = ?", candidate) == State.FAILED:
+                self._advance(candidate, Event.RETRY, now, detail=reason)
+
+    def inject(self, genotype: Genotype, request: str) -> None:
+        """It waits for the next generation that is bred."""
+        with self._transaction():
+            text = json.dumps(genotype.to_json())
+            self._insert("injection", genotype=text, hash=genotype.hash, request=request)
+
+    def refuse_damaged(self, request: str, text: str, now: float) -> None:
+        """The answer to a request of which nothing can be read but its id."""
+        with self._transaction():
+            nothing = {"action": "", "arguments": "{}", "who": "", "why": ""}
+            at = {"asked_at": now, "answered_at": now}
+            self._insert("request", id=request, **nothing, **at, accepted=0, answer=text)
+            self._log(now, event="request", detail=f"refused, {text}")
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -210,8 +281,12 @@ class Store:
         payload: Mapping[str, Any],
         first_stage: str,
         now: float,
+        injections: Mapping[int, int | None] | None = None,
     ) -> list[int]:
-        """The breed decision and all its candidates; the generation climbs from here on."""
+        """The breed decision and all its candidates; the generation climbs from here on.
+
+        injections: to their places among the births, None for one that is not born.
+        """
         with self._transaction():
             self._decide(generation, "breed", "", payload, now)
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
@@ -228,6 +303,14 @@ class Store:
                     now,
                 )
                 self._insert("member", generation=generation, candidate=number, role="offspring")
+            for injection, place in (injections or {}).items():
+                self._db.execute(
+                    "UPDATE injection SET generation = ?, candidate = ? WHERE id = ?",
+                    (generation, None if place is None else first + place, injection),
+                )
+                if place is None:
+                    detail = f"injection {injection} is not born: its genotype had been by then"
+                    self._log(now, event="injection", detail=detail)
             self._next_phase(generation, Phase.BREEDING, now)
             return list(range(first, first + len(births)))
 
@@ -378,6 +461,9 @@ class Store:
         # IMMEDIATE: a transaction that reads before it writes would fail under WAL if another
         # writer came between, whatever the busy timeout.
         connection = self._db.conn
+        if connection.in_transaction:  # within `answer`
+            yield
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -502,4 +588,4 @@ class Store:
 
 
 # Events whose detail is the reason of the state they lead to.
-_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT})
+_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT, Event.RETRY})

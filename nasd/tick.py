@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
+from nasd.helm import Helm
 from nasd.lifecycle import AttemptState, Event
 from nasd.protocol import (
     AttemptFolder,
@@ -87,12 +88,17 @@ class Tick:
         self._healthy_since: dict[str, float] = {}
         # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
         self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
+        self._helm = Helm(self.store, self.config, self.state, self.clock, self._end_by_request)
+        self.leaves = False  # somebody has asked the daemon to
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
 
     def __call__(self) -> None:
         self.look()
         self.observe()
+        self.leaves = self._helm() or self.leaves
+        if self.leaves:
+            return
         self.decide()
         self.start()
         if self._keeping_is_due():
@@ -106,6 +112,7 @@ class Tick:
             if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
                 self.store.release(one.slot, self.clock())
         self.observe()
+        self._helm.begin()
         generation = self.store.in_play().generation
         if generation and generation.opened_at > backups.newest(self.state):
             self._kept_at = None  # the daemon before was killed on its way to it
@@ -216,10 +223,7 @@ class Tick:
     def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, asked: bool = False) -> None:
         """Ends an attempt. lost: what to say if there is no outcome. asked: the daemon itself
         wanted it to stop, so it is not lost."""
-        # No slot is free before nothing of ours is left on it.
-        left = self.launcher.clear(attempt.token)
-        if left:
-            log.warning("attempt %d: ended %d processes left behind", attempt.id, left)
+        self._clear(attempt)
         outcome = self._outcome(attempt, folder)
         if outcome is None and asked:
             outcome = Outcome(verdict="stopped", message="ended with the daemon")
@@ -235,6 +239,30 @@ class Tick:
         end = policy.ending(
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
+        self._close(attempt, folder, end, outcome, nullcontext())
+
+    def _end_by_request(
+        self, attempt: Attempt, reason: str, within: AbstractContextManager[None]
+    ) -> None:
+        """Ends an attempt whose candidate is cut, in the transaction that answers the request."""
+        self._clear(attempt)
+        end = policy.Ending(AttemptState.PREEMPTED, Event.CUT, None, reason, "cut")
+        self._close(attempt, self.state.attempt(attempt.id), end, None, within)
+
+    def _clear(self, attempt: Attempt) -> None:
+        """No slot is free before nothing of ours is left on it."""
+        left = self.launcher.clear(attempt.token)
+        if left:
+            log.warning("attempt %d: ended %d processes left behind", attempt.id, left)
+
+    def _close(
+        self,
+        attempt: Attempt,
+        folder: AttemptFolder,
+        end: policy.Ending,
+        outcome: Outcome | None,
+        within: AbstractContextManager[None],
+    ) -> None:
         record = None
         if end.state is AttemptState.SUCCEEDED:
             assert outcome is not None
@@ -242,20 +270,21 @@ class Tick:
                 self._publish(folder.result, self.state.result(attempt.candidate, attempt.stage))
             record = StageRecord(outcome.metrics, outcome.curve, outcome.steps, outcome.seconds)
         now = self.clock()
-        self.store.end_attempt(
-            attempt.id,
-            end.state,
-            end.event,
-            ended_at=self._ended_at(folder, attempt, now),
-            now=now,
-            verdict=end.verdict,
-            message=end.message,
-            next_stage=end.next_stage,
-            record=record,
-            prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
-            reached=folder.newest_step(),
-        )
-        if end.event in (Event.SCORE, Event.FAIL):
+        with within:
+            self.store.end_attempt(
+                attempt.id,
+                end.state,
+                end.event,
+                ended_at=self._ended_at(folder, attempt, now),
+                now=now,
+                verdict=end.verdict,
+                message=end.message,
+                next_stage=end.next_stage,
+                record=record,
+                prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
+                reached=folder.newest_step(),
+            )
+        if end.event in (Event.SCORE, Event.FAIL, Event.CUT):
             self._board.show(attempt.candidate)
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
@@ -326,8 +355,10 @@ class Tick:
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case policy.Breed(generation, births, first_stage, payload):
-                born = self.store.record_births(generation, births, payload, first_stage, now)
+            case policy.Breed(generation, births, first_stage, payload, injections):
+                born = self.store.record_births(
+                    generation, births, payload, first_stage, now, injections
+                )
                 self._board.show_all()
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
@@ -353,7 +384,8 @@ class Tick:
 
     def start(self) -> None:
         snapshot = self.store.in_play()
-        if policy.budget_spent(snapshot, self.config, self.clock()):
+        paused = snapshot.experiment.pause == "pause"
+        if paused or policy.budget_spent(snapshot, self.config, self.clock()):
             for attempt in snapshot.live_attempts:
                 self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
             return

@@ -1,11 +1,12 @@
-"""How one genotype comes from another: mutation, and the two ways it makes a generation.
+"""How one genotype comes from another: mutation, the two ways it makes a generation, and the
+adoption of one that a person made.
 
 Thesis 4.2.1 (mutation), 4.2.2 (the initial population) and 4.2.3 (mating). There is no crossover.
 All of it is pure: the same arguments give the same genotypes.
 """
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -18,8 +19,11 @@ from nasd.genotype import (
     FeedForward,
     Genotype,
     Lineage,
+    Origin,
     distance,
     parameters,
+    parameters_of_attention,
+    parameters_of_ffn,
     unchanged,
 )
 from nasd.pareto import SIZE, Point, crowding, ranks, tournament
@@ -225,6 +229,65 @@ def offspring(
                 " search_space, or raise variation.offspring"
             )
     return children
+
+
+def adopted(child: Genotype, parents: Mapping[int, Genotype], width: int) -> Bred:
+    """A genotype made by hand, as the child of the one of `parents` that it can inherit most
+    parameters from; of equals, of the lower id."""
+    found = {number: align(child, parent, width) for number, parent in parents.items()}
+    best = max(found, key=lambda number: (found[number][0], -number))
+    return Bred(best, child, found[best][1])
+
+
+def align(child: Genotype, parent: Genotype, width: int) -> tuple[int, Lineage]:
+    """The lineage by which the child inherits most of the parent's blocks' parameters, and how many
+    those are. Blocks stay in their order, and so do the FFNs of a block: whoever has one that the
+    other lacks may skip it."""
+    mine, theirs = child.blocks, parent.blocks
+    # most[i][j]: with the child's first i blocks and the parent's first j.
+    most = [[0] * (len(theirs) + 1) for _ in range(len(mine) + 1)]
+    carried = [
+        [_carry(block, source, index, width) for index, source in enumerate(theirs)]
+        for block in mine
+    ]
+    for i, row in enumerate(carried):
+        for j, (gain, lineage) in enumerate(row):
+            both = most[i][j] + gain if lineage else -1
+            most[i + 1][j + 1] = max(both, most[i][j + 1], most[i + 1][j])
+    blocks: list[BlockLineage] = []
+    i, j = len(mine), len(theirs)
+    while i:
+        gain, lineage = carried[i - 1][j - 1] if j else (0, None)
+        if lineage and most[i][j] == most[i - 1][j - 1] + gain:
+            blocks.append(lineage)
+            i, j = i - 1, j - 1
+        elif j and most[i][j] == most[i][j - 1]:
+            j -= 1
+        else:
+            blocks.append(BlockLineage(None, True, tuple("added" for _ in mine[i - 1].ffns)))
+            i -= 1
+    return most[-1][-1], tuple(reversed(blocks))
+
+
+def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, BlockLineage | None]:
+    """How many parameters a block inherits from the parent's block `index`, and by which lineage;
+    None where the parent's has more FFNs, as none is ever taken away."""
+    norm = 2 * width
+    best: tuple[int, tuple[Origin, ...]] = (-1, ())
+    for places in combinations(range(len(block.ffns)), len(source.ffns)):
+        origins: list[Origin] = ["added"] * len(block.ffns)
+        gain = norm * len(places)
+        for place, ffn in zip(places, source.ffns, strict=True):
+            kept = block.ffns[place] == ffn
+            origins[place] = "kept" if kept else "altered"
+            gain += kept * parameters_of_ffn(ffn, width)
+        if gain > best[0]:
+            best = gain, tuple(origins)
+    if best[0] < 0:
+        return 0, None
+    same = block.heads == source.heads
+    gain = best[0] + norm + same * parameters_of_attention(width)
+    return gain, BlockLineage(index, not same, best[1])
 
 
 def _pick_parents(

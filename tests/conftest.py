@@ -444,13 +444,19 @@ def story(store: Store) -> dict[str, Any]:
 
 
 def path_of(store: Store, candidate: int) -> list[tuple[str, str]]:
-    """A candidate's events without the starts that came to nothing."""
+    """A candidate's events without the starts that came to nothing, and without failures that a
+    person had it try again."""
     path: list[tuple[str, str]] = []
     for event in events_of(store, candidate):
         if event[0] == Event.INTERRUPT:
             assert path[-1][0] == Event.START
             path.pop()
-        else:
+        elif event[0] == Event.RETRY:
+            assert [one[0] for one in path[-2:]] == [Event.START, Event.FAIL]
+            del path[-2:]
+        elif event[0] != "request":
+            if event[0] == Event.CUT and path[-1][0] == Event.START:
+                path.pop()
             path.append(event)
     return path
 

@@ -166,7 +166,8 @@ def fragile(tick: Tick, fuse: Fuse) -> Iterator[None]:
             for name in ("write", "write_atomically"):
                 patch.setattr(tick_module, name, fuse.around(getattr(tick_module, name)))
             patch.setattr(shutil, "rmtree", rmtree)
-            patch.setattr(Path, "rename", fuse.around(Path.rename))
+            for name in ("rename", "unlink"):
+                patch.setattr(Path, name, fuse.around(getattr(Path, name)))
             for name in ("start", "clear"):
                 patch.setattr(tick.launcher, name, fuse.around(getattr(tick.launcher, name)))
             yield

@@ -1,13 +1,16 @@
 """Everything at once: a machine of rules drives daemons through searches in which whatever can go
-wrong does, in any order. After each rule what must always hold is looked at, and at the end the
-search has told the same story as an undisturbed one."""
+wrong does, in any order, while people steer them. After each rule what must always hold is looked
+at, and at the end the search has told the same story as an undisturbed one; where people took
+candidates out or put some in, as an undisturbed one in which the same was asked."""
 
+import json
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nasd import policy, retention
+from nasd import policy, requests, retention
 from nasd.config import PREPARE, Config
+from nasd.daemon import _begin
 from nasd.folders import StateFolder
-from nasd.lifecycle import State
+from nasd.genotype import Block, FeedForward, Genotype
+from nasd.lifecycle import Event, Phase, State
 from nasd.pareto import ranks
 from nasd.protocol import Outcome, Spec, read
 from nasd.snapshot import Candidate, Snapshot
+from nasd.store import Store
 from nasd.tick import GB, Tick
-from tests.conftest import small_config, story, without_summaries
+from tests.conftest import BASELINE, small_config, story, without_summaries
 from tests.faults import (
     GPUS,
     Box,
@@ -39,7 +45,6 @@ from tests.faults import (
     Killed,
     fragile,
     restore,
-    small_search,
     some_diverge,
     stage_of,
     weights_on_disk,
@@ -60,6 +65,13 @@ CONFIGS = {
     },
 }
 TURNS = 20  # of a life that no fuse ends
+MEDDLED = 3  # at most so often candidates are taken out or put in
+SMALL_FFN = FeedForward("relu", (32,))
+MADE = [
+    Genotype((Block(2, (SMALL_FFN,)),)),
+    Genotype((Block(4, (SMALL_FFN, SMALL_FFN)),) * 5),
+    Genotype((*BASELINE.blocks, Block(8, (SMALL_FFN,)))),
+]
 
 
 def config_of(name: str) -> Config:
@@ -71,11 +83,75 @@ def config_of(name: str) -> Config:
     )
 
 
-@cache
-def undisturbed(name: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Meddling:
+    """What people had done to a search, as its database tells it.
+
+    cuts: (candidate, stage, whether it waited there, reason). injections: (genotype, generation).
+    """
+
+    cuts: tuple[tuple[int, str, bool, str], ...] = ()
+    injections: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, store: Store) -> "Meddling":
+        cuts = store._db.execute(
+            "SELECT candidate, stage, source = 'waiting', detail FROM event"
+            " WHERE event = 'cut' AND detail LIKE 'by %' ORDER BY candidate"
+        )
+        injections = store._db.execute(
+            "SELECT genotype, generation FROM injection WHERE generation IS NOT NULL ORDER BY id"
+        )
+        return cls(
+            tuple((who, stage, bool(waited), reason) for who, stage, waited, reason in cuts),
+            tuple(injections),
+        )
+
+
+class MeddledTick(Tick):
+    """A daemon in whose turns the same is done, at the same place in its candidates' lives."""
+
+    meddling = Meddling()
+
+    def decide(self) -> None:
+        self.meddle()
+        super().decide()
+
+    def start(self) -> None:
+        super().start()
+        self.meddle()
+
+    def meddle(self) -> None:
+        found = self.store.read()
+        for number, stage, waited, reason in self.meddling.cuts:
+            one = found.candidates.get(number)
+            if one is None or one.stage != stage or one.final:
+                continue
+            if waited != (one.state is State.WAITING):
+                continue
+            live = [each for each in found.live_attempts if each.candidate == number]
+            for attempt in live:
+                self._end_by_request(attempt, reason, nullcontext())
+            if not live:
+                self.store.advance(number, Event.CUT, self.clock(), detail=reason)
+        newest = -1 if found.generation is None else found.generation.number
+        known = {one.hash for one in found.injections}
+        for text, generation in self.meddling.injections:
+            genotype = Genotype.from_json(json.loads(text))
+            if generation == newest + 1 and genotype.hash not in known:
+                request = requests.new("inject", genotype=genotype.to_json())
+                with self.store.answer(request, True, "", self.clock()):
+                    self.store.inject(genotype, request.id)
+
+
+@lru_cache(maxsize=64)
+def undisturbed(name: str, meddling: Meddling) -> dict[str, Any]:
     home = Path(tempfile.mkdtemp())
     try:
-        tick = small_search(StateFolder(home / "state"), some_diverge, config_of(name))
+        box = Box(StateFolder(home / "state"), config_of(name), some_diverge)
+        tick = box.daemon(MeddledTick)
+        tick.meddling = meddling
+        box.drive(tick)
         told = story(tick.store)
         tick.store.close()
     finally:
@@ -107,8 +183,10 @@ def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
     nasd.retention."""
     wanted = set()
     newest = -1 if found.generation is None else found.generation.number
+    climbs = found.generation is not None and found.generation.phase is Phase.CLIMBING
     for one in found.candidates.values():
-        if one.state in (State.PENDING, State.RUNNING):
+        again = one.state is State.FAILED and one.generation == newest and climbs
+        if one.state in (State.PENDING, State.RUNNING) or again:
             origin, _ = policy.weights_of(found, config, one)
             wanted |= {origin} - {None}
         done = [stage for number, stage in found.results if number == one.id]
@@ -151,7 +229,8 @@ class Search(RuleBasedStateMachine):
     def begin(self, name: str, checkpoints: bool, turns: int) -> None:
         self.summaries = without_summaries()
         self.summaries.__enter__()
-        self.expected = undisturbed(name)
+        self.name = name
+        self.meddled = 0
         self.config = config_of(name)
         self.home = Path(tempfile.mkdtemp())
         self.box = Box(StateFolder(self.home / "state"), self.config, some_diverge, checkpoints)
@@ -162,6 +241,10 @@ class Search(RuleBasedStateMachine):
         self.run(turns)
 
     # -- the daemon ----------------------------------------------------------------------------
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        return undisturbed(self.name, Meddling.of(self.tick.store))
 
     @property
     def found(self) -> Snapshot:
@@ -255,6 +338,50 @@ class Search(RuleBasedStateMachine):
         restore(self.box.state)
         self.come_back()
 
+    # -- people --------------------------------------------------------------------------------
+
+    @fault(actions=st.lists(st.sampled_from(["pause", "drain", "resume"]), min_size=1, max_size=3))
+    def somebody_asks(self, actions: list[Any]) -> None:
+        for action in actions:
+            self.ask(action)
+
+    @fault(kill=st.integers(1, 60))
+    def the_budget_runs_out(self, kill: int) -> None:
+        """Lowered below what is used, and lifted; a daemon is killed in between, or is not."""
+        self.ask("budget", gpu_hours=1e-6)
+        with suppress(Killed), fragile(self.tick, Fuse(kill)):
+            self.run(3)
+        self.box.kill(self.tick)
+        self.ask("budget", gpu_hours=None)
+        self.tick = self.box.daemon(CheckedTick)
+        _begin(self.tick)
+        self.tick()
+
+    @fault(number=st.integers(0, 11), times=st.integers(1, 2))
+    def somebody_retries(self, number: int, times: int) -> None:
+        """One that failed comes to the same end: its genotype is what diverges."""
+        again = [
+            c for c in self.found.candidates.values() if c.state in (State.FAILED, State.PENDING)
+        ]
+        for _ in range(times if again else 0):
+            self.ask("retry", candidate=again[number % len(again)].id)
+
+    @precondition(lambda self: self.meddled < MEDDLED)
+    @fault(number=st.integers(0, 11))
+    def somebody_cuts(self, number: int) -> None:
+        if climbing := [one for one in self.found.candidates.values() if not one.final]:
+            self.meddled += 1
+            self.ask("cut", candidate=climbing[number % len(climbing)].id)
+
+    @precondition(lambda self: self.meddled < MEDDLED)
+    @fault(made=st.sampled_from(MADE))
+    def somebody_injects(self, made: Genotype) -> None:
+        self.meddled += 1
+        self.ask("inject", genotype=made.to_json())
+
+    def ask(self, action: Any, **arguments: Any) -> None:
+        requests.file(self.box.state.requests, requests.new(action, **arguments))
+
     # -- the machine ---------------------------------------------------------------------------
 
     def a_job(self, number: int) -> str | None:
@@ -346,6 +473,19 @@ class Search(RuleBasedStateMachine):
         self.the_ledger_is_right(found)
         self.what_is_in_play_decides(found)
         self.weights_stand(found)
+        self.what_is_paused_starts_nothing(found)
+        self.each_request_is_answered_once()
+
+    def what_is_paused_starts_nothing(self, found: Snapshot) -> None:
+        if found.experiment.pause:
+            slots, now = self.config.slots.devices, self.box.wall()
+            assert policy.starts(found, self.config, slots, now) == []
+
+    def each_request_is_answered_once(self) -> None:
+        database = self.tick.store._db
+        (answers,) = database.execute("SELECT count(*) FROM request").fetchone()
+        query = "SELECT count(*) FROM event WHERE event = 'request'"
+        assert database.execute(query).fetchone() == (answers,)
 
     def slots_are_leased_by_live_attempts_alone(self, found: Snapshot) -> None:
         live = found.live_attempts
@@ -360,12 +500,13 @@ class Search(RuleBasedStateMachine):
 
     def the_story_is_the_undisturbed_one_so_far(self, found: Snapshot) -> None:
         made = [(one.generation, one.kind, one.stage, one.payload) for one in found.decisions]
-        assert made == self.expected["decisions"][: len(made)]
+        expected = self.expected
+        assert made == expected["decisions"][: len(made)]
         for one in found.candidates.values():
             born = (one.generation, one.parent, one.hash, one.lineage_json)
-            assert born == self.expected["candidates"][one.id][:4]
+            assert born == expected["candidates"][one.id][:4]
             if one.final:
-                assert (one.state, one.reason) == self.expected["candidates"][one.id][5:]
+                assert (one.state, one.reason) == expected["candidates"][one.id][5:]
 
     def the_ledger_is_right(self, found: Snapshot) -> None:
         now = self.box.wall()
@@ -402,6 +543,7 @@ class Search(RuleBasedStateMachine):
             self.box.strangers.clear()
             self.box.free = 1e15
             self.processes_die()
+            self.ask("resume")  # which is refused where nothing is paused
             self.box.drive(self.tick)
             self.everything_holds()
             assert story(self.tick.store) == self.expected

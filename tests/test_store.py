@@ -77,7 +77,7 @@ def test_an_experiment_begins_once(store: Store):
     assert contents(store) == before
 
 
-EVENTS_FROM_PENDING = {Event.START}
+EVENTS_FROM_PENDING = {Event.START, Event.CUT}
 
 
 @pytest.mark.parametrize("event", [event for event in Event if event not in EVENTS_FROM_PENDING])
@@ -386,8 +386,11 @@ CANDIDATE = (
     "statement",
     [
         "UPDATE experiment SET state = 'asleep'",
-        "INSERT INTO experiment SELECT 2, name, seed, config, backbone, prepared, state, reason,"
-        " created_at, completed_at, resumed_at, hold, slot_seconds, resumed_after FROM experiment",
+        "INSERT INTO experiment (id, name, seed, config, backbone, state, created_at)"
+        " SELECT 2, name, seed, config, backbone, state, created_at FROM experiment",
+        "UPDATE experiment SET pause = 'nap'",
+        "INSERT INTO request VALUES ('r', 'pause', '{}', 'me', '', 0, 0, 2, '')",
+        "INSERT INTO injection VALUES (NULL, '{}', 'h', 'nobody''s', NULL, NULL)",
         "UPDATE experiment SET seed = 'many'",
         "UPDATE generation SET phase = 'resting'",
         "INSERT INTO generation VALUES (-1, 'breeding', 0, NULL)",

@@ -1,7 +1,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, cast
 
 import pytest
@@ -23,6 +23,8 @@ from nasd.genotype import (
 from nasd.streams import stream, stream_seed
 from nasd.variation import (
     Parent,
+    adopted,
+    align,
     check_genotype,
     diversity,
     draw_ffn,
@@ -504,3 +506,79 @@ def test_an_activation_outside_of_the_space_is_named() -> None:
 
 def test_the_baseline_lies_in_its_space() -> None:
     check_genotype(BASELINE, SPACE, BACKBONE.width)
+
+
+# -- adoption ------------------------------------------------------------------------------------
+
+FAR = st.tuples(spaces, seeds)
+
+
+def inherited(child: Genotype, lineage: Lineage, width: int) -> int:
+    """Parameters of blocks that the lineage keeps, told without nasd.variation."""
+    total = 0
+    for block, origin in zip(child.blocks, lineage, strict=True):
+        if origin.source is None:
+            continue
+        total += 2 * width + (0 if origin.attention_new else 4 * (width * width + width))
+        for ffn, how in zip(block.ffns, origin.ffns, strict=True):
+            widths = (width, *ffn.sizes, width)
+            weights = sum(a * b + b for a, b in pairwise(widths))
+            total += {"kept": weights + 2 * width, "altered": 2 * width, "added": 0}[how]
+    return total
+
+
+@given(FAR)
+def test_the_lineage_of_an_adopted_genotype_is_one_that_weights_can_be_inherited_by(drawn):
+    within, seed = drawn
+    rng = random.Random(seed)
+    child, parent = draw_genotype(within, rng), draw_genotype(within, rng)
+    gain, lineage = align(child, parent, 8)
+    assert gain == inherited(child, lineage, 8)
+    sources = [block.source for block in lineage if block.source is not None]
+    assert sources == sorted(set(sources))
+    for block, origin in zip(child.blocks, lineage, strict=True):
+        assert len(origin.ffns) == len(block.ffns)
+        if origin.source is None:
+            assert origin.attention_new
+            assert set(origin.ffns) == {"added"}
+            continue
+        source = parent.blocks[origin.source]
+        assert origin.attention_new == (block.heads != source.heads)
+        theirs = [
+            (ffn, how) for ffn, how in zip(block.ffns, origin.ffns, strict=True) if how != "added"
+        ]
+        assert len(theirs) == len(source.ffns)
+        for (ffn, how), there in zip(theirs, source.ffns, strict=True):
+            assert (how == "kept") == (ffn == there)
+
+
+@given(mutations, FAR)
+def test_an_adopted_genotype_inherits_no_less_than_a_mutant_would(drawn_rates, drawn):
+    within, seed = drawn
+    rng = random.Random(seed)
+    parent = draw_genotype(within, rng)
+    child, lineage = mutate(parent, parent, within, drawn_rates, rng)
+    gain, _ = align(child, parent, 8)
+    assert gain >= inherited(child, lineage, 8)
+
+
+def test_an_exact_copy_keeps_every_module():
+    assert align(BASELINE, BASELINE, 768)[1] == unchanged(BASELINE)
+
+
+def test_a_block_that_was_left_out_is_skipped_and_a_new_one_is_fresh():
+    first, left_out, last, new = (
+        Block(heads, (FeedForward("relu", (size,)),))
+        for heads, size in ((6, 512), (8, 1024), (12, 3072), (6, 3072))
+    )
+    gain, lineage = align(Genotype((first, last, new)), Genotype((first, left_out, last)), 768)
+    assert [block.source for block in lineage] == [0, 2, None]
+    assert gain == inherited(Genotype((first, last, new)), lineage, 768)
+
+
+def test_of_several_parents_the_one_that_gives_most_is_taken_and_of_equals_the_lower_id():
+    narrow = Block(6, (FeedForward("relu", (512,)),))
+    child = Genotype((narrow, *BASELINE.blocks[:3]))
+    near = Genotype((narrow, *BASELINE.blocks))
+    assert adopted(child, {0: BASELINE, 7: near, 5: near, 9: BASELINE}, 768).parent == 5
+    assert adopted(BASELINE, {3: near, 0: BASELINE, 2: BASELINE}, 768).parent == 0

@@ -11,11 +11,14 @@ from nasd.cli import searching  # their order is that of the panels in `nasd --h
 from nasd.cli import looking
 
 # isort: split
+from nasd.cli import steering
+
+# isort: split
 from nasd.cli import models
 from nasd.cli.options import app
 from nasd.errors import NasdError
 
-__all__ = ["app", "looking", "main", "models", "searching"]
+__all__ = ["app", "looking", "main", "models", "searching", "steering"]
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from nasd.errors import NasdError
 WIDE = 1000  # columns of what is piped
 NARROW = 72  # columns below which the terminal breaks the lines of a table
 # The panels of `nasd --help`.
-SEARCH, LOOK, MODELS = "The search", "Looking at it", "Models"
+SEARCH, LOOK, STEER, MODELS = "The search", "Looking at it", "Steering", "Models"
 
 app = typer.Typer(
     name="nasd",

@@ -117,7 +117,9 @@ class Facts:
                     rank=member.rank if member else None,
                     survives=member.survives if member else None,
                     front=one.id in front,
-                    mutations=in_words(self.mutated[one.id]),
+                    mutations=(
+                        "injected" if one.id in self.injected else in_words(self.mutated[one.id])
+                    ),
                     genotype=str(one.genotype),
                     genotype_json=one.genotype_json,
                     hash=one.hash,
@@ -144,6 +146,13 @@ class Facts:
             return ()
         found = [self.by_id[one] for one in self.snapshot.survivors(selected[-1])]
         return tuple(sorted(found, key=lambda row: (row.rank or 0, -(row.quality or 0.0), row.id)))
+
+    @cached_property
+    def injected(self) -> frozenset[int]:
+        """Candidates that a person made: what sets them apart from their parent is no mutation."""
+        return frozenset(
+            one.candidate for one in self.snapshot.injections if one.candidate is not None
+        )
 
     @cached_property
     def mutated(self) -> Mapping[int, Counter[str]]:
@@ -413,7 +422,11 @@ class Facts:
     @cached_property
     def mutations(self) -> tuple[MutationRow, ...]:
         """One row a kind, and one for all offspring."""
-        born = [one for one in self.snapshot.candidates.values() if one.parent is not None]
+        born = [
+            one
+            for one in self.snapshot.candidates.values()
+            if one.parent is not None and one.id not in self.injected
+        ]
         each = self._each(born)
         rows = [
             self._mutation(kind, [one for one in born if self.mutated[one.id][kind]], each[kind])

@@ -180,7 +180,7 @@ def _price(facts: Facts) -> str:
         f"From {instant(experiment.created_at)} {until}, {duration(end - experiment.created_at)}:"
         f" {hours(facts.gpu_hours)} {facts.unit}"
     )
-    budget = facts.config["experiment"]["budget_gpu_hours"]
+    budget = experiment.budget(facts.config["experiment"]["budget_gpu_hours"])
     if budget:
         said += f" of a budget of {hours(budget)}"
     scored = sum(row.quality is not None and not row.is_baseline for row in facts.candidates)

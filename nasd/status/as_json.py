@@ -36,6 +36,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "state": experiment.state,
             "reason": experiment.reason,
             "hold": experiment.hold,
+            "pause": experiment.pause,
+            "pause_note": experiment.pause_note,
             "served": facts.served,
             "started_at": experiment.created_at,
             "seconds": facts.seconds,

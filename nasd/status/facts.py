@@ -81,8 +81,8 @@ class Facts:
 
     @property
     def budget(self) -> float | None:
-        budget: float | None = self.snapshot.experiment.config["experiment"]["budget_gpu_hours"]
-        return budget
+        experiment = self.snapshot.experiment
+        return experiment.budget(experiment.config["experiment"]["budget_gpu_hours"])
 
     @property
     def unit(self) -> str:

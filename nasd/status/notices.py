@@ -10,7 +10,7 @@ from typing import Literal
 from nasd import policy
 from nasd.config import Config
 from nasd.lifecycle import State
-from nasd.snapshot import Snapshot
+from nasd.snapshot import PAUSED, Snapshot
 from nasd.status.attempts import Where
 from nasd.status.devices import Device
 from nasd.status.words import about, counted
@@ -45,6 +45,9 @@ def notices(
         found.append(Notice("bad", "no daemon serves it: go on with `nasd run`"))
     if experiment.state != "running":
         return found
+    if experiment.pause:
+        said = f"{PAUSED[experiment.pause]} {experiment.pause_note}: `nasd resume` goes on"
+        found.append(Notice("warning", said))
     if experiment.hold:
         found.append(Notice("warning", f"on hold: {experiment.hold}"))
     if config is not None and policy.budget_spent(snapshot, config, now):
@@ -71,7 +74,8 @@ def _lost(snapshot: Snapshot) -> Iterator[Notice]:
             row = policy.setbacks(snapshot, one)
             if row:
                 last = tried[one.id, one.stage]
-                text = f"candidate {one.id} lost {counted(row, 'attempt')} at {one.stage} in a row"
+                times = counted(len(row), "attempt")
+                text = f"candidate {one.id} lost {times} at {one.stage} in a row"
                 yield Notice("warning", f"{text}: {last.message}" if last.message else text)
 
 

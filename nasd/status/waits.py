@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from nasd import policy
 from nasd.config import Config
 from nasd.lifecycle import State
-from nasd.snapshot import Candidate, Snapshot
+from nasd.snapshot import PAUSED, Candidate, Snapshot
 from nasd.status.words import about, counted
 
 
@@ -25,6 +25,8 @@ def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> 
 def _nothing_starts(snapshot: Snapshot, config: Config | None, now: float) -> str:
     if snapshot.experiment.state != "running":
         return snapshot.experiment.state
+    if snapshot.experiment.pause:
+        return PAUSED[snapshot.experiment.pause]
     if snapshot.experiment.hold:
         return "on hold"
     if config is not None and policy.budget_spent(snapshot, config, now):
@@ -38,7 +40,7 @@ def _pending(
     if config is None:
         return "waits for slots"
     if tried and (seconds := policy.backs_off(snapshot, one, now)):
-        times = counted(policy.setbacks(snapshot, one), "time")
+        times = counted(len(policy.setbacks(snapshot, one)), "time")
         return f"lost {times}, {about(seconds)} more"
     return f"waits for {counted(policy.slots_needed(config, one.stage, slots), 'slot')}"
 

@@ -1,0 +1,175 @@
+"""Commands that steer a search: they ask, and its daemon does it within a turn."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
+from nasd.errors import NasdError
+
+WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
+CandidateArgument = Annotated[int, typer.Argument(help="Its number.")]
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
+
+
+def _ask(
+    config: Path, state: Path | None, action: Any, why: str, no_wait: bool, **more: Any
+) -> None:
+    from nasd.asking import ask
+
+    print(ask(state_folder(config, state), action, why, not no_wait, **more))
+
+
+@app.command(rich_help_panel=STEER)
+def pause(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Start nothing new, and stop what runs at a checkpoint, until `nasd resume`.
+
+    It holds across restarts. Nothing of it is charged to a candidate.
+
+    Example: nasd pause --why "the power is cut at noon"
+    """
+    _ask(config, state, "pause", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def drain(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Start nothing new, and let what runs come to its end, until `nasd resume`.
+
+    Example: nasd drain --why "a new driver"
+    """
+    _ask(config, state, "drain", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def resume(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Go on after `nasd pause` or `nasd drain`.
+
+    Example: nasd resume
+    """
+    _ask(config, state, "resume", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def stop(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Let attempts write their checkpoints and the daemon leave, as on SIGTERM.
+
+    `nasd run` goes on from there; a service stays down until it is started again.
+
+    Example: nasd stop
+    """
+    _ask(config, state, "stop", why, no_wait)
+
+
+@app.command(rich_help_panel=STEER)
+def budget(
+    gpu_hours: Annotated[str, typer.Argument(help="In all, or none for no limit.")],
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Set the GPU-hours that the search may take in all.
+
+    It holds in the place of experiment.budget_gpu_hours, until that is changed in the
+    config. Once it is spent, attempts stop at a checkpoint and the search halts.
+
+    Example: nasd budget 6500
+    """
+    hours = None
+    if gpu_hours != "none":
+        try:
+            hours = float(gpu_hours)
+        except ValueError:
+            hours = math.nan
+        if not 0 < hours < math.inf:
+            raise NasdError(
+                f"a budget is a number of GPU-hours above 0, or none, and not {gpu_hours}"
+            )
+    _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
+
+
+@app.command(rich_help_panel=STEER)
+def retry(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Try a failed candidate again at its stage, or one that waits after losses, now.
+
+    Its setbacks so far count no more. Nobody comes back behind a decision that was made
+    without them.
+
+    Example: nasd retry 17 --why "the disk was full"
+    """
+    _ask(config, state, "retry", why, no_wait, candidate=candidate)
+
+
+@app.command(rich_help_panel=STEER)
+def cut(
+    candidate: CandidateArgument,
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Take a candidate out of its generation for good; if it runs, it is ended at once.
+
+    Example: nasd cut 17 --why "its loss has not moved for a day"
+    """
+    _ask(config, state, "cut", why, no_wait, candidate=candidate)
+
+
+@app.command(rich_help_panel=STEER)
+def inject(
+    genotype: Annotated[
+        Path, typer.Argument(metavar="GENOTYPE.json", help="In the form of state/candidates/<id>/.")
+    ],
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    why: WhyOption = "",
+    no_wait: NoWaitOption = False,
+) -> None:
+    """Put a genotype that you made into the next generation, beside its other candidates.
+
+    It has to lie within the search space, and to be new. It inherits its weights from
+    that parent, or the baseline, of which it keeps most.
+
+    Example: nasd inject genotype.json --why "what if it were narrow"
+    """
+    from nasd.config import load
+
+    try:
+        wanted = json.loads(genotype.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NasdError(f"{genotype} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise NasdError(f"{genotype} is not JSON: {error}") from error
+    if not isinstance(wanted, dict):
+        raise NasdError(f"{genotype} holds no genotype: that is an object with blocks")
+    settings = load(config) if state is None else None
+    _ask(config, state, "inject", why, no_wait, genotype=wanted, settings=settings)

@@ -1,0 +1,111 @@
+"""Requests: what a person asks of a search, as files that its daemon reads.
+
+    requests/<time>-<random>.json   written whole or not at all; gone once it is answered
+
+A request waits for as long as no daemon runs. Its answer stands in the database, under the same id.
+"""
+
+import os
+import pwd
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nasd.errors import NasdError
+from nasd.protocol import Message, read, write
+
+Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut", "inject"]
+
+
+class Request(Message):
+    """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words.
+
+    gpu_hours: the budget to set, None for no limit. candidate: to retry or to cut.
+    genotype: to inject.
+    """
+
+    id: str
+    action: Action
+    who: str
+    at: Annotated[float, Field(allow_inf_nan=False)]
+    why: str = ""
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    candidate: int | None = None
+    genotype: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.candidate is not None) != (self.action in ("retry", "cut")):
+            raise ValueError("candidate belongs to retry and cut")
+        if (self.genotype is not None) != (self.action == "inject"):
+            raise ValueError("genotype belongs to inject")
+        return self
+
+    @property
+    def by(self) -> str:
+        """Who asks, and why."""
+        return f"by {self.who}: {self.why}" if self.why else f"by {self.who}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it takes beside the action."""
+        if self.action == "budget":
+            return {"gpu_hours": self.gpu_hours}
+        return self.model_dump(include={"candidate", "genotype"}, exclude_none=True)
+
+
+def new(action: Action, why: str = "", **arguments: Any) -> Request:
+    """A request of whoever runs this process."""
+    now = datetime.now(UTC)
+    return Request(
+        id=f"{now:%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}",  # in order of time
+        action=action,
+        who=who(),
+        at=now.timestamp(),
+        why=" ".join(why.split()),
+        **arguments,
+    )
+
+
+def who() -> str:
+    """The login name; through sudo, whose it was before."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = f"uid {os.getuid()}"
+    before = os.environ.get("SUDO_USER", "")
+    return f"{before} as {name}" if before and before != name else name
+
+
+def place(folder: Path, request: Request) -> Path:
+    """Where the request lies, in the requests' folder."""
+    return folder / f"{request.id}.json"
+
+
+def file(folder: Path, request: Request) -> Path:
+    """Puts a request where the daemon finds it; raises NasdError if it cannot."""
+    path = place(folder, request)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(request, path)
+    except OSError as error:
+        raise NasdError(
+            f"{folder} cannot be written ({error.strerror}): ask as the user who runs nasd"
+        ) from error
+    return path
+
+
+def waiting(folder: Path) -> list[Path]:
+    """The requests that are not answered yet, or not removed yet, the oldest first."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def load(path: Path) -> Request:
+    """Raises NasdError if the file is damaged, or none of its name's."""
+    request = read(Request, path)
+    if request.id != path.stem:
+        raise NasdError(f"{path} is damaged: it holds the request {request.id}")
+    return request

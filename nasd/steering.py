@@ -1,0 +1,244 @@
+"""What a request means, as a pure function of a snapshot: its effect, or why it is refused.
+
+The command line asks it before it files a request, and the daemon before it applies one: so what
+is impossible is refused at once, and what became so meanwhile is refused all the same.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nasd import policy
+from nasd.config import Config
+from nasd.errors import NasdError
+from nasd.genotype import Genotype
+from nasd.lifecycle import Phase, State
+from nasd.requests import Request
+from nasd.snapshot import PAUSED, Attempt, Candidate, Snapshot
+from nasd.variation import check_genotype
+
+
+class Refused(NasdError):
+    """One sentence: why it cannot be done."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """kind: "pause", "drain", or "" to go on."""
+
+    kind: Literal["pause", "drain", ""]
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+@dataclass(frozen=True)
+class SetBudget:
+    """None: no limit."""
+
+    gpu_hours: float | None
+
+
+@dataclass(frozen=True)
+class Retry:
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """attempt: the live one to be ended, if there is one."""
+
+    candidate: Candidate
+    attempt: Attempt | None
+
+
+@dataclass(frozen=True)
+class Inject:
+    genotype: Genotype
+
+
+Effect = Pause | Stop | SetBudget | Retry | Cut | Inject
+
+Stands = Callable[[tuple[int, str]], bool]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """text: what happens now, in words."""
+
+    effect: Effect
+    text: str
+
+
+def answer(
+    snapshot: Snapshot, config: Config, request: Request, now: float, stands: Stands
+) -> Accepted:
+    """The effect of a request on this search; raises Refused if it can have none.
+
+    snapshot: the whole search. now: for the GPU-hours that are used. stands: whether the weights of
+    a (candidate, stage) do.
+    """
+    assert snapshot.whole
+    match request.action:
+        case "pause":
+            return _pause(snapshot)
+        case "drain":
+            return _drain(snapshot)
+        case "resume":
+            return _resume(snapshot)
+        case "stop":
+            return Accepted(
+                Stop(),
+                f"{_attempts(snapshot, 'writes a checkpoint', 'write their checkpoints')}, and then"
+                " nasd leaves; `nasd run` goes on from there",
+            )
+        case "budget":
+            return _budget(snapshot, config, request.gpu_hours, now)
+        case "retry":
+            return _retry(snapshot, config, _candidate(snapshot, request), stands)
+        case "cut":
+            return _cut(snapshot, _candidate(snapshot, request))
+        case "inject":
+            return _inject(snapshot, config, request.genotype or {})
+
+
+def _pause(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if experiment.state == "complete":
+        raise Refused("the search is complete: nothing runs that could be paused")
+    if experiment.pause == "pause":
+        raise Refused(f"it is paused already, {experiment.pause_note}")
+    stops = _attempts(snapshot, "stops at its next checkpoint", "stop at their next checkpoints")
+    return Accepted(Pause("pause"), f"nothing new starts, {stops}; `nasd resume` goes on")
+
+
+def _drain(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if experiment.state == "complete":
+        raise Refused("the search is complete: nothing runs that could be drained")
+    if experiment.pause == "pause":
+        raise Refused(
+            f"it is paused, {experiment.pause_note}, so nothing runs that could be drained:"
+            " `nasd resume` first"
+        )
+    if experiment.pause == "drain":
+        raise Refused(f"it is draining already, {experiment.pause_note}")
+    runs = _attempts(snapshot, "runs to its end", "run to their end")
+    return Accepted(Pause("drain"), f"nothing new starts, {runs}; `nasd resume` goes on")
+
+
+def _resume(snapshot: Snapshot) -> Accepted:
+    experiment = snapshot.experiment
+    if not experiment.pause:
+        more = {
+            "halted": f"; it has halted ({experiment.reason}), and `nasd run` goes on from there",
+            "complete": "; it is complete",
+        }.get(experiment.state, "")
+        raise Refused(f"it is neither paused nor draining, so there is nothing to resume{more}")
+    was = PAUSED[experiment.pause]
+    return Accepted(Pause(""), f"it was {was} {experiment.pause_note}; the search goes on")
+
+
+def _budget(snapshot: Snapshot, config: Config, wanted: float | None, now: float) -> Accepted:
+    used = snapshot.gpu_hours(now)
+    if wanted == policy.budget(snapshot, config):
+        there = "there is no budget" if wanted is None else f"the budget is {wanted:g} GPU-hours"
+        raise Refused(f"{there} already")
+    if wanted is None:
+        text = f"no budget limits the search any more; {used:.2f} GPU-hours are used"
+    elif wanted > used:
+        text = f"the budget is {wanted:g} GPU-hours, of which {used:.2f} are used"
+    else:
+        text = (
+            f"the budget is {wanted:g} GPU-hours, and {used:.2f} are used: what runs stops at a"
+            " checkpoint, and then the search halts"
+        )
+    return Accepted(SetBudget(wanted), text)
+
+
+def _candidate(snapshot: Snapshot, request: Request) -> Candidate:
+    assert request.candidate is not None
+    if request.candidate not in snapshot.candidates:
+        raise Refused(
+            f"there is no candidate {request.candidate}: `nasd status` shows who there is"
+        )
+    return snapshot.candidates[request.candidate]
+
+
+def _retry(snapshot: Snapshot, config: Config, one: Candidate, stands: Stands) -> Accepted:
+    name = f"candidate {one.id}"
+    if one.state is State.PENDING:
+        if not policy.setbacks(snapshot, one):
+            raise Refused(f"{name} waits for slots at {one.stage}, and has nothing to be retried")
+        return Accepted(Retry(one.id), f"{name} waits at {one.stage} for nothing but slots")
+    if one.state is not State.FAILED:
+        raise Refused(f"{name} is {one.state}, at {one.stage}: retry is for those that failed")
+    if not one.is_baseline:
+        _may_come_back(snapshot, config, one)
+    origin, _ = policy.weights_of(snapshot, config, one)
+    if origin is not None and not stands(origin):
+        raise Refused(
+            f"{name} would start {one.stage} from the weights of candidate {origin[0]} at"
+            f" {origin[1]}, which are gone"
+        )
+    return Accepted(Retry(one.id), f"{name} is pending at {one.stage} again")
+
+
+def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
+    """Raises Refused where decisions have been made without the candidate."""
+    generation = next(g for g in snapshot.generations if g.number == one.generation)
+    if generation.phase is not Phase.CLIMBING:
+        raise Refused(
+            f"candidate {one.id} is of generation {one.generation}, which is {generation.phase} and"
+            " goes on without it"
+        )
+    steps = policy.ladder(snapshot, config, one)
+    for made in snapshot.decisions:
+        if (made.generation, made.kind) == (one.generation, "cutoff") and (
+            steps.index(made.stage) >= steps.index(one.stage)
+        ):
+            raise Refused(
+                f"candidate {one.id} failed at {one.stage}, and the cutoff after {made.stage} was"
+                " decided without it: a decision is never made again"
+            )
+
+
+def _cut(snapshot: Snapshot, one: Candidate) -> Accepted:
+    name = f"candidate {one.id}"
+    if one.is_baseline:
+        raise Refused(f"{name} is the baseline, which everything is measured against")
+    if one.final:
+        raise Refused(f"{name} is {one.state} already, at {one.stage}")
+    attempt = next((a for a in snapshot.live_attempts if a.candidate == one.id), None)
+    ended = "" if attempt is None else f", and its attempt {attempt.id} is ended"
+    return Accepted(Cut(one, attempt), f"{name} is cut at {one.stage}{ended}")
+
+
+def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Accepted:
+    try:
+        genotype = Genotype.from_json(wanted)
+        check_genotype(genotype, config.search_space, snapshot.experiment.backbone.width)
+    except NasdError as error:
+        raise Refused(str(error)) from error
+    for one in snapshot.candidates.values():
+        if one.hash == genotype.hash:
+            raise Refused(f"candidate {one.id} has this genotype already")
+    if genotype.hash in [one.hash for one in snapshot.injections]:
+        raise Refused("this genotype waits already for the next generation that is bred")
+    newest, planned = snapshot.generation, config.experiment.generations
+    number = 0 if newest is None else newest.number + (newest.phase is not Phase.BREEDING)
+    if number > planned:
+        raise Refused(
+            f"no generation is left to be bred, as experiment.generations is {planned}: raise it in"
+            " the config, and inject before `nasd run` goes on"
+        )
+    return Accepted(Inject(genotype), f"it is bred with generation {number}: {genotype}")
+
+
+def _attempts(snapshot: Snapshot, does: str, do: str) -> str:
+    live = len(snapshot.live_attempts)
+    if not live:
+        return "nothing runs just now"
+    return f"1 attempt {does}" if live == 1 else f"{live} attempts {do}"
