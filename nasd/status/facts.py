@@ -98,7 +98,7 @@ class Facts:
         listed = snap.experiment.config["slots"]["devices"]
         used = {slot for attempt in snap.attempts for slot in attempt.slots}
         found = {*(used if listed == "auto" else listed), *snap.leases, *snap.quarantine}
-        return tuple(sorted(found, key=lambda slot: (slot.split(":")[0], int(slot.split(":")[1]))))
+        return tuple(sorted(found, key=_by_kind_and_number))
 
     @property
     def question(self) -> Question:
@@ -236,6 +236,11 @@ class Reader:
 def read(state: Path, now: float | None = None, whole: bool = False) -> Facts:
     """A single look, without the devices. Raises NasdError if there is no experiment."""
     return Reader(state, whole=whole).read(now)
+
+
+def _by_kind_and_number(slot: str) -> tuple[str, int, str]:
+    kind, _, number = slot.partition(":")
+    return kind, len(number), number
 
 
 def _in_play(snap: Snapshot) -> Snapshot:

@@ -13,7 +13,7 @@ from nasd.errors import NasdError
 from nasd.status.devices import Devices
 from nasd.status.facts import Reader, read
 from nasd.status.summary import summary
-from nasd.status.text import Lines, line
+from nasd.status.text import Lines, line, wrapped
 from nasd.status.view import view
 from nasd.status.words import event
 
@@ -46,7 +46,8 @@ def watch(state: Path, interval: float = 1.0, stop: Callable[[], bool] = lambda:
             try:
                 facts = reader.read()
             except NasdError as error:
-                lines = [line(f"waiting: {error}")]
+                told = wrapped(f"waiting: {error}", console.width, console.height)
+                lines = [line(one) for one in told]
             else:
                 ended = ended or facts.state != "running"
                 lines = view(facts, console.width, console.height)
