@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nasd import asking, daemon, daemon_lock, policy, requests, snapshot, status
+from nasd import asking, daemon, daemon_lock, policy, requests, snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Block, FeedForward, Genotype
@@ -18,6 +18,7 @@ from nasd.lifecycle import AttemptState, Phase, State
 from nasd.protocol import Heartbeat, Outcome, Spec
 from nasd.slots import wait_until
 from nasd.snapshot import Snapshot
+from nasd.status import as_json
 from nasd.store import Store
 from nasd.tick import Tick
 from tests.conftest import ROOT, all_succeed, drive, events_of, make_tick, small_config, story
@@ -467,7 +468,7 @@ def test_where_there_is_no_budget_none_can_be_lifted(folder: Folder):
 def test_the_budget_that_is_shown_is_the_one_that_holds(box: Box):
     tick = box.daemon()
     assert asked(tick, "budget", gpu_hours=17.5)[0]
-    assert status.report(box.state.path)["gpu_hours"]["budget"] == 17.5
+    assert as_json.report(box.state.path)["gpu_hours"]["budget"] == 17.5
 
 
 @pytest.mark.parametrize("hours", ["0", "-3", "nan", "inf", "many", "1e999"])

@@ -185,7 +185,8 @@ def _ends(facts: Facts, width: int) -> Text:
     guessed = ""
     if left.guessed:
         guessed = f"; none yet of {', '.join(left.guessed)}"
-    if facts.state != "running" or not facts.served or facts.snapshot.experiment.hold:
+    experiment = facts.snapshot.experiment
+    if facts.state != "running" or not facts.served or experiment.hold or experiment.pause:
         return fitting(
             width,
             line(f"about {much} after it goes on ", (f"({basis}{guessed})", "dim")),

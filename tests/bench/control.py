@@ -91,7 +91,7 @@ def fill(state: StateFolder, candidates: int) -> None:
                 cut = generation > 0 and len(born) % 2 == 1
                 stages = LADDER[:1] if cut else LADDER
                 run(
-                    "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                    "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
                     (
                         *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
                         *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
@@ -150,7 +150,7 @@ def put_in_play(state: StateFolder, before: int, count: int) -> None:
             done = {"cut": 1, "scored": 4}.get(fate, 1)
             candidate = before + 1 + place
             run(
-                "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
                 (
                     *(candidate, number, draw.choice(parents), json.dumps(one.to_json())),
                     *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
