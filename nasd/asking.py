@@ -16,6 +16,14 @@ LOOK_SECONDS = 0.1
 PATIENCE_SECONDS = 15.0  # beyond two turns: a turn may write a backup
 
 
+def check(state: Path, action: Action, settings: Config, **arguments: Any) -> None:
+    """Raises NasdError if this would be refused just now."""
+    with snapshot.opened(state) as connection:
+        found = snapshot.read(connection)
+    request = requests.new(action, **arguments)
+    steering.answer(found, settings, request, time.time(), StateFolder(state).stands)
+
+
 def ask(
     state: Path,
     action: Action,

@@ -17,7 +17,7 @@ from nasd.folders import StateFolder
 from nasd.lifecycle import Event
 from nasd.requests import Request
 from nasd.snapshot import Attempt
-from nasd.steering import Accepted, Cut, Inject, Pause, Refused, Retry, SetBudget, Stop
+from nasd.steering import Accepted, Cut, Inject, Pause, Refused, Retry, Revive, SetBudget, Stop
 from nasd.store import Store
 
 log = logging.getLogger("nasd")
@@ -111,6 +111,8 @@ class Helm:
                 self._store.retry(candidate, request.by, now)
             case Cut(candidate, _):
                 self._store.advance(candidate.id, Event.CUT, now, detail=request.by)
+            case Revive(stages):
+                self._store.revive(stages, request.by, now)
             case Inject(genotype):
                 self._store.inject(genotype, request.id)
 

@@ -32,6 +32,7 @@ class Event(StrEnum):
     CUT = "cut"
     FAIL = "fail"
     RETRY = "retry"
+    REVIVE = "revive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ TRANSITIONS = (
     Transition(State.PENDING, Event.CUT, State.CUT, "taken out by request"),
     Transition(State.RUNNING, Event.CUT, State.CUT, "taken out by request, its attempt ended"),
     Transition(State.FAILED, Event.RETRY, State.PENDING, "by request, at its stage again"),
+    Transition(State.CUT, Event.REVIVE, State.PENDING, "by request: what did the cutoff miss?"),
 )
 
 _TARGETS = {(edge.source, edge.event): edge.target for edge in TRANSITIONS}

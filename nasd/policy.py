@@ -117,6 +117,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
         case Phase.SELECTING:
             return _select(snapshot, config, generation.number)
         case Phase.COMPLETE:
+            if not all(one.final for one in snapshot.born_in(generation.number)):
+                return None  # cut ones that are trained on: what they come to changes nothing
             if generation.number < config.experiment.generations:
                 survivors = snapshot.survivors(generation.number)
                 return OpenGeneration(generation.number + 1, tuple(survivors))
@@ -164,14 +166,20 @@ def after(
     position = steps.index(candidate.stage)
     if position == len(steps) - 1:
         return Event.SCORE, None
-    if _is_cut_after(config, candidate, candidate.stage):
+    if _is_cut_after(snapshot, config, candidate, candidate.stage):
         return Event.HOLD, None
     return Event.ADVANCE, steps[position + 1]
 
 
-def _is_cut_after(config: Config, candidate: Candidate, name: str) -> bool:
+def _is_cut_after(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> bool:
     stage = stage_named(config, name)
-    return stage is not None and stage.cuts and bool(candidate.generation)
+    if stage is None or not stage.cuts or not candidate.generation:
+        return False
+    # In a complete generation all cutoffs have been: who still climbs was cut, and is trained on.
+    return any(
+        one.number == candidate.generation and one.phase is not Phase.COMPLETE
+        for one in snapshot.generations
+    )
 
 
 def way(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[Stage, ...]:
@@ -182,7 +190,7 @@ def way(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[Stage
     for name in steps[steps.index(candidate.stage) :]:
         if (stage := stage_named(config, name)) is not None:
             ahead.append(stage)
-        if _is_cut_after(config, candidate, name):
+        if _is_cut_after(snapshot, config, candidate, name):
             break
     return tuple(ahead)
 

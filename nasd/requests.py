@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from nasd.errors import NasdError
 from nasd.protocol import Message, read, write
 
-Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut", "inject"]
+Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut", "inject", "regret"]
 
 
 class Request(Message):

@@ -251,6 +251,20 @@ class Snapshot:
     def born_in(self, generation: int) -> list[Candidate]:
         return [one for one in self.candidates.values() if one.generation == generation]
 
+    def stopped_in(self, generation: int) -> list[Candidate]:
+        """Whom cutoffs have stopped, and who have not been trained on since."""
+        stages = {
+            number: made.stage
+            for made in self.decisions
+            if (made.generation, made.kind) == (generation, "cutoff")
+            for number in made.payload["cut"]
+        }
+        return [
+            one
+            for one in self.born_in(generation)
+            if one.state is State.CUT and one.stage == stages.get(one.id)
+        ]
+
     def survivors(self, generation: int) -> list[int]:
         return [m.candidate for m in self.members if m.generation == generation and m.survives]
 

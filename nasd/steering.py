@@ -4,7 +4,7 @@ The command line asks it before it files a request, and the daemon before it app
 is impossible is refused at once, and what became so meanwhile is refused all the same.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,7 +59,14 @@ class Inject:
     genotype: Genotype
 
 
-Effect = Pause | Stop | SetBudget | Retry | Cut | Inject
+@dataclass(frozen=True)
+class Revive:
+    """Cut candidates, and the stages behind their cutoffs."""
+
+    stages: Mapping[int, str]
+
+
+Effect = Pause | Stop | SetBudget | Retry | Cut | Inject | Revive
 
 Stands = Callable[[tuple[int, str]], bool]
 
@@ -102,6 +109,8 @@ def answer(
             return _cut(snapshot, _candidate(snapshot, request))
         case "inject":
             return _inject(snapshot, config, request.genotype or {})
+        case "regret":
+            return _regret(snapshot, config, now, stands)
 
 
 def _pause(snapshot: Snapshot) -> Accepted:
@@ -235,6 +244,36 @@ def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Ac
             " the config, and inject before `nasd run` goes on"
         )
     return Accepted(Inject(genotype), f"it is bred with generation {number}: {genotype}")
+
+
+def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> Accepted:
+    newest, planned = snapshot.generation, config.experiment.generations
+    if newest is None or newest.phase is not Phase.COMPLETE or newest.number < planned:
+        where = "none has begun" if newest is None else f"{newest.number} is {newest.phase}"
+        raise Refused(
+            "what a cutoff missed is asked for when the last generation is complete: of generations"
+            f" 0 to {planned}, {where}"
+        )
+    stopped = snapshot.stopped_in(newest.number)
+    if not stopped:
+        raise Refused(
+            f"in generation {newest.number} there is nobody whom a cutoff has stopped and who has"
+            " not been trained on since"
+        )
+    left = [one for one in stopped if stands((one.id, one.stage))]
+    if not left:
+        raise Refused(f"the weights of those whom the cutoff stopped are gone: {_named(stopped)}")
+    if policy.budget_spent(snapshot, config, now):
+        raise Refused(f"the budget of {policy.budget(snapshot, config)} GPU-hours is spent")
+    steps = [stage.name for stage in config.ladder("candidates")]
+    stages = {one.id: steps[steps.index(one.stage) + 1] for one in left}
+    gone = [one for one in stopped if one not in left]
+    but = f"; the weights of {_named(gone)} are gone" if gone else ""
+    return Accepted(Revive(stages), f"{_named(left)} climb to the end, behind the selection{but}")
+
+
+def _named(candidates: Sequence[Candidate]) -> str:
+    return "candidates " + ", ".join(str(one.id) for one in candidates)
 
 
 def _attempts(snapshot: Snapshot, does: str, do: str) -> str:

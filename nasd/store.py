@@ -257,6 +257,15 @@ class Store:
             text = json.dumps(genotype.to_json())
             self._insert("injection", genotype=text, hash=genotype.hash, request=request)
 
+    def revive(self, stages: Mapping[int, str], reason: str, now: float) -> None:
+        """Cut candidates go on at these stages, and with them the search."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE experiment SET state = 'running', reason = '', completed_at = NULL"
+            )
+            for candidate, stage in stages.items():
+                self._advance(candidate, Event.REVIVE, now, stage, detail=reason)
+
     def refuse_damaged(self, request: str, text: str, now: float) -> None:
         """The answer to a request of which nothing can be read but its id."""
         with self._transaction():
@@ -588,4 +597,4 @@ class Store:
 
 
 # Events whose detail is the reason of the state they lead to.
-_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT, Event.RETRY})
+_TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT, Event.RETRY, Event.REVIVE})

@@ -359,10 +359,15 @@ def in_phase(snapshot: Snapshot, phase: Phase) -> Snapshot:
     return replace(snapshot, generations=(*before, replace(last, phase=phase)))
 
 
+def ended(snapshot: Snapshot) -> Snapshot:
+    """As if all that were born last had come to an end."""
+    return put(snapshot, dict.fromkeys((4, 5, 6, 7), ("pretrain_0", State.CUT)))
+
+
 def test_selection_comes_when_every_candidate_is_at_an_end(generation_1):
-    ended = {4: ("evaluate", State.SCORED), 5: ("pretrain_0", State.CUT), 6: DIVERGED}
-    assert policy.next_decision(put(generation_1, ended), CONFIG) is None
-    assert policy.next_decision(put(generation_1, {**ended, 7: DIVERGED}), CONFIG) == (
+    there = {4: ("evaluate", State.SCORED), 5: ("pretrain_0", State.CUT), 6: DIVERGED}
+    assert policy.next_decision(put(generation_1, there), CONFIG) is None
+    assert policy.next_decision(put(generation_1, {**there, 7: DIVERGED}), CONFIG) == (
         StartSelecting(1)
     )
 
@@ -388,7 +393,7 @@ def test_the_survivors_are_the_parents_of_the_next_generation(generation_1):
         replace(one, survives=one.candidate in (2, 4, 6)) if one.generation == 1 else one
         for one in generation_1.members
     )
-    found = replace(in_phase(generation_1, Phase.COMPLETE), members=members)
+    found = replace(in_phase(ended(generation_1), Phase.COMPLETE), members=members)
     assert policy.next_decision(found, CONFIG) == OpenGeneration(2, (2, 4, 6))
 
 
@@ -429,9 +434,32 @@ def test_the_same_snapshot_gives_the_same_decision(generation_1):
 def test_the_search_is_complete_behind_the_last_generation_and_the_baselines_score(
     generation_1, state, expected
 ):
-    found = put(in_phase(generation_1, Phase.COMPLETE), {BASELINE: ("evaluate", state)})
+    found = put(in_phase(ended(generation_1), Phase.COMPLETE), {BASELINE: ("evaluate", state)})
     config = small_config(experiment__generations=1)
     assert policy.next_decision(found, config) == expected
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+def test_nothing_follows_a_complete_generation_while_a_cut_candidate_is_trained_on(
+    generation_1, generations
+):
+    found = in_phase(ended(generation_1), Phase.COMPLETE)
+    config = small_config(experiment__generations=generations)
+    assert policy.next_decision(found, config) is not None
+    revived = put(found, {5: ("pretrain_1", State.PENDING)})
+    assert policy.next_decision(revived, config) is None
+    assert [one.candidate for one in policy.starts(revived, config, SLOTS, 0.0)] == [5]
+
+
+def test_no_cutoff_holds_up_who_is_trained_on_behind_the_selection(generation_1):
+    config = small_config(stages__pretrain_1__keep=0.5)
+    climbing = put(generation_1, {5: ("pretrain_1", State.RUNNING)})
+    one = climbing.candidates[5]
+    assert policy.after(climbing, config, one) == (Event.HOLD, None)
+    assert [stage.name for stage in policy.way(climbing, config, one)] == ["pretrain_1"]
+    revived = in_phase(climbing, Phase.COMPLETE)
+    assert policy.after(revived, config, one) == (Event.ADVANCE, "finetune")
+    assert len(policy.way(revived, config, one)) == 3
 
 
 # -- starts --------------------------------------------------------------------------------------

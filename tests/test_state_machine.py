@@ -65,6 +65,7 @@ CONFIGS = {
     },
 }
 TURNS = 20  # of a life that no fuse ends
+CLIMBING = (State.PENDING, State.RUNNING, State.WAITING)
 MEDDLED = 3  # at most so often candidates are taken out or put in
 SMALL_FFN = FeedForward("relu", (32,))
 MADE = [
@@ -340,11 +341,16 @@ class Search(RuleBasedStateMachine):
 
     # -- people --------------------------------------------------------------------------------
 
+    def under_way(self) -> bool:
+        return self.tick.store.in_play().experiment.state == "running"
+
+    @precondition(under_way)
     @fault(actions=st.lists(st.sampled_from(["pause", "drain", "resume"]), min_size=1, max_size=3))
     def somebody_asks(self, actions: list[Any]) -> None:
         for action in actions:
             self.ask(action)
 
+    @precondition(under_way)
     @fault(kill=st.integers(1, 60))
     def the_budget_runs_out(self, kill: int) -> None:
         """Lowered below what is used, and lifted; a daemon is killed in between, or is not."""
@@ -357,23 +363,30 @@ class Search(RuleBasedStateMachine):
         _begin(self.tick)
         self.tick()
 
+    def newest(self, *states: State) -> list[int]:
+        found = self.found
+        newest = -1 if found.generation is None else found.generation.number
+        return [one.id for one in found.born_in(newest) if one.state in states]
+
+    @precondition(lambda self: self.newest(State.FAILED, State.PENDING))
     @fault(number=st.integers(0, 11), times=st.integers(1, 2))
     def somebody_retries(self, number: int, times: int) -> None:
         """One that failed comes to the same end: its genotype is what diverges."""
-        again = [
-            c for c in self.found.candidates.values() if c.state in (State.FAILED, State.PENDING)
-        ]
-        for _ in range(times if again else 0):
-            self.ask("retry", candidate=again[number % len(again)].id)
+        again = self.newest(State.FAILED) or self.newest(State.PENDING)
+        for _ in range(times):
+            self.ask("retry", candidate=again[number % len(again)])
 
-    @precondition(lambda self: self.meddled < MEDDLED)
-    @fault(number=st.integers(0, 11))
-    def somebody_cuts(self, number: int) -> None:
-        if climbing := [one for one in self.found.candidates.values() if not one.final]:
+    @precondition(lambda self: self.meddled < MEDDLED and self.newest(*CLIMBING))
+    @fault(number=st.integers(0, 11), running=st.booleans())
+    def somebody_cuts(self, number: int, running: bool) -> None:
+        if running:
+            self.tick()  # so that somebody does, and has not come to its end
+        if climbing := (running and self.newest(State.RUNNING)) or self.newest(*CLIMBING):
             self.meddled += 1
-            self.ask("cut", candidate=climbing[number % len(climbing)].id)
+            self.ask("cut", candidate=climbing[number % len(climbing)])
+            self.tick()
 
-    @precondition(lambda self: self.meddled < MEDDLED)
+    @precondition(lambda self: self.meddled < MEDDLED and self.under_way())
     @fault(made=st.sampled_from(MADE))
     def somebody_injects(self, made: Genotype) -> None:
         self.meddled += 1

@@ -168,6 +168,15 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The folder to write, if not state/reports/<name>.")
     ] = None,
+    regret: Annotated[
+        bool,
+        typer.Option(
+            "--regret",
+            help="Train those whom the last cutoff stopped to the end first, to see what it"
+            " missed; its price is shown before.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Pay that price unasked.")] = False,
 ) -> None:
     """Write a report: a page with all figures and tables, and the same as files.
 
@@ -180,6 +189,8 @@ def report(
     from nasd.report.write import default_folder, read, write
 
     folder = state_folder(config, state)
+    if regret and not _trained_on(folder, config if state is None else None, yes):
+        return
     facts = read(folder)
     page = write(facts, out or default_folder(folder, facts))
     print("\n".join(words.answer(facts)))
@@ -205,3 +216,51 @@ def tensorboard(
     from nasd import board_server
 
     board_server.serve(state_folder(config, state), host, port)
+
+
+def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
+    """Has the cut candidates trained to the end, by the daemon that serves the folder or by this
+    process, if a person agrees to the price; whether that is done. config: None if it is not known.
+    """
+    import sys
+    import time
+
+    from nasd import asking, daemon_lock, slots
+    from nasd import config as config_module
+    from nasd.cli.searching import say_why, serve
+    from nasd.errors import NasdError
+    from nasd.folders import StateFolder
+    from nasd.report.regret import offer
+    from nasd.report.write import read
+
+    facts = read(folder)
+    served = daemon_lock.held(StateFolder(folder).lock)
+    if served or config is None:
+        settings = config_module.parse(facts.config, str(folder))
+    else:
+        settings = config_module.load(config)
+    if not served and config is None:
+        raise NasdError(
+            f"no daemon serves {folder}, so this command would be one: name the experiment by its"
+            " config, with --config, and not by --state"
+        )
+    asking.check(folder, "regret", settings)
+    found = slots.devices(settings.slots, begun=True)
+    print(offer(facts.snapshot, settings, len(found), facts.unit, time.time()))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise NasdError("nobody can be asked whether that is worth it: say so with --yes")
+        if not typer.confirm("Train them?"):
+            return False
+    told = asking.ask(folder, "regret", settings=settings)
+    if served:
+        print(told)
+        print("once they are through, `nasd report` shows what the cutoff missed")
+        return False
+    assert config is not None
+    print("this process trains them; Ctrl-C stops it at a checkpoint", flush=True)
+    if not serve(settings, config):
+        say_why(folder)
+        print("stopped: `nasd run` goes on with it, and then `nasd report` shows what it missed")
+        return False
+    return True

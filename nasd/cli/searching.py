@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nasd.cli.options import SEARCH, ConfigOption, app, show
 from nasd.errors import NasdError
+
+if TYPE_CHECKING:
+    from nasd.config import Config
 
 
 @app.command(rich_help_panel=SEARCH)
@@ -42,8 +45,6 @@ def run(
 
     Example: nasd run --config config.toml
     """
-    import logging
-
     from nasd.config import load
 
     settings = load(config)
@@ -55,19 +56,32 @@ def run(
 
         complete = run_watched(settings, config, state, fresh)
     else:
-        from nasd import daemon
-
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-        )
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)
-        complete = daemon.run(settings, config, fresh)
-    from nasd.status import facts
-    from nasd.status.watch import show
-
+        complete = serve(settings, config, fresh)
     if complete:
-        show(state)
+        from nasd.status.watch import show as show_end
+
+        show_end(state)
         return
+    say_why(state)
+
+
+def serve(settings: "Config", config: Path, fresh: bool = False) -> bool:
+    """As nasd.daemon.run, with its log on standard error."""
+    import logging
+
+    from nasd import daemon
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    return daemon.run(settings, config, fresh)
+
+
+def say_why(state: Path) -> None:
+    """Raises NasdError if the search has halted, and not just been stopped."""
+    from nasd.status import facts
+
     experiment = facts.read(state).snapshot.experiment
     if experiment.state == "halted":
         raise NasdError(f"halted: {experiment.reason}")

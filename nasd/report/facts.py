@@ -413,9 +413,20 @@ class Facts:
                     of=len(peers),
                     size=snap.size(cutoff.candidate),
                     would_survive=cutoff.candidate in chosen,
+                    front=self.by_id[cutoff.candidate].front,
+                    gpu_hours=self._spent_behind(cutoff.candidate, cutoff.stage),
                 )
             )
         return tuple(rows)
+
+    def _spent_behind(self, candidate: int, stage: str) -> float:
+        names = [one["name"] for one in self.config["stages"]]
+        behind = names[names.index(stage) + 1 :]
+        return sum(
+            row.gpu_hours
+            for row in self.attempts
+            if row.candidate == candidate and row.stage in behind
+        )
 
     # -- mutations -----------------------------------------------------------------------------
 

@@ -280,6 +280,8 @@ def _missed(facts: Facts) -> Table:
             "place by quality",
             "size",
             "would have survived",
+            "on the front",
+            f"{facts.unit} more",
         ],
         [
             [
@@ -291,11 +293,13 @@ def _missed(facts: Facts) -> Table:
                 f"{row.quality_place} of {row.of}",
                 number(row.size, 3),
                 "yes" if row.would_survive else "no",
+                "yes" if row.front else "no",
+                hours(row.gpu_hours),
             ]
             for row in facts.missed
         ],
         title="Cut candidates that were trained to the end, among the scored of their generation.",
-        texts=(0, 7),
+        texts=(0, 7, 8),
     )
 
 

@@ -1,4 +1,6 @@
-"""What it would cost to learn what a cutoff missed: its cut candidates, trained to the end."""
+"""What a cutoff missed: what it would cost to train its cut candidates to the end, and how that is
+asked for.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,28 +8,35 @@ from statistics import median
 
 from nasd.config import Config
 from nasd.errors import NasdError
-from nasd.lifecycle import State
 from nasd.pace import Effort
+from nasd.report.words import counted, hours
 from nasd.snapshot import Candidate, Snapshot
 
 
 @dataclass(frozen=True)
 class Price:
     """GPU-hours to be expected: at the median pace of the experiment's own attempts, and at the
-    quickest and slowest of them. stages: what of it goes into each."""
+    quickest and slowest of them. stages: what of it goes into each. longest: hours that one of the
+    candidates takes on as many slots as its stages ask for."""
 
     candidates: tuple[int, ...]
     gpu_hours: float
     low: float
     high: float
     stages: dict[str, float]
+    longest: float
+
+    def hours(self, slots: int) -> float:
+        """Until all of them are through, on so many slots; at best."""
+        return max(self.longest, self.gpu_hours / slots)
 
 
 def stopped(snapshot: Snapshot) -> tuple[Candidate, ...]:
-    """The cut candidates of the newest generation that has any: those whose weights stand."""
-    cut = [one for one in snapshot.candidates.values() if one.state is State.CUT]
-    newest = max((one.generation for one in cut if one.generation is not None), default=None)
-    return tuple(one for one in cut if one.generation == newest)
+    """Those whom cutoffs stopped in the newest generation where they did."""
+    for generation in reversed(snapshot.generations):
+        if found := snapshot.stopped_in(generation.number):
+            return tuple(found)
+    return ()
 
 
 def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -> Price:
@@ -41,7 +50,9 @@ def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -
     ladder = config.ladder("candidates")
     names = [stage.name for stage in ladder]
     effort = Effort(snapshot, config)
+    longest = 0.0
     for candidate in candidates:
+        takes = 0.0
         for name in names[names.index(candidate.stage) + 1 :]:
             paces = effort.paces(name)
             if not paces:
@@ -52,8 +63,34 @@ def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -
             operations = effort.operations(candidate, name)
             usual = operations * median(paces) / 3600
             stages[name] = stages.get(name, 0.0) + usual
+            takes += usual / next(stage.slots for stage in ladder if stage.name == name)
             total["median"] += usual
             total["low"] += operations * min(paces) / 3600
             total["high"] += operations * max(paces) / 3600
+        longest = max(longest, takes)
     ids = tuple(one.id for one in candidates)
-    return Price(ids, total["median"], total["low"], total["high"], stages)
+    return Price(ids, total["median"], total["low"], total["high"], stages, longest)
+
+
+def offer(snapshot: Snapshot, config: Config, slots: int, unit: str, now: float) -> str:
+    """The price in words, for a person to say yes or no to. config: of the daemon that will do it.
+
+    Raises NasdError if the price is not known, or is more than the budget leaves.
+    """
+    candidates = stopped(snapshot)
+    asked = price(snapshot, config, candidates)
+    budget, used = snapshot.experiment.budget(config.experiment.budget_gpu_hours), 0.0
+    if budget is not None and (used := snapshot.gpu_hours(now)) + asked.gpu_hours > budget:
+        raise NasdError(
+            f"to train {counted(len(candidates), 'cut candidate')} to the end takes about"
+            f" {hours(asked.gpu_hours)} {unit}, and of the budget of {hours(budget)} there are"
+            f" {hours(max(0.0, budget - used))} left: raise it with `nasd budget`"
+        )
+    shares = ", ".join(f"{name} {hours(share)}" for name, share in asked.stages.items())
+    return (
+        f"To train {counted(len(candidates), 'cut candidate')} of generation"
+        f" {candidates[0].generation} to the end takes about {hours(asked.gpu_hours)} {unit}"
+        f" ({shares}; {hours(asked.low)} at the quickest pace measured, {hours(asked.high)} at the"
+        f" slowest), and at least {hours(asked.hours(slots))} hours on"
+        f" {counted(slots, 'slot')}. Nothing of it changes the selection."
+    )

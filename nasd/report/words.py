@@ -2,12 +2,13 @@
 
 import math
 import time
+from itertools import groupby
 from statistics import NormalDist
 
 from nasd.lifecycle import State
 from nasd.report.facts import Facts
 from nasd.report.rows import CandidateRow
-from nasd.report.statistics import LEVEL
+from nasd.report.statistics import LEVEL, spearman
 
 NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
 NOTHING = "–"
@@ -64,7 +65,51 @@ def instant(seconds: float) -> str:
 
 def answer(facts: Facts) -> list[str]:
     """What came of it, a sentence or two each."""
-    return [*_best(facts), *_noise(facts), _where(facts), _price(facts)]
+    return [*_best(facts), *_noise(facts), *missed(facts), _where(facts), _price(facts)]
+
+
+def missed(facts: Facts) -> list[str]:
+    """What each cutoff missed, as far as those whom it stopped were trained on."""
+    said = []
+    rows = sorted(facts.missed, key=lambda row: (row.generation, row.stage))
+    for (generation, stage), group in groupby(rows, lambda row: (row.generation, row.stage)):
+        found = list(group)
+        peers = [
+            row
+            for row in facts.cutoffs
+            if (row.generation, row.stage) == (generation, stage) and row.quality is not None
+        ]
+        best = max(found, key=lambda row: row.quality)
+        kept = max((row.quality or 0.0 for row in peers if row.kept), default=None)
+        told = (
+            f"The cutoff after {stage} in generation {generation} stopped"
+            f" {counted(len(found), 'candidate')} trained to the end since, for"
+            f" {hours(sum(row.gpu_hours for row in found))} {facts.unit}:"
+            f" {_which([row.candidate for row in found if row.would_survive])} would have survived"
+            f" the selection, {_which([row.candidate for row in found if row.front])} on the front"
+            f" of all that were scored. The best of them, candidate {best.candidate}, comes to"
+            f" {number(best.quality, 2)} %"
+        )
+        told += "." if kept is None else f", the best of those that went on to {number(kept, 2)} %."
+        ranks = spearman([row.loss for row in peers], [row.quality or 0.0 for row in peers])
+        if ranks is None:
+            told += f" {counted(len(peers), 'candidate')} are too few for a correlation."
+        else:
+            told += (
+                f" The rank correlation of loss at the cutoff and quality, among the {ranks.n}, is"
+                f" {number(ranks.value, 2)} [{number(ranks.low, 2)}, {number(ranks.high, 2)}];"
+                f" {number(-1.0, 0)} would be a cutoff that is always right."
+            )
+        said.append(told)
+    return said
+
+
+def _which(candidates: list[int]) -> str:
+    """`none`, `1 (candidate 7)`."""
+    if not candidates:
+        return "none"
+    names = ", ".join(str(one) for one in candidates)
+    return f"{len(candidates)} (candidate{'s' if len(candidates) > 1 else ''} {names})"
 
 
 def _where(facts: Facts) -> str:

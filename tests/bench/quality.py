@@ -128,7 +128,7 @@ def candidates(lab: Laboratory, count: int) -> list[Candidate]:
     draw = random.Random(7)
     found: dict[str, Candidate] = {}
     while len(found) < count:
-        rates = lab.config.variation.initial
+        rates = lab.config.variation.offspring  # cutoffs are for those
         genotype, lineage = mutate(baseline, baseline, lab.config.search_space, rates, draw)
         if genotype.hash != baseline.hash:
             found[genotype.hash] = Candidate(genotype, lineage)
