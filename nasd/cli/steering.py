@@ -93,8 +93,9 @@ def budget(
 ) -> None:
     """Set the GPU-hours that the search may take in all.
 
-    It holds in the place of experiment.budget_gpu_hours, until that is changed in the
-    config. Once it is spent, attempts stop at a checkpoint and the search halts.
+    It holds in the place of experiment.budget_gpu_hours, until that is changed in
+    the config. Once it is spent, attempts stop at a checkpoint and the search
+    halts.
 
     Example: nasd budget 6500
     """
@@ -121,8 +122,8 @@ def retry(
 ) -> None:
     """Try a failed candidate again at its stage, or one that waits after losses, now.
 
-    Its setbacks so far count no more. Nobody comes back behind a decision that was made
-    without them.
+    Its setbacks so far count no more. Nobody comes back behind a decision that
+    was made without them.
 
     Example: nasd retry 17 --why "the disk was full"
     """
@@ -156,8 +157,8 @@ def inject(
 ) -> None:
     """Put a genotype that you made into the next generation, beside its other candidates.
 
-    It has to lie within the search space, and to be new. It inherits its weights from
-    that parent, or the baseline, of which it keeps most.
+    It has to lie within the search space, and to be new. It inherits its weights
+    from that parent, or the baseline, of which it keeps most.
 
     Example: nasd inject genotype.json --why "what if it were narrow"
     """
