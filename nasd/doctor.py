@@ -117,6 +117,9 @@ def _experiment(
         yield Finding("experiment", "bad", f"halted: {found.experiment.reason}")
     if found.experiment.hold:
         yield Finding("experiment", "bad", f"on hold: {found.experiment.hold}")
+    if found.experiment.pause:
+        note = f"{found.experiment.pause} {found.experiment.pause_note}: `nasd resume` goes on"
+        yield Finding("experiment", "note", note)
     for one in found.quarantine.values():
         yield Finding("slots", "bad", f"{one.slot} is left alone: {one.reason}")
 
