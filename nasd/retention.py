@@ -171,7 +171,7 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
     Every member of a generation with weights of all its stages, as they may stand between two
     collections; the results of running attempts; the baseline; and, as the front of all ever
     scored, at worst every candidate that passed the cutoffs. Two checkpoints for everybody on the
-    way, and one more for each attempt that is writing just now.
+    way, and one more for each attempt that is writing just now. What people inject comes on top.
     """
     space = config.search_space
     ffn = FeedForward(space.activations[0], (max(space.sizes),) * (max(space.layers) - 1))

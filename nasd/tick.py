@@ -21,7 +21,7 @@ from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
-from nasd.helm import Helm
+from nasd.inbox import Inbox
 from nasd.lifecycle import AttemptState, Event
 from nasd.protocol import (
     AttemptFolder,
@@ -47,6 +47,9 @@ SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go 
 RETRY_SECONDS = 600.0  # after a backup that failed
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
 GB = 1e9
+
+GONE = "gone without an outcome"
+UNHEARD = "ended by the request to stop, before it could hear it"  # as while it starts
 
 
 Health = Callable[[], Mapping[str, Gpu] | None]
@@ -82,13 +85,13 @@ class Tick:
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
         self._board = Board(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
-        self._widened: set[int] = set()  # attempts that were asked to stop for more slots
+        self._asked: set[int] = set()  # attempts that this daemon has asked to stop
         self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
         self._faults: dict[str, int] = {}  # answers in a row that found a GPU at fault
         self._healthy_since: dict[str, float] = {}
         # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
         self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
-        self._helm = Helm(self.store, self.config, self.state, self.clock, self._end_by_request)
+        self._inbox = Inbox(self.store, self.config, self.state, self.clock, self._end_by_request)
         self.leaves = False  # somebody has asked the daemon to
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
@@ -96,7 +99,7 @@ class Tick:
     def __call__(self) -> None:
         self.look()
         self.observe()
-        self.leaves = self._helm() or self.leaves
+        self.leaves = self._inbox() or self.leaves
         if self.leaves:
             return
         self.decide()
@@ -112,7 +115,7 @@ class Tick:
             if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
                 self.store.release(one.slot, self.clock())
         self.observe()
-        self._helm.begin()
+        self._inbox.begin()
         generation = self.store.in_play().generation
         if generation and generation.opened_at > backups.newest(self.state):
             self._kept_at = None  # the daemon before was killed on its way to it
@@ -139,7 +142,7 @@ class Tick:
         free = self.free_bytes(self.state.path)
         if free < reserve:
             for attempt in snapshot.live_attempts:
-                self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
+                self._ask_to_stop(attempt)
             if not snapshot.experiment.hold:
                 reason = (
                     f"{self.state.path} has {free / GB:.2f} GB left, less than"
@@ -193,15 +196,23 @@ class Tick:
             lost = self._why_ended(attempt, folder)
             if lost is None:
                 continue
+            told = attempt.id in self._asked and lost.startswith(GONE)
             try:
-                self._end(attempt, folder, lost)
+                self._end(attempt, folder, lost, UNHEARD if told else "")
             except NasdError as error:  # it keeps its slots, the others go on
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
+
+    def _ask_to_stop(self, attempt: Attempt) -> bool:
+        """At a checkpoint; asking again does no harm. Whether this was the first time."""
+        self.launcher.stop(attempt.token)
+        first = attempt.id not in self._asked
+        self._asked.add(attempt.id)
+        return first
 
     def _why_ended(self, attempt: Attempt, folder: AttemptFolder) -> str | None:
         """What to say of the attempt if it left no outcome; None while it lives and works."""
         if attempt.process is None or not self.launcher.alive(attempt.process):
-            return f"gone without an outcome{_last_line(folder.log)}"
+            return f"{GONE}{_last_line(folder.log)}"
         if attempt.id not in self._met:
             self._adopt(attempt, folder)
         if folder.outcome.exists():
@@ -220,13 +231,13 @@ class Tick:
             if age := read(Heartbeat, folder.heartbeat).age:
                 self._began[attempt.id] = self.monotonic() - age
 
-    def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, asked: bool = False) -> None:
-        """Ends an attempt. lost: what to say if there is no outcome. asked: the daemon itself
-        wanted it to stop, so it is not lost."""
+    def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, stopped: str = "") -> None:
+        """Ends an attempt. lost: what to say if there is no outcome. stopped: what to say in its
+        place, if the daemon itself wanted it to stop."""
         self._clear(attempt)
         outcome = self._outcome(attempt, folder)
-        if outcome is None and asked:
-            outcome = Outcome(verdict="stopped", message="ended with the daemon")
+        if outcome is None and stopped:
+            outcome = Outcome(verdict="stopped", message=stopped)
         snapshot = self.store.in_play()
         if outcome is not None and outcome.verdict == "out_of_memory":
             crowded = [
@@ -289,7 +300,7 @@ class Tick:
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
         self._met.discard(attempt.id)
-        self._widened.discard(attempt.id)
+        self._asked.discard(attempt.id)
         log.info(
             "candidate %d %s: attempt %d %s%s",
             attempt.candidate,
@@ -387,7 +398,7 @@ class Tick:
         paused = snapshot.experiment.pause == "pause"
         if paused or policy.budget_spent(snapshot, self.config, self.clock()):
             for attempt in snapshot.live_attempts:
-                self.launcher.stop(attempt.token)  # at a checkpoint; asking again does no harm
+                self._ask_to_stop(attempt)
             return
         for one in policy.starts(snapshot, self.config, self.slots, self.clock()):
             snapshot = self.store.in_play()
@@ -406,9 +417,7 @@ class Tick:
         attempt = policy.widening(snapshot, self.config, self.slots, self.clock(), beats)
         if attempt is None:
             return
-        self.launcher.stop(attempt.token)  # asking again does no harm
-        if attempt.id not in self._widened:
-            self._widened.add(attempt.id)
+        if self._ask_to_stop(attempt):
             log.info(
                 "candidate %d %s: attempt %d stops at a checkpoint, to go on with more slots",
                 attempt.candidate,
@@ -528,7 +537,7 @@ class Tick:
             wait_until(lambda: not running(), min(ASK_AGAIN_SECONDS, end - time.monotonic()))
         for attempt in live:
             try:
-                self._end(attempt, self.state.attempt(attempt.id), "", asked=True)
+                self._end(attempt, self.state.attempt(attempt.id), "", "ended with the daemon")
             except NasdError as error:
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 

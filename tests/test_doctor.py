@@ -115,6 +115,17 @@ def test_what_keeps_a_search_from_going_on_is_told(path: Path):
     ]
 
 
+def test_that_it_is_paused_is_told(path: Path):
+    store = Store(path.parent / "state" / "nasd.db")
+    store.pause("drain", "by anna: a new driver")
+    store.close()
+    (note,) = [one for one in doctor.examine(path) if one.about == "experiment"]
+    assert (note.mark, note.text) == (
+        "note",
+        "draining by anna: a new driver: `nasd resume` goes on",
+    )
+
+
 def test_a_state_folder_that_is_served_is_fine(path: Path):
     with daemon_lock.hold(path.parent / "state" / "daemon.lock"):
         assert "a daemon serves" in examined(path)["state"][0].text

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nasd.genotype import Block, BlockLineage, FeedForward, Genotype, Lineage, unchanged
+from nasd.variation import align
 from nasd.worker import phenotype
 from nasd.worker.inherit import inherit, new_parameters
 from nasd.worker.phenotype import Architecture, MaskedLM
@@ -68,6 +69,19 @@ def folder(tmp_path: Path) -> Path:
 
 def below(name: str, modules: Any) -> Iterator[str]:
     return (module for module in modules if name.startswith(f"{module}."))
+
+
+def test_an_adopted_genotype_inherits_by_the_lineage_that_was_found_for_it(folder: Path) -> None:
+    made = Genotype((Block(4, (C, B, C)), Block(6, (NEW,)), Block(2, (A, NEW)), Block(6, (C,))))
+    _, lineage = align(made, PARENT, 12)
+    assert [block.source for block in lineage] == [1, None, None, 2]
+    assert lineage[0] == BlockLineage(1, False, ("added", "kept", "kept"))
+    parent = phenotype.load_state(folder)
+    model = inherit(made, lineage, folder, generator())
+    place = "encoder.blocks.3."
+    for name, tensor in model.state_dict().items():
+        if name.startswith(place):
+            assert torch.equal(tensor, parent["encoder.blocks.2." + name.removeprefix(place)])
 
 
 def test_every_tensor_is_the_parents_or_fresh(folder: Path) -> None:

@@ -337,7 +337,11 @@ class Search(RuleBasedStateMachine):
             self.tick.stop()
         self.box.kill(self.tick)
         restore(self.box.state)
-        self.come_back()
+        # What was asked since is taken back too: a budget, say, that had been lifted.
+        self.ask("budget", gpu_hours=None)
+        self.tick = self.box.daemon(CheckedTick)
+        _begin(self.tick)
+        self.tick()
 
     # -- people --------------------------------------------------------------------------------
 

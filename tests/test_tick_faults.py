@@ -76,6 +76,33 @@ def nothing_was_lost(found: Snapshot) -> bool:
     return not [one for one in found.attempts if one.state is AttemptState.LOST]
 
 
+# -- asked to stop -------------------------------------------------------------------------------
+
+
+def test_one_that_dies_of_the_request_to_stop_because_it_still_starts_is_not_lost(
+    folder: Folder, undisturbed
+):
+    box = Box(folder())
+    tick = box.daemon()
+    found = box.drive(tick, two_run)
+
+    def die(token: str) -> None:
+        box.launcher.jobs.pop(token, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box.launcher, "stop", die)
+        box.free = 0.0
+        tick()
+        tick()
+    for one in found.live_attempts:
+        ended = get(tick.store.read(), one.id)
+        assert (ended.state, ended.verdict) == (AttemptState.PREEMPTED, "stopped")
+        assert ended.message == "ended by the request to stop, before it could hear it"
+    box.free = 1e15
+    box.drive(tick)
+    assert story(tick.store) == undisturbed
+
+
 # -- silence -------------------------------------------------------------------------------------
 
 

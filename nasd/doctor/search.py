@@ -64,6 +64,9 @@ def experiment(case: Case) -> Iterator[Finding]:
         )
     if found.experiment.state == "halted":
         yield Finding("experiment", "bad", f"halted: {found.experiment.reason}")
+    if pause := snapshot.PAUSED.get(found.experiment.pause):
+        text = f"{pause} {found.experiment.pause_note}: `nasd resume` goes on"
+        yield Finding("experiment", "note", text)
     if found.experiment.hold:
         yield Finding("experiment", "bad", f"on hold: {found.experiment.hold}")
     for one in found.quarantine.values():

@@ -25,7 +25,7 @@ log = logging.getLogger("nasd")
 LONGEST = 300  # characters of an error that an answer repeats
 
 
-class Helm:
+class Inbox:
     """Called once a turn."""
 
     def __init__(
@@ -43,6 +43,7 @@ class Helm:
         self._state = state
         self._clock = clock
         self._end = end
+        self._put_off: set[Path] = set()
 
     def begin(self) -> None:
         """Once, when a daemon comes up: it is not the one that was to stop."""
@@ -80,7 +81,9 @@ class Helm:
                 try:
                     self._apply(request, accepted)
                 except NasdError as error:  # it is tried again, and the others go on
-                    log.error("%s %s: not yet, %s", request.action, request.by, error)
+                    if path not in self._put_off:
+                        log.error("%s %s: not yet, %s", request.action, request.by, error)
+                        self._put_off.add(path)
                     return False
                 leaves = isinstance(accepted.effect, Stop)
         with suppress(OSError):  # another user's folder: it stays, and counts for nothing
