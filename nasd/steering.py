@@ -262,18 +262,19 @@ def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> A
         )
     left = [one for one in stopped if stands((one.id, one.stage))]
     if not left:
-        raise Refused(f"the weights of those whom the cutoff stopped are gone: {_named(stopped)}")
+        raise Refused(f"the weights of all whom the cutoff stopped are gone: {_named(stopped)}")
     if policy.budget_spent(snapshot, config, now):
         raise Refused(f"the budget of {policy.budget(snapshot, config)} GPU-hours is spent")
     steps = [stage.name for stage in config.ladder("candidates")]
     stages = {one.id: steps[steps.index(one.stage) + 1] for one in left}
     gone = [one for one in stopped if one not in left]
     but = f"; the weights of {_named(gone)} are gone" if gone else ""
-    return Accepted(Revive(stages), f"{_named(left)} climb to the end, behind the selection{but}")
+    return Accepted(Revive(stages), f"trained on behind the selection: {_named(left)}{but}")
 
 
 def _named(candidates: Sequence[Candidate]) -> str:
-    return "candidates " + ", ".join(str(one.id) for one in candidates)
+    names = ", ".join(str(one.id) for one in candidates)
+    return f"candidate {names}" if len(candidates) == 1 else f"candidates {names}"
 
 
 def _attempts(snapshot: Snapshot, does: str, do: str) -> str:

@@ -74,7 +74,7 @@ def test_cut_candidates_climb_to_the_end_and_change_nothing_else(folder: Folder,
     accepted, text = asked(tick, "regret", "for the paper")
     assert accepted
     names = ", ".join(str(one) for one in cut)
-    assert text == f"candidates {names} climb to the end, behind the selection"
+    assert text == f"trained on behind the selection: candidates {names}"
     found = tick.store.read()
     assert (found.experiment.state, found.experiment.completed_at) == ("running", None)
     assert found.live_attempts
@@ -107,11 +107,11 @@ def test_whose_weights_are_gone_stays_cut(folder: Folder):
     shutil.rmtree(tick.state.result(one, "pretrain_0"))
     accepted, text = asked(tick, "regret")
     assert accepted
-    assert text.endswith(f"; the weights of candidates {one} are gone")
+    assert text.endswith(f"; the weights of candidate {one} are gone")
     found = drive(tick)
     assert found.candidates[one].state is State.CUT
     assert {found.candidates[each].state for each in others} == {State.SCORED}
-    assert refused(tick, "regret").startswith("the weights of those whom the cutoff stopped are")
+    assert refused(tick, "regret").startswith("the weights of all whom the cutoff stopped are")
 
 
 def test_it_is_refused_before_the_last_generation_is_complete(folder: Folder):
@@ -224,7 +224,7 @@ def test_the_report_says_what_the_cutoff_missed(folder: Folder):
     assert "The rank correlation of loss at the cutoff and quality, among the 8, is" in told
     assert sorted(row.candidate for row in facts.missed) == cut
     would = [row.candidate for row in facts.missed if row.would_survive]
-    assert (f"{len(would)} (candidate" if would else "none would have survived") in told
+    assert (f"selection: {len(would)} (cand" if would else "selection: none;") in told
     for row in facts.missed:
         spent = [
             len(a.slots) * (a.ended_at - a.started_at)

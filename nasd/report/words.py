@@ -83,12 +83,12 @@ def missed(facts: Facts) -> list[str]:
         kept = max((row.quality or 0.0 for row in peers if row.kept), default=None)
         told = (
             f"The cutoff after {stage} in generation {generation} stopped"
-            f" {counted(len(found), 'candidate')} trained to the end since, for"
-            f" {hours(sum(row.gpu_hours for row in found))} {facts.unit}:"
-            f" {_which([row.candidate for row in found if row.would_survive])} would have survived"
-            f" the selection, {_which([row.candidate for row in found if row.front])} on the front"
-            f" of all that were scored. The best of them, candidate {best.candidate}, comes to"
-            f" {number(best.quality, 2)} %"
+            f" {counted(len(found), 'candidate')} that went on to the end since, for"
+            f" {hours(sum(row.gpu_hours for row in found))} {facts.unit}. Of them would have"
+            f" survived the selection: {_which([c.candidate for c in found if c.would_survive])};"
+            f" on the front of all that were scored:"
+            f" {_which([c.candidate for c in found if c.front])}. The best of them, candidate"
+            f" {best.candidate}, comes to {number(best.quality, 2)} %"
         )
         told += "." if kept is None else f", the best of those that went on to {number(kept, 2)} %."
         ranks = spearman([row.loss for row in peers], [row.quality or 0.0 for row in peers])
