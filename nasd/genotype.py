@@ -96,8 +96,10 @@ class Genotype:
                 )
                 for block in data["blocks"]
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise NasdError(f"this is not a genotype: {error!r}") from error
+        except KeyError as error:
+            raise NasdError(f"this is not a genotype: {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise NasdError(f"this is not a genotype: {error}") from error
         genotype = cls(blocks)
         if not blocks:
             raise NasdError("this is not a genotype: it has no blocks")

@@ -331,3 +331,20 @@ def test_init_does_not_write_over_a_config_unless_told_to(tmp_path: Path):
     assert path.read_text() == "mine"
     invoke("init", "--preset", "minilm", "--force", str(tmp_path))
     assert path.read_text() == preset_text("minilm")
+
+
+def test_a_folder_named_nasd_where_it_is_called_from_is_in_nobodys_way(tmp_path: Path):
+    (tmp_path / "nasd").mkdir()
+    done = subprocess.run(
+        [ROOT / "bin" / "nasd", "--version"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"nasd {__version__}\n")
+
+
+def test_a_state_folder_that_is_not_there_is_told_and_a_configs_folder_is_understood(
+    tmp_path: Path,
+):
+    with pytest.raises(NasdError, match=r"there is no folder .*nowhere"):
+        state_folder(Path("config.toml"), tmp_path / "nowhere")
+    (tmp_path / "state").mkdir()
+    assert state_folder(Path("config.toml"), tmp_path) == tmp_path / "state"

@@ -183,7 +183,8 @@ def test_it_tells_who_holds_which_slot(searches):
 
 def test_it_tells_the_ledger_and_the_budget(searches, tmp_path: Path):
     for tick in searches.values():
-        used = report(tick)["gpu_hours"]
+        with daemon_lock.hold(tick.state.lock):
+            used = report(tick)["gpu_hours"]
         assert used == {"used": tick.store.read().gpu_hours(tick.clock()), "budget": None}
     tick = make_tick(StateFolder(tmp_path), small_config(experiment__budget_gpu_hours=12.5))
     assert report(tick)["gpu_hours"]["budget"] == 12.5
@@ -225,6 +226,25 @@ def test_it_tells_whether_a_daemon_serves_the_folder(tmp_path: Path):
     assert report(tick)["experiment"]["served"] is False
     with daemon_lock.hold(tick.state.lock):
         assert report(tick)["experiment"]["served"] is True
+
+
+def test_attempts_hold_no_slots_beyond_their_last_sign_where_no_daemon_serves(searches):
+    """The daemon was killed, and they with it: a night like that costs nothing."""
+    tick = searches["running"]
+    (attempt, *_) = tick.store.read().live_attempts
+    last = attempt.started_at + 7.0
+    heartbeat = tick.state.attempt(attempt.id).heartbeat
+    there = heartbeat.read_text() if heartbeat.exists() else None
+    write(Heartbeat(doing="training", at=last), heartbeat)
+    try:
+        for later in (0.0, 1e5):
+            used = as_json.report(tick.state.path, tick.clock() + later)["gpu_hours"]["used"]
+            assert used <= tick.store.read().gpu_hours(last) + 1e-9
+    finally:
+        if there is not None:
+            heartbeat.write_text(there)
+        else:
+            heartbeat.unlink()
 
 
 def test_it_tells_why_a_search_halted(tmp_path: Path):

@@ -43,11 +43,15 @@ def export(
 
     done = door.export(state_folder(config, state), candidate, folder, onnx, force)
     print(
-        f"candidate {done.candidate} (quality {done.quality:.2f}, size {done.size:.3f}) stands in"
+        f"{_named(done.candidate)} (quality {done.quality:.2f}, size {done.size:.3f}) stands in"
         f" {folder}: {done.files.weights_bytes / 1e6:.1f} MB; its README.md says what it is"
     )
     if done.files.onnx_difference is not None:
         print(f"model.onnx is beside it; its logits differ by {done.files.onnx_difference:.0e}")
+
+
+def _named(candidate: int) -> str:
+    return f"candidate {candidate}" if candidate else "the baseline, the unmodified seed,"
 
 
 @app.command(rich_help_panel=MODELS)

@@ -42,7 +42,10 @@ def _root(
 def state_folder(config: Path, state: Path | None) -> Path:
     """The state folder, read from the config without checking all of it: looking must be quick."""
     if state is not None:
-        return state
+        if not state.is_dir():
+            raise NasdError(f"there is no folder {state}: name a state folder with --state")
+        beside = state / "state"  # the folder of a config was meant
+        return beside if not (state / "nasd.db").exists() and beside.is_dir() else state
     import tomllib
 
     try:

@@ -148,7 +148,10 @@ def cut(
 @app.command(rich_help_panel=STEER)
 def inject(
     genotype: Annotated[
-        Path, typer.Argument(metavar="GENOTYPE.json", help="In the form of state/candidates/<id>/.")
+        Path,
+        typer.Argument(
+            metavar="GENOTYPE.json", help="In the form of state/candidates/<id>/genotype.json."
+        ),
     ],
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,

@@ -50,6 +50,7 @@ class Facts:
 
     snapshot: Snapshot
     now: float
+    until: float | None = None  # the attempts that live held their slots; None: until now
 
     # -- the ladder ----------------------------------------------------------------------------
 
@@ -578,7 +579,7 @@ class Facts:
 
     @cached_property
     def gpu_hours(self) -> float:
-        return self.snapshot.gpu_hours(self.now)
+        return self.snapshot.gpu_hours(self.now if self.until is None else self.until)
 
 
 TABLES = (

@@ -14,11 +14,12 @@ import time
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nasd import __version__, snapshot
+from nasd import __version__, daemon_lock, protocol, snapshot
 from nasd import config as config_module
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -37,7 +38,20 @@ def read(state: Path, now: float | None = None) -> Facts:
     """The experiment of a state folder, read-only; raises NasdError if there is none."""
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
-    return Facts(snap, time.time() if now is None else now)
+    now = time.time() if now is None else now
+    return Facts(snap, now, _until(StateFolder(state), snap, now))
+
+
+def _until(state: StateFolder, snap: snapshot.Snapshot, now: float) -> float:
+    """When attempts that the database takes for live were so last: where no daemon serves, they
+    went with it."""
+    if daemon_lock.held(state.lock):
+        return now
+    signs = [0.0]
+    for attempt in snap.live_attempts:
+        with suppress(NasdError):  # none yet
+            signs.append(protocol.read(protocol.Heartbeat, state.attempt(attempt.id).heartbeat).at)
+    return min(now, max(signs))
 
 
 def default_folder(state: Path, facts: Facts) -> Path:

@@ -77,7 +77,10 @@ class Facts:
 
     @property
     def gpu_hours(self) -> float:
-        return self.snapshot.gpu_hours(self.now)
+        """Where no daemon serves, its attempts went with it, at their last sign of life."""
+        signs = [one.beat.at for one in self.where.values() if one.beat is not None]
+        until = self.now if self.served else min(self.now, max(signs, default=0.0))
+        return self.snapshot.gpu_hours(until)
 
     @property
     def budget(self) -> float | None:
