@@ -343,7 +343,7 @@ class _Compiler:
     def _stages(self) -> Iterator[StageRow]:
         one = self.candidate
         here = self.ladder.index(one.stage)
-        over = one.state in (State.SCORED, State.WAITING, State.CUT)  # with the stage it stands at
+        over = (one.id, one.stage) in self.snap.results  # with the stage it stands at
         beyond: Reached = "never" if one.final else "ahead"
         for place, name in enumerate(self.ladder):
             stage = policy.stage_named(self.config, name)
@@ -415,6 +415,17 @@ class _Compiler:
                     yield self._cutoff(decision)
                 case "select" if decision.generation in members:
                     yield self._selection(decision, members[decision.generation])
+        one = self.candidate
+        if one.state is State.CUT and not self._stopped:
+            facts = {"at": one.stage, "reason": one.reason}
+            text = f"by request, at {one.stage}: {one.reason}"
+            yield DecisionRow(one.generation or 0, "cut", "", text, facts)
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether it stands where a cutoff has stopped it."""
+        one = self.candidate
+        return one.generation is not None and one in self.snap.stopped_in(one.generation)
 
     def _bred(self, decision: Decision) -> Iterator[DecisionRow]:
         one, number = self.candidate, decision.generation

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from nasd import daemon, daemon_lock, policy, retention
 from nasd.cli import app
 from nasd.config import Config
+from nasd.dossier import compile_dossier
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import Phase, State
@@ -149,6 +150,23 @@ def test_who_is_cut_by_a_person_is_none_of_them(folder: Folder):
     assert asked(tick, "regret")[0]
     found = box.drive(tick)
     assert found.candidates[mine].state is State.CUT
+
+
+def test_one_cut_by_request_is_told_as_such_and_its_stage_is_not_done(folder: Folder):
+    tick = make_tick(folder(), PATIENT)
+    found = drive(tick, lambda found: any(a.candidate for a in found.live_attempts))
+    mine = next(a.candidate for a in found.live_attempts if a.candidate)
+    assert asked(tick, "cut", "too slow", candidate=mine)[0]
+    told = compile_dossier(tick.state.path, str(mine), tick.clock())
+    (stage,) = [row for row in told.stages if row.stage == told.stage]
+    assert stage.state == "here"
+    cut = told.decisions[-1]
+    assert (cut.kind, cut.stage) == ("cut", "")
+    assert cut.text.startswith(f"by request, at {told.stage}: by ")
+    facts = Facts(drive(tick), tick.clock())
+    assert facts.by_id[mine].cut
+    for row in facts.generations:
+        assert row.born == row.scored + row.cut + row.failed
 
 
 def test_a_generation_more_waits_until_they_are_through(folder: Folder):

@@ -105,7 +105,7 @@ class Facts:
                     state=str(one.state),
                     stage=one.stage,
                     reason=one.reason,
-                    cut=one.id in cut,
+                    cut=one.id in cut or one.state is State.CUT,
                     parameters=one.parameters,
                     size=snap.size(one.id),
                     exact_match=scores.get("exact_match"),
@@ -188,7 +188,6 @@ class Facts:
     def generations(self) -> tuple[GenerationRow, ...]:
         snap = self.snapshot
         chosen = {one.generation: one.payload for one in snap.decisions if one.kind == "select"}
-        cut = {row.candidate for row in self.cutoffs if not row.kept}
         rows: list[GenerationRow] = []
         before, spent_before = self.baseline_hypervolume, 0.0
         for one in snap.generations:
@@ -206,7 +205,7 @@ class Facts:
                     hours=max(0.0, ended - one.opened_at) / 3600,
                     born=len(born),
                     scored=sum(c.state is State.SCORED for c in born),
-                    cut=sum(c.id in cut for c in born),
+                    cut=sum(c.state is State.CUT for c in born),
                     failed=sum(c.state is State.FAILED for c in born),
                     new_survivors=None
                     if volume is None

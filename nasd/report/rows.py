@@ -11,9 +11,10 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, slots=True)
 class CandidateRow:
-    """size: parameters of the baseline / of this one. cut: a cutoff stopped it, whatever came of it
-    later. gpu_hours: of all its attempts, and what of them was lost. rank and survives: of the
-    newest generation that selected among it. front: no candidate ever scored dominates it."""
+    """size: parameters of the baseline / of this one. cut: a cutoff or a person stopped it,
+    whatever came of it later. gpu_hours: of all its attempts, and what of them was lost. rank and
+    survives: of the newest generation that selected among it. front: no candidate ever scored
+    dominates it."""
 
     id: int
     generation: int | None
@@ -66,7 +67,8 @@ class MemberRow:
 class GenerationRow:
     """gpu_hours: spent in all when it was selected, or until now. hypervolume: of parents and
     scored offspring, above no quality and no size; gain: on the generation before, or on the
-    baseline alone. hours: from its opening to its end, or until now."""
+    baseline alone. hours: from its opening to its end, or until now. scored, cut and failed: as
+    they stand, so those that were trained on behind their cutoff count as scored."""
 
     generation: int
     phase: str
