@@ -422,6 +422,16 @@ class _Compiler:
             yield DecisionRow(one.generation or 0, "cut", "", text, facts)
 
     @property
+    def _trained_on(self) -> bool:
+        """Whether it went on behind a cutoff that had stopped it."""
+        cut = any(
+            self.candidate.id in one.payload["cut"]
+            for one in self.snap.decisions
+            if one.kind == "cutoff"
+        )
+        return cut and not self._stopped
+
+    @property
     def _stopped(self) -> bool:
         """Whether it stands where a cutoff has stopped it."""
         one = self.candidate
@@ -468,7 +478,11 @@ class _Compiler:
             "survivors": len(decision.payload["survivors"]),
         }
         if member.rank is None or member.crowding is None:
-            text = "not among those to choose from, as it has no score"
+            text = (
+                "took no part: a cutoff had stopped it, and it was trained on after the search"
+                if self._trained_on
+                else "not among those to choose from, as it has no score"
+            )
         else:
             alone = "inf" if math.isinf(member.crowding) else f"{member.crowding:.3f}"
             text = (

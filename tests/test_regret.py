@@ -19,8 +19,9 @@ from nasd.folders import StateFolder
 from nasd.lifecycle import Phase, State
 from nasd.report import words
 from nasd.report.facts import Facts
+from nasd.report.page import _survival
 from nasd.report.regret import offer, price, stopped
-from nasd.report.write import read, write
+from nasd.report.write import notes, read, write
 from nasd.snapshot import Snapshot
 from nasd.tick import Tick
 from tests.conftest import (
@@ -251,9 +252,27 @@ def test_the_report_says_what_the_cutoff_missed(folder: Folder):
         ]
         assert row.gpu_hours == pytest.approx(sum(spent) / 3600)
         assert row.front == facts.by_id[row.candidate].front
+        dossier = compile_dossier(tick.state.path, str(row.candidate), tick.clock())
+        assert "trained on after the search" in dossier.decisions[-1].text
+    for generation in facts.generations:
+        assert generation.born == generation.scored + generation.cut + generation.failed
     page = write(facts, tick.state.path / "report").read_text()
     assert "What the cutoff missed" in page
     assert "a cutoff that is always right" in page
+    assert all(_survival(row) in page for row in facts.missed)
+
+
+def test_the_report_offers_what_regret_would_accept_and_nothing_else(folder: Folder):
+    box = Box(folder(), script=all_succeed)
+    tick = box.daemon()
+    box.drive(tick, lambda found: bool(found.stopped_in(1)))
+    assert notes(Facts(tick.store.read(), tick.clock())) == {}
+    box.drive(tick)
+    (told,) = notes(Facts(tick.store.read(), tick.clock())).values()
+    assert "of generation 2 to the end with `nasd report --regret` would take" in told
+    assert asked(tick, "regret")[0]
+    box.drive(tick)
+    assert notes(Facts(tick.store.read(), tick.clock())) == {}
 
 
 # -- the command ---------------------------------------------------------------------------------

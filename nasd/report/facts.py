@@ -399,6 +399,8 @@ class Facts:
             )
             at = [(snap.quality(c) or 0.0, snap.size(c)) for c in pool]
             chosen = {pool[index] for index in survivors(at, mu)}
+            rank = dict(zip(pool, ranks(at), strict=True))
+            mine, survives = rank[cutoff.candidate], cutoff.candidate in chosen
             better = sum((row.quality or 0.0) > cutoff.quality for row in peers)
             rows.append(
                 MissedRow(
@@ -411,7 +413,9 @@ class Facts:
                     quality_place=1 + better,
                     of=len(peers),
                     size=snap.size(cutoff.candidate),
-                    would_survive=cutoff.candidate in chosen,
+                    would_survive=survives,
+                    rank=mine,
+                    crowded_out=not survives and any(rank[c] == mine for c in chosen),
                     front=self.by_id[cutoff.candidate].front,
                     gpu_hours=self._spent_behind(cutoff.candidate, cutoff.stage),
                 )

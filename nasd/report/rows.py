@@ -223,7 +223,8 @@ class MissedRow:
     """A candidate that a cutoff had stopped and that was trained to its end all the same.
 
     loss_place, quality_place: among the scored of its generation, from 1. would_survive: had it
-    been in the selection, with all others of these. front: whether it stands on the front of all
+    been in the selection, with all others of these; rank: its rank there, and crowded_out: others
+    of that rank had places, by crowding distance. front: whether it stands on the front of all
     that were ever scored. gpu_hours: spent on it behind the cutoff."""
 
     generation: int
@@ -236,5 +237,7 @@ class MissedRow:
     of: int
     size: float
     would_survive: bool
+    rank: int
+    crowded_out: bool
     front: bool
     gpu_hours: float
