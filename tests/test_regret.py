@@ -19,7 +19,7 @@ from nasd.folders import StateFolder
 from nasd.lifecycle import Phase, State
 from nasd.report import words
 from nasd.report.facts import Facts
-from nasd.report.page import _survival
+from nasd.report.page import _survival, render
 from nasd.report.regret import offer, price, stopped
 from nasd.report.write import notes, read, write
 from nasd.snapshot import Snapshot
@@ -164,8 +164,13 @@ def test_one_cut_by_request_is_told_as_such_and_its_stage_is_not_done(folder: Fo
     cut = told.decisions[-1]
     assert (cut.kind, cut.stage) == ("cut", "")
     assert cut.text.startswith(f"by request, at {told.stage}: by ")
-    facts = Facts(drive(tick), tick.clock())
+    drive(tick)
+    facts = read(tick.state.path, tick.clock())
     assert facts.by_id[mine].cut
+    (asks,) = facts.asked
+    assert (asks.action, asks.why) == ("cut", "too slow")
+    page = render(facts, [], {})
+    assert asks.answer in page and "It belongs to the story" in page
     for row in facts.generations:
         assert row.born == row.scored + row.cut + row.failed
 

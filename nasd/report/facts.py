@@ -37,7 +37,7 @@ from nasd.report.rows import (
     ProgressRow,
 )
 from nasd.report.statistics import Estimate
-from nasd.snapshot import Attempt, Candidate, Snapshot
+from nasd.snapshot import Attempt, Candidate, Granted, Snapshot
 
 Floats = NDArray[np.float64]
 # What mutation can do (thesis 4.2.1), in the order in which it is shown.
@@ -46,10 +46,12 @@ MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attent
 
 @dataclass(frozen=True)
 class Facts:
-    """An experiment at the instant `now` (seconds since the epoch)."""
+    """An experiment at the instant `now` (seconds since the epoch). asked: the requests that
+    changed its story."""
 
     snapshot: Snapshot
     now: float
+    asked: tuple[Granted, ...] = ()
 
     # -- the ladder ----------------------------------------------------------------------------
 

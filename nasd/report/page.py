@@ -74,6 +74,7 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
         population=_population(facts),
         sections=sections,
         seed=experiment.seed,
+        asked=_asked(facts) if facts.asked else None,
         config=toml(facts.config),
         prepared=json.dumps(experiment.prepared, indent=1) if experiment.prepared else "",
         genotypes=json.dumps(
@@ -301,6 +302,20 @@ def _missed(facts: Facts) -> Table:
         ],
         title="Cut candidates that were trained to the end, among the scored of their generation.",
         texts=(0, 7, 8),
+    )
+
+
+def _asked(facts: Facts) -> Table:
+    return Table(
+        ["when", "who", "what", "why"],
+        [
+            [instant(one.at), one.who, f"{one.action}: {one.answer}", one.why or NOTHING]
+            for one in facts.asked
+        ],
+        title="What people asked of the search while it ran. It belongs to the story as the seed"
+        " does.",
+        texts=(0, 1, 2, 3),
+        long=True,
     )
 
 

@@ -31,6 +31,7 @@ from nasd.report.regret import price, stopped
 from nasd.report.words import counted, hours
 
 MARKER = "report.json"
+STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search
 PNG_DPI = 200
 
 
@@ -38,7 +39,8 @@ def read(state: Path, now: float | None = None) -> Facts:
     """The experiment of a state folder, read-only; raises NasdError if there is none."""
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
-    return Facts(snap, time.time() if now is None else now)
+        asked = tuple(snapshot.granted(connection, *STEERING))
+    return Facts(snap, time.time() if now is None else now, asked)
 
 
 def default_folder(state: Path, facts: Facts) -> Path:
