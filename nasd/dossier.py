@@ -343,7 +343,7 @@ class _Compiler:
     def _stages(self) -> Iterator[StageRow]:
         one = self.candidate
         here = self.ladder.index(one.stage)
-        over = one.state in (State.SCORED, State.WAITING, State.CUT)  # with the stage it stands at
+        over = (one.id, one.stage) in self.snap.results  # with the stage it stands at
         beyond: Reached = "never" if one.final else "ahead"
         for place, name in enumerate(self.ladder):
             stage = policy.stage_named(self.config, name)
@@ -415,6 +415,27 @@ class _Compiler:
                     yield self._cutoff(decision)
                 case "select" if decision.generation in members:
                     yield self._selection(decision, members[decision.generation])
+        one = self.candidate
+        if one.state is State.CUT and not self._stopped:
+            facts = {"at": one.stage, "reason": one.reason}
+            text = f"by request, at {one.stage}: {one.reason}"
+            yield DecisionRow(one.generation or 0, "cut", "", text, facts)
+
+    @property
+    def _trained_on(self) -> bool:
+        """Whether it went on behind a cutoff that had stopped it."""
+        cut = any(
+            self.candidate.id in one.payload["cut"]
+            for one in self.snap.decisions
+            if one.kind == "cutoff"
+        )
+        return cut and not self._stopped
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether it stands where a cutoff has stopped it."""
+        one = self.candidate
+        return one.generation is not None and one in self.snap.stopped_in(one.generation)
 
     def _bred(self, decision: Decision) -> Iterator[DecisionRow]:
         one, number = self.candidate, decision.generation
@@ -457,7 +478,11 @@ class _Compiler:
             "survivors": len(decision.payload["survivors"]),
         }
         if member.rank is None or member.crowding is None:
-            text = "not among those to choose from, as it has no score"
+            text = (
+                "took no part: a cutoff had stopped it, and it was trained on after the search"
+                if self._trained_on
+                else "not among those to choose from, as it has no score"
+            )
         else:
             alone = "inf" if math.isinf(member.crowding) else f"{member.crowding:.3f}"
             text = (

@@ -202,6 +202,17 @@ class Injection:
 
 
 @dataclass(frozen=True, slots=True)
+class Granted:
+    """A request that was accepted, and what was answered."""
+
+    at: float
+    action: str
+    who: str
+    why: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedEvent:
     at: float
     candidate: int | None
@@ -390,6 +401,16 @@ def answer(connection: sqlite3.Connection, request: str) -> tuple[bool, str] | N
         "SELECT accepted, answer FROM request WHERE id = ?", (request,)
     ).fetchone()
     return None if row is None else (bool(row[0]), row[1])
+
+
+def granted(connection: sqlite3.Connection, *actions: str) -> list[Granted]:
+    """The accepted requests for one of these actions, in the order in which they were answered."""
+    rows = connection.execute(
+        "SELECT answered_at, action, who, why, answer FROM request WHERE accepted"
+        f" AND action IN ({', '.join('?' * len(actions))}) ORDER BY answered_at, id",
+        actions,
+    )
+    return [Granted(*row) for row in rows]
 
 
 def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 from nasd import daemon, daemon_lock, policy, retention
 from nasd.cli import app
 from nasd.config import Config
+from nasd.dossier import compile_dossier
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import Phase, State
 from nasd.report import words
 from nasd.report.facts import Facts
+from nasd.report.page import _survival, render
 from nasd.report.regret import offer, price, stopped
-from nasd.report.write import read, write
+from nasd.report.write import notes, read, write
 from nasd.snapshot import Snapshot
 from nasd.tick import Tick
 from tests.conftest import (
@@ -151,6 +153,28 @@ def test_who_is_cut_by_a_person_is_none_of_them(folder: Folder):
     assert found.candidates[mine].state is State.CUT
 
 
+def test_one_cut_by_request_is_told_as_such_and_its_stage_is_not_done(folder: Folder):
+    tick = make_tick(folder(), PATIENT)
+    found = drive(tick, lambda found: any(a.candidate for a in found.live_attempts))
+    mine = next(a.candidate for a in found.live_attempts if a.candidate)
+    assert asked(tick, "cut", "too slow", candidate=mine)[0]
+    told = compile_dossier(tick.state.path, str(mine), tick.clock())
+    (stage,) = [row for row in told.stages if row.stage == told.stage]
+    assert stage.state == "here"
+    cut = told.decisions[-1]
+    assert (cut.kind, cut.stage) == ("cut", "")
+    assert cut.text.startswith(f"by request, at {told.stage}: by ")
+    drive(tick)
+    facts = read(tick.state.path, tick.clock())
+    assert facts.by_id[mine].cut
+    (asks,) = facts.asked
+    assert (asks.action, asks.why) == ("cut", "too slow")
+    page = render(facts, [], {})
+    assert asks.answer in page and "It belongs to the story" in page
+    for row in facts.generations:
+        assert row.born == row.scored + row.cut + row.failed
+
+
 def test_a_generation_more_waits_until_they_are_through(folder: Folder):
     tick, cut = finished(folder())
     assert asked(tick, "regret")[0]
@@ -233,9 +257,27 @@ def test_the_report_says_what_the_cutoff_missed(folder: Folder):
         ]
         assert row.gpu_hours == pytest.approx(sum(spent) / 3600)
         assert row.front == facts.by_id[row.candidate].front
+        dossier = compile_dossier(tick.state.path, str(row.candidate), tick.clock())
+        assert "trained on after the search" in dossier.decisions[-1].text
+    for generation in facts.generations:
+        assert generation.born == generation.scored + generation.cut + generation.failed
     page = write(facts, tick.state.path / "report").read_text()
     assert "What the cutoff missed" in page
     assert "a cutoff that is always right" in page
+    assert all(_survival(row) in page for row in facts.missed)
+
+
+def test_the_report_offers_what_regret_would_accept_and_nothing_else(folder: Folder):
+    box = Box(folder(), script=all_succeed)
+    tick = box.daemon()
+    box.drive(tick, lambda found: bool(found.stopped_in(1)))
+    assert notes(Facts(tick.store.read(), tick.clock())) == {}
+    box.drive(tick)
+    (told,) = notes(Facts(tick.store.read(), tick.clock())).values()
+    assert "of generation 2 to the end with `nasd report --regret` would take" in told
+    assert asked(tick, "regret")[0]
+    box.drive(tick)
+    assert notes(Facts(tick.store.read(), tick.clock())) == {}
 
 
 # -- the command ---------------------------------------------------------------------------------

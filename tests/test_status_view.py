@@ -428,6 +428,14 @@ def test_what_one_decision_does_to_several_is_one_line():
     ]
 
 
+def test_a_cut_by_request_is_told_from_a_cutoffs():
+    asked = {"event": "cut", "stage": "pretrain_0", "detail": "by ann: too slow"}
+    found = words.together([logged(candidate=n, source="running", **asked) for n in (4, 5)])
+    assert [text[9:] for text, _ in found] == [
+        f"candidate {n} is cut by request at pretrain_0, by ann: too slow" for n in (4, 5)
+    ]
+
+
 def test_events_are_told_in_one_line_each(facts):
     for one in facts.events:
         assert "\n" not in words.event(one)

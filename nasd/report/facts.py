@@ -37,7 +37,7 @@ from nasd.report.rows import (
     ProgressRow,
 )
 from nasd.report.statistics import Estimate
-from nasd.snapshot import Attempt, Candidate, Snapshot
+from nasd.snapshot import Attempt, Candidate, Granted, Snapshot
 
 Floats = NDArray[np.float64]
 # What mutation can do (thesis 4.2.1), in the order in which it is shown.
@@ -46,10 +46,12 @@ MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attent
 
 @dataclass(frozen=True)
 class Facts:
-    """An experiment at the instant `now` (seconds since the epoch)."""
+    """An experiment at the instant `now` (seconds since the epoch). asked: the requests that
+    changed its story."""
 
     snapshot: Snapshot
     now: float
+    asked: tuple[Granted, ...] = ()
     until: float | None = None  # the attempts that live held their slots; None: until now
 
     # -- the ladder ----------------------------------------------------------------------------
@@ -106,7 +108,7 @@ class Facts:
                     state=str(one.state),
                     stage=one.stage,
                     reason=one.reason,
-                    cut=one.id in cut,
+                    cut=one.id in cut or one.state is State.CUT,
                     parameters=one.parameters,
                     size=snap.size(one.id),
                     exact_match=scores.get("exact_match"),
@@ -189,7 +191,6 @@ class Facts:
     def generations(self) -> tuple[GenerationRow, ...]:
         snap = self.snapshot
         chosen = {one.generation: one.payload for one in snap.decisions if one.kind == "select"}
-        cut = {row.candidate for row in self.cutoffs if not row.kept}
         rows: list[GenerationRow] = []
         before, spent_before = self.baseline_hypervolume, 0.0
         for one in snap.generations:
@@ -207,7 +208,7 @@ class Facts:
                     hours=max(0.0, ended - one.opened_at) / 3600,
                     born=len(born),
                     scored=sum(c.state is State.SCORED for c in born),
-                    cut=sum(c.id in cut for c in born),
+                    cut=sum(c.state is State.CUT for c in born),
                     failed=sum(c.state is State.FAILED for c in born),
                     new_survivors=None
                     if volume is None
@@ -401,6 +402,8 @@ class Facts:
             )
             at = [(snap.quality(c) or 0.0, snap.size(c)) for c in pool]
             chosen = {pool[index] for index in survivors(at, mu)}
+            rank = dict(zip(pool, ranks(at), strict=True))
+            mine, survives = rank[cutoff.candidate], cutoff.candidate in chosen
             better = sum((row.quality or 0.0) > cutoff.quality for row in peers)
             rows.append(
                 MissedRow(
@@ -413,7 +416,9 @@ class Facts:
                     quality_place=1 + better,
                     of=len(peers),
                     size=snap.size(cutoff.candidate),
-                    would_survive=cutoff.candidate in chosen,
+                    would_survive=survives,
+                    rank=mine,
+                    crowded_out=not survives and any(rank[c] == mine for c in chosen),
                     front=self.by_id[cutoff.candidate].front,
                     gpu_hours=self._spent_behind(cutoff.candidate, cutoff.stage),
                 )

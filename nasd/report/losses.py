@@ -370,8 +370,8 @@ def missed(facts: Facts) -> Drawing:
     would = [row for row in facts.missed if row.would_survive]
     drawing.caption = (
         "Candidates left of the dashed line went on; those right of it were cut and trained to"
-        " their end afterwards. A triangle above circles is a candidate that the cutoff was wrong"
-        " to stop."
+        " their end afterwards. A triangle above a circle has a higher quality than one that went"
+        " on; whether it would have survived the selection, which weighs size too, the table says."
     )
     drawing.alternative = (
         "Scatter plot of quality against the loss at the cutoff:"

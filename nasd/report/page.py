@@ -11,7 +11,7 @@ from typing import Any
 from nasd import __version__
 from nasd.report.drawing import COLOURS, Drawing
 from nasd.report.facts import TABLES, Facts
-from nasd.report.rows import CandidateRow
+from nasd.report.rows import CandidateRow, MissedRow
 from nasd.report.words import (
     NOTHING,
     answer,
@@ -74,6 +74,7 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
         population=_population(facts),
         sections=sections,
         seed=experiment.seed,
+        asked=_asked(facts) if facts.asked else None,
         config=toml(facts.config),
         prepared=json.dumps(experiment.prepared, indent=1) if experiment.prepared else "",
         genotypes=json.dumps(
@@ -238,7 +239,8 @@ def _generations(facts: Facts) -> Table:
         ],
         title="Qualities are of parents and offspring together. The first gain is on what the"
         f" baseline alone dominates, the others on the generation before; {facts.unit} are those"
-        " spent in all by the generation's end.",
+        " spent in all by the generation's end. Cut candidates that were trained on since count as"
+        " scored.",
         texts=(0, 1),
     )
 
@@ -292,7 +294,7 @@ def _missed(facts: Facts) -> Table:
                 number(row.quality, 2),
                 f"{row.quality_place} of {row.of}",
                 number(row.size, 3),
-                "yes" if row.would_survive else "no",
+                _survival(row),
                 "yes" if row.front else "no",
                 hours(row.gpu_hours),
             ]
@@ -301,6 +303,27 @@ def _missed(facts: Facts) -> Table:
         title="Cut candidates that were trained to the end, among the scored of their generation.",
         texts=(0, 7, 8),
     )
+
+
+def _asked(facts: Facts) -> Table:
+    return Table(
+        ["when", "who", "what", "why"],
+        [
+            [instant(one.at), one.who, f"{one.action}: {one.answer}", one.why or NOTHING]
+            for one in facts.asked
+        ],
+        title="What people asked of the search while it ran. It belongs to the story as the seed"
+        " does.",
+        texts=(0, 1, 2, 3),
+        long=True,
+    )
+
+
+def _survival(row: MissedRow) -> str:
+    if row.would_survive:
+        return "yes"
+    crowded = ", and the places went to others by crowding distance" if row.crowded_out else ""
+    return f"no: rank {row.rank}{crowded}"
 
 
 def _mutations(facts: Facts) -> Table:

@@ -32,11 +32,10 @@ class Price:
 
 
 def stopped(snapshot: Snapshot) -> tuple[Candidate, ...]:
-    """Those whom cutoffs stopped in the newest generation where they did."""
-    for generation in reversed(snapshot.generations):
-        if found := snapshot.stopped_in(generation.number):
-            return tuple(found)
-    return ()
+    """Those of the newest generation whom cutoffs stopped, and who have not been trained on since:
+    the only ones that can be."""
+    newest = snapshot.generation
+    return () if newest is None else tuple(snapshot.stopped_in(newest.number))
 
 
 def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -> Price:

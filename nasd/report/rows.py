@@ -11,9 +11,10 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, slots=True)
 class CandidateRow:
-    """size: parameters of the baseline / of this one. cut: a cutoff stopped it, whatever came of it
-    later. gpu_hours: of all its attempts, and what of them was lost. rank and survives: of the
-    newest generation that selected among it. front: no candidate ever scored dominates it."""
+    """size: parameters of the baseline / of this one. cut: a cutoff or a person stopped it,
+    whatever came of it later. gpu_hours: of all its attempts, and what of them was lost. rank and
+    survives: of the newest generation that selected among it. front: no candidate ever scored
+    dominates it."""
 
     id: int
     generation: int | None
@@ -66,7 +67,8 @@ class MemberRow:
 class GenerationRow:
     """gpu_hours: spent in all when it was selected, or until now. hypervolume: of parents and
     scored offspring, above no quality and no size; gain: on the generation before, or on the
-    baseline alone. hours: from its opening to its end, or until now."""
+    baseline alone. hours: from its opening to its end, or until now. scored, cut and failed: as
+    they stand, so those that were trained on behind their cutoff count as scored."""
 
     generation: int
     phase: str
@@ -221,7 +223,8 @@ class MissedRow:
     """A candidate that a cutoff had stopped and that was trained to its end all the same.
 
     loss_place, quality_place: among the scored of its generation, from 1. would_survive: had it
-    been in the selection, with all others of these. front: whether it stands on the front of all
+    been in the selection, with all others of these; rank: its rank there, and crowded_out: others
+    of that rank had places, by crowding distance. front: whether it stands on the front of all
     that were ever scored. gpu_hours: spent on it behind the cutoff."""
 
     generation: int
@@ -234,5 +237,7 @@ class MissedRow:
     of: int
     size: float
     would_survive: bool
+    rank: int
+    crowded_out: bool
     front: bool
     gpu_hours: float

@@ -23,6 +23,7 @@ from nasd import __version__, daemon_lock, protocol, snapshot
 from nasd import config as config_module
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
+from nasd.lifecycle import Phase
 from nasd.report.drawing import Drawing, styled
 from nasd.report.facts import TABLES, Facts
 from nasd.report.figures import drawings
@@ -31,6 +32,7 @@ from nasd.report.regret import price, stopped
 from nasd.report.words import counted, hours
 
 MARKER = "report.json"
+STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search
 PNG_DPI = 200
 
 
@@ -38,8 +40,9 @@ def read(state: Path, now: float | None = None) -> Facts:
     """The experiment of a state folder, read-only; raises NasdError if there is none."""
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
+        asked = tuple(snapshot.granted(connection, *STEERING))
     now = time.time() if now is None else now
-    return Facts(snap, now, _until(StateFolder(state), snap, now))
+    return Facts(snap, now, asked, _until(StateFolder(state), snap, now))
 
 
 def _until(state: StateFolder, snap: snapshot.Snapshot, now: float) -> float:
@@ -114,8 +117,11 @@ def _fill(folder: Path, facts: Facts) -> None:
 
 def notes(facts: Facts) -> dict[str, str]:
     """What stands below a figure, by its name."""
-    candidates = stopped(facts.snapshot)
-    if not candidates:
+    candidates, newest = stopped(facts.snapshot), facts.snapshot.generation
+    last = facts.config["experiment"]["generations"]
+    if not candidates or newest is None or newest.phase is not Phase.COMPLETE:
+        return {}
+    if newest.number < last:
         return {}
     try:
         settings = config_module.parse(facts.config, "the experiment's config")
@@ -124,8 +130,8 @@ def notes(facts: Facts) -> dict[str, str]:
         return {}
     return {
         "missed": f"To train the {counted(len(candidates), 'cut candidate')} of generation"
-        f" {candidates[0].generation} to the end would take about {hours(asked.gpu_hours)}"
-        f" {facts.unit} ({hours(asked.low)} at the quickest pace measured,"
+        f" {candidates[0].generation} to the end with `nasd report --regret` would take about"
+        f" {hours(asked.gpu_hours)} {facts.unit} ({hours(asked.low)} at the quickest pace measured,"
         f" {hours(asked.high)} at the slowest)."
     }
 

@@ -34,6 +34,7 @@ _OF_SEVERAL = {
     "keep": "are kept, and go on to {stage}",
     "cut": "are cut after {stage}",
 }
+_CUT_BY_REQUEST = "is cut by request at {stage}"
 GRAVE = frozenset({"fail", "halted", "quarantine"})
 
 
@@ -43,9 +44,10 @@ def event(one: LoggedEvent) -> str:
         told, joint = _OF_SEARCH.get(one.event, (one.event, ": "))
     else:
         what = _OF_CANDIDATE.get(one.event, f"{one.event} {{stage}}")
+        what = _CUT_BY_REQUEST if _by_request(one) else what
         who = "the baseline" if one.candidate == BASELINE else f"candidate {one.candidate}"
         told = f"{who} {what.format(stage=one.stage or '')}".strip()
-        joint = " on " if one.event == "start" else ": "
+        joint = " on " if one.event == "start" else ", " if _by_request(one) else ": "
     text = f"{told}{joint}{one.detail}" if one.detail else told
     return f"{clock(one.at)} {' '.join(text.split())}"
 
@@ -58,13 +60,18 @@ def together(events: Sequence[LoggedEvent]) -> list[tuple[str, bool]]:
         events, lambda one: (one.at, one.event, one.stage, bool(one.candidate))
     ):
         same = list(group)
-        if len(same) == 1 or same[0].event not in _OF_SEVERAL:
+        if len(same) == 1 or same[0].event not in _OF_SEVERAL or any(map(_by_request, same)):
             found += [(event(one), grave(one)) for one in same]
             continue
         who = listed([one.candidate for one in same if one.candidate is not None])
         what = _OF_SEVERAL[same[0].event].format(stage=same[0].stage or "")
         found.append((f"{clock(same[0].at)} candidates {who} {what}", False))
     return found
+
+
+def _by_request(one: LoggedEvent) -> bool:
+    """Whether a person cut it, and not a cutoff."""
+    return one.event == "cut" and one.detail.startswith("by ")
 
 
 def listed(numbers: Sequence[int]) -> str:
