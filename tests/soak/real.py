@@ -424,7 +424,7 @@ class Disturbed:
 
     def _worn(self, found: Snapshot, candidate: Candidate) -> bool:
         """Whether it has lost two attempts in a row: with more, most of the time is back-off."""
-        return len(policy._setbacks(found, candidate)) >= 2
+        return len(policy.setbacks(found, candidate)) >= 2
 
     def _training(self, attempt: Attempt) -> Heartbeat | None:
         """Its last sign of life, if it trains just now."""
