@@ -88,7 +88,7 @@ def found(task: QaTask, device: Device, folder: Path, said: list[str]) -> int:
     freeze(task)
     trials = Trials(device, Memory(folder))
     ranks = Ranks(0, 1, torch.device("cpu"))
-    return trials.find(task, FINETUNE, ranks, "float32", quiet, said.append)
+    return trials.find(task, FINETUNE, ranks, "float32", 0, quiet, said.append)
 
 
 def test_it_is_tried_once_and_remembered_for_models_of_about_that_size(tmp_path: Path) -> None:
@@ -155,19 +155,30 @@ def test_who_runs_out_of_memory_all_the_same_leaves_half_to_the_next(tmp_path: P
     trials = Trials(Device(task, fits=6), Memory(tmp_path))
     ranks = Ranks(0, 1, torch.device("cpu"))
     freeze(task)
-    assert trials.find(task, FINETUNE, ranks, "float32", quiet, print) == 6
+    said: list[str] = []
+
+    def found(halvings: int) -> int:
+        return trials.find(task, FINETUNE, ranks, "float32", halvings, quiet, said.append)
+
+    assert found(0) == 6
     trials.too_large(print)
-    assert trials.find(task, FINETUNE, ranks, "float32", quiet, print) == 3
+    assert found(0) == 3  # another candidate of its kind
+    assert found(1) == 3  # its own next attempt: half, not a quarter
+    assert (
+        said[-1] == "micro-batch: 3 of 6 examples, as tried before, halved 1 x for want of memory"
+    )
+    trials.too_large(print)
+    assert found(0) == 1
 
 
 def test_any_rank_that_runs_out_of_memory_leaves_half_but_all_of_them_no_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    told: list[torch.Tensor] = []
 
     def broadcast(agreed: torch.Tensor, source: int) -> None:
-        told.append(int(agreed))
-        agreed.fill_(told[0])
+        told.append(agreed.clone())
+        agreed.copy_(told[0])
 
     monkeypatch.setattr(micro_batch.dist, "broadcast", broadcast)
     ranks = []
@@ -177,14 +188,18 @@ def test_any_rank_that_runs_out_of_memory_leaves_half_but_all_of_them_no_less(
         freeze(task)
         ranks.append(Trials(Device(task, fits=6), Memory(tmp_path)))
         of = Ranks(rank, 2, torch.device("cpu"))
-        assert ranks[-1].find(task, twelve, of, "float32", quiet, print) == 6
+        assert ranks[-1].find(task, twelve, of, "float32", 0, quiet, print) == 6
     (note,) = tmp_path.glob("micro-batch-*.json")
     for one in (ranks[1], ranks[0]):
         one.too_large(print)
-        assert json.loads(note.read_text())["micro_batch"] == 3
+        kept = json.loads(note.read_text())
+        assert (kept["micro_batch"], kept["halvings"]) == (6, 1)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"micro_batch": 0}', '{"micro_batch": "4"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"micro_batch": 0}', '{"micro_batch": "4"}', '{"micro_batch": 4, "halvings": -1}'],
+)
 def test_a_damaged_note_is_written_again(tmp_path: Path, content: str) -> None:
     task = finetuning()
     found(task, Device(task, fits=4), tmp_path, [])

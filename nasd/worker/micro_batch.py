@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,24 +93,37 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What was found best when it was tried, and how often training ran out of memory with it all
+    the same."""
+
+    tried: int
+    halvings: int = 0
+
+
+@dataclass(frozen=True)
 class Memory:
     """What was found, in files of a folder."""
 
     folder: Path
 
-    def recall(self, key: str) -> int | None:
+    def recall(self, key: str) -> "Known | None":
         """What was found for the key; None where nothing was, or nothing that makes sense."""
         try:
-            found = json.loads(self._path(key).read_text(encoding="utf-8"))["micro_batch"]
-        except (OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self._path(key).read_text(encoding="utf-8"))
+            found = note["micro_batch"], note.get("halvings", 0)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return found if isinstance(found, int) and found > 0 else None
+        if not all(isinstance(number, int) for number in found) or found[0] < 1 or found[1] < 0:
+            return None
+        return Known(*found)
 
     def keep(
-        self, key: str, found: int, seconds: dict[int, float], say: Callable[[str], None]
+        self, key: str, known: "Known", seconds: dict[int, float], say: Callable[[str], None]
     ) -> None:
         """Where it cannot be written, the next attempt tries again: a line says why."""
-        what = {**json.loads(key), "micro_batch": found, "seconds_an_example": seconds}
+        note = {"micro_batch": known.tried, "halvings": known.halvings}
+        what = {**json.loads(key), **note, "seconds_an_example": seconds}
         try:
             write_atomically(self._path(key), json.dumps(what, indent=1).encode())
         except OSError as error:
@@ -155,7 +168,7 @@ class Trials:
     device: Device
     memory: Memory
     key: str = ""  # of what was asked for last
-    found: int = 0  # what all ranks were told then
+    halvings: int = 0  # of what was found then
 
     def find(
         self,
@@ -163,37 +176,44 @@ class Trials:
         stage: Stage,
         ranks: Ranks,
         precision: str,
+        halvings: int,
         progress: Progress,
         say: Callable[[str], None],
     ) -> int:
         """How many examples each rank takes at once; says in a line what was chosen.
 
-        The task's model is on its device and in training mode, and what does not train is frozen.
-        Weights stay as they are, gradients are gone.
+        halvings: how often this candidate has run out of memory; what others of its kind have
+        left word of is not halved again. The task's model is on its device and in training mode,
+        and what does not train is frozen. Weights stay as they are, gradients are gone.
         """
-        found = 0
+        found = self.halvings = halvings
         self.key = key_of(task, stage, ranks, precision, self.device)
         if ranks.first:
             share = share_of(stage, ranks.world)
             known = self.memory.recall(self.key)
             if known is None:
-                found, seconds = _measure(task, share, ranks, precision, self.device, progress)
-                self.memory.keep(self.key, found, seconds, say)
+                size, seconds = _measure(task, share, ranks, precision, self.device, progress)
+                known = Known(size)
+                self.memory.keep(self.key, known, seconds, say)
                 tried = ", ".join(f"{size}: {1 / one:.0f}/s" for size, one in seconds.items())
-                say(f"micro-batch: {found} of {share} examples, as tried ({tried or 'no room'})")
+                how = f"as tried ({tried or 'no room'})"
             else:
-                found = min(known, share)
-                say(f"micro-batch: {found} of {share} examples, as tried before")
-        agreed = torch.tensor([found])
+                how = "as tried before"
+            self.halvings = max(halvings, known.halvings)
+            found = halved(min(known.tried, share), self.halvings)
+            short = f", halved {self.halvings} x for want of memory" if self.halvings else ""
+            say(f"micro-batch: {found} of {share} examples, {how}{short}")
+        agreed = torch.tensor([found, self.halvings])
         if ranks.world > 1:
             dist.broadcast(agreed, 0)
-        self.found = int(agreed)
-        return self.found
+        self.halvings = int(agreed[1])
+        return int(agreed[0])
 
     def too_large(self, say: Callable[[str], None]) -> None:
         """Memory ran out all the same, on whichever rank: who comes next takes half."""
-        if self.found > 1 and self.memory.recall(self.key) == self.found:  # no peer was faster
-            self.memory.keep(self.key, halved(self.found, 1), {}, say)
+        known = self.memory.recall(self.key)
+        if known is not None and known.halvings <= self.halvings:  # no peer was faster
+            self.memory.keep(self.key, replace(known, halvings=self.halvings + 1), {}, say)
 
 
 def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Device) -> str:

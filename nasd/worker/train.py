@@ -363,10 +363,9 @@ def freeze(task: Task) -> None:
 
 
 def _micro_batch(task: Task, stage: Stage, ranks: Ranks, run: Run) -> int:
-    size = share_of(stage, ranks.world)
-    if run.trials is not None and stage.micro_batch is None:
-        size = run.trials.find(task, stage, ranks, run.precision, run.progress, run.say)
-    return halved(size, run.halvings)
+    if run.trials is None or stage.micro_batch is not None:
+        return halved(share_of(stage, ranks.world), run.halvings)
+    return run.trials.find(task, stage, ranks, run.precision, run.halvings, run.progress, run.say)
 
 
 def _batches(
