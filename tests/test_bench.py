@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -263,12 +264,31 @@ def test_our_side_is_a_worker_s_attempt_that_waits_between_steps(
         assert folder.metrics.read_text().count('"train"') == 1  # it stopped before the second
 
 
-def test_the_bare_step_takes_no_part_of_the_loop(material: Path) -> None:
+def test_the_bare_step_trains_the_attempt_s_own_model_between_its_steps(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.bench import ours
 
-    pace: Any = Pace(2)
-    with pytest.raises(Finished):
-        ours.run_bare(job(material, "overhead", Side("bare")), pace, torch.device("cpu"))
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+    made: dict[str, Any] = {}
+    bare_steps = ours.bare_steps
+
+    def remember(one: Job, trained: Any, device: Any) -> Any:
+        made["model"], made["steps"] = trained[0], bare_steps(one, trained, device)
+        return made["steps"]
+
+    class Host(Pace):
+        def step(self, tokens: float) -> None:
+            before = {n: p.detach().clone() for n, p in made["model"].named_parameters()}
+            assert made["steps"](3) == 3 * TINY.batch * TINY.tokens
+            assert all((before[n] != p).any() for n, p in made["model"].named_parameters())
+            super().step(tokens)
+
+    monkeypatch.setattr(ours, "bare_steps", remember)
+    pace: Any = Host(2)
+    one = replace(job(material, "overhead", Side("nasd")), guest=Side("bare"))
+    ours.run(one, pace, torch.device("cpu"))
     assert pace.tokens == [TINY.batch * TINY.tokens] * 2
 
 

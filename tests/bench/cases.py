@@ -175,7 +175,11 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What the process of one side is told. steps: in all, so that no epoch ends before them."""
+    """What the process of one side is told. steps: in all, so that no epoch ends before them.
+
+    guest: a side that takes its turns in the same process and on the same model. Two processes of
+    the same code differ by a few percent, by where their memory lies: too much for some rows.
+    """
 
     folder: Path
     shape: Shape
@@ -186,3 +190,4 @@ class Job:
     warmup: int
     steps: int
     log_steps: int
+    guest: Side | None = None

@@ -8,6 +8,7 @@ TensorBoard) is what a search gets. Only its heartbeat is another: it waits at t
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -20,7 +21,7 @@ from nasd.config import Corpus, Data, MlmData, QaData, Stage
 from nasd.errors import NasdError
 from nasd.genotype import BlockLineage, Genotype, Lineage, unchanged
 from nasd.protocol import AttemptFolder, Spec
-from nasd.worker import phenotype, stage
+from nasd.worker import phenotype, stage, train
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
 from nasd.worker.passages import QaFeatures
@@ -49,10 +50,18 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
     os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = stage.join(spec)
+
+    def receive(model: MaskedLM, its_stage: Stage) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(model, its_stage)
+        pacer.guest = bare_steps(job, (model, optimizer), device)
+        return optimizer
+
+    make_optimizer = train._optimizer
+    hosts = mock.patch.object(train, "_optimizer", receive) if job.guest else nullcontext()
     try:
         if spec.precision == "bfloat16" and not stage.has_bfloat16(device):
             raise NasdError("there is no bfloat16 on this device: give --precision float32")
-        with mock.patch.object(stage, "Pulse", partial(Gate, watch)):
+        with hosts, mock.patch.object(stage, "Pulse", partial(Gate, watch)):
             while not pacer.finished:
                 outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
                 if outcome.verdict != "stopped":
@@ -62,6 +71,7 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
 
 
 Watch = Callable[[str, int], None]
+Trained = tuple[MaskedLM, torch.optim.Optimizer]
 
 
 class Gate(Pulse):
@@ -206,29 +216,29 @@ def lineage_of(case: str, genotype: Genotype) -> Lineage:
     return tuple(blocks)
 
 
-def run_bare(job: Job, pacer: Pacer, device: Any) -> None:
+def bare_steps(job: Job, trained: Trained, device: Any) -> Callable[[int], float]:
     """The step and nothing around it: forward, backward, clipping, the optimizer, on batches that
-    lie on the device already."""
-    model = phenotype.load(MaskedLM, job.folder / "weights-mlm").to(device).train()
-    names = {name for name, _ in model.named_parameters()}
-    task = MlmTask(model, MlmCorpus.load(job.folder / "mlm"), MASK_SHARE, names)
+    lie on the device already. It trains the attempt's own model."""
+    model, optimizer = trained
+    parameters = list(model.parameters())
+    task = MlmTask(model, MlmCorpus.load(job.folder / "mlm"), MASK_SHARE, set())
     batch = job.shape.batch
     batches = [
         to_device(task.batch(np.arange(n * batch, (n + 1) * batch), n), device)
         for n in range(min(BARE_BATCHES, job.steps))
     ]
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
-    )
-    for step in range(job.steps):
-        with autocast(job.side.precision, device):
-            loss = task.loss(model, batches[step % len(batches)]) / batch
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        pacer.step(batch * job.shape.tokens)
+
+    def take(steps: int) -> float:
+        for step in range(steps):
+            with autocast(job.side.precision, device):
+                loss = task.loss(model, batches[step % len(batches)]) / batch
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, NORM)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(steps * batch * job.shape.tokens)
+
+    return take
 
 
 def _free_port() -> int:

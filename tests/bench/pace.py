@@ -26,6 +26,14 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Order:
+    """No steps: enough is measured. guest: they are the guest's."""
+
+    steps: int
+    guest: bool = False
+
+
+@dataclass(frozen=True)
 class Segment:
     """tokens: without padding."""
 
@@ -56,6 +64,7 @@ class Pacer:
         self._pipe, self._device = pipe, device
         self._left, self._tokens = warmup, 0.0
         self._ready = self.finished = False
+        self.guest: Callable[[int], float] | None = None  # does so many steps, returns the tokens
         self._began = time.perf_counter()
 
     def begin(self) -> None:
@@ -70,21 +79,29 @@ class Pacer:
         self._tokens += tokens
         if self._left > 0:
             return
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
         if self._ready:
-            self._pipe.send(Segment(now - self._began, self._tokens))
+            self._send(self._tokens)
         else:
             if self._device.type == "cuda":  # what was tried in the first steps does not count
                 torch.cuda.reset_peak_memory_stats(self._device)
             self._pipe.send(Ready(_name(self._device), torch.__version__))
             self._ready = True
-        self._left, self._tokens = self._pipe.recv(), 0.0
+        while (order := self._pipe.recv()).guest:
+            assert self.guest is not None
+            self._began = time.perf_counter()
+            self._send(self.guest(order.steps))
+        self._left, self._tokens = order.steps, 0.0
         if self._left == 0:
             self.finished = True
             raise Finished
         self._began = time.perf_counter()
+
+    def _send(self, tokens: float) -> None:
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._pipe.send(Segment(time.perf_counter() - self._began, tokens))
 
 
 def _name(device: Any) -> str:
@@ -145,4 +162,4 @@ def _side(job: Job) -> Callable[[Job, Pacer, Any], None]:
         return trainer.run
     from tests.bench import ours
 
-    return ours.run if job.side.who == "nasd" else ours.run_bare
+    return ours.run

@@ -34,7 +34,7 @@ from nasd.errors import NasdError
 from nasd.protocol import write_atomically
 from tests.bench import flops, pace
 from tests.bench.cases import CASES, ROWS, SHAPES, Job, Row, Shape, Side
-from tests.bench.pace import Done, Failed, Ready, Segment
+from tests.bench.pace import Done, Failed, Order, Ready, Segment
 
 WIDTH = 150  # columns where nobody says how many there are
 GPU_BATCHES = 16  # times as large a batch on a GPU, which a small one leaves idle
@@ -160,7 +160,7 @@ class Worker:
     """The process of one side."""
 
     def __init__(self, job: Job) -> None:
-        self.side = job.side
+        self.side, self.guest = job.side, job.guest
         self._log = job.folder / f"{job.case}-{job.side}.log"
         self._pipe, far = SPAWN.Pipe()
         self._process = SPAWN.Process(target=pace.work, args=(far, job, self._log), daemon=True)
@@ -178,12 +178,17 @@ class Worker:
             raise NasdError(f"{self._log.stem} does not run: {said.why}\n{last}".strip())
         return said
 
-    def steps(self, number: int) -> Segment:
-        self._pipe.send(number)
+    def turn(self, number: int) -> dict[Side, Segment]:
+        """So many steps; before them as many of the guest's."""
+        found = {} if self.guest is None else {self.guest: self._steps(Order(number, guest=True))}
+        return found | {self.side: self._steps(Order(number))}
+
+    def _steps(self, order: Order) -> Segment:
+        self._pipe.send(order)
         return self.hear()  # type: ignore[no-any-return]
 
     def end(self) -> Done:
-        self._pipe.send(0)
+        self._pipe.send(Order(0))
         return self.hear()  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -210,14 +215,18 @@ def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
 
 def measure(jobs: Sequence[Job], repeats: int, steps: int) -> tuple[dict[Side, Measured], Ready]:
     """Turn by turn, `repeats` times."""
-    measured = {job.side: Measured() for job in jobs}
+    measured = {side: Measured() for job in jobs for side in (job.side, job.guest) if side}
     with workers(jobs) as sides:
         ready = [side.hear() for side in sides]
         for _ in range(repeats):
             for side in sides:
-                measured[side.side].segments.append(side.steps(steps))
+                for who, segment in side.turn(steps).items():
+                    measured[who].segments.append(segment)
         for side in sides:
-            measured[side.side].peak = side.end().peak
+            peak = side.end().peak
+            for who in (side.side, side.guest):
+                if who is not None:
+                    measured[who].peak = peak
     return measured, ready[0]
 
 
@@ -322,10 +331,15 @@ def _memory(size: int) -> str:
 
 
 def jobs_of(rows: Sequence[Row], case: str, base: Job) -> list[Job]:
-    """One for each side that the case's rows speak of, theirs first."""
+    """One for each side that the case's rows speak of, theirs first; the bare step is a guest."""
     mine = [row for row in rows if row.case == case]
+    guests = {row.ours: row.theirs for row in mine if row.theirs.who == "bare"}
     sides = dict.fromkeys([*(row.theirs for row in mine), *(row.ours for row in mine)])
-    return [replace(base, case=case, side=side) for side in sides]
+    return [
+        replace(base, case=case, side=side, guest=guests.get(side))
+        for side in sides
+        if side.who != "bare"
+    ]
 
 
 def bench(
