@@ -87,6 +87,9 @@ class Slots(Section):
     would only emulate it."""
     compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     """Compile the blocks; `"auto"`: where that is likely to pay for itself."""
+    packing: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    """Compute nothing for questions' padding; `"auto"`: where the device has fast attention for
+    that."""
     widen: Annotated[bool, Field(strict=True)] = False
     """Give slots that would idle to attempts that run, at a checkpoint of theirs."""
 

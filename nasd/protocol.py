@@ -62,6 +62,7 @@ class Spec(Message):
     log_steps: int
     stall_minutes: float  # silence after which the attempt is taken for stalled
     compile: Literal["auto"] | bool = "auto"
+    packing: Literal["auto"] | bool = "auto"  # of questions
     fixed_masks: bool = False  # the same ones for a sequence every time
     activation_cache_gb: float = 0.0
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out

@@ -492,6 +492,7 @@ class Tick:
             log_steps=self.config.daemon.log_steps,
             stall_minutes=self.config.daemon.stall_minutes,
             compile=self.config.slots.compile,
+            packing=self.config.slots.packing,
             fixed_masks=stage is not None
             and stage.train == "new"
             and prepared.get("fixed_masks", False),

@@ -74,12 +74,14 @@ def test_a_precision_that_the_device_lacks_is_replaced_with_a_line_that_says_so(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "heads", "packs"),
+    ("device", "precision", "heads", "packing", "packs", "words"),
     [
-        ("cuda", "bfloat16", (4, 8, 2), True),  # 16, 8 and 32 wide
-        ("cuda", "bfloat16", (4, 16, 2), False),  # one is 4 wide
-        ("cuda", "float32", (4, 4), False),
-        ("cpu", "bfloat16", (4, 4), False),
+        ("cuda", "bfloat16", (4, 8, 2), "auto", True, "packed"),  # 16, 8 and 32 wide
+        ("cuda", "bfloat16", (4, 16, 2), "auto", False, "padded: there are attention heads 4 wide"),
+        ("cuda", "float32", (4, 4), "auto", False, "padded: there is no fast attention without it"),
+        ("cpu", "bfloat16", (4, 4), "auto", False, "padded: only a GPU has fast attention"),
+        ("cpu", "float32", (4, 4), True, True, "packed, so that nothing"),
+        ("cuda", "bfloat16", (4, 8, 2), False, False, "padded: slots.packing says so"),
     ],
 )
 def test_questions_are_packed_where_the_device_is_fast_at_every_head(
@@ -87,17 +89,19 @@ def test_questions_are_packed_where_the_device_is_fast_at_every_head(
     device: str,
     precision: str,
     heads: tuple[int, ...],
+    packing: bool | str,
     packs: bool,
+    words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arch = phenotype.load_architecture(shop.seed_weights)
     assert arch.width == 64
     arch = arch.with_blocks({"heads": one, "ffns": []} for one in heads)
-    spec = shop.spec(stage(CONFIG, "finetune")).model_copy(update={"precision": precision})
+    update = {"precision": precision, "packing": packing}
+    spec = shop.spec(stage(CONFIG, "finetune")).model_copy(update=update)
     for rank in (0, 1):
         assert _packs(spec, arch, Ranks(rank, 2, torch.device(device))) is packs
-    said = capsys.readouterr().out
-    assert said.count("questions are padded, as there are attention heads 4 wide") == (16 in heads)
+    assert capsys.readouterr().out.count(f"questions are {words}") == 1  # by the first rank
 
 
 @pytest.mark.parametrize(

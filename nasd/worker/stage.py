@@ -287,19 +287,27 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
 
 
 def _packs(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
-    """Whether questions go without padding: what is fast at that knows GPUs, no float32, and only
-    heads of some widths. Elsewhere torch would take example by example, and wait for each."""
-    if ranks.device.type != "cuda" or spec.precision != "bfloat16":
-        return False
+    """Whether questions go without padding; says it in a line."""
+    reason = _why_padded(spec, arch, ranks) if spec.packing == "auto" else "slots.packing says so"
+    packs = reason is None if spec.packing == "auto" else spec.packing
+    if ranks.first:
+        how = "packed, so that nothing is computed for padding" if packs else "padded"
+        print(f"questions are {how}" + (f": {reason}" if reason else ""), flush=True)
+    return packs
+
+
+def _why_padded(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> str | None:
+    """What is fast without padding knows GPUs, no float32, and only heads of some widths. Elsewhere
+    torch would take example by example, and wait for each."""
+    if ranks.device.type != "cuda":
+        return "only a GPU has fast attention without it"
+    if spec.precision != "bfloat16":
+        return f"there is no fast attention without it in {spec.precision}"
     widths = {arch.width // block.heads for block in arch.blocks}
     unfit = sorted(width for width in widths if width % HEAD_WIDTH)
-    if unfit and ranks.first:
-        print(
-            f"questions are padded, as there are attention heads {unfit[0]} wide, which is no"
-            f" multiple of {HEAD_WIDTH}",
-            flush=True,
-        )
-    return not unfit
+    if unfit:
+        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
+    return None
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
