@@ -10,7 +10,7 @@ from rich.text import Text
 
 from nasd.dossier import AttemptRow, BlockRow, Dossier, Left, Network, StageRow
 from nasd.lifecycle import State
-from nasd.readable import count, duration, moment, size, sparkline
+from nasd.readable import duration, moment, parameters, size, sparkline
 
 MARK = {"kept": "", "altered": "altered ", "added": "new "}
 FRESH = "bold yellow"  # what was drawn at random
@@ -55,7 +55,7 @@ def _head(found: Dossier) -> Iterator[Text]:
             scores += f"  ({difference:+.2f} against the baseline's {found.baseline_quality:.2f})"
         yield Text(scores, style="bold")
     yield Text(
-        f"size {found.size:.3f}  {count(found.parameters)} parameters  genotype {found.hash}"
+        f"size {found.size:.3f}  {parameters(found.parameters)} parameters  genotype {found.hash}"
     )
     cost = f"{found.slot_hours:.3g} {found.unit}"
     if not found.is_baseline:

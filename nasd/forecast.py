@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from nasd import config as config_module
-from nasd import policy, preflight, snapshot
+from nasd import policy, preflight, readable, snapshot
 from nasd.config import PREPARE, Config, check_against_seed, check_against_slots
 from nasd.cost import (
     A100,
@@ -270,7 +270,7 @@ def _sequences(config: Config, folder: Path) -> tuple[int, str]:
             known = False
             continue
         tokens += size / ratio
-        parts.append(f"{name} {_bytes(size)} at {ratio:g} bytes a token")
+        parts.append(f"{name} {readable.size(size)} at {ratio:g} bytes a token")
     there = int(tokens / (mlm.tokens - 2))
     if known and there < 2 * mlm.evaluation_sequences:
         raise NasdError(
@@ -428,7 +428,7 @@ def simulate(config: Config, subject: Subject, seed: int, progress: Progress) ->
 def _where(snap: Snapshot, seconds: float) -> str:
     generation = snap.generation
     at = "the baseline" if generation is None else f"generation {generation.number}"
-    return f"{at}, {_time(seconds)}"
+    return f"{at}, {readable.duration(seconds)}"
 
 
 @contextmanager
@@ -669,8 +669,8 @@ def render(data: dict[str, Any]) -> Any:
     header.append(data["name"], style="bold")
     header.append(f"  forecast of the whole search, {data['slots']} slots, {seeds}")
     head = Table.grid(padding=(0, 2))
-    head.add_row("  wall-clock", *_shown(data["wall_hours"], lambda hours: _time(3600 * hours)))
-    head.add_row(f"  {unit}", *_shown(data["gpu_hours"], _hours))
+    head.add_row("  wall-clock", *_shown(data["wall_hours"], _wall))
+    head.add_row(f"  {unit}", *_shown(data["gpu_hours"], readable.hours))
     head.add_row("  slot use", *_shown(data["slot_use"], lambda share: f"{share:.1%}"))
     parts: list[Any] = [
         header,
@@ -706,7 +706,10 @@ def _bound(data: Mapping[str, Any]) -> str:
     bound = max(work["median"], chain["median"])
     which = "all work over all slots" if work["median"] >= chain["median"] else "the longest chain"
     factor, spread = _shown(over, lambda factor: f"{factor:.3f}")
-    return f"{factor} x {spread}".rstrip() + f" the lower bound of {_time(3600 * bound)}: {which}"
+    return (
+        f"{factor} x {spread}".rstrip()
+        + f" the lower bound of {readable.duration(3600 * bound)}: {which}"
+    )
 
 
 def _budget(data: Mapping[str, Any]) -> str:
@@ -716,14 +719,14 @@ def _budget(data: Mapping[str, Any]) -> str:
     spent = [one["budget_spent"] for one in data["runs"]]
     over = [one for one in spent if one is not None]
     if not over:
-        return f"within the budget of {_hours(budget)}"
+        return f"within the budget of {readable.hours(budget)}"
     middle = sorted(over, key=lambda one: one["after_hours"])[len(over) // 2]
     number = middle["generation"]
     where = "with the baseline" if number is None else f"in generation {number}"
     some = "" if len(over) == len(spent) else f", in {len(over)} of {len(spent)} runs"
     return (
-        f"the budget of {_hours(budget)} is spent {where}, after"
-        f" {_time(3600 * middle['after_hours'])}{some}"
+        f"the budget of {readable.hours(budget)} is spent {where}, after"
+        f" {readable.duration(3600 * middle['after_hours'])}{some}"
     )
 
 
@@ -734,8 +737,8 @@ def _stage_table(data: Mapping[str, Any], unit: str) -> Any:
             one["stage"],
             f"{one['slots']:g}",
             f"{one['attempts']:g}",
-            _hours(one["hours"]),
-            _hours(one["gpu_hours"]),
+            readable.hours(one["hours"]),
+            readable.hours(one["gpu_hours"]),
             f"{one['share']:.1%}",
         )
     return table
@@ -746,8 +749,8 @@ def _generation_table(data: Mapping[str, Any], unit: str) -> Any:
     for one in data["generations"]:
         table.add_row(
             str(one["generation"]),
-            *_shown(one["wall_hours"], lambda hours: _time(3600 * hours)),
-            *_shown(one["gpu_hours"], _hours),
+            *_shown(one["wall_hours"], _wall),
+            *_shown(one["gpu_hours"], readable.hours),
         )
     return table
 
@@ -762,26 +765,9 @@ def _table(*names: str) -> Any:
     return table
 
 
-def _time(seconds: float) -> str:
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes}m {rest:02d}s"
-    if seconds < 86400:
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f"{hours}h {minutes:02d}m"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days}d {hours:02d}h"
-
-
-def _hours(hours: float) -> str:
-    if hours >= 100:
-        return f"{hours:,.0f}"
-    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}"
+def _wall(hours: float) -> str:
+    return readable.duration(3600 * hours)
 
 
 def _many(count: int) -> str:
     return f"{count / 1e6:.1f} million" if count >= 10**6 else f"{count:,}"
-
-
-def _bytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -1,4 +1,7 @@
-"""Values as a person reads them: durations, moments, counts, and curves one line high."""
+"""Values as a person reads them: numbers, durations, moments, and curves one line high.
+
+One form of each for all that nasd shows. Standard library alone, as a look at a search starts fast.
+"""
 
 import math
 import time
@@ -6,18 +9,98 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 BARS = "▁▂▃▄▅▆▇█"
+NOTHING = "–"
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """With so many digits behind the point, and a true minus sign."""
+    if value is None:
+        return NOTHING
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """`+1.25`, `−0.50` or `0.00`."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and float(f"{value:.{digits}f}") > 0 else text
+
+
+def counted(value: int, noun: str) -> str:
+    """`1 candidate` or `1,024 candidates`."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """`3, 5 to 8 and 11`; ascending."""
+    runs: list[list[int]] = []
+    for one in numbers:
+        if runs and one == runs[-1][-1] + 1:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    parts = [
+        part
+        for run in runs
+        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(one) for one in run])
+    ]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def parameters(value: int) -> str:
+    """`66.36 M` or `812 k`."""
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def rate(value: float | None) -> str:
+    """Steps a second, in three digits."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes, by thousands."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+# --- times ------------------------------------------------------------------------------------
 
 
 def duration(seconds: float) -> str:
-    """`3d 07h`, `2h 05m`, `4m 30s` or `12s`."""
+    """`3 d 07 h`, `2 h 05 min`, `4 min 30 s` or `12 s`."""
     minutes, rest = divmod(int(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days}d {hours:02d}h"
+        return f"{days} d {hours:02} h"
     if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def about(seconds: float) -> str:
+    """A duration, no more exact than a guess is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 36 * 60:
+        return f"{minutes // 60} h {minutes % 60 // 10 * 10:02} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def hours(value: float) -> str:
+    """Of slots: as many digits as say something."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
 
 
 def moment(at: float) -> str:
@@ -25,19 +108,21 @@ def moment(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def count(number: int) -> str:
-    """`66.4M`, `812k` or `97`."""
-    if number >= 1e6:
-        return f"{number / 1e6:.1f}M"
-    return f"{number / 1e3:.0f}k" if number >= 1e3 else str(number)
+def clock(at: float) -> str:
+    """The local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def size(number: float) -> str:
-    """Bytes, by thousands."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number:.0f} bytes"
+def soon(at: float, now: float) -> str:
+    """When something will be: the hour, and the day where it is another one."""
+    then, today = time.localtime(at), time.localtime(now)
+    if then[:3] == today[:3]:
+        return time.strftime("%H:%M", then)
+    near = at - now < 6 * 86400
+    return time.strftime("%a %H:%M" if near else "%a %d %b", then)
+
+
+# --- curves -----------------------------------------------------------------------------------
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from nasd import daemon_lock, pareto
+from nasd import daemon_lock, pareto, readable
 from nasd.folders import StateFolder
 from nasd.gpus import GpuProcess
 from nasd.lifecycle import Phase, State
 from nasd.policy import REFERENCE
 from nasd.protocol import Heartbeat, Outcome, Spec, write
 from nasd.snapshot import LoggedEvent, Quarantine
-from nasd.status import marks, standing, words
+from nasd.status import events, marks, standing
 from nasd.status.devices import Device
 from nasd.status.facts import Facts, Reader, read
 from nasd.status.summary import summary
@@ -214,7 +214,7 @@ def test_it_says_whether_the_search_gets_better(searches):
     assert gained.quality is not None and gained.baseline is not None
     text = text_of(facts, 160, 40)
     assert f"best quality {gained.quality:.2f}" in text
-    assert f"({words.signed(gained.quality - gained.baseline)} on the baseline" in text
+    assert f"({readable.signed(gained.quality - gained.baseline)} on the baseline" in text
     assert "on generation 0" in text
     assert "hypervolume" in text
 
@@ -227,7 +227,7 @@ def test_it_says_when_it_will_end_and_what_that_rests_on(searches):
     assert f"from {facts.remaining.finished} finished stages" in text_of(facts, 100)
     assert "after it goes on" in text_of(facts, 100)  # no daemon serves it
     running = replace(facts, served=True)
-    assert f"in about {words.about(facts.remaining.seconds)}, " in text_of(running, 100)
+    assert f"in about {readable.about(facts.remaining.seconds)}, " in text_of(running, 100)
     assert "ended at" in text_of(searches["complete"])
 
 
@@ -412,7 +412,7 @@ def logged(event: str, candidate: int | None = None, at: float = 1.0, **more: An
 
 
 def test_what_one_decision_does_to_several_is_one_line():
-    found = words.together(
+    found = events.together(
         [
             *(logged("born", n, stage="pretrain_0", detail="from 0") for n in (4, 5, 6, 9)),
             logged("cut", 4, at=2.0, stage="pretrain_0", detail="the loss is too high"),
@@ -430,7 +430,7 @@ def test_what_one_decision_does_to_several_is_one_line():
 
 def test_a_cut_by_request_is_told_from_a_cutoffs():
     asked = {"event": "cut", "stage": "pretrain_0", "detail": "by ann: too slow"}
-    found = words.together([logged(candidate=n, source="running", **asked) for n in (4, 5)])
+    found = events.together([logged(candidate=n, source="running", **asked) for n in (4, 5)])
     assert [text[9:] for text, _ in found] == [
         f"candidate {n} is cut by request at pretrain_0, by ann: too slow" for n in (4, 5)
     ]
@@ -438,7 +438,7 @@ def test_a_cut_by_request_is_told_from_a_cutoffs():
 
 def test_events_are_told_in_one_line_each(facts):
     for one in facts.events:
-        assert "\n" not in words.event(one)
+        assert "\n" not in events.event(one)
 
 
 def test_without_a_terminal_the_live_view_tells_each_event_once(tmp_path: Path, capsys):
@@ -463,18 +463,6 @@ def test_the_summary_shows_population_baseline_front_and_where_to_look(searches,
     assert front
     for one in front:
         assert sum(line.split()[:2] == [one, "quality"] for line in lines) == 1
-
-
-def test_how_long_and_how_much_is_told_with_units():
-    assert [words.duration(s) for s in (5, 300, 4000, 300_000)] == [
-        "0 min 05 s", "5 min 00 s", "1 h 06 min", "3 d 11 h",
-    ]  # fmt: skip
-    assert [words.about(s) for s in (0.2, 61, 3000, 7000, 100_000, 274_000)] == [
-        "1 s", "61 s", "50 min", "1 h 50 min", "27 h 40 min", "3 d 4 h",
-    ]  # fmt: skip
-    assert [words.hours(h) for h in (0.123, 12.34, 6512.3)] == ["0.12", "12.3", "6,512"]
-    assert [words.rate(r) for r in (None, 3.333, 33.33, 3333.0)] == ["", "3.33", "33.3", "3,333"]
-    assert words.listed([1, 2, 3, 7, 9, 10]) == "1 to 3, 7, 9 and 10"
 
 
 # -- in a real terminal --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from nasd.lifecycle import State
+from nasd.readable import counted, number, signed
 from nasd.report.drawing import (
     ACCENT,
     BASE,
@@ -23,7 +24,6 @@ from nasd.report.drawing import (
 )
 from nasd.report.facts import Facts
 from nasd.report.rows import BASELINE, CandidateRow
-from nasd.report.words import count, counted, number, signed
 
 MOST_LEAVES = 160  # rows of the family tree
 
@@ -92,7 +92,7 @@ def helped(facts: Facts) -> Drawing:
     drawing.alternative = (
         "Four panels of means with intervals, one row a kind of mutation. "
         + " ".join(
-            f"{row.mutation} ({count(row.candidates)}): quality {signed(row.quality)} points,"
+            f"{row.mutation} ({row.candidates:,}): quality {signed(row.quality)} points,"
             f" survived {number(None if row.survived is None else 100 * row.survived, 0)} %."
             for row in rows
         )

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from nasd.readable import number
 from nasd.report.rows import BASELINE, CandidateRow
-from nasd.report.words import number
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
 # the others are of Okabe and Ito's set: both can be told apart by the colour-blind.

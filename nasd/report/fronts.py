@@ -8,6 +8,7 @@ from statistics import quantiles
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from nasd.readable import counted, hours, number, signed
 from nasd.report.drawing import (
     ACCENT,
     BASE,
@@ -29,7 +30,6 @@ from nasd.report.drawing import (
 )
 from nasd.report.facts import Facts
 from nasd.report.rows import BASELINE, CandidateRow, MemberRow
-from nasd.report.words import counted, hours, number, signed
 
 
 def pareto(facts: Facts) -> Drawing:

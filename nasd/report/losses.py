@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nasd.lifecycle import State
+from nasd.readable import counted, number
 from nasd.report.drawing import (
     ACCENT,
     BASE,
@@ -31,7 +32,6 @@ from nasd.report.drawing import (
 )
 from nasd.report.facts import Facts
 from nasd.report.rows import BASELINE, CandidateRow
-from nasd.report.words import counted, number
 
 
 def curves(facts: Facts) -> Drawing:

@@ -9,20 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from nasd import __version__
+from nasd.readable import NOTHING, duration, hours, number, signed
 from nasd.report.drawing import COLOURS, Drawing
 from nasd.report.facts import TABLES, Facts
 from nasd.report.rows import CandidateRow, MissedRow
-from nasd.report.words import (
-    NOTHING,
-    answer,
-    count,
-    duration,
-    hours,
-    instant,
-    number,
-    signed,
-    significant,
-)
+from nasd.report.words import answer, instant, significant
 
 
 @dataclass
@@ -151,7 +142,7 @@ def _population(facts: Facts) -> dict[str, Any]:
             number(row.exact_match, 2),
             number(row.f1, 2),
             number(row.size, 3),
-            count(row.parameters),
+            f"{row.parameters:,}",
             number(loss, 3),
             NOTHING if row.generation is None else str(row.generation),
             NOTHING if row.parent is None else str(row.parent),

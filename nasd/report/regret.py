@@ -9,7 +9,7 @@ from statistics import median
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.pace import Effort
-from nasd.report.words import counted, hours
+from nasd.readable import counted, hours
 from nasd.snapshot import Candidate, Snapshot
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from nasd.readable import counted, hours
 from nasd.report.drawing import ACCENT, BASE, CUT, INK, Drawing, key, panels_on
 from nasd.report.facts import Facts
 from nasd.report.rows import BASELINE
-from nasd.report.words import counted, hours
 
 
 def cost(facts: Facts) -> Drawing:

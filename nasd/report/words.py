@@ -6,39 +6,12 @@ from itertools import groupby
 from statistics import NormalDist
 
 from nasd.lifecycle import State
+from nasd.readable import NOTHING, counted, duration, hours, number, signed
 from nasd.report.facts import Facts
 from nasd.report.rows import CandidateRow
 from nasd.report.statistics import LEVEL, spearman
 
 NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
-NOTHING = "–"
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """With so many digits behind the point, and a true minus sign."""
-    if value is None:
-        return NOTHING
-    text = f"{value:,.{digits}f}"
-    return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
-
-
-def signed(value: float | None, digits: int = 2) -> str:
-    text = number(value, digits)
-    return f"+{text}" if value is not None and value > 0 else text
-
-
-def count(value: int) -> str:
-    return f"{value:,}"
-
-
-def counted(value: int, noun: str) -> str:
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
-
-
-def hours(value: float) -> str:
-    """Of GPUs: as many digits as say something."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
-    return f"{value:,.{digits}f}"
 
 
 def significant(value: float | None) -> str:
@@ -47,16 +20,6 @@ def significant(value: float | None) -> str:
         return NOTHING
     whole = math.floor(math.log10(abs(value))) if value else 0
     return signed(value, max(0, 2 - whole))
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    whole = round(seconds / 3600)
-    return f"{whole // 24} days {whole % 24} h"
 
 
 def instant(seconds: float) -> str:
@@ -196,7 +159,7 @@ def _millions(row: CandidateRow) -> str:
     return (
         f"{row.parameters / 1e6:.1f} M parameters"
         if row.parameters >= 1e6
-        else (f"{count(row.parameters)} parameters")
+        else (f"{row.parameters:,} parameters")
     )
 
 
@@ -209,7 +172,7 @@ def _noise(facts: Facts) -> list[str]:
     n, p = int(prepared["qa_test_questions"]), max(exact) / 100
     half = 100 * NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(p * (1 - p) / n)
     return [
-        f"Each was trained once. The choice of the {count(n)} test questions alone moves an EM of"
+        f"Each was trained once. The choice of the {n:,} test questions alone moves an EM of"
         f" {number(100 * p)} % by ± {number(half)} points (95 %), and another random seed moves it"
         " further: smaller differences between candidates are not evidence."
     ]

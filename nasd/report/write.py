@@ -24,12 +24,12 @@ from nasd import config as config_module
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import Phase
+from nasd.readable import counted, hours
 from nasd.report.drawing import Drawing, styled
 from nasd.report.facts import TABLES, Facts
 from nasd.report.figures import drawings
 from nasd.report.page import render
 from nasd.report.regret import price, stopped
-from nasd.report.words import counted, hours
 
 MARKER = "report.json"
 STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from nasd.readable import counted
 from nasd.status import marks
+from nasd.status.events import together
 from nasd.status.facts import Facts
 from nasd.status.text import fit, fitting, line
-from nasd.status.words import counted, gigabytes, together
 
 # -- slots ---------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ def _slot(facts: Facts, slot: str) -> Text:
     gpus = _on_gpus(facts)
     device = facts.devices.get(slot)
     use = "" if device is None or device.use is None else f"{device.use:.0f} %"
-    memory = "" if device is None or device.memory is None else gigabytes(device.memory)
+    memory = "" if device is None or device.memory is None else _gigabytes(device.memory)
     if gpus:
         total = "" if device is None or device.total is None else f"/{device.total / 1e9:.0f}"
         heat = "" if device is None or device.temperature is None else f"{device.temperature}"
@@ -188,3 +189,8 @@ def history(facts: Facts, width: int, most: int) -> list[Text]:
     for number, volume, quality in facts.selections[-(most - 1) :]:
         found.append(line(f"{number:>10}  {quality:>12.2f}  {volume:>11.2f}"))
     return [fit(one, width) for one in found]
+
+
+def _gigabytes(value: float) -> str:
+    """The heading says the unit."""
+    return f"{value / 1e9:.1f}" if value >= 1e9 else f"{value / 1e9:.2f}"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from nasd.lifecycle import State
+from nasd.readable import about, counted, duration, hours, signed, soon
 from nasd.status import marks
 from nasd.status.facts import Facts
 from nasd.status.text import fit, fitting, line, wrapped
-from nasd.status.words import about, counted, duration, hours, instant, signed
 
 LABEL = 8
 LABELLED = 40  # columns, from which on the lines have labels
@@ -168,7 +168,7 @@ def _number(facts: Facts) -> int | None:
 def _ends(facts: Facts, width: int) -> Text:
     if facts.state == "complete":
         took = duration(facts.seconds)
-        at = instant(facts.snapshot.experiment.completed_at or facts.now, facts.now)
+        at = soon(facts.snapshot.experiment.completed_at or facts.now, facts.now)
         return fitting(width, line(f"ended at {at}, after {took}"), line(f"took {took}"))
     left = facts.remaining
     if left is None:
@@ -194,7 +194,7 @@ def _ends(facts: Facts, width: int) -> Text:
             line(f"about {much} left"),
             line(f"{much} left"),
         )
-    at = instant(facts.now + left.seconds, facts.now)
+    at = soon(facts.now + left.seconds, facts.now)
     return fitting(
         width,
         line(f"in about {much}, {at} ", (f"({basis}{guessed})", "dim")),

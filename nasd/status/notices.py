@@ -10,10 +10,10 @@ from typing import Literal
 from nasd import policy
 from nasd.config import Config
 from nasd.lifecycle import State
+from nasd.readable import about, counted
 from nasd.snapshot import PAUSED, Snapshot
 from nasd.status.attempts import Where
 from nasd.status.devices import Device
-from nasd.status.words import about, counted
 
 OVERDUE_SECONDS = 60.0  # of silence: a worker speaks every second, or says before that it will not
 GB = 1e9

@@ -7,12 +7,12 @@ from dataclasses import asdict, astuple, dataclass, replace
 from rich.text import Text
 
 from nasd.lifecycle import State
+from nasd.readable import parameters, rate
 from nasd.snapshot import Candidate
 from nasd.status import marks
 from nasd.status.attempts import Where
 from nasd.status.facts import Facts
 from nasd.status.text import fit, line
-from nasd.status.words import parameters, rate
 
 WHAT = 32  # columns, enough for most of what there is to say of a candidate
 # Who is shown where there is no room for all.

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from nasd import policy
 from nasd.config import Config
 from nasd.lifecycle import State
+from nasd.readable import about, counted
 from nasd.snapshot import PAUSED, Candidate, Snapshot
-from nasd.status.words import about, counted
 
 
 def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> Mapping[int, str]:

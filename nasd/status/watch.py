@@ -11,11 +11,11 @@ from rich.live import Live
 from nasd import snapshot
 from nasd.errors import NasdError
 from nasd.status.devices import Devices
+from nasd.status.events import event
 from nasd.status.facts import Reader, read
 from nasd.status.summary import summary
 from nasd.status.text import Lines, line, wrapped
 from nasd.status.view import view
-from nasd.status.words import event
 
 
 def show(state: Path, console: Console | None = None) -> None:

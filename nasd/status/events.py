@@ -1,9 +1,9 @@
-"""Numbers, times and events as a person reads them."""
+"""Events as a person reads them."""
 
-import time
 from collections.abc import Sequence
 from itertools import groupby
 
+from nasd.readable import clock, listed
 from nasd.snapshot import LoggedEvent
 
 BASELINE = 0  # its number in the database
@@ -74,88 +74,9 @@ def _by_request(one: LoggedEvent) -> bool:
     return one.event == "cut" and one.detail.startswith("by ")
 
 
-def listed(numbers: Sequence[int]) -> str:
-    """`3, 5 to 8 and 11`; ascending."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts = [
-        part
-        for run in runs
-        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(one) for one in run])
-    ]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
 def grave(one: LoggedEvent) -> bool:
     """Whether a person may want to know of it."""
     stopped = one.event == "interrupt" and not one.detail.startswith(
         ("asked to stop", "ended with")
     )
     return one.event in GRAVE or stopped or (one.event == "hold" and one.candidate is None)
-
-
-def clock(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at))
-
-
-def instant(at: float, now: float) -> str:
-    """When something will be: the hour, and the day where it is another one."""
-    then, today = time.localtime(at), time.localtime(now)
-    if then[:3] == today[:3]:
-        return time.strftime("%H:%M", then)
-    near = at - now < 6 * 86400
-    return time.strftime("%a %H:%M" if near else "%a %d %b", then)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(int(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours:02} h"
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def about(seconds: float) -> str:
-    """No more exact than a guess is."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 36 * 60:
-        return f"{minutes // 60} h {minutes % 60 // 10 * 10:02} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
-
-
-def counted(value: int, noun: str) -> str:
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
-
-
-def hours(value: float) -> str:
-    """Of slots: as many digits as say something."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def parameters(value: int) -> str:
-    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
-
-
-def rate(value: float | None) -> str:
-    """Steps a second, in three digits."""
-    if value is None:
-        return ""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
-
-
-def gigabytes(value: float) -> str:
-    return f"{value / 1e9:.1f}" if value >= 1e9 else f"{value / 1e9:.2f}"
