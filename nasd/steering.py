@@ -228,6 +228,7 @@ def _cut(snapshot: Snapshot, one: Candidate) -> Accepted:
 def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Accepted:
     try:
         genotype = Genotype.from_json(wanted)
+        _check_keys(wanted, genotype.to_json())
         check_genotype(genotype, config.search_space, snapshot.experiment.backbone.width)
     except NasdError as error:
         raise Refused(str(error)) from error
@@ -244,6 +245,21 @@ def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Ac
             " the config, and inject before `nasd run` goes on"
         )
     return Accepted(Inject(genotype), f"it is bred with generation {number}: {genotype}")
+
+
+def _check_keys(wanted: Any, known: Any, where: str = "") -> None:
+    """Raises NasdError where `wanted` has a key that a genotype has not: nothing would come of it.
+    known: the same genotype as nasd writes it."""
+    if isinstance(known, list):
+        for number, (one, other) in enumerate(zip(wanted, known, strict=True)):
+            _check_keys(one, other, f"{where}[{number}]")
+    elif isinstance(known, dict):
+        for key, value in wanted.items():
+            if key not in known:
+                takes = ", ".join(known)
+                place = f"{where} takes {takes}" if where else f"a genotype takes {takes}"
+                raise NasdError(f"there is no {key!r} in a genotype: {place}")
+            _check_keys(value, known[key], f"{where}.{key}".removeprefix("."))
 
 
 def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> Accepted:

@@ -207,6 +207,14 @@ def test_it_says_what_is_wrong(tmp_path: Path):
     assert f"candidate {attempt.candidate} has been silent for 2 min (training)" in text
 
 
+def test_nothing_is_said_to_run_where_no_daemon_serves(searches):
+    facts = searches["before the cutoff"]
+    down = text_of(replace(facts, served=False), 120, 40)
+    assert "interrupted" in down and " running" not in down
+    up = text_of(replace(facts, served=True), 120, 40)
+    assert " running" in up and "interrupted" not in up
+
+
 def test_it_says_whether_the_search_gets_better(searches):
     assert "nobody is scored yet" in text_of(searches["nothing prepared"])
     facts = searches["behind the cutoff"]

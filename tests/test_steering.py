@@ -807,6 +807,11 @@ def test_a_genotype_that_was_born_meanwhile_is_not_born_again(folder: Folder, un
             Genotype((Block(2, (FeedForward("relu", (33,)),)),)).to_json(),
             "block 0 has an FFN of size 33, and search_space.sizes allows 32, 64, 96",
         ),
+        ({**NARROW.to_json(), "width": 8}, "no 'width' in a genotype: a genotype takes blocks"),
+        (
+            {"blocks": [one | {"norm": "rms"} for one in NARROW.to_json()["blocks"]]},
+            "no 'norm' in a genotype: blocks[0] takes heads, ffns",
+        ),
     ],
 )
 def test_a_genotype_outside_of_the_space_is_refused_naming_what_is(box: Box, genotype, words):
@@ -935,6 +940,10 @@ def test_a_daemon_is_paused_resumed_and_stopped_from_the_command_line(state: Sta
     found = read(state)
     assert found.live_attempts == ()
     assert found.experiment.state == "running"
+    code, _, told = nasd("cut", "baseline", state=state)
+    assert code == 2 and told.endswith("is the baseline, which everything is measured against")
+    code, _, told = nasd("retry", "nobody", state=state)
+    assert code == 2 and told.startswith("nasd: there is no candidate 'nobody': give its number")
     code, _, told = nasd("stop", state=state)
     assert code == 2
     assert told == f"nasd: no daemon serves {state.path}: there is nothing to stop"

@@ -2,6 +2,7 @@
 somebody types there is no place for a message."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -32,3 +33,13 @@ def _offers(ctx: typer.Context, incomplete: str, scored: bool) -> list[Offer]:
     except (NasdError, OSError):
         return []
     return [offer for offer in found if offer[0].startswith(incomplete)]
+
+
+CandidateArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Its number, or baseline, or best (the best quality, maybe the baseline's).",
+        show_default=False,
+        autocompletion=candidates,
+    ),
+]

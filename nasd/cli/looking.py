@@ -7,17 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nasd.cli.completion import candidates
+from nasd.cli.completion import CandidateArgument, candidates
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
-
-CandidateArgument = Annotated[
-    str,
-    typer.Argument(
-        help="Its number, or baseline, or best (the best quality, maybe the baseline's).",
-        show_default=False,
-        autocompletion=candidates,
-    ),
-]
 
 
 @app.command(rich_help_panel=LOOK)

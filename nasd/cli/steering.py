@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
 
 WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
-CandidateArgument = Annotated[int, typer.Argument(help="Its number.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
 
 
@@ -21,6 +21,13 @@ def _ask(
     from nasd.asking import ask
 
     print(ask(state_folder(config, state), action, why, not no_wait, **more))
+
+
+def _number(config: Path, state: Path | None, candidate: str) -> int:
+    from nasd import lookup, snapshot
+
+    with snapshot.opened(state_folder(config, state)) as connection:
+        return lookup.find(snapshot.read(connection), candidate).id
 
 
 @app.command(rich_help_panel=STEER)
@@ -127,7 +134,7 @@ def retry(
 
     Example: nasd retry 17 --why "the disk was full"
     """
-    _ask(config, state, "retry", why, no_wait, candidate=candidate)
+    _ask(config, state, "retry", why, no_wait, candidate=_number(config, state, candidate))
 
 
 @app.command(rich_help_panel=STEER)
@@ -142,7 +149,7 @@ def cut(
 
     Example: nasd cut 17 --why "its loss has not moved for a day"
     """
-    _ask(config, state, "cut", why, no_wait, candidate=candidate)
+    _ask(config, state, "cut", why, no_wait, candidate=_number(config, state, candidate))
 
 
 @app.command(rich_help_panel=STEER)

@@ -73,6 +73,9 @@ def _on_it(facts: Facts, slot: str) -> Text:
     if holder is not None:
         who = "baseline" if holder.attempt.candidate == _baseline(facts) else None
         text = line(f"{who or holder.attempt.candidate} {holder.attempt.stage}")
+        if not facts.served:  # its worker went with the daemon
+            text = line(text, ", interrupted")
+            text.stylize("dim")
     elif quarantine is not None:
         return line((f"left alone: {quarantine.reason}", "yellow"))
     elif device is not None and device.fault:

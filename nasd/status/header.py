@@ -68,7 +68,7 @@ def _counts(facts: Facts) -> str:
     everyone = [*facts.born, *([] if baseline.final else [baseline])]
     states = Counter(one.state for one in everyone)
     words = {
-        State.RUNNING: "running",
+        State.RUNNING: "running" if facts.served else "interrupted",
         State.PENDING: "pending",
         State.WAITING: "waiting",
         State.SCORED: "scored",

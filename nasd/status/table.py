@@ -249,7 +249,8 @@ def _losses(facts: Facts, one: Candidate) -> tuple[Sequence[float], float | None
 def _style(facts: Facts, one: Candidate) -> str:
     if one.is_baseline:
         return "cyan"
-    if one.state in (State.CUT, State.PENDING, State.WAITING):
+    rests = one.state is State.RUNNING and not facts.served  # its worker went with the daemon
+    if rests or one.state in (State.CUT, State.PENDING, State.WAITING):
         return "dim"
     if one.state is State.FAILED:
         return "red"
