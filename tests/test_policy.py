@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd import pareto, policy
+from nasd import endings, ladder, pareto, policy, scheduling
 from nasd.config import Config
+from nasd.endings import BACKOFF_SECONDS, INTERRUPTED
 from nasd.folders import StateFolder
 from nasd.genotype import Block, FeedForward, Genotype, unchanged
 from nasd.lifecycle import AttemptState, Event, Phase, State
 from nasd.policy import (
-    BACKOFF_SECONDS,
-    INTERRUPTED,
     Cutoff,
     Halt,
     OpenGeneration,
@@ -177,7 +176,7 @@ def test_after_prepare_the_baseline_trains_a_head_only_if_the_seed_has_none(
     outcome = Outcome(verdict="succeeded", prepared=prepared(has_head))
     running = put(begun, {BASELINE: ("prepare", State.RUNNING)})
     attempt = attempt_of(BASELINE, "prepare", AttemptState.RUNNING)
-    end = policy.ending(with_attempts(running, attempt), CONFIG, attempt, outcome)
+    end = endings.ending(with_attempts(running, attempt), CONFIG, attempt, outcome)
     assert (end.state, end.event, end.next_stage) == (AttemptState.SUCCEEDED, event, stage)
 
 
@@ -192,7 +191,7 @@ def test_an_experiment_that_does_not_run_decides_and_starts_nothing(generation_0
     for state in ("halted", "complete"):
         still = replace(generation_0, experiment=replace(generation_0.experiment, state=state))
         assert policy.next_decision(still, CONFIG) is None
-        assert policy.starts(still, CONFIG, SLOTS, 0.0) == []
+        assert scheduling.starts(still, CONFIG, SLOTS, 0.0) == []
 
 
 # -- where a candidate goes, and from which weights ----------------------------------------------
@@ -212,7 +211,7 @@ def test_a_finished_stage_leads_to_the_next_or_to_the_cutoff(
     generation_1, generation, stage, expected
 ):
     one = replace(generation_1.born_in(generation)[0], stage=stage)
-    assert policy.after(generation_1, CONFIG, one) == expected
+    assert ladder.after(generation_1, CONFIG, one) == expected
 
 
 @pytest.mark.parametrize(
@@ -225,24 +224,24 @@ def test_a_finished_stage_leads_to_the_next_or_to_the_cutoff(
 )
 def test_a_stage_starts_where_the_one_before_it_ended(generation_1, stage, expected):
     one = replace(generation_1.candidates[4], stage=stage)
-    assert policy.weights_of(generation_1, CONFIG, one) == expected
+    assert ladder.weights_of(generation_1, CONFIG, one) == expected
 
 
 def test_a_child_inherits_what_its_parent_had_before_it_learned_to_answer(generation_1):
     one = generation_1.candidates[4]
     assert one.parent in (1, 2, 3)
-    assert policy.weights_of(generation_1, CONFIG, one) == ((one.parent, "pretrain_1"), True)
+    assert ladder.weights_of(generation_1, CONFIG, one) == ((one.parent, "pretrain_1"), True)
 
 
 @pytest.mark.parametrize(("has_head", "stage"), [(True, "prepare"), (False, "pretrain_head")])
 def test_generation_0_inherits_the_baseline_with_its_head(generation_0, has_head, stage):
     found = baseline_at(generation_0, "finetune", State.PENDING, has_head)
-    assert policy.weights_of(found, CONFIG, found.candidates[1]) == ((BASELINE, stage), True)
-    assert policy.weights_of(found, CONFIG, found.baseline) == ((BASELINE, stage), False)
+    assert ladder.weights_of(found, CONFIG, found.candidates[1]) == ((BASELINE, stage), True)
+    assert ladder.weights_of(found, CONFIG, found.baseline) == ((BASELINE, stage), False)
 
 
 def test_prepare_starts_from_the_seed_itself(begun):
-    assert policy.weights_of(begun, CONFIG, begun.baseline) == (None, False)
+    assert ladder.weights_of(begun, CONFIG, begun.baseline) == (None, False)
 
 
 # -- the cutoff ----------------------------------------------------------------------------------
@@ -448,18 +447,18 @@ def test_nothing_follows_a_complete_generation_while_a_cut_candidate_is_trained_
     assert policy.next_decision(found, config) is not None
     revived = put(found, {5: ("pretrain_1", State.PENDING)})
     assert policy.next_decision(revived, config) is None
-    assert [one.candidate for one in policy.starts(revived, config, SLOTS, 0.0)] == [5]
+    assert [one.candidate for one in scheduling.starts(revived, config, SLOTS, 0.0)] == [5]
 
 
 def test_no_cutoff_holds_up_who_is_trained_on_behind_the_selection(generation_1):
     config = small_config(stages__pretrain_1__keep=0.5)
     climbing = put(generation_1, {5: ("pretrain_1", State.RUNNING)})
     one = climbing.candidates[5]
-    assert policy.after(climbing, config, one) == (Event.HOLD, None)
-    assert [stage.name for stage in policy.way(climbing, config, one)] == ["pretrain_1"]
+    assert ladder.after(climbing, config, one) == (Event.HOLD, None)
+    assert [stage.name for stage in ladder.way(climbing, config, one)] == ["pretrain_1"]
     revived = in_phase(climbing, Phase.COMPLETE)
-    assert policy.after(revived, config, one) == (Event.ADVANCE, "finetune")
-    assert len(policy.way(revived, config, one)) == 3
+    assert ladder.after(revived, config, one) == (Event.ADVANCE, "finetune")
+    assert len(ladder.way(revived, config, one)) == 3
 
 
 # -- starts --------------------------------------------------------------------------------------
@@ -468,7 +467,7 @@ def test_no_cutoff_holds_up_who_is_trained_on_behind_the_selection(generation_1)
 def started(snapshot: Snapshot, config: Config = CONFIG, free: Any = SLOTS, now: float = 5000.0):
     leases = {slot: 98 for slot in SLOTS if slot not in free}
     found = replace(snapshot, leases=leases)
-    starts = policy.starts(found, config, SLOTS, now)
+    starts = scheduling.starts(found, config, SLOTS, now)
     return [(one.candidate, one.stage, one.slots) for one in starts]
 
 
@@ -512,10 +511,10 @@ def test_the_work_ahead_is_that_of_all_stages_up_to_the_next_cutoff(generation_1
     }
     for (generation, stage), expected in ways.items():
         one = replace(generation_1.born_in(generation)[0], stage=stage)
-        assert [ahead.name for ahead in policy.way(generation_1, CONFIG, one)] == expected
+        assert [ahead.name for ahead in ladder.way(generation_1, CONFIG, one)] == expected
     one = replace(generation_1.born_in(1)[0], stage="pretrain_1")
     work = [
-        policy.work_ahead(generation_1, CONFIG, replace(one, stage=stage))
+        ladder.work_ahead(generation_1, CONFIG, replace(one, stage=stage))
         for stage in ("pretrain_1", "finetune", "evaluate")
     ]
     assert work == sorted(work, reverse=True)
@@ -523,7 +522,7 @@ def test_the_work_ahead_is_that_of_all_stages_up_to_the_next_cutoff(generation_1
 
 
 def test_before_the_data_is_counted_there_is_no_work_to_compare(begun):
-    assert policy.work_ahead(begun, CONFIG, begun.baseline) == 0.0
+    assert ladder.work_ahead(begun, CONFIG, begun.baseline) == 0.0
     assert started(begun) == [(BASELINE, "prepare", ("cpu:0",))]
 
 
@@ -546,7 +545,7 @@ def test_only_who_is_pending_starts_with_as_many_slots_as_its_stage_says(
     for candidate, stage, slots in started(found, free=sorted(free)):
         assert found.candidates[candidate].state is State.PENDING
         assert stage == found.candidates[candidate].stage
-        assert len(slots) == policy.slots_needed(CONFIG, stage, len(SLOTS))
+        assert len(slots) == ladder.slots_needed(CONFIG, stage, len(SLOTS))
         used += slots
     assert len(used) == len(set(used))
     assert set(used) <= free
@@ -622,7 +621,7 @@ def standing(
     attempts, leases, free = [], {}, list(EIGHT)
     for number, (stage, state) in places.items():
         if state is State.RUNNING:
-            count = held.get(number, policy.slots_needed(WIDE, stage, len(EIGHT)))
+            count = held.get(number, ladder.slots_needed(WIDE, stage, len(EIGHT)))
             its, free = tuple(free[:count]), free[count:]
             attempts.append(
                 attempt_of(number, stage, AttemptState.RUNNING, id=100 + number, slots=its)
@@ -632,7 +631,7 @@ def standing(
 
 
 def widths(found: Snapshot, slots: tuple[str, ...] = SLOTS, config: Config = WIDE) -> list[Any]:
-    starts = policy.starts(found, config, slots, 5000.0)
+    starts = scheduling.starts(found, config, slots, 5000.0)
     return [(one.candidate, len(one.slots)) for one in starts]
 
 
@@ -645,7 +644,7 @@ def widened(
     """The candidate whose attempt is to be stopped."""
     if beats is None:
         beats = {attempt.id: AT_WORK for attempt in found.live_attempts}
-    attempt = policy.widening(found, config, slots, 5000.0, beats)
+    attempt = scheduling.widening(found, config, slots, 5000.0, beats)
     return None if attempt is None else attempt.candidate
 
 
@@ -670,7 +669,7 @@ def test_nobody_gets_more_slots_while_another_one_waits(generation_1):
     backs_off = with_attempts(
         standing(generation_1, {4: TRAINS, 5: TRAINS}), *lost(4, 1, stage="pretrain_1")
     )
-    starts = policy.starts(backs_off, WIDE, SLOTS, 2011.0)
+    starts = scheduling.starts(backs_off, WIDE, SLOTS, 2011.0)
     assert [(one.candidate, len(one.slots)) for one in starts] == [(5, 2)]
 
 
@@ -792,8 +791,8 @@ def test_more_slots_than_asked_for_come_only_from_those_that_would_idle(
 ):
     slots = EIGHT[:count]
     found = standing(generation_1, dict(enumerate(places, 4)), held)
-    usual = policy.starts(found, CONFIG, slots, 5000.0)
-    wide = policy.starts(found, WIDE, slots, 5000.0)
+    usual = scheduling.starts(found, CONFIG, slots, 5000.0)
+    wide = scheduling.starts(found, WIDE, slots, 5000.0)
     assert [(one.candidate, one.stage) for one in usual] == [
         (one.candidate, one.stage) for one in wide
     ]
@@ -813,7 +812,7 @@ def test_who_is_stopped_for_more_slots_gets_them_at_once_and_is_not_stopped_agai
     slots = EIGHT[:count]
     found = standing(generation_1, dict(enumerate(places, 4)), held)
     beats = {one.id: AT_WORK for one in found.live_attempts}
-    attempt = policy.widening(found, WIDE, slots, 5000.0, beats)
+    attempt = scheduling.widening(found, WIDE, slots, 5000.0, beats)
     if attempt is None:
         return
     assert not any(c.state is State.PENDING for c in found.candidates.values())
@@ -822,9 +821,9 @@ def test_who_is_stopped_for_more_slots_gets_them_at_once_and_is_not_stopped_agai
     leases = {slot: one for slot, one in found.leases.items() if one != attempt.id}
     stopped = put(found, {attempt.candidate: (attempt.stage, State.PENDING)})
     stopped = replace(stopped, attempts=others, leases=leases)
-    (start,) = policy.starts(stopped, WIDE, slots, 5000.0)  # without any back-off
+    (start,) = scheduling.starts(stopped, WIDE, slots, 5000.0)  # without any back-off
     assert start.candidate == attempt.candidate
-    assert len(start.slots) >= policy.WIDER * len(attempt.slots)
+    assert len(start.slots) >= scheduling.WIDER * len(attempt.slots)
     again = attempt_of(
         start.candidate, start.stage, AttemptState.RUNNING, id=200, slots=start.slots
     )
@@ -833,11 +832,11 @@ def test_who_is_stopped_for_more_slots_gets_them_at_once_and_is_not_stopped_agai
     left = [slot for slot in slots if slot not in runs.leases]
     for other in runs.live_attempts:  # what they will ask for is there
         if other.id != again.id:
-            ahead = policy.way(runs, WIDE, runs.candidates[other.candidate])
-            most = max(policy.slots_needed(WIDE, stage.name, len(slots)) for stage in ahead)
+            ahead = ladder.way(runs, WIDE, runs.candidates[other.candidate])
+            most = max(ladder.slots_needed(WIDE, stage.name, len(slots)) for stage in ahead)
             assert most - len(other.slots) <= len(left)
     beats |= {again.id: AT_WORK}
-    next_one = policy.widening(runs, WIDE, slots, 5000.0, beats)
+    next_one = scheduling.widening(runs, WIDE, slots, 5000.0, beats)
     assert next_one is None or next_one.id != again.id
 
 
@@ -854,8 +853,8 @@ def test_a_gpu_on_which_attempts_of_several_candidates_are_lost_in_a_row_is_susp
     good = on("cuda:1", 5, AttemptState.SUCCEEDED)
     bad = [on("cuda:0", n, AttemptState.LOST) for n in (4, 4, 6)]
     found = with_attempts(generation_1, good, *bad)
-    assert list(policy.suspects(found, GPUS)) == ["cuda:0"]
-    assert policy.suspects(with_attempts(generation_1, good, *bad[:2]), GPUS) == {}
+    assert list(endings.suspects(found, GPUS)) == ["cuda:0"]
+    assert endings.suspects(with_attempts(generation_1, good, *bad[:2]), GPUS) == {}
 
 
 def test_losses_of_one_candidate_or_everywhere_or_with_the_daemon_put_no_gpu_under_suspicion(
@@ -863,17 +862,17 @@ def test_losses_of_one_candidate_or_everywhere_or_with_the_daemon_put_no_gpu_und
 ):
     good = on("cuda:1", 5, AttemptState.SUCCEEDED)
     one = [on("cuda:0", 4, AttemptState.LOST) for _ in range(5)]
-    assert policy.suspects(with_attempts(generation_1, good, *one), GPUS) == {}
+    assert endings.suspects(with_attempts(generation_1, good, *one), GPUS) == {}
     everywhere = [on(slot, n, AttemptState.LOST) for n in (4, 5, 6) for slot in GPUS]
-    assert policy.suspects(with_attempts(generation_1, *everywhere), GPUS) == {}
+    assert endings.suspects(with_attempts(generation_1, *everywhere), GPUS) == {}
     went = [on("cuda:0", n, AttemptState.LOST, verdict=INTERRUPTED) for n in (4, 5, 6)]
-    assert policy.suspects(with_attempts(generation_1, good, *went), GPUS) == {}
+    assert endings.suspects(with_attempts(generation_1, good, *went), GPUS) == {}
 
 
 def test_a_cpu_share_is_never_suspect(generation_1):
     bad = [attempt_of(n, "pretrain_0", AttemptState.LOST, slots=("cpu:0",)) for n in (4, 5, 6)]
     good = on("cpu:1", 5, AttemptState.SUCCEEDED)
-    assert policy.suspects(with_attempts(generation_1, good, *bad), SLOTS) == {}
+    assert endings.suspects(with_attempts(generation_1, good, *bad), SLOTS) == {}
 
 
 # -- the budget ----------------------------------------------------------------------------------
@@ -915,7 +914,7 @@ def ends(snapshot: Snapshot, candidate: int, outcome: Outcome | None, *before: A
     stage = snapshot.candidates[candidate].stage
     live = attempt_of(candidate, stage, AttemptState.RUNNING, id=200, number=9)
     running = put(snapshot, {candidate: (stage, State.RUNNING)})
-    return policy.ending(with_attempts(running, *before, live), CONFIG, live, outcome)
+    return endings.ending(with_attempts(running, *before, live), CONFIG, live, outcome)
 
 
 @pytest.mark.parametrize(("verdict", "expected"), ENDS, ids=[str(verdict) for verdict, _ in ENDS])
@@ -936,9 +935,9 @@ def test_a_fault_of_the_candidate_is_its_end_whatever_happened_before(generation
 def test_who_runs_out_of_memory_has_one_more_chance_at_half_the_micro_batch(generation_1):
     once = lost(4, 1, "out_of_memory")
     four = generation_1.candidates[4]
-    assert policy.halvings(generation_1, CONFIG, four, slots=2) == 0
-    assert policy.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=2) == 1
-    assert policy.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=1) == 2
+    assert endings.halvings(generation_1, CONFIG, four, slots=2) == 0
+    assert endings.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=2) == 1
+    assert endings.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=1) == 2
     end = ends(generation_1, 4, Outcome(verdict="out_of_memory", message="16 GB"), *once)
     assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
     assert end.message == "out_of_memory: 16 GB"
