@@ -1,7 +1,7 @@
 """How long training takes, worked out: from tokens, FLOP a token, and the rate of a slot.
 
 Meant to be believed, as far as its inputs are right; nasd.forecast rests on it, and the order in
-which nasd.policy starts attempts.
+which nasd.scheduling starts attempts.
 """
 
 import math

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasd import config as config_module
-from nasd import daemon_lock, lookup, policy, snapshot
+from nasd import daemon_lock, ladder, lookup, scheduling, snapshot
 from nasd.card import ancestors
 from nasd.config import Config
 from nasd.errors import NasdError
@@ -186,7 +186,7 @@ class _Compiler:
         )
         self.attempts = [one for one in snap.attempts if one.candidate == candidate.id]
         self.live = next((one for one in self.attempts if one.live), None)
-        self.ladder = policy.ladder(snap, self.config, candidate)
+        self.ladder = ladder.steps_of(snap, self.config, candidate)
 
     def dossier(self) -> Dossier:
         snap, one = self.snap, self.candidate
@@ -290,11 +290,11 @@ class _Compiler:
             return f"the search is {PAUSED[experiment.pause]} {experiment.pause_note}"
         if experiment.hold:
             return f"the search is on hold: {experiment.hold}"
-        if policy.budget_spent(self.snap, self.config, self.now):
+        if scheduling.budget_spent(self.snap, self.config, self.now):
             return "the budget is spent: raise it with `nasd budget`"
         ended = [tried for tried in self.attempts if tried.stage == one.stage]
         last = f"; its last attempt ended so: {ended[-1].message}" if one.reason and ended else ""
-        need = policy.slots_needed(self.config, one.stage, len(self._slots()))
+        need = ladder.slots_needed(self.config, one.stage, len(self._slots()))
         return f"waits for {need} free slot{'s' * (need > 1)}{last}"
 
     def _slots(self) -> tuple[str, ...]:
@@ -346,7 +346,7 @@ class _Compiler:
         over = (one.id, one.stage) in self.snap.results  # with the stage it stands at
         beyond: Reached = "never" if one.final else "ahead"
         for place, name in enumerate(self.ladder):
-            stage = policy.stage_named(self.config, name)
+            stage = ladder.stage_named(self.config, name)
             result = self.snap.results.get((one.id, name))
             curve = self._live_curve(name) if result is None else tuple(result.curve)
             steps = curve[-1][0] if curve else 0
@@ -499,7 +499,7 @@ class _Compiler:
             self.config, "baseline" if self.candidate.is_baseline else "candidates"
         )
         for name in self.ladder:
-            stage = policy.stage_named(self.config, name)
+            stage = ladder.stage_named(self.config, name)
             home = self.folder.result(self.candidate.id, name)
             if home.is_dir() and (stage is None or stage.train != "none"):
                 size = sum(_size(path) for path in home.rglob("*"))

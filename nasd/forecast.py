@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from nasd import config as config_module
-from nasd import policy, preflight, readable, snapshot
+from nasd import ladder, preflight, readable, snapshot
 from nasd.config import PREPARE, Config, check_against_seed, check_against_slots
 from nasd.cost import (
     A100,
@@ -564,7 +564,7 @@ def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, 
     found = {}
     widest = len(subject.slots) if config.slots.widen else 0
     for owner, name in snap.results:
-        candidate, stage = snap.candidates[owner], policy.stage_named(config, name)
+        candidate, stage = snap.candidates[owner], ladder.stage_named(config, name)
         if stage is None:
             seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes)
             found[owner, name] = Asked(1, seconds, seconds)

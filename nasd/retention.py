@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from nasd import policy
+from nasd import endings, ladder
 from nasd.config import PREPARE, Config
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
@@ -54,7 +54,7 @@ def needed(
 
 
 def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
-    steps = policy.ladder(snapshot, config, candidate)
+    steps = ladder.steps_of(snapshot, config, candidate)
     if candidate.is_baseline:
         return set(steps)
     generation = snapshot.generation
@@ -63,7 +63,7 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     mlm = [
         step
         for step in steps
-        if (stage := policy.stage_named(config, step)) is not None and stage.task == "mlm"
+        if (stage := ladder.stage_named(config, step)) is not None and stage.task == "mlm"
     ]
     newest = candidate.generation == generation.number
     match candidate.state:
@@ -133,7 +133,7 @@ def sweep(state: StateFolder, snapshot: Snapshot) -> int:
 
 def clear(state: StateFolder, snapshot: Snapshot, candidate: int, stage: str) -> None:
     """As sweep, for one candidate at one stage."""
-    attempts = policy.attempts_at(snapshot, candidate, stage)
+    attempts = endings.attempts_at(snapshot, candidate, stage)
     folders = [state.attempt(attempt.id) for attempt in attempts if not attempt.live]
     _clear(snapshot.candidates[candidate], stage, folders)
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from nasd.config import Stage
 from nasd.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
+from nasd.endings import BACKOFF_SECONDS
 from nasd.errors import NasdError
 from nasd.genotype import (
     Backbone,
@@ -28,7 +29,6 @@ from nasd.genotype import (
     parameters,
 )
 from nasd.lifecycle import AttemptState, State
-from nasd.policy import BACKOFF_SECONDS, WIDEN_SECONDS, budget
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -41,6 +41,7 @@ from nasd.protocol import (
     write,
     write_atomically,
 )
+from nasd.scheduling import WIDEN_SECONDS, budget
 from nasd.snapshot import Snapshot
 from nasd.surrogate import Surrogate, Trained
 from nasd.tick import Tick

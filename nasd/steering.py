@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nasd import policy
+from nasd import endings, ladder, scheduling
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.genotype import Genotype
@@ -152,7 +152,7 @@ def _resume(snapshot: Snapshot) -> Accepted:
 
 def _budget(snapshot: Snapshot, config: Config, wanted: float | None, now: float) -> Accepted:
     used = snapshot.gpu_hours(now)
-    if wanted == policy.budget(snapshot, config):
+    if wanted == scheduling.budget(snapshot, config):
         there = "there is no budget" if wanted is None else f"the budget is {wanted:g} GPU-hours"
         raise Refused(f"{there} already")
     if wanted is None:
@@ -179,14 +179,14 @@ def _candidate(snapshot: Snapshot, request: Request) -> Candidate:
 def _retry(snapshot: Snapshot, config: Config, one: Candidate, stands: Stands) -> Accepted:
     name = f"candidate {one.id}"
     if one.state is State.PENDING:
-        if not policy.setbacks(snapshot, one):
+        if not endings.setbacks(snapshot, one):
             raise Refused(f"{name} waits for slots at {one.stage}, and has nothing to be retried")
         return Accepted(Retry(one.id), f"{name} waits at {one.stage} for nothing but slots")
     if one.state is not State.FAILED:
         raise Refused(f"{name} is {one.state}, at {one.stage}: retry is for those that failed")
     if not one.is_baseline:
         _may_come_back(snapshot, config, one)
-    origin, _ = policy.weights_of(snapshot, config, one)
+    origin, _ = ladder.weights_of(snapshot, config, one)
     if origin is not None and not stands(origin):
         raise Refused(
             f"{name} would start {one.stage} from the weights of candidate {origin[0]} at"
@@ -203,7 +203,7 @@ def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
             f"candidate {one.id} is of generation {one.generation}, which is {generation.phase} and"
             " goes on without it"
         )
-    steps = policy.ladder(snapshot, config, one)
+    steps = ladder.steps_of(snapshot, config, one)
     for made in snapshot.decisions:
         if (made.generation, made.kind) == (one.generation, "cutoff") and (
             steps.index(made.stage) >= steps.index(one.stage)
@@ -279,8 +279,8 @@ def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> A
     left = [one for one in stopped if stands((one.id, one.stage))]
     if not left:
         raise Refused(f"the weights of all whom the cutoff stopped are gone: {_named(stopped)}")
-    if policy.budget_spent(snapshot, config, now):
-        raise Refused(f"the budget of {policy.budget(snapshot, config)} GPU-hours is spent")
+    if scheduling.budget_spent(snapshot, config, now):
+        raise Refused(f"the budget of {scheduling.budget(snapshot, config)} GPU-hours is spent")
     steps = [stage.name for stage in config.ladder("candidates")]
     stages = {one.id: steps[steps.index(one.stage) + 1] for one in left}
     gone = [one for one in stopped if one not in left]

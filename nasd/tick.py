@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import backups, gpus, policy, retention
+from nasd import backups, endings, gpus, ladder, policy, retention, scheduling
 from nasd.board import Board, first_step, shared_curve
 from nasd.config import Config
 from nasd.errors import NasdError
@@ -132,7 +132,7 @@ class Tick:
             for slot in self.slots:
                 if slot in answer:
                     self._look_at_gpu(answer[slot])
-        suspects = policy.suspects(self.store.in_play(), self.slots, self._trusts_after)
+        suspects = endings.suspects(self.store.in_play(), self.slots, self._trusts_after)
         for slot, reason in suspects.items():
             self._quarantine(slot, "suspect", reason)
 
@@ -247,7 +247,7 @@ class Tick:
             ]
             if crowded:  # somebody else had the memory
                 outcome, lost = None, f"out of memory on a GPU {crowded[0]}"
-        end = policy.ending(
+        end = endings.ending(
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
         self._close(attempt, folder, end, outcome, nullcontext())
@@ -257,7 +257,7 @@ class Tick:
     ) -> None:
         """Ends an attempt whose candidate is cut, in the transaction that answers the request."""
         self._clear(attempt)
-        end = policy.Ending(AttemptState.PREEMPTED, Event.CUT, None, reason, "cut")
+        end = endings.Ending(AttemptState.PREEMPTED, Event.CUT, None, reason, "cut")
         self._close(attempt, self.state.attempt(attempt.id), end, None, within)
 
     def _clear(self, attempt: Attempt) -> None:
@@ -270,7 +270,7 @@ class Tick:
         self,
         attempt: Attempt,
         folder: AttemptFolder,
-        end: policy.Ending,
+        end: endings.Ending,
         outcome: Outcome | None,
         within: AbstractContextManager[None],
     ) -> None:
@@ -396,11 +396,11 @@ class Tick:
     def start(self) -> None:
         snapshot = self.store.in_play()
         paused = snapshot.experiment.pause == "pause"
-        if paused or policy.budget_spent(snapshot, self.config, self.clock()):
+        if paused or scheduling.budget_spent(snapshot, self.config, self.clock()):
             for attempt in snapshot.live_attempts:
                 self._ask_to_stop(attempt)
             return
-        for one in policy.starts(snapshot, self.config, self.slots, self.clock()):
+        for one in scheduling.starts(snapshot, self.config, self.slots, self.clock()):
             snapshot = self.store.in_play()
             if snapshot.experiment.state == "running":  # one before may have halted the search
                 self._start(snapshot, one)
@@ -414,7 +414,7 @@ class Tick:
         for one in snapshot.live_attempts:
             with suppress(NasdError):  # none yet
                 beats[one.id] = read(Heartbeat, self.state.attempt(one.id).heartbeat)
-        attempt = policy.widening(snapshot, self.config, self.slots, self.clock(), beats)
+        attempt = scheduling.widening(snapshot, self.config, self.slots, self.clock(), beats)
         if attempt is None:
             return
         if self._ask_to_stop(attempt):
@@ -425,10 +425,10 @@ class Tick:
                 attempt.id,
             )
 
-    def _start(self, snapshot: Snapshot, one: policy.Start) -> None:
+    def _start(self, snapshot: Snapshot, one: scheduling.Start) -> None:
         token = secrets.token_hex(16)
         candidate = snapshot.candidates[one.candidate]
-        origin, _ = policy.weights_of(snapshot, self.config, candidate)
+        origin, _ = ladder.weights_of(snapshot, self.config, candidate)
         if origin is not None and not self.state.result(*origin).is_dir():
             reason = (
                 f"candidate {candidate.id} at {one.stage} starts from"
@@ -462,9 +462,9 @@ class Tick:
 
     def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int, slots: int) -> Spec:
         prepared = snapshot.experiment.prepared or {}
-        origin, inherits = policy.weights_of(snapshot, self.config, candidate)
-        earlier = policy.attempts_at(snapshot, candidate.id, candidate.stage)
-        stage = policy.stage_named(self.config, candidate.stage)
+        origin, inherits = ladder.weights_of(snapshot, self.config, candidate)
+        earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
+        stage = ladder.stage_named(self.config, candidate.stage)
         task = candidate.stage if stage is None else stage.task
         return Spec(
             attempt=attempt,
@@ -497,7 +497,7 @@ class Tick:
             and stage.train == "new"
             and prepared.get("fixed_masks", False),
             activation_cache_gb=self.config.daemon.activation_cache_gb,
-            halvings=policy.halvings(snapshot, self.config, candidate, slots),
+            halvings=endings.halvings(snapshot, self.config, candidate, slots),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )
 

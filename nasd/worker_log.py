@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nasd import config as config_module
-from nasd import lookup, policy, snapshot
+from nasd import ladder, lookup, snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.snapshot import Attempt, Candidate
@@ -33,7 +33,7 @@ def find(state: Path, name: str, stage: str | None, number: int | None) -> Wante
         snap = snapshot.read(connection)
     candidate = lookup.find(snap, name)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
-    steps = policy.ladder(snap, config, candidate)
+    steps = ladder.steps_of(snap, config, candidate)
     if stage is not None and stage not in steps:
         raise NasdError(
             f"there is no stage {stage!r} on the ladder of candidate {candidate.id}: take one of"

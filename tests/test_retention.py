@@ -34,7 +34,7 @@ from tests.conftest import (
     without_summaries,
 )
 from tests.faults import PATIENT, Fuse, Killed, RoughLauncher, Wall, some_diverge, weights_on_disk
-from tests.test_policy import attempt_of, idle, phase_of, put, snapshot_when, with_attempts
+from tests.snapshots import attempt_of, idle, phase_of, put, snapshot_when, with_attempts
 
 pytestmark = pytest.mark.usefixtures("no_summaries")
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nasd import cli, forecast, policy
+from nasd import cli, forecast, ladder, scheduling
 from nasd.config import PREPARE, Config, Stage
 from nasd.cost import (
     CPU_THREAD,
@@ -45,8 +45,8 @@ from nasd.genotype import (
     unchanged,
 )
 from nasd.lifecycle import AttemptState, State
-from nasd.policy import WIDEN_SECONDS
 from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, read_metrics, write
+from nasd.scheduling import WIDEN_SECONDS
 from nasd.simulation import (
     ECC,
     Fate,
@@ -903,17 +903,17 @@ def test_whatever_is_lost_nobody_waits_for_slots_that_only_widening_holds(
     def look(found: Snapshot) -> bool:
         free = slots - len(found.leases)
         for one in found.live_attempts:
-            asked = policy.slots_needed(config, one.stage, slots)
+            asked = ladder.slots_needed(config, one.stage, slots)
             assert len(one.slots) >= asked
             free += len(one.slots) - asked
-        ready = policy.starts(
+        ready = scheduling.starts(
             replace(found, leases={}, attempts=tuple(a for a in found.attempts if not a.live)),
             config,
             tick.config.slots.devices,
             clock(),
         )
         for start in ready:  # pending, and not for a back-off
-            assert free < policy.slots_needed(config, start.stage, slots)
+            assert free < ladder.slots_needed(config, start.stage, slots)
         return False
 
     snapshot = run(tick, clock, launcher, until=look)

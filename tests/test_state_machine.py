@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nasd import policy, requests, retention
+from nasd import ladder, policy, requests, retention, scheduling
 from nasd.config import PREPARE, Config
 from nasd.daemon import _begin
 from nasd.folders import StateFolder
@@ -174,9 +174,9 @@ class CheckedTick(Tick):
 
 def descended_from(found: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str]:
     """The (candidate, stage) that a child of it would start from, were it born just now."""
-    ladder = policy.ladder(found, config, candidate)
+    steps = ladder.steps_of(found, config, candidate)
     tasks = {stage.name: stage.task for stage in config.stages} | {PREPARE: "mlm"}
-    return candidate.id, [stage for stage in ladder if tasks[stage] == "mlm"][-1]
+    return candidate.id, [stage for stage in steps if tasks[stage] == "mlm"][-1]
 
 
 def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
@@ -188,7 +188,7 @@ def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
     for one in found.candidates.values():
         again = one.state is State.FAILED and one.generation == newest and climbs
         if one.state in (State.PENDING, State.RUNNING) or again:
-            origin, _ = policy.weights_of(found, config, one)
+            origin, _ = ladder.weights_of(found, config, one)
             wanted |= {origin} - {None}
         done = [stage for number, stage in found.results if number == one.id]
         if one.generation == newest and not one.final:
@@ -496,7 +496,7 @@ class Search(RuleBasedStateMachine):
     def what_is_paused_starts_nothing(self, found: Snapshot) -> None:
         if found.experiment.pause:
             slots, now = self.config.slots.devices, self.box.wall()
-            assert policy.starts(found, self.config, slots, now) == []
+            assert scheduling.starts(found, self.config, slots, now) == []
 
     def each_request_is_answered_once(self) -> None:
         database = self.tick.store._db
@@ -539,7 +539,7 @@ class Search(RuleBasedStateMachine):
         assert policy.next_decision(in_play, self.config) == policy.next_decision(
             found, self.config
         )
-        assert policy.starts(in_play, self.config, slots, now) == policy.starts(
+        assert scheduling.starts(in_play, self.config, slots, now) == scheduling.starts(
             found, self.config, slots, now
         )
         scored = self.tick.store.scored()

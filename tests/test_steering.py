@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nasd import asking, daemon, daemon_lock, policy, requests, snapshot
+from nasd import asking, daemon, daemon_lock, endings, requests, scheduling, snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.genotype import Block, FeedForward, Genotype
@@ -181,7 +181,7 @@ def test_a_paused_search_does_not_widen(folder: Folder):
     tick.clock.now += 3600  # type: ignore[attr-defined]
     beat = Heartbeat(doing="training", step=10, steps=1000, at=0.0, age=3600.0)
     args = (config, tick.slots, 0.0, {one.id: beat})
-    assert policy.widening(tick.store.read(), *args) is None
+    assert scheduling.widening(tick.store.read(), *args) is None
 
 
 # -- the inbox -----------------------------------------------------------------------------------
@@ -453,11 +453,11 @@ def test_a_budget_holds_until_the_one_in_the_config_is_changed(folder: Folder):
     store = tick.store
     as_json["daemon"]["tick_seconds"] = 1.0
     store.change_config(as_json, "another tick", 0.0)
-    assert policy.budget(store.read(), config) == 2000.0
+    assert scheduling.budget(store.read(), config) == 2000.0
     as_json["experiment"]["budget_gpu_hours"] = 3000.0
     store.change_config(as_json, "another budget", 0.0)
     later = small_config(experiment__budget_gpu_hours=3000.0)
-    assert policy.budget(store.read(), later) == 3000.0
+    assert scheduling.budget(store.read(), later) == 3000.0
 
 
 def test_where_there_is_no_budget_none_can_be_lifted(folder: Folder):
@@ -527,19 +527,19 @@ def test_one_that_waits_after_losses_is_tried_again_at_once(folder: Folder, undi
 
     def lost(times: int) -> Callable[[Snapshot], bool]:
         def found(found: Snapshot) -> bool:
-            ends = [a.state for a in policy.attempts_at(found, 1, "pretrain_0")]
+            ends = [a.state for a in endings.attempts_at(found, 1, "pretrain_0")]
             return ends == [AttemptState.LOST] * times
 
         return found
 
     found = box.drive(tick, lost(3))
-    assert policy.setbacks(found, found.candidates[1])
+    assert endings.setbacks(found, found.candidates[1])
     accepted, text = asked(tick, "retry", candidate=1)
     assert (accepted, text) == (True, "candidate 1 waits at pretrain_0 for nothing but slots")
     found = tick.store.read()
-    assert not policy.setbacks(found, found.candidates[1])
+    assert not endings.setbacks(found, found.candidates[1])
     box.turns(tick, 60)
-    assert len(policy.attempts_at(tick.store.read(), 1, "pretrain_0")) == 4
+    assert len(endings.attempts_at(tick.store.read(), 1, "pretrain_0")) == 4
 
 
 def test_out_of_memory_counts_anew_for_one_that_is_retried(folder: Folder):
@@ -547,10 +547,10 @@ def test_out_of_memory_counts_anew_for_one_that_is_retried(folder: Folder):
     box = Box(folder(), script=at_stage("pretrain_1", [full, full, full], candidate=2))
     tick = box.daemon()
     found = box.drive(tick, failed(2, "pretrain_1"))
-    assert policy.halvings(found, PATIENT, found.candidates[2], 2) == 2
+    assert endings.halvings(found, PATIENT, found.candidates[2], 2) == 2
     assert asked(tick, "retry", candidate=2)[0]
     found = tick.store.read()
-    assert policy.halvings(found, PATIENT, found.candidates[2], 2) == 0
+    assert endings.halvings(found, PATIENT, found.candidates[2], 2) == 0
     box.drive(tick)
     assert state_of(tick.store.read(), 2)[0] is State.SCORED
 

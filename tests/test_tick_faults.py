@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import policy
+from nasd import scheduling
+from nasd.endings import BACKOFF_SECONDS, INTERRUPTED
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
 from nasd.lifecycle import AttemptState, State
-from nasd.policy import BACKOFF_SECONDS, INTERRUPTED
 from nasd.protocol import Heartbeat, Outcome, Spec, read_metrics, write
 from nasd.snapshot import Snapshot
 from nasd.store import BASELINE
@@ -792,7 +792,9 @@ def test_once_the_search_is_halted_nothing_starts_any_more(folder: Folder):
     assert found.live_attempts == ()
     box.free = 1e15
     released = replace(found, experiment=replace(found.experiment, hold=""))
-    first, _ = [one.candidate for one in policy.starts(released, PATIENT, tick.slots, box.wall())]
+    first, _ = [
+        one.candidate for one in scheduling.starts(released, PATIENT, tick.slots, box.wall())
+    ]
     tick.state.result(first, "pretrain_1").rename(tick.state.path / "aside")
     tick()
     found = tick.store.read()

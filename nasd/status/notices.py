@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nasd import policy
+from nasd import endings, scheduling
 from nasd.config import Config
 from nasd.lifecycle import State
 from nasd.readable import about, counted
@@ -50,7 +50,7 @@ def notices(
         found.append(Notice("warning", said))
     if experiment.hold:
         found.append(Notice("warning", f"on hold: {experiment.hold}"))
-    if config is not None and policy.budget_spent(snapshot, config, now):
+    if config is not None and scheduling.budget_spent(snapshot, config, now):
         found.append(Notice("warning", "the budget is spent: what runs stops at a checkpoint"))
     found += [
         Notice("warning", f"{one.slot} is left alone: {one.reason}")
@@ -71,7 +71,7 @@ def _lost(snapshot: Snapshot) -> Iterator[Notice]:
     tried = {(one.candidate, one.stage): one for one in snapshot.attempts if not one.live}
     for one in snapshot.candidates.values():
         if one.state in (State.PENDING, State.RUNNING) and (one.id, one.stage) in tried:
-            row = policy.setbacks(snapshot, one)
+            row = endings.setbacks(snapshot, one)
             if row:
                 last = tried[one.id, one.stage]
                 times = counted(len(row), "attempt")

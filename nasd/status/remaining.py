@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median
 
-from nasd import policy
+from nasd import endings, ladder
 from nasd.config import Config, Stage
 from nasd.lifecycle import Phase, State
 from nasd.pace import Effort
@@ -83,7 +83,7 @@ def _samples(
         beat = beats.get(attempt.id)
         if beat is None or not beat.steps or samples.get(attempt.stage, [0.0]):
             continue
-        earlier = policy.attempts_at(snapshot, attempt.candidate, attempt.stage)
+        earlier = endings.attempts_at(snapshot, attempt.candidate, attempt.stage)
         first = max((one.reached for one in earlier if not one.live), default=0)
         operations = effort.operations(snapshot.candidates[attempt.candidate], attempt.stage)
         done = operations * (beat.step - first) / beat.steps
@@ -178,11 +178,11 @@ class _Work:
 
     def _parts(self, number: int) -> list[list[Stage]]:
         """The ladder, a part up to each cutoff; the first generation climbs without one."""
-        ladder = self._config.ladder("candidates")
+        stages = self._config.ladder("candidates")
         parts: list[list[Stage]] = [[]]
-        for stage in ladder:
+        for stage in stages:
             parts[-1].append(stage)
-            if stage.cuts and number and stage is not ladder[-1]:
+            if stage.cuts and number and stage is not stages[-1]:
                 parts.append([])
         return parts
 
@@ -211,11 +211,11 @@ class _Work:
     def _job_of(self, candidate: Candidate) -> _Job:
         """What is left of its way, up to where it waits for others."""
         if candidate.is_baseline:
-            way = policy.way(self._snapshot, self._config, candidate)
+            way = ladder.way(self._snapshot, self._config, candidate)
         elif candidate.stage in self._ways:
             way = self._ways[candidate.stage]
         else:
-            way = policy.way(self._snapshot, self._config, candidate)
+            way = ladder.way(self._snapshot, self._config, candidate)
             self._ways[candidate.stage] = way
 
         def expected(stage: str) -> float:

@@ -1,8 +1,8 @@
-"""Why a candidate waits, in a few words, by what nasd.policy goes by."""
+"""Why a candidate waits, in a few words, by what nasd.scheduling and nasd.policy go by."""
 
 from collections.abc import Mapping
 
-from nasd import policy
+from nasd import endings, ladder, policy, scheduling
 from nasd.config import Config
 from nasd.lifecycle import State
 from nasd.readable import about, counted
@@ -29,7 +29,7 @@ def _nothing_starts(snapshot: Snapshot, config: Config | None, now: float) -> st
         return PAUSED[snapshot.experiment.pause]
     if snapshot.experiment.hold:
         return "on hold"
-    if config is not None and policy.budget_spent(snapshot, config, now):
+    if config is not None and scheduling.budget_spent(snapshot, config, now):
         return "the budget is spent"
     return ""
 
@@ -39,10 +39,10 @@ def _pending(
 ) -> str:
     if config is None:
         return "waits for slots"
-    if tried and (seconds := policy.backs_off(snapshot, one, now)):
-        times = counted(len(policy.setbacks(snapshot, one)), "time")
+    if tried and (seconds := endings.backs_off(snapshot, one, now)):
+        times = counted(len(endings.setbacks(snapshot, one)), "time")
         return f"lost {times}, {about(seconds)} more"
-    return f"waits for {counted(policy.slots_needed(config, one.stage, slots), 'slot')}"
+    return f"waits for {counted(ladder.slots_needed(config, one.stage, slots), 'slot')}"
 
 
 def _for_cutoffs(snapshot: Snapshot, config: Config | None) -> dict[int, str]:

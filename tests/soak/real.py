@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from nasd import config as config_module
-from nasd import policy, snapshot
+from nasd import endings, snapshot
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import AttemptState
@@ -424,7 +424,7 @@ class Disturbed:
 
     def _worn(self, found: Snapshot, candidate: Candidate) -> bool:
         """Whether it has lost two attempts in a row: with more, most of the time is back-off."""
-        return len(policy.setbacks(found, candidate)) >= 2
+        return len(endings.setbacks(found, candidate)) >= 2
 
     def _training(self, attempt: Attempt) -> Heartbeat | None:
         """Its last sign of life, if it trains just now."""

@@ -1,0 +1,172 @@
+"""What an attempt's end means for its candidate, for the next attempt and for the slots it had, as
+pure functions of a snapshot. No I/O, no clock.
+
+`ending` reads one verdict; `setbacks` are those in a row, on which back-offs and halts rest.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nasd.config import Config
+from nasd.ladder import after, stage_named
+from nasd.lifecycle import AttemptState, Event, State
+from nasd.protocol import Outcome
+from nasd.snapshot import Attempt, Candidate, Snapshot
+
+ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
+MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
+SUSPICIOUS = 3  # attempts lost in a row on one GPU
+INTERRUPTED = "interrupted"  # verdict on an attempt that the daemon's own end took with it
+BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
+CLOCK_SLACK_SECONDS = 10.0  # by which a clock may run apart from the time that passed
+
+
+def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:
+    return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
+
+
+def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: int) -> int:
+    """How often the micro-batch is halved on so many slots: once for each time that memory ran out,
+    and so that each rank has no more to hold than on as many slots as the stage asks for."""
+    stage = stage_named(config, candidate.stage)
+    fewer = 0
+    if stage is not None and stage.micro_batch is None:
+        fewer = math.ceil(math.log2(max(1.0, stage.slots / slots)))
+    return fewer + _shortages(snapshot, candidate)
+
+
+def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
+    ended = attempts_at(snapshot, candidate.id, candidate.stage)
+    return sum(
+        attempt.verdict == "out_of_memory" and attempt.id > candidate.retried_after
+        for attempt in ended
+    )
+
+
+def setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
+    """The attempts in a row, up to now, that ended without getting on with this stage.
+
+    One that wrote a checkpoint beyond those before it got on: a row begins anew with it. One that
+    the daemon's own end took with it says nothing of the machine, and breaks no row; nor does one
+    that is live, or that ran out of memory. What a person has seen counts no more.
+    """
+    row: list[Attempt] = []
+    furthest = 0
+    seen = max(snapshot.experiment.resumed_after, candidate.retried_after)
+    for attempt in attempts_at(snapshot, candidate.id, candidate.stage):
+        got_on, furthest = attempt.reached > furthest, max(furthest, attempt.reached)
+        if got_on:
+            row = []
+        if attempt.live or attempt.verdict in (INTERRUPTED, "out_of_memory"):
+            continue
+        if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
+            row = []
+        elif attempt.id > seen:
+            row = [*row, attempt]
+    return row
+
+
+def backs_off(snapshot: Snapshot, candidate: Candidate, now: float) -> float:
+    """Seconds for which it still waits, because its last attempts were lost; 0 if it does not."""
+    row = setbacks(snapshot, candidate)
+    if not row:
+        return 0.0
+    ended = row[-1].ended_at
+    assert ended is not None
+    if now < ended - CLOCK_SLACK_SECONDS:  # the clock was set back: nobody is made to wait for that
+        return 0.0
+    wait = BACKOFF_SECONDS[min(len(row), len(BACKOFF_SECONDS)) - 1]
+    return max(0.0, ended + wait - now)
+
+
+def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[str, str]:
+    """GPUs to leave alone, each with the reason: the last attempts on it were all lost, by more
+    than one candidate, while others got on elsewhere. The driver does not show every fault.
+
+    after: the attempt behind which they count.
+    """
+    fit = [s for s in slots if s.startswith("cuda") and s not in snapshot.quarantine]
+    found = {}
+    good = set()
+    for slot in fit:
+        ended = [
+            a
+            for a in snapshot.attempts
+            if slot in a.slots and not a.live and a.verdict != INTERRUPTED
+            if a.id > after
+        ]
+        last = ended[-SUSPICIOUS:]
+        lost = [a for a in last if a.state is AttemptState.LOST and not a.reached]
+        if len(lost) == SUSPICIOUS and len({a.candidate for a in lost}) > 1:
+            found[slot] = (
+                f"the last {SUSPICIOUS} attempts on it were lost (see"
+                f" attempts/{lost[-1].id}/worker.log); starting nasd again tries it again"
+            )
+        elif last and not lost:
+            good.add(slot)
+    return found if good else {}
+
+
+def worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str | None:
+    """Why the search cannot go on with this candidate until a person has looked, or None."""
+    if candidate.state is not State.PENDING:
+        return None
+    row = setbacks(snapshot, candidate)
+    errors = [attempt for attempt in row if attempt.verdict == "error"]
+    where = f"candidate {candidate.id} at {candidate.stage}"
+    if len(errors) > ERROR_RETRIES:
+        return f"{where}: {errors[-1].message} (see attempts/{errors[-1].id}/worker.log)"
+    if len(row) - len(errors) > config.daemon.infrastructure_retries:
+        return (
+            f"{where} lost {len(row) - len(errors)} attempts in a row without a fault of its own"
+            f" ({row[-1].message}): see attempts/{row[-1].id}/worker.log, mend the machine, and"
+            " start nasd again"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What an attempt's end means for it and for its candidate."""
+
+    state: AttemptState
+    event: Event
+    next_stage: str | None
+    message: str
+    verdict: str
+
+
+def ending(
+    snapshot: Snapshot,
+    config: Config,
+    attempt: Attempt,
+    outcome: Outcome | None,
+    lost: str = "gone without an outcome",
+    interrupted: bool = False,
+) -> Ending:
+    """Reads a worker's verdict; no outcome at all means that the attempt was lost.
+
+    lost: how, in words. interrupted: it went with a daemon that was killed.
+    """
+    candidate = snapshot.candidates[attempt.candidate]
+    if outcome is None:
+        verdict = INTERRUPTED if interrupted else ""
+        return Ending(AttemptState.LOST, Event.INTERRUPT, None, lost, verdict)
+    told = outcome.verdict
+    match told:
+        case "succeeded":
+            has_head = outcome.prepared.has_mlm_head if outcome.prepared else None
+            event, next_stage = after(snapshot, config, candidate, has_head)
+            return Ending(AttemptState.SUCCEEDED, event, next_stage, "", told)
+        case "stopped":
+            return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message, told)
+        case "out_of_memory" if _shortages(snapshot, candidate) < MEMORY_RETRIES:
+            message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
+            return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
+        case "error":
+            errors = sum(one.verdict == "error" for one in setbacks(snapshot, candidate))
+            # Without the baseline there is no search: a person has to look, see worn_out.
+            if errors < ERROR_RETRIES or candidate.is_baseline:
+                return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
+    return Ending(AttemptState.FAILED, Event.FAIL, None, f"{told}: {outcome.message}", told)

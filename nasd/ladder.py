@@ -1,0 +1,128 @@
+"""How a candidate climbs the ladder of stages, as pure functions of a snapshot. No I/O, no clock.
+
+Which stages those are, where it goes from the one it has finished, what is still before it, and
+which weights it starts from.
+"""
+
+from nasd.config import PREPARE, Config, Stage
+from nasd.cost import Volumes, work
+from nasd.lifecycle import Event, Phase
+from nasd.snapshot import Candidate, Snapshot
+
+
+def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
+    """Names of the stages that this candidate climbs, in order."""
+    if not candidate.is_baseline:
+        return tuple(stage.name for stage in config.ladder("candidates"))
+    prepared = snapshot.experiment.prepared
+    stages = config.ladder("baseline")
+    if prepared is not None and prepared["has_mlm_head"]:
+        stages = tuple(stage for stage in stages if stage.train != "head")
+    return (PREPARE, *(stage.name for stage in stages))
+
+
+def stage_named(config: Config, name: str) -> Stage | None:
+    """The stage's settings; None for prepare, which has none."""
+    return next((stage for stage in config.stages if stage.name == name), None)
+
+
+def slots_needed(config: Config, name: str, fit: int) -> int:
+    """How many slots the stage leases, of `fit` that can be used: fewer than it asks for where
+    there are no more. Steps and batches stay what they are; only the ranks share them otherwise."""
+    stage = stage_named(config, name)
+    return 1 if stage is None else min(stage.slots, max(1, fit))
+
+
+def after(
+    snapshot: Snapshot, config: Config, candidate: Candidate, has_mlm_head: bool | None = None
+) -> tuple[Event, str | None]:
+    """Where a candidate goes that has finished its stage: the event, and the stage to go on to.
+
+    Generation 0 climbs without cutoffs: its individuals need scores before they can be parents.
+    has_mlm_head: what prepare has just found, before it is recorded.
+    """
+    steps = steps_of(snapshot, config, candidate)
+    if has_mlm_head and candidate.stage == PREPARE:
+        heads = {stage.name for stage in config.stages if stage.train == "head"}
+        steps = tuple(step for step in steps if step not in heads)
+    position = steps.index(candidate.stage)
+    if position == len(steps) - 1:
+        return Event.SCORE, None
+    if _is_cut_after(snapshot, config, candidate, candidate.stage):
+        return Event.HOLD, None
+    return Event.ADVANCE, steps[position + 1]
+
+
+def _is_cut_after(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> bool:
+    stage = stage_named(config, name)
+    if stage is None or not stage.cuts or not candidate.generation:
+        return False
+    # In a complete generation all cutoffs have been: who still climbs was cut, and is trained on.
+    return any(
+        one.number == candidate.generation and one.phase is not Phase.COMPLETE
+        for one in snapshot.generations
+    )
+
+
+def way(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[Stage, ...]:
+    """The stages that a candidate has before it, from its own up to the next cutoff, or to its
+    score: up to there it waits for nobody."""
+    steps = steps_of(snapshot, config, candidate)
+    ahead = []
+    for name in steps[steps.index(candidate.stage) :]:
+        if (stage := stage_named(config, name)) is not None:
+            ahead.append(stage)
+        if _is_cut_after(snapshot, config, candidate, name):
+            break
+    return tuple(ahead)
+
+
+def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> float:
+    """Floating-point operations on its way, as nasd.cost expects them; 0 before prepare has counted
+    the data."""
+    if snapshot.experiment.prepared is None:
+        return 0.0
+    volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
+    backbone, mlm = snapshot.experiment.backbone, config.data.mlm
+    return sum(
+        work(stage, candidate.genotype, candidate.lineage, backbone, mlm, volumes).flop
+        for stage in way(snapshot, config, candidate)
+    )
+
+
+def weights_of(
+    snapshot: Snapshot, config: Config, candidate: Candidate
+) -> tuple[tuple[int, str] | None, bool]:
+    """The (candidate, stage) whose weights this candidate's stage starts from, and whether they
+    are the parent's, to be inherited by lineage.
+
+    Within a ladder a stage starts where the one before it ended. The first stage inherits from
+    the parent's last MLM stage: the head that fine-tuning trained is no use to MLM.
+    """
+    steps = steps_of(snapshot, config, candidate)
+    position = steps.index(candidate.stage)
+    if position > 0:
+        return (candidate.id, steps[position - 1]), False
+    if candidate.parent is None:
+        return None, False
+    parent = snapshot.candidates[candidate.parent]
+    return (parent.id, _mlm_stages(snapshot, config, parent)[-1]), True
+
+
+def _mlm_stages(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
+    """The stages that leave a model with an MLM head; prepare does."""
+    names = []
+    for name in steps_of(snapshot, config, candidate):
+        stage = stage_named(config, name)
+        if stage is None or stage.task == "mlm":
+            names.append(name)
+    return names
+
+
+def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
+    """Whether the baseline has climbed past everything that generation 0 starts from."""
+    if snapshot.experiment.prepared is None:
+        return False
+    steps = steps_of(snapshot, config, snapshot.baseline)
+    last = steps.index(_mlm_stages(snapshot, config, snapshot.baseline)[-1])
+    return snapshot.baseline.final or steps.index(snapshot.baseline.stage) > last

@@ -1,0 +1,149 @@
+"""Which attempts start, on which slots, and which one is stopped to get more of them, as pure
+functions of a snapshot, the slots and the time. No I/O, no clock of its own.
+
+`starts` gives idle slots away and `widening` stops one that should have them; neither does
+anything once the budget is spent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nasd.config import Config
+from nasd.cost import Volumes
+from nasd.endings import attempts_at, backs_off, setbacks
+from nasd.ladder import slots_needed, stage_named, steps_of, way, work_ahead
+from nasd.lifecycle import State
+from nasd.protocol import Heartbeat
+from nasd.snapshot import Attempt, Snapshot
+
+WIDEN_SECONDS = 600.0  # that an attempt has behind it and before it, to be stopped for more slots
+WIDER = 1.5  # times as many slots, at the least
+
+
+@dataclass(frozen=True)
+class Start:
+    candidate: int
+    stage: str
+    slots: tuple[str, ...]
+
+
+def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float) -> list[Start]:
+    """Which attempts to start on the free ones of `slots`: what is furthest up the ladder first,
+    of one stage the baseline, then who has most work ahead, so that the long ones do not end last
+    and alone; of equals the older.
+
+    Who does not fit lets smaller ones pass, and a candidate whose last attempts were lost waits for
+    its back-off. Where nobody is left to wait, `slots.widen` gives away what would be idle.
+    """
+    if not _may_start(snapshot, config, now):
+        return []
+    fit = [slot for slot in slots if slot not in snapshot.quarantine]
+    left = [slot for slot in fit if slot not in snapshot.leases]
+    pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
+    pending.sort(
+        key=lambda c: (
+            -steps_of(snapshot, config, c).index(c.stage),
+            not c.is_baseline,
+            -work_ahead(snapshot, config, c),
+            c.id,
+        )
+    )
+    found: dict[int, tuple[str, ...]] = {}
+    for candidate in pending:
+        need = slots_needed(config, candidate.stage, len(fit))
+        if need <= len(left) and not backs_off(snapshot, candidate, now):
+            found[candidate.id], left = tuple(left[:need]), left[need:]
+    if config.slots.widen and len(found) == len(pending):
+        held = {one.candidate: len(one.slots) for one in snapshot.live_attempts}
+        held |= {number: len(its) for number, its in found.items()}
+        for number, its in found.items():
+            held[number] = _width(snapshot, config, number, held, len(left), len(fit))
+            more = held[number] - len(its)
+            found[number], left = (*its, *left[:more]), left[more:]
+    return [Start(number, snapshot.candidates[number].stage, its) for number, its in found.items()]
+
+
+def widening(
+    snapshot: Snapshot,
+    config: Config,
+    slots: Sequence[str],
+    now: float,
+    beats: Mapping[int, Heartbeat],
+) -> Attempt | None:
+    """The attempt to stop at a checkpoint, because `starts` would then give it idle slots as well;
+    of several the one with longest to go. beats: the newest of each live attempt.
+
+    Nobody is stopped while a candidate is pending, nor before it has run for WIDEN_SECONDS, nor
+    with less than that to go: a stop and a start cost a minute or so.
+    """
+    pending = any(c.state is State.PENDING for c in snapshot.candidates.values())
+    if pending or not config.slots.widen or not _may_start(snapshot, config, now):
+        return None
+    fit = [slot for slot in slots if slot not in snapshot.quarantine]
+    held = {one.candidate: len(one.slots) for one in snapshot.live_attempts}
+    found = []
+    for attempt in snapshot.live_attempts:
+        to_go = _seconds_to_go(snapshot, attempt, beats.get(attempt.id))
+        if to_go < WIDEN_SECONDS:
+            continue
+        own = len(attempt.slots)
+        taken = snapshot.leases.keys() - set(attempt.slots)
+        idle = sum(slot not in taken for slot in fit) - own
+        if _width(snapshot, config, attempt.candidate, held, idle, len(fit)) > own:
+            found.append((to_go, -attempt.id, attempt))
+    return max(found)[-1] if found else None
+
+
+def _seconds_to_go(snapshot: Snapshot, attempt: Attempt, beat: Heartbeat | None) -> float:
+    """Until the attempt's last step, if it gets on as it did so far; 0 where that is not known, or
+    not yet for sure."""
+    earlier = attempts_at(snapshot, attempt.candidate, attempt.stage)
+    first = max((one.reached for one in earlier if not one.live), default=0)
+    if beat is None or beat.step <= first or beat.age < WIDEN_SECONDS:
+        return 0.0
+    return (beat.steps - beat.step) * beat.age / (beat.step - first)
+
+
+def _width(
+    snapshot: Snapshot, config: Config, number: int, held: Mapping[int, int], idle: int, fit: int
+) -> int:
+    """How many slots the attempt of candidate `number` may have, in place of those in `held`.
+
+    Of the idle ones it gets those that nobody under way will ask for, as a stage further up may
+    want more than are held now; up to an equal share of the `fit` that can be used, and to one an
+    example of a batch. Less than half as many again are not worth a stop.
+    held: by each candidate that runs or starts.
+    """
+    candidate, own = snapshot.candidates[number], held[number]
+    stage = stage_named(config, candidate.stage)
+    if stage is None or stage.train == "none":  # without checkpoints it would begin anew
+        return own
+    if candidate.is_baseline and snapshot.generation is not None:
+        return own  # no cutoff waits for it: many may come to be pending while it runs
+    if setbacks(snapshot, candidate):  # what it is lost of may be the many slots
+        return own
+    for other, its in held.items():
+        if other != number:
+            ahead = way(snapshot, config, snapshot.candidates[other])
+            idle -= max(0, *(slots_needed(config, later.name, fit) - its for later in ahead))
+    volumes = Volumes.of(snapshot.experiment.prepared or {}, config.data.qa)
+    examples = volumes.mlm_train_sequences if stage.task == "mlm" else volumes.qa_train_features
+    wide = min(own + idle, fit // len(held), stage.batch, examples)
+    need = slots_needed(config, stage.name, fit)  # with fewer it would not start again
+    return wide if wide >= max(need, WIDER * own) else own
+
+
+def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
+    experiment = snapshot.experiment
+    running = experiment.state == "running" and not experiment.hold and not experiment.pause
+    return running and not budget_spent(snapshot, config, now)
+
+
+def budget(snapshot: Snapshot, config: Config) -> float | None:
+    """GPU-hours that the search may take; None without a limit."""
+    return snapshot.experiment.budget(config.experiment.budget_gpu_hours)
+
+
+def budget_spent(snapshot: Snapshot, config: Config, now: float) -> bool:
+    hours = budget(snapshot, config)
+    return hours is not None and snapshot.gpu_hours(now) >= hours
