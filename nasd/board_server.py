@@ -12,6 +12,12 @@ from nasd.errors import NasdError
 from nasd.folders import StateFolder, run_name
 from nasd.snapshot import NoExperiment, opened, read
 
+# It warns of every point that a resumed attempt did again, which buries the address.
+QUIET = (
+    "import logging; from tensorboard.main import run_main;"
+    " logging.getLogger('tensorboard').setLevel(logging.ERROR); run_main()"
+)
+
 
 def command(state: Path, host: str, port: int) -> list[str]:
     """The command line; raises NasdError where there is nothing to show, or nowhere to show it."""
@@ -22,7 +28,7 @@ def command(state: Path, host: str, port: int) -> list[str]:
         raise NasdError(f"{state} has nothing to show yet: the first curves come with training")
     _check_address(host, port)
     return [
-        *(sys.executable, "-m", "tensorboard.main"),
+        *(sys.executable, "-c", QUIET),
         *("--logdir", str(folder.tensorboard.resolve())),
         *("--host", host, "--port", str(port)),
         *("--window_title", "nasd"),

@@ -1,6 +1,7 @@
 """Workers train: real torchrun, real gloo, real files."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.stage import _packs
 from nasd.worker.stage import run as run_stage
 from nasd.worker.stop import Stopped
-from nasd.worker.task import Ranks
+from nasd.worker.task import Ranks, ahead
 from nasd.worker.train import Order, Run, Schedule, train
 from tests.training import (
     Never,
@@ -345,3 +346,34 @@ def test_a_stage_without_checkpoints_leaves_at_once_when_asked(
     spec = shop.spec(stage(CONFIG, "evaluate"))
     outcome = run_stage(spec, AttemptFolder(tmp_path), alone, AskAfter(0))  # type: ignore[arg-type]
     assert outcome.verdict == "stopped"
+
+
+def test_the_next_batch_is_made_while_one_is_used_and_none_beyond_it() -> None:
+    made: list[int] = []
+    second = threading.Event()
+
+    def build(number: int) -> int:
+        made.append(number)
+        if number == 1:
+            second.set()
+        return 10 * number
+
+    batches = ahead(build, range(4))
+    assert next(batches) == 0
+    assert second.wait(30)  # without being asked for
+    batches.close()  # type: ignore[attr-defined]
+    assert made == [0, 1]
+    assert list(ahead(build, range(3))) == [0, 10, 20]
+    assert list(ahead(build, range(0))) == []
+
+
+def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_used() -> None:
+    def build(number: int) -> int:
+        if number == 2:
+            raise ValueError("a damaged file")
+        return number
+
+    batches = ahead(build, range(5))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(ValueError, match="damaged"):
+        next(batches)

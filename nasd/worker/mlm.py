@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, to_device
+from nasd.worker.task import Batch, Ranks, ahead, pinned, to_device
 
 EVALUATION_SEED = 0
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's increment
@@ -73,11 +73,15 @@ class MlmTask:
         """Mean loss on the held-out sequences; the masks are the same every time."""
         mine = ranks.deal(np.arange(len(self.corpus.evaluation)))
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for start in range(0, len(mine), batch):
-            progress("evaluating", start, len(mine))
+
+        def build(start: int) -> Batch:
             pieces = self.corpus.evaluation[mine[start : start + batch]]
-            shown = to_device(self._masked(pieces, EVALUATION_SEED), ranks.device)
-            total += self.loss(self.model, shown).double()
+            return pinned(self._masked(pieces, EVALUATION_SEED), ranks.device)
+
+        starts = range(0, len(mine), batch)
+        for start, shown in zip(starts, ahead(build, starts), strict=True):
+            progress("evaluating", start, len(mine))
+            total += self.loss(self.model, to_device(shown, ranks.device)).double()
         total = total.cpu()
         if ranks.world > 1:
             torch.distributed.all_reduce(total)

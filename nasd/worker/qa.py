@@ -1,5 +1,6 @@
 """Extractive question answering (thesis 5.2.2): the loss of a span's two ends, and the answers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
 from nasd.worker.phenotype import MaskedLM, Packing, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, to_device
+from nasd.worker.task import Batch, Ranks, ahead, pinned, to_device
 
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
@@ -71,9 +72,8 @@ class QaTask:
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for start in range(0, len(mine), batch):
+        for start, shown in self._shown(mine, batch, ranks):
             progress("evaluating", start, len(mine))
-            shown = self._tensors(self._test, mine[start : start + batch])
             total += self.loss(self.model, to_device(shown, ranks.device)).double()
         total = total.cpu()
         if ranks.world > 1:
@@ -91,10 +91,10 @@ class QaTask:
         """
         mine = ranks.deal(np.argsort(self._test.lengths, kind="stable"))
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        for position in range(0, len(mine), batch):
+        for position, features in self._shown(mine, batch, ranks):
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
-            shown = to_device(self._tensors(self._test, indices), ranks.device)
+            shown = to_device(features, ranks.device)
             start, end = self.model(shown["input_ids"], shown["attention_mask"], _packing(shown))
             for index, one, other in zip(
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
@@ -118,6 +118,17 @@ class QaTask:
             data.max_answer_tokens,
             progress,
         )
+
+    def _shown(
+        self, mine: NDArray[np.int64], batch: int, ranks: Ranks
+    ) -> Iterator[tuple[int, Batch]]:
+        """`batch` of these test features at once, each time with how many came before."""
+
+        def build(start: int) -> Batch:
+            return pinned(self._tensors(self._test, mine[start : start + batch]), ranks.device)
+
+        starts = range(0, len(mine), batch)
+        return zip(starts, ahead(build, starts), strict=True)
 
     def _tensors(self, features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
         """input_ids and attention_mask [b, longest], start and end [b], and where it packs, the two

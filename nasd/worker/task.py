@@ -5,9 +5,11 @@ knows steps, ranks, the optimizer and checkpoints. A new task is one file that f
 and one line in nasd.worker.stage.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +20,30 @@ from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
 
 Batch = dict[str, Tensor]
+Made = TypeVar("Made")
 EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
+
+
+def ahead(build: Callable[[int], Made], numbers: Iterable[int]) -> Iterator[Made]:
+    """What `build` makes of each number: a thread makes the next one while one is used, so that no
+    device waits for its data."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        upcoming: Future[Made] | None = None
+        for number in numbers:
+            following = thread.submit(build, number)
+            if upcoming is not None:
+                yield upcoming.result()
+            upcoming = following
+        if upcoming is not None:
+            yield upcoming.result()
+
+
+def pinned(batch: Batch, device: Any) -> Batch:
+    """The batch where its way to a GPU goes on in the background; any thread may ask for it."""
+    if device.type != "cuda":
+        return batch
+    torch.cuda.set_device(device)  # each thread has its own
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
 def to_device(batch: Batch, device: Any) -> Batch:

@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,16 @@ from nasd.worker.micro_batch import Trials, halved, share_of
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import EVALUATION_BATCH, Batch, Ranks, Task, autocast, to_device
+from nasd.worker.task import (
+    EVALUATION_BATCH,
+    Batch,
+    Ranks,
+    Task,
+    ahead,
+    autocast,
+    pinned,
+    to_device,
+)
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
@@ -371,30 +379,18 @@ def _micro_batch(task: Task, stage: Stage, ranks: Ranks, run: Run) -> int:
 def _batches(
     task: Task, stage: Stage, schedule: Schedule, size: int, ranks: Ranks, run: Run, start: int
 ) -> Iterator[list[Batch]]:
-    """This rank's share of each step's batch from step `start` on, in parts of `size` examples.
-
-    A thread builds the next share while one trains, so that no device waits for its data, and pins
-    it where that lets the copy to the device go on in the background.
-    """
+    """This rank's share of each step's batch from step `start` on, in parts of `size` examples."""
     order = Order(schedule, run.seed, stage.name, task.lengths)
-    pins = ranks.device.type == "cuda"
 
     def build(step: int) -> list[Batch]:
         mine = ranks.deal(order.batch(step))
         seed = stream_seed(run.seed, step, f"batch/{stage.name}")
-        parts = [task.batch(mine[at : at + size], seed) for at in range(0, len(mine), size)]
-        if pins:
-            torch.cuda.set_device(ranks.device)  # each thread has its own
-            parts = [{name: tensor.pin_memory() for name, tensor in p.items()} for p in parts]
-        return parts
+        return [
+            pinned(task.batch(mine[at : at + size], seed), ranks.device)
+            for at in range(0, len(mine), size)
+        ]
 
-    with ThreadPoolExecutor(1, "batches") as thread:
-        upcoming = thread.submit(build, start)
-        for step in range(start, schedule.steps):
-            batch = upcoming.result()
-            if step + 1 < schedule.steps:
-                upcoming = thread.submit(build, step + 1)
-            yield batch
+    return ahead(build, range(start, schedule.steps))
 
 
 def _wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
