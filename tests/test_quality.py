@@ -32,6 +32,25 @@ def test_halves_are_compared_by_the_means_of_the_seeds() -> None:
     assert other["kept"] == {"slow": [0, 1], "fast": [1, 2]}
 
 
+def test_candidates_that_noise_leaves_apart_are_ordered_alike_or_not() -> None:
+    """The noise is 0.14: 0.2 apart is too close to tell, 1 and more is not."""
+    slow = [[1.0, 1.2], [1.2, 1.4], [2.2, 2.4]]
+
+    def ordered(*fast: float) -> tuple[int, int, int]:
+        way = [[loss, loss + 0.2] for loss in fast]
+        cut = judge({"pretrain_0": {"slow": slow, "fast": way}})["cutoff"]
+        return cut["pairs"], cut["pairs_apart"], cut["ordered_alike"]
+
+    assert ordered(1.2, 1.0, 2.0) == (3, 2, 2)
+    assert ordered(1.0, 1.5, 1.2) == (3, 2, 1)
+
+
+def test_fine_tuning_alone_has_no_cutoff() -> None:
+    alone = judge({"finetune": {"slow": [[3.0, 3.2]], "fast": [[3.1, 3.3]]}})
+    assert "cutoff" not in alone
+    assert alone["finetune"]["difference"] == pytest.approx(0.1)
+
+
 def test_the_slow_way_has_the_same_loss() -> None:
     """So the two differ in how they compute it, and in nothing they are after."""
     model = built(phenotype.MaskedLM, arch=STILL)

@@ -5,9 +5,13 @@ would write: every logit, float32, dropout everywhere, masks drawn anew, every g
 phase 0 then applies a part), questions in random order and padded to the full length. The fast way
 is nasd's. Then the evaluation losses of both are compared with the noise between seeds, and the
 cutoffs with each other.
+
+Before that the seed is trained as a masked language model for a while: a search starts from one
+that is, and only there do candidates differ by what was done to them.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -16,7 +20,9 @@ import sys
 import tempfile
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +49,9 @@ from nasd.worker.train import Run, Schedule, freeze, train
 
 DROPOUT = 0.1
 EVALUATION_BATCH = 32
-QUESTIONS = 4  # in a batch
+SEQUENCES = 2048
+WARM_BATCH = 32
+WARM_RATE = 5e-4
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -67,7 +75,7 @@ class Candidate:
 
 @dataclass
 class Laboratory:
-    """Prepared data, the seed under a trained MLM head, and the stages to compare."""
+    """Prepared data, the seed as a trained masked language model, and the stages to compare."""
 
     config: Config
     folder: Path
@@ -76,12 +84,21 @@ class Laboratory:
     start: Path  # the seed's weights
 
     def corpus(self) -> MlmCorpus:
-        return MlmCorpus.load(self.mlm)
+        """What candidates are trained on: so much that the fast way can cache it all."""
+        whole = MlmCorpus.load(self.mlm)
+        return replace(whole, train=whole.train[:SEQUENCES])
 
     def stage(self, name: str, steps: int, examples: int, batch: int) -> Stage:
+        """The preset's, but that its rate of learning follows the batch (Goyal et al. 2017)."""
         found = next(stage for stage in self.config.stages if stage.name == name)
-        epochs = steps / (examples // batch)
-        return found.model_copy(update={"epochs": epochs, "batch": batch, "evaluations": 1})
+        assert found.learning_rate is not None
+        update = {
+            "epochs": steps / (examples // batch),
+            "batch": batch,
+            "learning_rate": found.learning_rate * batch / found.batch,
+            "evaluations": 1,
+        }
+        return found.model_copy(update=update)
 
 
 def laboratory(options: argparse.Namespace, folder: Path) -> Laboratory:
@@ -99,11 +116,20 @@ def laboratory(options: argparse.Namespace, folder: Path) -> Laboratory:
     mlm, questions = prepare.caches(config.data, folder, tokenizer, folder, 1, quiet)
     model, _ = seed.load_seed(source, folder, DROPOUT)
     one = Laboratory(config, folder, mlm, questions, folder / "start")
-    names = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-    task = MlmTask(model, one.corpus(), config.data.mlm.mask_share, names)
-    head = one.stage("pretrain_head", options.head_steps, task.train_size, 32)
-    train(task, head, ALONE, _run(folder / "head", 0, "float32"))
-    phenotype.save(task.model, one.start)
+    if one.start.exists():
+        return one
+    every = {name for name, _ in model.named_parameters()}
+    head = {name for name in every if name.startswith("head.")}
+    for name, names, steps, rate in (
+        ("pretrain_head", head, options.head_steps, None),
+        ("pretrain_1", every, options.warm_steps, WARM_RATE),
+    ):
+        task = MlmTask(model, MlmCorpus.load(mlm), config.data.mlm.mask_share, names)
+        stage = one.stage(name, steps, task.train_size, WARM_BATCH)
+        stage = stage.model_copy(update={"learning_rate": rate or stage.learning_rate})
+        train(task, stage, ALONE, _run(folder / name, 0, "bfloat16"))
+        print(f"the seed behind {steps} steps of {name}: {loss_of(task):.4f}", file=sys.stderr)
+    phenotype.save(model, one.start)
     return one
 
 
@@ -145,7 +171,7 @@ def fast(task: Task, stage: Stage, lab: Laboratory, number: int) -> None:
         freeze(task)
         task.known = activations.known(
             task,
-            corpus=lab.mlm.name,
+            corpus=f"{lab.mlm.name}-{SEQUENCES}",
             epochs=2.0,  # worth it or not: what is compared is its result
             precision="bfloat16",
             shelf=activations.Shelf(lab.folder, 4 * activations.GB, 1),
@@ -167,8 +193,8 @@ def slow(task: Task, stage: Stage, lab: Laboratory, number: int) -> None:
         {"params": [p for p in moved if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-    order = np.random.default_rng(number)
-    torch.manual_seed(number)
+    order = np.random.default_rng(stream_seed(number, 0, f"order/{stage.name}"))
+    torch.manual_seed(stream_seed(number, 0, f"dropout/{stage.name}"))
     queue = np.empty(0, dtype=np.int64)
     for step in range(schedule.steps):
         if len(queue) < schedule.batch:
@@ -177,7 +203,7 @@ def slow(task: Task, stage: Stage, lab: Laboratory, number: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(step)
         model.zero_grad()
-        batch = task.batch(indices, stream_seed(number, step, "masks"))
+        batch = task.batch(indices, stream_seed(number, step, f"masks/{stage.name}"))
         loss = dense(model, batch, lab.config.data.qa.tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(moved, stage.max_grad_norm)
@@ -202,13 +228,12 @@ WAYS = {"slow": slow, "fast": fast}
 
 
 def climb(
-    lab: Laboratory, one: Candidate, way: str, number: int, options: argparse.Namespace, tune: bool
-) -> dict[str, float]:
-    """The evaluation loss behind each stage, in float32, and the seconds that all of them took."""
+    lab: Laboratory, one: Candidate, way: str, number: int, options: argparse.Namespace
+) -> "Losses":
+    """The evaluation loss behind each stage of pre-training, in float32."""
     fresh = torch.Generator().manual_seed(number)
     model = inherit(one.genotype, one.lineage, lab.start, fresh, DROPOUT)
-    losses: dict[str, float] = {}
-    began = time.perf_counter()
+    losses: Losses = {}
     every = {name for name, _ in model.named_parameters()}
     for name, names, steps in (
         ("pretrain_0", new_parameters(model, one.lineage), options.steps),
@@ -219,16 +244,16 @@ def climb(
         task = MlmTask(model, lab.corpus(), lab.config.data.mlm.mask_share, names, masks)
         WAYS[way](task, lab.stage(name, steps, task.train_size, options.batch), lab, number)
         losses[name] = loss_of(task)
-    if tune:
-        folder = lab.folder / f"{way}-{number}"
-        phenotype.save(model, folder)
-        answering = phenotype.load_for_answering(folder, fresh, DROPOUT)
-        questions = QaTask.load(answering, lab.qa)
-        stage = lab.stage("finetune", options.steps, questions.train_size, QUESTIONS)
-        WAYS[way](questions, stage, lab, number)
-        losses["finetune"] = loss_of(questions)
-    losses["seconds"] = time.perf_counter() - began
     return losses
+
+
+def tune(lab: Laboratory, way: str, number: int, options: argparse.Namespace) -> "Losses":
+    """The evaluation loss of the seed itself behind fine-tuning, in float32."""
+    fresh = torch.Generator().manual_seed(number)
+    task = QaTask.load(phenotype.load_for_answering(lab.start, fresh, DROPOUT), lab.qa)
+    stage = lab.stage("finetune", options.finetune_steps, task.train_size, options.finetune_batch)
+    WAYS[way](task, stage, lab, number)
+    return {"finetune": loss_of(task)}
 
 
 def loss_of(task: Task) -> float:
@@ -244,6 +269,7 @@ def loss_of(task: Task) -> float:
 
 # --- what came of it ------------------------------------------------------------------------
 
+Losses = dict[str, float]  # by stage
 Found = dict[str, dict[str, list[list[float]]]]  # stage, way: [candidates][seeds]
 
 
@@ -275,18 +301,29 @@ def judge(found: Found) -> dict[str, Any]:
             "standard_error": spread * (2 / seeds / len(differences)) ** 0.5,
             "noise": spread,
         }
-    halves = found["pretrain_0"]
-    means = {way: kept([statistics.mean(one) for one in halves[way]]) for way in WAYS}
-    by_seed = {
-        way: [kept([one[number] for one in halves[way]]) for number in range(len(halves[way][0]))]
-        for way in WAYS
-    }
-    verdict["cutoff"] = {
-        "kept": {way: sorted(one) for way, one in means.items()},
-        "same": means["slow"] == means["fast"],
-        "by_seed": {way: [sorted(one) for one in found_] for way, found_ in by_seed.items()},
-    }
+    if "pretrain_0" in found:
+        verdict["cutoff"] = judge_cutoff(found["pretrain_0"], verdict["pretrain_0"]["noise"])
     return verdict
+
+
+def judge_cutoff(losses: dict[str, list[list[float]]], spread: float) -> dict[str, Any]:
+    """Which half each way keeps, and in which order the ways put those pairs of candidates that
+    the noise leaves apart: by the slow way further than twice its standard deviation."""
+    means = {way: [statistics.mean(seeds) for seeds in losses[way]] for way in WAYS}
+    halves = {way: kept(means[way]) for way in WAYS}
+    numbers = range(len(losses["slow"][0]))
+    by_seed = {way: [kept([one[n] for one in losses[way]]) for n in numbers] for way in WAYS}
+    pairs = list(itertools.combinations(range(len(means["slow"])), 2))
+    gaps = [[means[way][one] - means[way][other] for way in WAYS] for one, other in pairs]
+    apart = [(slow_, fast_) for slow_, fast_ in gaps if abs(slow_) > 2 * spread]
+    return {
+        "kept": {way: sorted(half) for way, half in halves.items()},
+        "same": halves["slow"] == halves["fast"],
+        "by_seed": {way: [sorted(half) for half in found] for way, found in by_seed.items()},
+        "pairs": len(pairs),
+        "pairs_apart": len(apart),
+        "ordered_alike": sum(slow_ * fast_ > 0 for slow_, fast_ in apart),
+    }
 
 
 def show(found: Found, verdict: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -300,7 +337,8 @@ def show(found: Found, verdict: dict[str, Any], seconds: dict[str, float]) -> No
                 f"{statistics.mean(x):.4f} ({statistics.stdev(x):.4f})" for x in (slow_, fast_)
             ]
             gap = statistics.mean(fast_) - statistics.mean(slow_)
-            table.add_row(stage, str(index), *cells, f"{gap:+.4f}")
+            who = "seed" if stage == "finetune" else str(index)
+            table.add_row(stage, who, *cells, f"{gap:+.4f}")
     console.print(table)
     for stage in found:
         one = verdict[stage]
@@ -308,11 +346,17 @@ def show(found: Found, verdict: dict[str, Any], seconds: dict[str, float]) -> No
             f"{stage}: fast - slow = {one['difference']:+.4f} ± {one['standard_error']:.4f}"
             f" (noise between seeds {one['noise']:.4f})"
         )
-    cut = verdict["cutoff"]
-    same = "the same half" if cut["same"] else "not the same half"
-    console.print(f"cutoff keeps {same}: slow {cut['kept']['slow']}, fast {cut['kept']['fast']}")
-    for way, sets in cut["by_seed"].items():
-        console.print(f"  by seed, {way}: {sets}")
+    if (cut := verdict.get("cutoff")) is not None:
+        same = "the same half" if cut["same"] else "not the same half"
+        console.print(
+            f"cutoff keeps {same}: slow {cut['kept']['slow']}, fast {cut['kept']['fast']}"
+        )
+        for way, sets in cut["by_seed"].items():
+            console.print(f"  by seed, {way}: {sets}")
+        console.print(
+            f"of {cut['pairs']} pairs of candidates the noise leaves {cut['pairs_apart']} apart;"
+            f" both ways order {cut['ordered_alike']} of them alike"
+        )
     console.print(f"seconds in all: slow {seconds['slow']:.0f}, fast {seconds['fast']:.0f}")
 
 
@@ -320,37 +364,51 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bin/bench quality", description=__doc__)
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="text files")
     parser.add_argument("--questions", type=Path, required=True, help="in SQuAD's JSON form")
-    parser.add_argument("--candidates", type=int, default=6)
+    parser.add_argument("--candidates", type=int, default=6, help="0: only fine-tune the seed")
     parser.add_argument("--seeds", type=int, default=2, help="of each candidate and way")
-    parser.add_argument("--steps", type=int, default=40, help="of each stage; half in pretrain_1")
-    parser.add_argument("--head-steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="of pretrain_0; half in pretrain_1")
+    parser.add_argument("--head-steps", type=int, default=60, help="before all, of the MLM head")
+    parser.add_argument("--warm-steps", type=int, default=600, help="then, of the whole seed")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--sequences", type=int, default=2048)
-    parser.add_argument("--finetune", type=int, default=1, help="so many of the candidates")
+    parser.add_argument("--sequences", type=int, default=40_000, help="that the seed is shown")
+    parser.add_argument("--finetune-steps", type=int, default=75, help="0: no fine-tuning")
+    parser.add_argument("--finetune-batch", type=int, default=16, help="questions of a step")
+    parser.add_argument("--finetune-seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keeps the data and the trained seed here")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.seeds < 2 or options.candidates < 2:
+    if min(options.seeds, options.finetune_seeds) < 2 or options.candidates == 1:
         sys.exit("bin/bench quality: noise takes 2 seeds or more, a cutoff 2 candidates or more")
     torch.set_num_threads(options.threads)
-    qa.LOSS_FEATURES = 96  # of the test part, for the time it takes
+    qa.LOSS_FEATURES = 192  # of the test part, for the time it takes
     seconds = dict.fromkeys(WAYS, 0.0)
+    found: Found = {}
+
+    def note(what: str, way: str, index: int, number: int, do: Callable[[], Losses]) -> None:
+        began = time.perf_counter()
+        losses = do()
+        seconds[way] += time.perf_counter() - began
+        for stage, loss in losses.items():
+            ways = found.setdefault(stage, {way: [] for way in WAYS})
+            if number == 0:
+                ways[way].append([])
+            ways[way][index].append(loss)
+        shown = "  ".join(f"{stage} {loss:.4f}" for stage, loss in losses.items())
+        print(f"{what}, random seed {number}, {way}: {shown}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as name:
-        lab = laboratory(options, Path(name))
-        found: Found = {}
+        if options.folder is not None:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        lab = laboratory(options, options.folder or Path(name))
         for index, one in enumerate(candidates(lab, options.candidates)):
-            for number in range(options.seeds):
-                for way in WAYS:
-                    losses = climb(lab, one, way, number, options, index < options.finetune)
-                    seconds[way] += losses.pop("seconds")
-                    for stage, loss in losses.items():
-                        ways = found.setdefault(stage, {way: [] for way in WAYS})
-                        if number == 0:
-                            ways[way].append([])
-                        ways[way][index].append(loss)
-                    shown = "  ".join(f"{stage} {loss:.4f}" for stage, loss in losses.items())
-                    print(f"candidate {index} seed {number} {way}: {shown}", file=sys.stderr)
+            for number, way in itertools.product(range(options.seeds), WAYS):
+                do = partial(climb, lab, one, way, number, options)
+                note(f"candidate {index}", way, index, number, do)
+        if options.finetune_steps:
+            for number, way in itertools.product(range(options.finetune_seeds), WAYS):
+                note("the seed", way, 0, number, partial(tune, lab, way, number, options))
     verdict = judge(found)
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads; torch"
           f" {torch.__version__}")  # fmt: skip
