@@ -88,8 +88,7 @@ class Slots(Section):
     compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     """Compile the blocks; `"auto"`: where that is likely to pay for itself."""
     packing: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
-    """Compute nothing for questions' padding; `"auto"`: where the device has fast attention for
-    that."""
+    """Compute nothing for questions' padding; `"auto"`: wherever the device is fast at that."""
     widen: Annotated[bool, Field(strict=True)] = False
     """Give slots that would idle to attempts that run, at a checkpoint of theirs."""
 

@@ -17,11 +17,14 @@ from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.mlm import MlmTask
 from nasd.worker.prepare import test_questions as questions_of
+from nasd.worker.qa import QaTask
 from nasd.worker.stage import _packs
 from nasd.worker.stage import run as run_stage
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks, ahead
-from nasd.worker.train import Order, Run, Schedule, train
+from nasd.worker.train import Order, Run, Schedule, _batches, train
+from tests.test_phenotype import built
+from tests.test_sparse import features
 from tests.training import (
     Never,
     Notes,
@@ -80,8 +83,9 @@ def test_a_precision_that_the_device_lacks_is_replaced_with_a_line_that_says_so(
         ("cuda", "bfloat16", (4, 8, 2), "auto", True, "packed"),  # 16, 8 and 32 wide
         ("cuda", "bfloat16", (4, 16, 2), "auto", False, "padded: there are attention heads 4 wide"),
         ("cuda", "float32", (4, 4), "auto", False, "padded: there is no fast attention without it"),
-        ("cpu", "bfloat16", (4, 4), "auto", False, "padded: only a GPU has fast attention"),
-        ("cpu", "float32", (4, 4), True, True, "packed, so that nothing"),
+        ("cpu", "bfloat16", (4, 16), "auto", True, "packed, so that nothing"),
+        ("cpu", "float32", (4, 4), False, False, "padded: slots.packing says so"),
+        ("cuda", "float32", (4, 4), True, True, "packed, so that nothing"),
         ("cuda", "bfloat16", (4, 8, 2), False, False, "padded: slots.packing says so"),
     ],
 )
@@ -285,17 +289,32 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
-def test_every_epoch_takes_each_example_once_and_lengths_stay_together() -> None:
-    lengths = np.random.default_rng(0).integers(10, 200, size=1000)
+def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:
     schedule = Schedule.of(stage(CONFIG, "finetune", epochs=2, batch=8), 1000)
-    order = Order(schedule, 1, "finetune", lengths)
+    order = Order(schedule, 1, "finetune")
     epochs = [[order.batch(e * 125 + n) for n in range(125)] for e in range(2)]
     for batches in epochs:
         assert sorted(np.concatenate(batches)) == list(range(1000))
-        assert max(np.ptp(lengths[batch]) for batch in batches) < 40
     assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
-    again = Order(schedule, 1, "finetune", lengths)
+    again = Order(schedule, 1, "finetune")
     assert np.array_equal(again.batch(200), epochs[1][75])
+
+
+def test_batches_are_of_any_length_but_their_parts_and_ranks_of_one(tmp_path: Path) -> None:
+    """Batches by length would train worse; only what is computed at once is sorted."""
+    task = QaTask(built(phenotype.QuestionAnswering), features(), features())
+    assert task.lengths is not None
+    finetune = stage(CONFIG, "finetune", epochs=1, batch=6)
+    schedule, run = Schedule.of(finetune, task.train_size), run_of(tmp_path, Notes())
+
+    def lengths(size: int, rank: int, world: int) -> list[int]:
+        ranks = Ranks(rank, world, torch.device("cpu"))
+        (parts,) = _batches(task, finetune, schedule, size, ranks, run, 0)
+        return [part["input_ids"].shape[1] for part in parts]
+
+    assert lengths(6, 0, 1) == [11]
+    shapes = [lengths(1, rank, 2) for rank in range(2)]
+    assert shapes == [[7, 9, 11], [8, 10, 11]]  # of 7, 8, 9, 10, 11 and 11
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -163,6 +163,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     return attended
 
 
+def takes_spans(device: torch.device) -> bool:
+    """Whether there is an attention that takes examples of any lengths in one go."""
+    return device.type == "cuda"
+
+
 class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w]."""
 
@@ -173,8 +178,13 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
         self.dropout = Dropout(arch.dropout)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        summed = self.word(input_ids) + self.position.weight[: input_ids.shape[1]]
+    def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """places: where in its example each token stands, if not one behind another from 0 on."""
+        if places is None:
+            where = self.position.weight[: input_ids.shape[1]]
+        else:
+            where = self.position(places)
+        summed = self.word(input_ids) + where
         embedded: Tensor = self.dropout(self.norm(summed))
         return embedded
 
@@ -202,10 +212,15 @@ class Attention(nn.Module):
         and the same [1, n, w], at their own example."""
         given = (self.q(queries), self.k(context), self.v(context))
         dropout = self.dropout if self.training else 0.0
-        if isinstance(mask, Spans):
+        if isinstance(mask, Spans) and takes_spans(queries.device):
             q, k, v = (self._nested(states, mask) for states in given)
             attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
             attended = attended.transpose(1, 2).values().flatten(1)[None]
+        elif isinstance(mask, Spans):  # one after the other
+            lengths = mask.offsets.diff().tolist()
+            parts = [self._split(states).split_with_sizes(lengths, 2) for states in given]
+            each = [attend(q, k, v, None, dropout) for q, k, v in zip(*parts, strict=True)]
+            attended = torch.cat(each, dim=2).transpose(1, 2).flatten(2)
         else:
             q, k, v = (self._split(states) for states in given)
             attended = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
@@ -319,11 +334,11 @@ class Encoder(nn.Module):
     def packed(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Token ids [b, l] to states [b, l, w], 0 in the padding, for which nothing is computed."""
         examples, longest = input_ids.shape
-        embedded: Tensor = self.embeddings(input_ids).flatten(0, 1)
-        states = embedded[packing.places][None]
+        kept = input_ids.flatten()[packing.places][None]
+        states: Tensor = self.embeddings(kept, packing.places[None] % longest)
         for block in self.blocks:
             states = block(states, Spans(packing.offsets, longest))
-        spread = torch.zeros_like(embedded, dtype=states.dtype)
+        spread = states.new_zeros(examples * longest, states.shape[-1])
         return spread.index_copy(0, packing.places, states[0]).view(examples, longest, -1)
 
     def _through(

@@ -90,17 +90,12 @@ class Schedule:
 class Order:
     """Which examples make up a step's global batch: a new permutation every epoch.
 
-    Where examples differ in length, a stretch of `STRETCH` batches is sorted by it before it is
-    cut into batches, and the batches are shuffled again: little padding, and still random.
+    Drawn without regard to length: batches of examples alike make a worse model than random ones
+    (`bin/bench quality` shows it), so that padding is avoided inside of a batch, or nowhere.
     """
 
-    STRETCH = 64
-
-    def __init__(
-        self, schedule: Schedule, seed: int, stage: str, lengths: NDArray[np.int64] | None
-    ) -> None:
+    def __init__(self, schedule: Schedule, seed: int, stage: str) -> None:
         self._schedule, self._seed, self._stage = schedule, seed, stage
-        self._lengths = lengths
         self._epoch = -1
         self._batches: NDArray[np.int64] = np.empty((0, 0), dtype=np.int64)
 
@@ -115,15 +110,7 @@ class Order:
         """[steps of the epoch, batch] indices."""
         size, steps = self._schedule.batch, self._schedule.steps_per_epoch
         random = np.random.default_rng(stream_seed(self._seed, epoch, f"order/{self._stage}"))
-        order = random.permutation(self._schedule.examples)[: steps * size]
-        if self._lengths is None:
-            return order.reshape(steps, size)
-        batches = []
-        for start in range(0, len(order), self.STRETCH * size):
-            stretch = order[start : start + self.STRETCH * size]
-            stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
-            batches.append(random.permutation(stretch.reshape(-1, size)))
-        return np.concatenate(batches)
+        return random.permutation(self._schedule.examples)[: steps * size].reshape(steps, size)
 
 
 class Recorder(Protocol):
@@ -379,11 +366,18 @@ def _micro_batch(task: Task, stage: Stage, ranks: Ranks, run: Run) -> int:
 def _batches(
     task: Task, stage: Stage, schedule: Schedule, size: int, ranks: Ranks, run: Run, start: int
 ) -> Iterator[list[Batch]]:
-    """This rank's share of each step's batch from step `start` on, in parts of `size` examples."""
-    order = Order(schedule, run.seed, stage.name, task.lengths)
+    """This rank's share of each step's batch from step `start` on, in parts of `size` examples.
+
+    Where examples differ in length, ranks get about as many tokens each, and so much as a part has
+    to be padded, its examples are alike.
+    """
+    order = Order(schedule, run.seed, stage.name)
 
     def build(step: int) -> list[Batch]:
-        mine = ranks.deal(order.batch(step))
+        batch = order.batch(step)
+        if task.lengths is not None:
+            batch = batch[np.argsort(task.lengths[batch], kind="stable")]
+        mine = ranks.deal(batch)
         seed = stream_seed(run.seed, step, f"batch/{stage.name}")
         return [
             pinned(task.batch(mine[at : at + size], seed), ranks.device)

@@ -21,7 +21,6 @@ from nasd.worker.corpus import SpecialTokens
 from nasd.worker.passages import QaFeatures
 from nasd.worker.seed import load_seed
 from nasd.worker.spans import NO_CHARACTERS
-from nasd.worker.train import Order
 from tests.bench.cases import BLOCKS, EVALUATION_BATCH, Shape
 
 # The ids of [PAD], [UNK], [CLS], [SEP] and [MASK].
@@ -36,9 +35,7 @@ def make(folder: Path, shape: Shape, steps: int, dropout: float | None = None) -
     weights(folder, shape, dropout)
     random = np.random.default_rng(0)
     corpus(folder / "mlm", shape, steps * shape.batch, random)
-    # As many as are sorted by length together, or the batches would be more alike than SQuAD's.
-    questions = shape.qa_batch * max(steps, Order.STRETCH)
-    features(shape, questions, random).save(folder / "qa" / "train")
+    features(shape, steps * shape.qa_batch, random).save(folder / "qa" / "train")
     test = features(shape, TEST_FEATURES, random)
     test.save(folder / "qa" / "test")
     asked = [

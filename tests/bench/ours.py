@@ -136,7 +136,7 @@ def tokens_by_step(job: Job, stage: Stage) -> Callable[[int], float]:
     if stage.task == "mlm":
         return lambda step: float(job.shape.batch * job.shape.tokens)
     lengths = QaFeatures.load(job.folder / "qa" / "train").lengths
-    order = Order(Schedule.of(stage, len(lengths)), SEED, stage.name, lengths)
+    order = Order(Schedule.of(stage, len(lengths)), SEED, stage.name)
     return lambda step: float(lengths[order.batch(step)].sum())
 
 
