@@ -110,13 +110,14 @@ def simulate(
     """
     from rich.console import Console
 
-    from nasd import forecast as view
     from nasd.config import load
+    from nasd.forecast.as_json import forecast
+    from nasd.forecast.view import render
 
     settings = load(config)
     # Shown only on a terminal, and never within the output.
     with Console(stderr=True).status("simulating") as shown:
-        data = view.forecast(
+        data = forecast(
             settings,
             config,
             tflops=tflops,
@@ -129,7 +130,7 @@ def simulate(
     if as_json:
         print(json.dumps(data, indent=1))
     else:
-        Console().print(view.render(data))
+        Console().print(render(data))
 
 
 @app.command(rich_help_panel=SEARCH)

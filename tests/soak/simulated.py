@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nasd import forecast, snapshot
+from nasd import snapshot
 from nasd.config import Config
 from nasd.cost import Timeline, work
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
+from nasd.forecast import premises
 from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Heartbeat, Spec, read
 from nasd.simulation import MARKER, SimulatedLauncher, VirtualClock, run
@@ -50,7 +51,7 @@ from tests.soak.serve import (
     write_life,
 )
 
-SEED_MODEL = forecast.DISTILBERT
+SEED_MODEL = premises.DISTILBERT
 SHORTEST, LONGEST = 0.02, 0.4  # seconds that a daemon serves before it is killed
 PACE = 36_000.0  # virtual seconds for a real one
 OFF = 0.3 * 900.0  # virtual seconds for which nobody serves between two lives, on average

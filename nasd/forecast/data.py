@@ -1,0 +1,120 @@
+"""How much there is to train on and to test: as given, as prepared, or as known of the sources."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nasd import readable
+from nasd.config import Config
+from nasd.cost import Volumes
+from nasd.errors import NasdError
+from nasd.snapshot import Snapshot
+from nasd.squad import read_squad
+
+# Bytes of text on the hub, and bytes a token of the uncased English vocabulary (books have
+# shorter words; Wikipedia lies between a clean sample's 5.0 and the 4.4 of names and numbers).
+KNOWN_CORPORA = {
+    "wikimedia/wikipedia": ("English Wikipedia", 20.2e9, 4.7),
+    "bookcorpus/bookcorpus": ("BookCorpus", 4.85e9, 4.2),
+}
+FILE_BYTES_PER_TOKEN = 4.5
+KNOWN_QUESTIONS = {"rajpurkar/squad": 87_599, "squad": 87_599}
+FEATURES_PER_QUESTION = 88_524 / 87_599  # SQuAD v1.1 at 384 tokens, stride 128
+
+
+def prepared(config: Config, measured: Snapshot | None) -> Mapping[str, Any] | None:
+    """The experiment's counts of data, if it has the data of this config."""
+    if measured is None or measured.experiment.prepared is None:
+        return None
+    same = measured.experiment.config["data"] == config.data.model_dump(mode="json")
+    return measured.experiment.prepared if same else None
+
+
+def volumes(
+    config: Config,
+    folder: Path,
+    prepared: Mapping[str, Any] | None,
+    mlm_sequences: int | None,
+    qa_questions: int | None,
+) -> tuple[Volumes, str]:
+    mlm, qa = config.data.mlm, config.data.qa
+    if mlm_sequences is not None:
+        sequences, how = mlm_sequences, "as given"
+    elif prepared is not None:
+        sequences, how = prepared["mlm_train_sequences"], "as prepared"
+    else:
+        sequences, how = _sequences(config, folder)
+    if qa_questions is None and prepared is not None:
+        names = ("train_questions", "test_questions", "train_features", "test_features")
+        counts = tuple(int(prepared[f"qa_{name}"]) for name in names)
+        asked = "as prepared"
+    else:
+        if qa_questions is not None:
+            total, asked = qa_questions, "as given"
+        elif qa.files:
+            total, asked = sum(len(read_squad(folder / name)) for name in qa.files), "counted"
+        elif qa.hub in KNOWN_QUESTIONS:
+            total, asked = KNOWN_QUESTIONS[qa.hub], "SQuAD v1.1"
+        else:
+            raise NasdError(f"data.qa.hub: nothing is known of {qa.hub}: give --qa-questions")
+        train = min(total - 1, max(1, round(qa.train_share * total)))
+        if total < 2:
+            raise NasdError(f"--qa-questions: {total} cannot be split into train and test")
+        features = [round(part * FEATURES_PER_QUESTION) for part in (train, total - train)]
+        counts = (train, total - train, features[0], features[1])
+    volumes = Volumes(sequences, mlm.evaluation_sequences, *counts)
+    volumes = replace(volumes, qa_tokens=min(volumes.qa_tokens, float(qa.tokens)))
+    for stage in config.stages:
+        examples = sequences if stage.task == "mlm" else volumes.qa_train_features
+        if stage.train != "none" and min(stage.batch, examples) < stage.slots:
+            raise NasdError(
+                f"stages.{stage.name}: {examples} training examples cannot be dealt out to"
+                f" {stage.slots} slots"
+            )
+    return volumes, (
+        f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); {counts[0]:,} questions to"
+        f" train on and {counts[1]:,} to test ({asked})."
+    )
+
+
+def _sequences(config: Config, folder: Path) -> tuple[int, str]:
+    """How many sequences there are to train on, and how that was arrived at."""
+    mlm = config.data.mlm
+    tokens, parts, known = 0.0, [], True
+    for corpus in mlm.corpora:
+        if corpus.files:
+            try:
+                size = float(sum((folder / name).stat().st_size for name in corpus.files))
+            except OSError as error:
+                raise NasdError(
+                    f"data.mlm.corpora: {error.filename} cannot be read: {error.strerror}"
+                ) from error
+            name, ratio = "files", FILE_BYTES_PER_TOKEN
+        elif corpus.hub in KNOWN_CORPORA and (corpus.config or ".en").endswith(".en"):
+            name, size, ratio = KNOWN_CORPORA[corpus.hub]
+        elif mlm.max_sequences is None:
+            raise NasdError(
+                f"data.mlm.corpora: nothing is known of the size of {corpus.hub}: give"
+                " --mlm-sequences"
+            )
+        else:
+            known = False
+            continue
+        tokens += size / ratio
+        parts.append(f"{name} {readable.size(size)} at {ratio:g} bytes a token")
+    there = int(tokens / (mlm.tokens - 2))
+    if known and there < 2 * mlm.evaluation_sequences:
+        raise NasdError(
+            f"data.mlm.corpora: about {there} sequences of {mlm.tokens} tokens are too few for"
+            f" data.mlm.evaluation_sequences = {mlm.evaluation_sequences}; --mlm-sequences says"
+            " how many there are"
+        )
+    there -= mlm.evaluation_sequences
+    if mlm.max_sequences is not None and (not known or mlm.max_sequences <= there):
+        return mlm.max_sequences, "data.mlm.max_sequences"
+    return there, ", ".join(parts)
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 10**6 else f"{count:,}"

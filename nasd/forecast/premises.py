@@ -1,0 +1,110 @@
+"""What a forecast rests on: seed, data, slots and rate, each with a word on where it is from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nasd import preflight, snapshot
+from nasd.config import Config, check_against_seed, check_against_slots
+from nasd.cost import Machine, Volumes
+from nasd.errors import NasdError
+from nasd.forecast import data, rates
+from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.preflight import Seed
+from nasd.snapshot import Snapshot
+from nasd.variation import check_genotype
+
+AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
+DISTILBERT = Seed(
+    Backbone(vocab_size=30522, positions=512, width=768),
+    Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6),
+    has_mlm_head=True,
+)
+KNOWN_SEEDS = {
+    "distilbert-base-uncased": DISTILBERT,
+    "distilbert/distilbert-base-uncased": DISTILBERT,
+}
+_LUCK = (
+    "nothing fails and nobody diverges. Which candidates are bred follows from made-up losses and"
+    " scores; their sizes, and the hours with them, differ from one search seed to another."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is simulated. assumptions: what it rests on, a sentence each."""
+
+    seed: Seed
+    volumes: Volumes
+    slots: tuple[str, ...]
+    machine: Machine
+    assumptions: tuple[str, ...]
+
+
+def gather(
+    config: Config,
+    config_path: Path,
+    tflops: float | None = None,
+    slots: int | None = None,
+    mlm_sequences: int | None = None,
+    qa_questions: int | None = None,
+) -> Subject:
+    """Seed, data, slots and rate: as given, as measured, as known, or as can be looked up."""
+    folder, origin = config_path.resolve().parent, str(config_path)
+    names, about_slots = _slots(config, slots, origin)
+    measured = _experiment(folder / config.experiment.state)
+    seed, about_seed = _seed(config, folder, measured)
+    check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
+    try:
+        check_genotype(seed.baseline, config.search_space, seed.backbone.width)
+    except NasdError as error:
+        raise NasdError(
+            f"{origin}: search_space does not hold the seed's own architecture: {error}"
+        ) from error
+    prepared = data.prepared(config, measured)
+    volumes, about_data = data.volumes(config, folder, prepared, mlm_sequences, qa_questions)
+    machine, about_rate = rates.machine(config, names, tflops, measured)
+    return Subject(
+        seed, volumes, names, machine, (about_seed, about_data, about_slots + about_rate, _LUCK)
+    )
+
+
+def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, ...], str]:
+    listed = config.slots.devices
+    if count is None and listed != "auto":
+        check_against_slots(config, len(listed), origin)
+        return listed, f"{len(listed)} slots as listed, "
+    cpu = listed != "auto" and listed[0].startswith("cpu")
+    number = count or AUTO_SLOTS
+    for stage in config.stages:
+        if stage.slots > number:
+            raise NasdError(
+                f"--slots: stages.{stage.name} asks for {stage.slots} slots, more than {number}"
+            )
+    check_against_slots(config, number, origin)
+    names = tuple(f"{'cpu' if cpu else 'cuda'}:{index}" for index in range(number))
+    return names, f"{number} slots{'' if count else ' (slots.devices is auto: a guess)'}, "
+
+
+def _experiment(state: Path) -> Snapshot | None:
+    try:
+        with snapshot.opened(state) as connection:
+            return snapshot.read(connection)
+    except snapshot.NoExperiment:
+        return None
+
+
+def _seed(config: Config, folder: Path, measured: Snapshot | None) -> tuple[Seed, str]:
+    source = config.seed_model.source
+    has_head_stage = any(stage.train == "head" for stage in config.stages)
+    if source in KNOWN_SEEDS:
+        seed, how = KNOWN_SEEDS[source], "its shape is known"
+    elif measured is not None and measured.experiment.config["seed_model"]["source"] == source:
+        prepared = measured.experiment.prepared
+        head = not has_head_stage if prepared is None else bool(prepared["has_mlm_head"])
+        seed = Seed(measured.experiment.backbone, measured.baseline.genotype, head)
+        how = "its shape as in the experiment"
+    else:
+        seed, how = preflight.look_at_seed(source, folder), "looked at"
+    size = parameters(seed.baseline, seed.backbone) / 1e6
+    without = "" if seed.has_mlm_head else " without an MLM head"
+    return seed, f"seed {source}{without}: {size:.1f} M parameters ({how})."

@@ -1,0 +1,100 @@
+"""The simulated search: all of nasd but its workers, in virtual time and in a temporary folder."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nasd import readable
+from nasd.config import PREPARE, Config
+from nasd.errors import NasdError
+from nasd.folders import StateFolder
+from nasd.forecast.premises import Subject
+from nasd.simulation import SimulatedLauncher, VirtualClock, run
+from nasd.snapshot import Snapshot
+from nasd.store import Store
+from nasd.tick import Tick
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one simulated search. Times are virtual seconds since its beginning."""
+
+    seed: int
+    began: float
+    ended: float
+    snapshot: Snapshot
+
+
+def simulate(config: Config, subject: Subject, seed: int, progress: Progress) -> Run:
+    """The whole search of the config with another search seed, without a budget."""
+    experiment = config.experiment.model_copy(update={"seed": seed, "budget_gpu_hours": None})
+    config = config.model_copy(update={"experiment": experiment})
+    clock = VirtualClock()
+    began = clock()
+    with tempfile.TemporaryDirectory(prefix="nasd-simulate-") as folder, _silence():
+        state = StateFolder(Path(folder) / "state")
+        store = Store(state.database)
+        try:
+            store.create_experiment(
+                config.experiment.name,
+                seed,
+                config.model_dump(mode="json", by_alias=True),
+                subject.seed.backbone,
+                subject.seed.baseline,
+                PREPARE,
+                began,
+            )
+            launcher = SimulatedLauncher(
+                clock,
+                subject.seed.backbone,
+                subject.seed.baseline,
+                subject.volumes,
+                subject.machine,
+                has_mlm_head=subject.seed.has_mlm_head,
+                metrics=False,
+            )
+            tick = Tick(
+                store,
+                config,
+                Path(folder),
+                state,
+                subject.slots,
+                launcher,
+                clock,
+                monotonic=clock,
+                free_bytes=lambda path: 1 << 60,
+            )
+            end = run(
+                tick,
+                clock,
+                launcher,
+                progress=lambda snap, now: progress(_where(snap, now - began)),
+            )
+        finally:
+            store.close()
+    if end.experiment.state != "complete":
+        raise NasdError(f"the simulated search does not get to its end: {end.experiment.reason}")
+    return Run(seed, began, clock(), end)
+
+
+def _where(snap: Snapshot, seconds: float) -> str:
+    generation = snap.generation
+    at = "the baseline" if generation is None else f"generation {generation.number}"
+    return f"{at}, {readable.duration(seconds)}"
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What the simulated search logs is no news."""
+    log = logging.getLogger("nasd")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
