@@ -250,7 +250,8 @@ def climb(
 def tune(lab: Laboratory, way: str, number: int, options: argparse.Namespace) -> "Losses":
     """The evaluation loss of the seed itself behind fine-tuning, in float32."""
     fresh = torch.Generator().manual_seed(number)
-    task = QaTask.load(phenotype.load_for_answering(lab.start, fresh, DROPOUT), lab.qa)
+    model = phenotype.load_for_answering(lab.start, fresh, DROPOUT)
+    task = QaTask.load(model, lab.qa, packs=way == "fast")
     stage = lab.stage("finetune", options.finetune_steps, task.train_size, options.finetune_batch)
     WAYS[way](task, stage, lab, number)
     return {"finetune": loss_of(task)}
