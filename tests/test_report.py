@@ -29,7 +29,7 @@ from nasd.folders import StateFolder
 from nasd.genotype import BlockLineage, unchanged
 from nasd.lifecycle import AttemptState, State
 from nasd.report import statistics, words, write
-from nasd.report.descent import tree_places
+from nasd.report.descent import framed, tree_places
 from nasd.report.drawing import COLOURS, apart, some_of
 from nasd.report.facts import MUTATIONS, TABLES, Facts, in_words, mutations
 from nasd.report.figures import drawings
@@ -408,6 +408,16 @@ def test_small_differences_keep_three_digits():
     assert words.significant(-0.0001234) == "−0.000123"
     assert words.significant(0.0) == "0.00"
     assert words.significant(None) == "–"
+
+
+def test_an_interval_of_two_does_not_hide_the_others():
+    usual = [(0.0, -1.0, 1.0), (2.0, 1.0, 3.0), (-1.0, -2.0, 0.0)]
+    assert framed(usual) is None
+    assert framed([]) is None
+    low, high = framed([*usual, (0.5, -60.0, 61.0)])
+    assert -5 < low < -2 and 3 < high < 6
+    low, high = framed([*usual, (80.0, 20.0, 140.0)])  # the value itself stays in sight
+    assert low < -2 and 80 < high < 95
 
 
 def with_scores(facts: Facts, baseline: float, sizes: dict[int, float], quality: float) -> Facts:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
@@ -26,6 +27,7 @@ from nasd.report.facts import Facts
 from nasd.report.rows import BASELINE, CandidateRow
 
 MOST_LEAVES = 160  # rows of the family tree
+LONGEST = 4.0  # times the median that an interval is drawn to be
 
 
 def helped(facts: Facts) -> Drawing:
@@ -48,6 +50,7 @@ def helped(facts: Facts) -> Drawing:
         ("size", "change of size\nagainst the parent, ratio", 0.0),
         ("survived", "share that survived\nthe selection, %", math.nan),
     )
+    cut = False
     for axes, (name, label, zero) in zip(grid, panels, strict=True):
         axes.set_xlabel(label)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -55,12 +58,13 @@ def helped(facts: Facts) -> Drawing:
         axes.grid(axis="x", color=FAINT, lw=0.5)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        some = False
+        scale = 100 if name == "survived" else 1
+        known: list[tuple[float, float, float]] = []
         for row in rows:
             value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
             if value is None:
                 continue
-            some, scale = True, 100 if name == "survived" else 1
+            known.append((scale * value, scale * low, scale * high))
             y, colour = order[row.mutation], MUTED if row.mutation == "any" else ACCENT
             axes.plot([scale * low, scale * high], [y, y], color=colour, lw=1.3)
             drawing.mark(
@@ -73,9 +77,12 @@ def helped(facts: Facts) -> Drawing:
                 markersize=5,
                 color=colour,
             )
-        if some and not math.isnan(zero):
+        if known and not math.isnan(zero):
             axes.axvline(zero, color=MUTED, lw=0.9, zorder=1)
-        if not some:
+        if (frame := framed(known)) is not None:
+            axes.set_xlim(*frame)
+            cut = True
+        if not known:
             axes.annotate(
                 "too few to tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED
             )
@@ -83,7 +90,9 @@ def helped(facts: Facts) -> Drawing:
             axes.spines["bottom"].set_visible(False)
     drawing.figure = figure
     drawing.caption = (
-        "Bars are 95 % intervals (Student's, Wilson's for shares). The first, third and fourth"
+        "Bars are 95 % intervals (Student's, Wilson's for shares)"
+        + (", and end at the frame where they are far longer than most. " if cut else ". ")
+        + "The first, third and fourth"
         " panel take all candidates in which a mutation occurred, whatever else occurred beside it;"
         " the second tells them apart, by least squares on the counts of each. Qualities are of"
         " those that were scored, so the worst, which were cut, are missing. Generation 0 is held"
@@ -98,6 +107,20 @@ def helped(facts: Facts) -> Drawing:
         )
     )
     return drawing
+
+
+def framed(known: Sequence[tuple[float, float, float]]) -> tuple[float, float] | None:
+    """Where an axis of (value, low, high) should end so that an interval of two candidates, which
+    may be a hundred times as long as the others, does not hide those; None where none is so."""
+    if not known:
+        return None
+    most = LONGEST * median((high - low) / 2 for _, low, high in known)
+    least = min(max(low, value - most) for value, low, _ in known)
+    greatest = max(min(high, value + most) for value, _, high in known)
+    if all(least <= low and high <= greatest for _, low, high in known):
+        return None
+    space = 0.05 * (greatest - least) or 1.0
+    return least - space, greatest + space
 
 
 def family(facts: Facts) -> Drawing:
