@@ -341,7 +341,7 @@ def test_a_clock_behind_the_database_is_bad(tmp_path: Path):
     case.newest_event = time.time() + 7200
     (found,) = machine.clock(case)
     assert found.mark == "bad"
-    assert found.text.startswith(("it is 1h 59m behind", "it is 2h 00m behind"))
+    assert found.text.startswith(("it is 1 h 59 min behind", "it is 2 h 00 min behind"))
     case.newest_event = time.time() - 7200
     assert "bad" not in [one.mark for one in machine.clock(case)]
 

@@ -163,7 +163,7 @@ def test_it_says_what_the_search_does(searches):
     assert "small  baseline" in text_of(searches["baseline"])
     assert "small  generation 1 of 2, climbing" in text_of(searches["before the cutoff"])
     wide = text_of(searches["before the cutoff"], 160, 50)
-    assert "running" in wide.splitlines()[0] and "waiting" in wide.splitlines()[0]
+    assert "interrupted" in wide.splitlines()[0] and "waiting" in wide.splitlines()[0]
 
 
 def test_it_says_that_no_daemon_serves_it_and_that_it_is_healthy_with_one(tmp_path: Path):
@@ -243,7 +243,7 @@ def test_it_says_what_it_has_cost_of_the_budget(tmp_path: Path):
     tick = make_tick(StateFolder(tmp_path), small_config(experiment__budget_gpu_hours=0.5))
     drive(tick, in_phase(1, Phase.CLIMBING))
     facts = read(tmp_path, tick.clock())
-    assert f"{facts.gpu_hours:.2f} of 0.50 slot-hours, about" in text_of(facts)
+    assert f"{facts.gpu_hours:.3f} of 0.500 slot-hours, about" in text_of(facts)
     assert "over the budget" not in text_of(facts, 120, 40)
     config = facts.snapshot.experiment.config
     config["experiment"]["budget_gpu_hours"] = facts.gpu_hours + 0.01
@@ -274,7 +274,7 @@ def test_a_slot_shows_its_device_what_runs_on_it_and_who_else_does(searches):
         for candidate, one in facts.where.items()
     }
     devices = {names[slot]: used for slot in facts.slots} | {names[held]: shared}
-    facts = replace(facts, snapshot=snap, where=places, devices=devices)
+    facts = replace(facts, snapshot=snap, where=places, devices=devices, served=True)
     lines = shown(facts, 200, 60)
     (line,) = [one for one in lines if names[held] in one and "97 %" in one]
     assert "97 %   31.2/40  64" in line
