@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import config as config_module
-from nasd import daemon_lock, requests, snapshot, steering
+from nasd import daemon_lock, lookup, requests, snapshot, steering
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -30,16 +30,20 @@ def ask(
     why: str = "",
     wait: bool = True,
     settings: Config | None = None,
+    who: str = "",
     **arguments: Any,
 ) -> str:
     """What came of it, in words; raises NasdError if it is refused.
 
     arguments: of nasd.requests.Request. Not wait: the daemon's answer is not waited for. settings:
-    that the next daemon will have, where none serves; by default those of the last one.
+    that the next daemon will have, where none serves; by default those of the last one. who: the
+    candidate that it is about, by any name that nasd.lookup knows.
     """
     folder = StateFolder(state)
     with snapshot.opened(state) as connection:
         found = snapshot.read(connection)
+    if who:
+        arguments["candidate"] = lookup.find(found, who).id
     request = requests.new(action, why, **arguments)
     served = daemon_lock.held(folder.lock)
     if served or settings is None:

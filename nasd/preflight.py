@@ -44,13 +44,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
     if config.data.qa.hub:
         hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision]
     seed = look_at_seed(config.seed_model.source, folder, hubs)
-    check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
-    try:
-        check_genotype(seed.baseline, config.search_space, seed.backbone.width)
-    except NasdError as error:
-        raise NasdError(
-            f"{origin}: search_space does not hold the seed's own architecture: {error}"
-        ) from error
+    check_seed(config, seed, origin)
     has_head_stage = any(stage.train == "head" for stage in config.stages)
     if not seed.has_mlm_head and not has_head_stage:
         raise NasdError(
@@ -58,6 +52,17 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             ' stage with task = "mlm", train = "head", who = "baseline" to train one first'
         )
     return seed
+
+
+def check_seed(config: Config, seed: Seed, origin: str) -> None:
+    """Raises NasdError where the seed does not fit the config, or its search space."""
+    check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
+    try:
+        check_genotype(seed.baseline, config.search_space, seed.backbone.width)
+    except NasdError as error:
+        raise NasdError(
+            f"{origin}: search_space does not hold the seed's own architecture: {error}"
+        ) from error
 
 
 def look_at_seed(

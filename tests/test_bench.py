@@ -396,7 +396,7 @@ def test_wrong_options_are_told_in_a_sentence(
 
 def test_a_missing_gpu_is_told_in_a_sentence() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("asks what happens without a GPU, and this machine has one")
     with pytest.raises(SystemExit, match=r"--device cuda: .* finds no such GPU here"):
         training.main(["--quick", "--rows", "overhead", "--device", "cuda"])
 

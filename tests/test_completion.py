@@ -102,7 +102,8 @@ def test_where_there_is_no_search_nothing_is_offered_and_nothing_said(tmp_path: 
 
 
 @pytest.mark.skipif(
-    shutil.which("bash") is None or not NASD.exists(), reason="takes bash and an installed nasd"
+    shutil.which("bash") is None or not NASD.exists(),
+    reason="there is no bash, or no nasd installed beside this Python, to complete with",
 )
 @pytest.mark.parametrize("given", [str(NASD), "nasd"])
 def test_bash_itself_completes_with_what_it_is_told_to_install(search, tmp_path, given):

@@ -523,7 +523,9 @@ sys.exit(subprocess.run([sys.executable, "-m", "nasd.leash", "1", "sh", "-c", "e
 def test_a_daemon_that_is_process_1_of_its_container_can_start_workers():
     unshare = ("unshare", "--pid", "--fork")
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode != 0:
-        pytest.skip("takes the right to make a process namespace")
+        pytest.skip(
+            "unshare --pid is not allowed here: run as root to test a daemon that is process 1"
+        )
     done = subprocess.run(
         [*unshare, sys.executable, "-c", IN_A_CONTAINER],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

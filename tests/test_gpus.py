@@ -30,7 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a libnvidia-ml.so.1 that reads the file NVML_STUB; see nvml_stub.c."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("the stub for the driver takes a C compiler")
+        pytest.skip("there is no cc or gcc to build the stub of the GPU driver with: install one")
     folder = tmp_path_factory.mktemp("nvml")
     source = ROOT / "tests" / "nvml_stub.c"
     target = folder / "libnvidia-ml.so.1"

@@ -33,7 +33,8 @@ def someone() -> str:
 USER = someone()
 
 analyze = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+    shutil.which("systemd-analyze") is None,
+    reason="systemd-analyze judges the units: install the package systemd (.ci/run does)",
 )
 
 
@@ -178,7 +179,7 @@ def exposure(unit: Path) -> tuple[float, str]:
         timeout=60,
     )
     if "unrecognized option" in done.stderr:
-        pytest.skip("this systemd-analyze is older than 250 and cannot judge a unit's file")
+        pytest.skip("systemd-analyze is older than 250, the first that judges a unit's file")
     level = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
     assert level, done.stdout + done.stderr
     return float(level[1]), done.stdout

@@ -23,13 +23,6 @@ def _ask(
     print(ask(state_folder(config, state), action, why, not no_wait, **more))
 
 
-def _number(config: Path, state: Path | None, candidate: str) -> int:
-    from nasd import lookup, snapshot
-
-    with snapshot.opened(state_folder(config, state)) as connection:
-        return lookup.find(snapshot.read(connection), candidate).id
-
-
 @app.command(rich_help_panel=STEER)
 def pause(
     config: ConfigOption = Path("config.toml"),
@@ -134,7 +127,7 @@ def retry(
 
     Example: nasd retry 17 --why "the disk was full"
     """
-    _ask(config, state, "retry", why, no_wait, candidate=_number(config, state, candidate))
+    _ask(config, state, "retry", why, no_wait, who=candidate)
 
 
 @app.command(rich_help_panel=STEER)
@@ -149,7 +142,7 @@ def cut(
 
     Example: nasd cut 17 --why "its loss has not moved for a day"
     """
-    _ask(config, state, "cut", why, no_wait, candidate=_number(config, state, candidate))
+    _ask(config, state, "cut", why, no_wait, who=candidate)
 
 
 @app.command(rich_help_panel=STEER)

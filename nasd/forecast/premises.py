@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasd import preflight, snapshot
-from nasd.config import Config, check_against_seed, check_against_slots
+from nasd.config import Config, check_against_slots
 from nasd.cost import Machine, Volumes
 from nasd.errors import NasdError
 from nasd.forecast import data, rates
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.preflight import Seed
 from nasd.snapshot import Snapshot
-from nasd.variation import check_genotype
 
 AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 DISTILBERT = Seed(
@@ -53,13 +52,7 @@ def gather(
     names, about_slots = _slots(config, slots, origin)
     measured = _experiment(folder / config.experiment.state)
     seed, about_seed = _seed(config, folder, measured)
-    check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
-    try:
-        check_genotype(seed.baseline, config.search_space, seed.backbone.width)
-    except NasdError as error:
-        raise NasdError(
-            f"{origin}: search_space does not hold the seed's own architecture: {error}"
-        ) from error
+    preflight.check_seed(config, seed, origin)
     prepared = data.prepared(config, measured)
     volumes, about_data = data.volumes(config, folder, prepared, mlm_sequences, qa_questions)
     machine, about_rate = rates.machine(config, names, tflops, measured)

@@ -107,7 +107,7 @@ class Memory:
 
     folder: Path
 
-    def recall(self, key: str) -> "Known | None":
+    def recall(self, key: str) -> Known | None:
         """What was found for the key; None where nothing was, or nothing that makes sense."""
         try:
             note = json.loads(self._path(key).read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ class Memory:
         return Known(*found)
 
     def keep(
-        self, key: str, known: "Known", seconds: dict[int, float], say: Callable[[str], None]
+        self, key: str, known: Known, seconds: dict[int, float], say: Callable[[str], None]
     ) -> None:
         """Where it cannot be written, the next attempt tries again: a line says why."""
         note = {"micro_batch": known.tried, "halvings": known.halvings}

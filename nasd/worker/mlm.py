@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, ahead, pinned, to_device
+from nasd.worker.task import Batch, Ranks, portions, to_device
 
 EVALUATION_SEED = 0
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's increment
@@ -74,12 +74,10 @@ class MlmTask:
         mine = ranks.deal(np.arange(len(self.corpus.evaluation)))
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
 
-        def build(start: int) -> Batch:
-            pieces = self.corpus.evaluation[mine[start : start + batch]]
-            return pinned(self._masked(pieces, EVALUATION_SEED), ranks.device)
+        def build(indices: NDArray[np.int64]) -> Batch:
+            return self._masked(self.corpus.evaluation[indices], EVALUATION_SEED)
 
-        starts = range(0, len(mine), batch)
-        for start, shown in zip(starts, ahead(build, starts), strict=True):
+        for start, shown in portions(mine, batch, build, ranks.device):
             progress("evaluating", start, len(mine))
             total += self.loss(self.model, to_device(shown, ranks.device)).double()
         total = total.cpu()

@@ -1,6 +1,5 @@
 """Extractive question answering (thesis 5.2.2): the loss of a span's two ends, and the answers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from nasd.squad import Question
 from nasd.worker.passages import QaFeatures, decode
 from nasd.worker.phenotype import MaskedLM, Packing, QuestionAnswering
 from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, ahead, pinned, to_device
+from nasd.worker.task import Batch, Ranks, portions, to_device
 
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
@@ -72,7 +71,7 @@ class QaTask:
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for start, shown in self._shown(mine, batch, ranks):
+        for start, shown in portions(mine, batch, self._tested, ranks.device):
             progress("evaluating", start, len(mine))
             total += self.loss(self.model, to_device(shown, ranks.device)).double()
         total = total.cpu()
@@ -91,7 +90,7 @@ class QaTask:
         """
         mine = ranks.deal(np.argsort(self._test.lengths, kind="stable"))
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        for position, features in self._shown(mine, batch, ranks):
+        for position, features in portions(mine, batch, self._tested, ranks.device):
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
             shown = to_device(features, ranks.device)
@@ -119,16 +118,8 @@ class QaTask:
             progress,
         )
 
-    def _shown(
-        self, mine: NDArray[np.int64], batch: int, ranks: Ranks
-    ) -> Iterator[tuple[int, Batch]]:
-        """`batch` of these test features at once, each time with how many came before."""
-
-        def build(start: int) -> Batch:
-            return pinned(self._tensors(self._test, mine[start : start + batch]), ranks.device)
-
-        starts = range(0, len(mine), batch)
-        return zip(starts, ahead(build, starts), strict=True)
+    def _tested(self, indices: NDArray[np.int64]) -> Batch:
+        return self._tensors(self._test, indices)
 
     def _tensors(self, features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
         """input_ids and attention_mask [b, longest], start and end [b], and where it packs, the two

@@ -288,8 +288,11 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
 
 def _packs(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
     """Whether questions go without padding; says it in a line."""
-    reason = _why_padded(spec, arch, ranks) if spec.packing == "auto" else "slots.packing says so"
-    packs = reason is None if spec.packing == "auto" else spec.packing
+    if spec.packing == "auto":
+        reason = _why_padded(spec, arch, ranks)
+        packs = reason is None
+    else:
+        packs, reason = spec.packing, "slots.packing says so"
     if ranks.first:
         how = "packed, so that nothing is computed for padding" if packs else "padded"
         print(f"questions are {how}" + (f": {reason}" if reason else ""), flush=True)

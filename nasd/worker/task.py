@@ -38,6 +38,16 @@ def ahead(build: Callable[[int], Made], numbers: Iterable[int]) -> Iterator[Made
             yield upcoming.result()
 
 
+def portions(
+    examples: NDArray[np.int64], size: int, build: Callable[[NDArray[np.int64]], Batch], device: Any
+) -> Iterator[tuple[int, Batch]]:
+    """What `build` makes of `size` examples after the other, made ahead, and how many came before;
+    still on the CPU."""
+    starts = range(0, len(examples), size)
+    made = ahead(lambda start: pinned(build(examples[start : start + size]), device), starts)
+    return zip(starts, made, strict=True)
+
+
 def pinned(batch: Batch, device: Any) -> Batch:
     """The batch where its way to a GPU goes on in the background; any thread may ask for it."""
     if device.type != "cuda":

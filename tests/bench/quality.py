@@ -52,6 +52,7 @@ EVALUATION_BATCH = 32
 SEQUENCES = 2048
 WARM_BATCH = 32
 WARM_RATE = 5e-4
+Losses = dict[str, float]  # by stage
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -229,7 +230,7 @@ WAYS = {"slow": slow, "fast": fast}
 
 def climb(
     lab: Laboratory, one: Candidate, way: str, number: int, options: argparse.Namespace
-) -> "Losses":
+) -> Losses:
     """The evaluation loss behind each stage of pre-training, in float32."""
     fresh = torch.Generator().manual_seed(number)
     model = inherit(one.genotype, one.lineage, lab.start, fresh, DROPOUT)
@@ -247,7 +248,7 @@ def climb(
     return losses
 
 
-def tune(lab: Laboratory, way: str, number: int, options: argparse.Namespace) -> "Losses":
+def tune(lab: Laboratory, way: str, number: int, options: argparse.Namespace) -> Losses:
     """The evaluation loss of the seed itself behind fine-tuning, in float32."""
     fresh = torch.Generator().manual_seed(number)
     model = phenotype.load_for_answering(lab.start, fresh, DROPOUT)
@@ -270,7 +271,6 @@ def loss_of(task: Task) -> float:
 
 # --- what came of it ------------------------------------------------------------------------
 
-Losses = dict[str, float]  # by stage
 Found = dict[str, dict[str, list[list[float]]]]  # stage, way: [candidates][seeds]
 
 
