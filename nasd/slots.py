@@ -85,7 +85,7 @@ class LocalLauncher:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._tokens: set[str] = set()
+        self._roots: dict[str, psutil.Process] = {}  # what was started for a token
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
@@ -113,11 +113,12 @@ class LocalLauncher:
                 env=environment,
                 start_new_session=True,  # a Ctrl-C is the daemon's to handle
             )
+        root = psutil.Process(child.pid)
         self._children[child.pid] = child
-        self._tokens.add(token)
+        self._roots[token] = root
         return {
             "pid": child.pid,
-            "started": psutil.Process(child.pid).create_time(),
+            "started": root.create_time(),
             "boot": _boot_id(),
         }
 
@@ -139,7 +140,7 @@ class LocalLauncher:
 
     def stop(self, token: str) -> None:
         # Only the ranks: torchrun itself would give them 30 s and then kill them.
-        for process in _of(token):
+        for process in self._of(token):
             if "nasd.worker" in _command(process) and "torch.distributed.run" not in _command(
                 process
             ):
@@ -147,7 +148,7 @@ class LocalLauncher:
 
     def owns(self, pid: int) -> bool | None:
         try:
-            return psutil.Process(pid).environ().get(TOKEN_VARIABLE) in self._tokens
+            return psutil.Process(pid).environ().get(TOKEN_VARIABLE) in self._roots
         except psutil.NoSuchProcess:
             return None
         except psutil.AccessDenied:  # another user's
@@ -156,7 +157,7 @@ class LocalLauncher:
     def clear(self, token: str) -> int:
         ended: set[int] = set()
         deadline = time.monotonic() + KILL_SECONDS
-        while found := _of(token):  # again: one may have been forked behind the look
+        while found := self._of(token):  # again: one may have been forked behind the look
             for process in found:
                 _signal(process, signal.SIGKILL)
                 ended.add(process.pid)
@@ -166,11 +167,20 @@ class LocalLauncher:
                     f"process {found[0].pid} does not die, a GPU or a disk must hang: its slots"
                     " stay taken until it does"
                 )
-        self._tokens.discard(token)
+        self._roots.pop(token, None)
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]
         return len(ended)
+
+    def _of(self, token: str) -> list[psutil.Process]:
+        """The processes of an attempt: those that carry its token, and the one started for it,
+        which carries none in the instant in which the leash becomes torchrun."""
+        found = carrying(token)
+        root = self._roots.get(token)
+        if root is not None and root not in found and _runs(root):
+            found.append(root)
+        return found
 
 
 def wait_until(done: Any, seconds: float) -> bool:
@@ -183,19 +193,21 @@ def wait_until(done: Any, seconds: float) -> bool:
     return True
 
 
-def _of(token: str) -> list[psutil.Process]:
+def carrying(token: str) -> list[psutil.Process]:
     """The processes that carry an attempt's token in their environment."""
     found = []
     for process in psutil.process_iter():
-        try:
-            if (
-                process.environ().get(TOKEN_VARIABLE) == token
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(TOKEN_VARIABLE) == token and _runs(process):
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
     return found
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _command(process: psutil.Process) -> list[str]:

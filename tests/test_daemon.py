@@ -574,13 +574,13 @@ def with_token(token: str, code: str = "import time; time.sleep(600)", *argument
 
 
 def carries(token: str) -> bool:
-    return bool(slots._of(token))
+    return bool(slots.carrying(token))
 
 
 def test_clear_ends_all_processes_of_its_token_and_no_other():
     launcher = LocalLauncher(1)
     with with_token("mine") as one, with_token("mine") as two, with_token("other") as other:
-        assert wait_until(lambda: len(slots._of("mine")) == 2 and carries("other"), PATIENCE)
+        assert wait_until(lambda: len(slots.carrying("mine")) == 2 and carries("other"), PATIENCE)
         assert launcher.clear("mine") == 2
         assert gone(one.pid)
         assert gone(two.pid)
@@ -630,6 +630,19 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
     assert not launcher.alive(note)
     assert not carries("the token")
     assert (tmp_path / "worker.log").exists()
+
+
+def test_clear_ends_what_was_started_even_while_it_shows_no_token(tmp_path: Path, monkeypatch):
+    bare = tmp_path / "bare"
+    bare.write_text("#!/bin/sh\nexec env -i sleep 600\n")
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    launcher = LocalLauncher(1)
+    note = launcher.start(AttemptFolder(tmp_path), ("cpu:0",), "hidden")
+    process = psutil.Process(note["pid"])
+    assert wait_until(lambda: process.name() == "sleep" and not carries("hidden"), PATIENCE)
+    assert launcher.clear("hidden") == 1
+    assert not launcher.alive(note)
 
 
 def test_a_launcher_forgets_what_has_ended(tmp_path: Path, monkeypatch):

@@ -21,6 +21,7 @@ from nasd.lifecycle import AttemptState, State
 from nasd.presets import write_preset
 from nasd.protocol import TOKEN_VARIABLE
 from nasd.simulation import save_checkpoint
+from nasd.slots import wait_until
 from nasd.snapshot import Snapshot
 from nasd.store import Store
 from tests.conftest import story, thesis_config
@@ -152,6 +153,8 @@ def test_an_orphan(state: StateFolder) -> None:
         environment = os.environ | {TOKEN_VARIABLE: token}
         with subprocess.Popen(["sleep", "60"], env=environment) as child:
             try:
+                # While it becomes `sleep` it has no environment that could be read.
+                assert wait_until(lambda: report.orphans(found), 60)
                 assert f"process {child.pid} of attempt 4 is left" in report.orphans(found)[0]
             finally:
                 child.kill()
