@@ -4,6 +4,7 @@ import errno
 import os
 import tempfile
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def test_training_goes_the_same_way_with_and_without_them(
             task.known = known(task, tmp_path, said, precision=precision)
             assert "computed and cached" in said[0]
             below = task.model.encoder.frozen_prefix()
-            for layer in below:
-                layer.register_forward_hook(no_training)
+            for part in chain.from_iterable(below):
+                part.register_forward_hook(no_training)
         train(task, TWO_EPOCHS, alone, run_of(tmp_path / str(cached), notes, precision=precision))
         ways.append([line["loss"] for line in notes.lines])
         ends.append({n: task.model.state_dict()[n] for n in task.trainable()})
@@ -108,7 +109,7 @@ def test_training_goes_the_same_way_with_and_without_them(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @given(candidate=st.one_of(st.sampled_from(list(extremes())), candidates()))
 @settings(max_examples=15)
-def test_every_candidate_trains_on_what_is_kept_where_a_block_of_it_is_frozen(
+def test_every_candidate_trains_on_what_is_kept_where_a_layer_of_a_block_is_frozen(
     precision: str, parent: Path, alone: Ranks, candidate: tuple[Genotype, Lineage]
 ) -> None:
     genotype, lineage = candidate
@@ -145,7 +146,9 @@ def test_a_retry_and_a_sibling_with_the_same_prefix_take_what_is_there(tmp_path:
     again = known(task_of(["encoder.blocks.2.ffns.0"], model=model), tmp_path, said, epochs=0.1)
     with torch.no_grad():  # another sibling's new module, and all above: not of the prefix
         model.encoder.blocks[3].attention.q.weight.add_(1.0)
-    sibling = known(task_of(["encoder.blocks.2.attention"], model=model), tmp_path, said)
+        model.encoder.blocks[2].ffns[0].linears[0].weight.add_(1.0)
+    new = ["encoder.blocks.2.ffns.0", "encoder.blocks.3"]
+    sibling = known(task_of(new, model=model), tmp_path, said)
     assert torch.equal(first, again)
     assert torch.equal(first, sibling)
     assert ["taken" in line for line in said] == [False, True, True]
@@ -161,6 +164,7 @@ def test_they_are_those_of_these_weights_masks_corpus_and_arithmetic(tmp_path: P
     known(task_of(new, model=model), tmp_path, said, corpus="mlm-2")
     known(task_of(new, model=model), tmp_path, said, precision="bfloat16")
     known(task_of(["encoder.blocks.1.ffns.0"], model=model), tmp_path, said)
+    known(task_of(["encoder.blocks.2.attention"], model=model), tmp_path, said)
     model.encoder.blocks[0].attention.heads = 6  # leaves no trace in the weights
     arch = model.architecture
     heads = [{"heads": 6, "ffns": block["ffns"]} for block in arch.to_json()["blocks"][:1]]
@@ -169,12 +173,12 @@ def test_they_are_those_of_these_weights_masks_corpus_and_arithmetic(tmp_path: P
     with torch.no_grad():
         model.encoder.embeddings.norm.bias[0] += 1e-6
     known(task_of(new, model=model), tmp_path, said)
-    assert len(files(tmp_path)) == len(said) == 7
+    assert len(files(tmp_path)) == len(said) == 8
     assert all("computed" in line for line in said)
 
 
 @pytest.mark.parametrize("modules", [["encoder"], ["encoder.blocks.0"]], ids=str)
-def test_without_a_frozen_block_there_is_nothing_to_keep(
+def test_without_a_frozen_layer_of_a_block_there_is_nothing_to_keep(
     modules: list[str], tmp_path: Path
 ) -> None:
     said: list[str] = []

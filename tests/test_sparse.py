@@ -142,6 +142,14 @@ NEW_MODULES = [
     ["encoder.blocks.3.ffns.1", "encoder.blocks.3.ffn_norms.1"],
     ["head"],
 ]
+LAYERS = [  # from below
+    "encoder.embeddings",
+    *(
+        f"encoder.blocks.{index}.{part}"
+        for index, block in enumerate(FOUR.blocks)
+        for part in ("attention", *(f"ffns.{number}" for number in range(len(block.ffns))))
+    ),
+]
 
 
 @pytest.mark.parametrize("modules", NEW_MODULES, ids=str)
@@ -228,10 +236,10 @@ class Watch:
     ("modules", "layers", "first"),
     [
         (NEW_MODULES[0], 1, "encoder.blocks.0.attention.q"),
-        (NEW_MODULES[1], 2, "encoder.blocks.1.ffns.1.linears.0"),
-        (NEW_MODULES[2], 3, "encoder.blocks.2.attention.q"),
-        (NEW_MODULES[3], 4, "encoder.blocks.3.ffns.1.linears.0"),
-        (NEW_MODULES[4], 5, "head.transform"),
+        (NEW_MODULES[1], 5, "encoder.blocks.1.ffns.1.linears.0"),
+        (NEW_MODULES[2], 6, "encoder.blocks.2.attention.q"),
+        (NEW_MODULES[3], 10, "encoder.blocks.3.ffns.1.linears.0"),
+        (NEW_MODULES[4], 11, "head.transform"),
     ],
     ids=str,
 )
@@ -239,7 +247,10 @@ def test_below_the_lowest_module_that_trains_there_is_no_graph_and_no_dropout(
     modules: list[str], layers: int, first: str, precision: str, tmp_path: Path, alone: Ranks
 ) -> None:
     model = built(MaskedLM, arch=FOUR.with_dropout(0.1))
-    below = ["encoder.embeddings", *(f"encoder.blocks.{index}" for index in range(4))][:layers]
+    below = LAYERS[:layers]
+    norms = [
+        name.replace("attention", "attention_norm").replace("ffns", "ffn_norms") for name in below
+    ]
     watch = Watch(model)
     names = names_below(model, modules)
     short = PHASE_0.model_copy(update={"epochs": 0.4, "evaluations": 2})
@@ -253,7 +264,7 @@ def test_below_the_lowest_module_that_trains_there_is_no_graph_and_no_dropout(
     assert watch.graph[first]
     assert watch.graph["head"]
     for name, training in watch.training.items():
-        prefix = any(name == layer or name.startswith(f"{layer}.") for layer in below)
+        prefix = any(name == layer or name.startswith(f"{layer}.") for layer in (*below, *norms))
         assert training is not prefix, name
     assert watch.kept[below[-1]] == 0 < watch.kept["head"]
 

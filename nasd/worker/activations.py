@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nasd.worker.mlm import MlmTask
+from nasd.worker.phenotype import BlockShape
 from nasd.worker.progress import LONG, Progress
 from nasd.worker.stop import Stopped, StopRequest
 from nasd.worker.task import Ranks, autocast, to_device
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 32  # sequences at once; always as many, for the same last bits
 GB = 1e9
 
@@ -63,8 +65,7 @@ def known(
     layers = encoder.frozen_prefix()
     if task.mask_seed is None or len(layers) < 2:  # embeddings alone are computed as fast as read
         return None
-    # A prefix of all layers ends in states at the masked positions alone.
-    tokens = task.masks if len(layers) > len(encoder.blocks) else task.corpus.length
+    tokens = task.masks if encoder.narrows(len(layers)) else task.corpus.length
     shape = (task.train_size, tokens, task.model.architecture.width)
     size = size_of(*shape)
     path = shelf.folder / f"activations-{_key(task, corpus, precision, ranks)}.bin"
@@ -101,22 +102,32 @@ def size_of(sequences: int, tokens: int, width: int) -> int:
 
 def _key(task: MlmTask, corpus: str, precision: str, ranks: Ranks) -> str:
     """Names all that the activations follow from: weights, shape, corpus, masks and arithmetic."""
-    layers = task.model.encoder.frozen_prefix()
+    encoder = task.model.encoder
+    layers = encoder.frozen_prefix()
     arch = task.model.architecture.with_dropout(0.0)
     what = {
         "format": FORMAT,
-        "architecture": asdict(replace(arch, blocks=arch.blocks[: len(layers) - 1])),
-        # Of all layers, it is the states at the masked positions.
-        "whole": len(layers) > len(arch.blocks),
+        "architecture": asdict(replace(arch, blocks=_lowest(arch.blocks, len(layers) - 1))),
+        "narrow": encoder.narrows(len(layers)),
         "corpus": corpus,
         "masks": [task.mask_seed, task.masks],
         "arithmetic": [precision, ranks.device.type],
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for layer in layers:
-        for tensor in layer.state_dict().values():
+    for part in chain.from_iterable(layers):
+        for tensor in part.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
+
+
+def _lowest(blocks: tuple[BlockShape, ...], layers: int) -> tuple[BlockShape, ...]:
+    """The blocks as far as they belong to the lowest `layers`, embeddings not counted."""
+    found = []
+    for block in blocks:
+        if layers > 0:
+            found.append(replace(block, ffns=block.ffns[: layers - 1]))
+        layers -= 1 + len(block.ffns)
+    return tuple(found)
 
 
 def _is_whole(path: Path, size: int) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -274,15 +274,31 @@ class Block(nn.Module):
             nn.LayerNorm(arch.width, eps=arch.norm_eps) for _ in shape.ffns
         )
 
+    def layers(self) -> list[tuple[nn.Module, ...]]:
+        """From below: the attention and each feed-forward network, with the norm behind it."""
+        return [
+            (self.attention, self.attention_norm),
+            *zip(self.ffns, self.ffn_norms, strict=True),
+        ]
+
     def forward(
-        self, states: Tensor, mask: Tensor | Spans | None, positions: Tensor | None = None
+        self,
+        states: Tensor,
+        mask: Tensor | Spans | None,
+        positions: Tensor | None = None,
+        first: int = 0,
+        last: int | None = None,
     ) -> Tensor:
-        """[b, l, w] to [b, l, w], or to [b, k, w] where only `positions` [b, k] are wanted."""
+        """[b, l, w] to [b, l, w], or to [b, k, w] where only `positions` [b, k] are wanted.
+
+        first, last: computes only these of its layers, layers()[first:last].
+        """
         chosen: Tensor = states
-        if positions is not None:
-            chosen = states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        chosen = self.attention_norm(self.attention(chosen, states, mask) + chosen)
-        for ffn, norm in zip(self.ffns, self.ffn_norms, strict=True):
+        if first == 0:
+            if positions is not None:
+                chosen = states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            chosen = self.attention_norm(self.attention(chosen, states, mask) + chosen)
+        for ffn, norm in self.layers()[max(first, 1) : last]:
             chosen = norm(ffn(chosen) + chosen)
         return chosen
 
@@ -295,13 +311,26 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(arch)
         self.blocks = nn.ModuleList(Block(block, arch) for block in arch.blocks)
 
-    def frozen_prefix(self) -> list[nn.Module]:
-        """The embeddings and the whole blocks below the lowest module that trains."""
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", self.blocks)
 
-        def frozen(layer: nn.Module) -> bool:
-            return not any(parameter.requires_grad for parameter in layer.parameters())
+    def layers(self) -> list[tuple[nn.Module, ...]]:
+        """From below: the embeddings, and those of each block."""
+        return [(self.embeddings,), *(layer for block in self._blocks for layer in block.layers())]
 
-        return list(takewhile(frozen, (self.embeddings, *self.blocks)))
+    def frozen_prefix(self) -> list[tuple[nn.Module, ...]]:
+        """The layers below the lowest module that trains."""
+
+        def frozen(layer: tuple[nn.Module, ...]) -> bool:
+            return not any(weight.requires_grad for part in layer for weight in part.parameters())
+
+        return list(takewhile(frozen, self.layers()))
+
+    def narrows(self, layers: int) -> bool:
+        """Whether the lowest `layers` give states at the wanted positions alone, as all do that
+        hold the last block's attention."""
+        return layers > len(self.layers()) - len(self._blocks[-1].layers())
 
     def forward(
         self,
@@ -318,7 +347,7 @@ class Encoder(nn.Module):
         """
         done = 0 if known is None else len(self.frozen_prefix())
         states = input_ids if known is None else known
-        return self._through(range(done, len(self.blocks) + 1), states, attention_mask, positions)
+        return self._through(range(done, len(self.layers())), states, attention_mask, positions)
 
     def below(
         self,
@@ -327,7 +356,7 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """What the frozen prefix makes of token ids [b, l]: states [b, l, w], or [b, k, w] at
-        `positions` [b, k] where every block belongs to it."""
+        `positions` [b, k] where it narrows."""
         layers = range(len(self.frozen_prefix()))
         return self._through(layers, input_ids, attention_mask, positions)
 
@@ -344,14 +373,19 @@ class Encoder(nn.Module):
     def _through(
         self, layers: range, states: Tensor, attention_mask: Tensor | None, positions: Tensor | None
     ) -> Tensor:
-        """Layer 0 is the embeddings, of token ids; the others are the blocks, of states."""
+        """Through a range of the layers, of which the first takes token ids."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        for layer in layers:
-            if layer == 0:
-                states = self.embeddings(states)
-            else:
-                last = layer == len(self.blocks)
-                states = self.blocks[layer - 1](states, mask, positions if last else None)
+        if 0 in layers:
+            states = self.embeddings(states)
+        begin = 1  # of the block's own layers
+        for block in self._blocks:
+            end = begin + len(block.layers())
+            first, last = max(layers.start, begin), min(layers.stop, end)
+            if first < last:
+                wanted = positions if block is self._blocks[-1] else None
+                part = (first - begin, None if last == end else last - begin)
+                states = block(states, mask, wanted, *part)
+            begin = end
         return states
 
 

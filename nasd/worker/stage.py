@@ -15,6 +15,7 @@ from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
+from nasd.worker.allocator import keep_freed_memory
 from nasd.worker.compilation import Compilation, why_not
 from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
 from nasd.worker.progress import DOWNLOAD, LONG, Pulse
@@ -52,6 +53,7 @@ def join(spec: Spec) -> Ranks:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
     else:
         device = torch.device("cpu")
+        keep_freed_memory()
         dist.init_process_group("gloo", timeout=timeout)
     return Ranks(rank, world, device)
 

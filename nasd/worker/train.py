@@ -447,7 +447,8 @@ def _training_mode(model: MaskedLM | QuestionAnswering) -> None:
     """Dropout acts from the lowest module that trains upwards; what lies below is evaluated."""
     model.train()
     for layer in model.encoder.frozen_prefix():
-        layer.eval()
+        for part in layer:
+            part.eval()
 
 
 def _evaluate(task: Task, ranks: Ranks, run: Run) -> dict[str, float]:
