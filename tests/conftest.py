@@ -28,6 +28,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("nasd")
+os.environ.pop("NASD_CONFIG", None)  # of whoever runs the tests
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = Backbone(vocab_size=100, positions=64, width=32)

@@ -29,11 +29,12 @@ def invoke(*arguments: str) -> Result:
     return RUNNER.invoke(app, list(arguments), catch_exceptions=False)
 
 
-def nasd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def nasd(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    fixed = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, "-m", "nasd", *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "100"},
+        env=fixed | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -105,6 +106,16 @@ def test_an_unknown_option_is_refused_with_code_2(tmp_path: Path):
 def test_a_config_that_is_not_there_is_named(tmp_path: Path, command: str):
     assert "there is no config file config.toml" in refused(nasd(command, folder=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "status", "doctor"])
+def test_the_environment_names_the_config_unless_the_line_does(tmp_path: Path, command: str):
+    def sentence(*more: str) -> str:
+        done = nasd(command, *more, folder=tmp_path, NASD_CONFIG="mine.toml")
+        return done.stdout + done.stderr
+
+    assert "there is no config file mine.toml" in sentence()
+    assert "there is no config file other.toml" in sentence("--config", "other.toml")
 
 
 @pytest.mark.parametrize(

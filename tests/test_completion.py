@@ -41,7 +41,7 @@ def ask(folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-def bash(folder: Path, line: str) -> list[str]:
+def bash(folder: Path, line: str, **variables: str) -> list[str]:
     """What bash is offered for the last word of a line."""
     words = line.split(" ")
     return ask(
@@ -49,6 +49,7 @@ def bash(folder: Path, line: str) -> list[str]:
         _NASD_COMPLETE="complete_bash",
         COMP_WORDS="\n".join(words),
         COMP_CWORD=str(len(words) - 1),
+        **variables,
     ).split()
 
 
@@ -89,6 +90,7 @@ def test_the_state_folder_is_the_one_that_the_line_names(search: Tick, tmp_path:
     assert bash(tmp_path, f"nasd show --state {search.state.path} b") == ["baseline", "best"]
     config = search.state.path.parent / "config.toml"
     assert bash(tmp_path, f"nasd show --config {config} b") == ["baseline", "best"]
+    assert bash(tmp_path, "nasd show b", NASD_CONFIG=str(config)) == ["baseline", "best"]
 
 
 def test_where_there_is_no_search_nothing_is_offered_and_nothing_said(tmp_path: Path):

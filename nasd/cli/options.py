@@ -22,7 +22,10 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The config file.", show_default=True)
+    Path,
+    typer.Option(
+        "--config", "-c", help="The config file.", show_default=True, envvar="NASD_CONFIG"
+    ),
 ]
 StateOption = Annotated[
     Path | None,

@@ -1,0 +1,44 @@
+"""What is freed stays with the process: no page of it is mapped again."""
+
+import subprocess
+import sys
+
+BLOCK = 64 << 20
+CODE = f"""
+import ctypes, os, resource, sys
+from types import SimpleNamespace
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def use():
+    block = libc.malloc(ctypes.c_size_t({BLOCK}))
+    libc.memset(block, 1, {BLOCK})
+    libc.free(block)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "a worker":
+    from nasd.worker import stage
+    alone = {{"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}}
+    os.environ |= alone | {{"CUDA_VISIBLE_DEVICES": ""}}
+    stage.join(SimpleNamespace(threads=1, stall_minutes=1, precision="float32"))
+use()
+before = faults()
+use()
+print(faults() - before)
+"""
+
+
+def mapped_again(how: str) -> int:
+    """Page faults of a large block that is used for the second time."""
+    run = [sys.executable, "-c", CODE, how]
+    return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+
+
+def test_a_worker_on_a_cpu_uses_a_large_block_that_it_freed_again():
+    assert mapped_again("a worker") < 10
+    assert mapped_again("another process") > 10  # or there would be nothing to gain
