@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nasd.errors import NasdError
 from nasd.genotype import Genotype
 from nasd.protocol import AttemptFolder, Heartbeat, read
-from nasd.slots import _of
+from nasd.slots import carrying
 from nasd.worker import phenotype
 from nasd.worker.corpus import MlmCorpus
 from nasd.worker.inherit import new_parameters
@@ -409,7 +409,7 @@ def test_a_launched_worker_is_timed_to_its_first_step_and_leaves(material: Path)
     assert 0 < seconds < startup.PATIENCE_SECONDS
     home = AttemptFolder(material / "attempt-pretrain_1-1")
     assert read(Heartbeat, home.heartbeat).step > 0
-    assert not list(_of(str(home.path)))
+    assert not list(carrying(str(home.path)))
 
 
 def test_a_worker_that_does_not_start_is_an_error_with_its_last_words(
