@@ -354,6 +354,7 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         raise NasdError(
             f"there is no config file {path}: write one with `nasd init`, or name one with --config"
+            " or NASD_CONFIG"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NasdError(f"{path} cannot be read: {error}") from error

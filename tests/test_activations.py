@@ -144,11 +144,13 @@ def test_a_retry_and_a_sibling_with_the_same_prefix_take_what_is_there(tmp_path:
     model = built(MaskedLM, arch=FOUR)
     first = known(task_of(["encoder.blocks.2.ffns.0"], model=model), tmp_path, said)
     again = known(task_of(["encoder.blocks.2.ffns.0"], model=model), tmp_path, said, epochs=0.1)
-    with torch.no_grad():  # another sibling's new module, and all above: not of the prefix
-        model.encoder.blocks[3].attention.q.weight.add_(1.0)
-        model.encoder.blocks[2].ffns[0].linears[0].weight.add_(1.0)
+    # Another sibling's new module is of another shape; that, and all above, is not of the prefix.
+    ffns = [{"activation": "relu", "sizes": [8]}]
+    blocks = FOUR.to_json()["blocks"]
+    blocks[2] |= {"ffns": ffns}
     new = ["encoder.blocks.2.ffns.0", "encoder.blocks.3"]
-    sibling = known(task_of(new, model=model), tmp_path, said)
+    other = built(MaskedLM, arch=FOUR.with_blocks(blocks))
+    sibling = known(task_of(new, model=other), tmp_path, said)
     assert torch.equal(first, again)
     assert torch.equal(first, sibling)
     assert ["taken" in line for line in said] == [False, True, True]
@@ -165,15 +167,16 @@ def test_they_are_those_of_these_weights_masks_corpus_and_arithmetic(tmp_path: P
     known(task_of(new, model=model), tmp_path, said, precision="bfloat16")
     known(task_of(["encoder.blocks.1.ffns.0"], model=model), tmp_path, said)
     known(task_of(["encoder.blocks.2.attention"], model=model), tmp_path, said)
-    model.encoder.blocks[0].attention.heads = 6  # leaves no trace in the weights
-    arch = model.architecture
-    heads = [{"heads": 6, "ffns": block["ffns"]} for block in arch.to_json()["blocks"][:1]]
-    model.architecture = arch.with_blocks([*heads, *arch.to_json()["blocks"][1:]])
-    known(task_of(new, model=model), tmp_path, said)
+    for index in (0, 2):
+        model.encoder.blocks[index].attention.heads = 6  # leaves no trace in the weights
+        blocks = model.architecture.to_json()["blocks"]
+        blocks[index]["heads"] = 6
+        model.architecture = model.architecture.with_blocks(blocks)
+        known(task_of(new, model=model), tmp_path, said)
     with torch.no_grad():
         model.encoder.embeddings.norm.bias[0] += 1e-6
     known(task_of(new, model=model), tmp_path, said)
-    assert len(files(tmp_path)) == len(said) == 8
+    assert len(files(tmp_path)) == len(said) == 9
     assert all("computed" in line for line in said)
 
 

@@ -19,7 +19,7 @@ def use():
     libc.free(block)
 
 def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 if sys.argv[1] == "a worker":
     from nasd.worker import stage

@@ -620,8 +620,14 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
         assert other.alive(note)
         process = psutil.Process(note["pid"])
         # The leash becomes torchrun, and in that instant a process has no environment.
-        assert wait_until(lambda: TOKEN_VARIABLE in process.environ(), PATIENCE)
-        environment = process.environ()
+        seen: list[dict[str, str]] = []
+
+        def look() -> bool:
+            seen.append(process.environ())
+            return TOKEN_VARIABLE in seen[-1]
+
+        assert wait_until(look, PATIENCE)
+        environment = seen[-1]
         assert environment[TOKEN_VARIABLE] == "the token"
         assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
         assert environment["OMP_NUM_THREADS"] == "3"
@@ -640,9 +646,13 @@ def test_clear_ends_what_was_started_even_while_it_shows_no_token(tmp_path: Path
     launcher = LocalLauncher(1)
     note = launcher.start(AttemptFolder(tmp_path), ("cpu:0",), "hidden")
     process = psutil.Process(note["pid"])
-    assert wait_until(lambda: process.name() == "sleep" and not carries("hidden"), PATIENCE)
-    assert launcher.clear("hidden") == 1
-    assert not launcher.alive(note)
+    try:
+        assert wait_until(lambda: process.name() == "sleep" and not carries("hidden"), PATIENCE)
+        assert launcher.clear("hidden") == 1
+        assert not launcher.alive(note)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_a_launcher_forgets_what_has_ended(tmp_path: Path, monkeypatch):

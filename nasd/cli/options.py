@@ -56,8 +56,8 @@ def state_folder(config: Path, state: Path | None) -> Path:
         name = settings["experiment"].get("state", "state")
     except FileNotFoundError:
         raise NasdError(
-            f"there is no config file {config}: name one with --config, or a state folder with"
-            " --state"
+            f"there is no config file {config}: name one with --config or NASD_CONFIG, or a state"
+            " folder with --state"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NasdError(f"{config} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """From here on, this process holds as much as it ever held; without glibc, as it was."""
+    """From here on, this process keeps what its main thread frees; without glibc, as it was."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap, which is ours to reuse

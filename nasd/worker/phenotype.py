@@ -291,7 +291,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """[b, l, w] to [b, l, w], or to [b, k, w] where only `positions` [b, k] are wanted.
 
-        first, last: computes only these of its layers, layers()[first:last].
+        first, last: computes only these of its layers, layers()[first:last]; behind the attention,
+        `states` are those at the positions already.
         """
         chosen: Tensor = states
         if first == 0:
@@ -343,7 +344,7 @@ class Encoder(nn.Module):
 
         attention_mask [b, l] is 0 where a token is padding; None means that there is none, which
         is faster. Where only some positions are wanted, the last block computes no others. known:
-        what `below` gives for this input, which is then not computed again.
+        what `below` gives for this input and these positions, which is then not computed again.
         """
         done = 0 if known is None else len(self.frozen_prefix())
         states = input_ids if known is None else known
