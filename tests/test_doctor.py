@@ -336,6 +336,17 @@ def test_memory_is_set_against_what_the_seed_takes(tmp_path, devices, gpu, width
     assert next(iter(machine.memory(case))).mark == mark
 
 
+def test_programs_for_every_length_of_question_count_on_a_cpu_in_bfloat16(tmp_path: Path):
+    def gigabytes(precision: str, devices: list[str]) -> float:
+        case = case_of(tmp_path, slots__precision=precision)
+        case.devices, case.backbone, case.baseline = devices, BACKBONE, BASELINE
+        (found,) = machine.memory(case)
+        return float(found.text.split(" about ")[1].split()[0])
+
+    assert gigabytes("float32", ["cpu:0"]) < 1 < gigabytes("bfloat16", ["cpu:0"])
+    assert gigabytes("bfloat16", ["cuda:0"]) == gigabytes("float32", ["cuda:0"])
+
+
 def test_a_clock_behind_the_database_is_bad(tmp_path: Path):
     case = case_of(tmp_path)
     case.newest_event = time.time() + 7200

@@ -21,6 +21,9 @@ CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
 # What a rank takes of the machine's memory beside what its slot holds, generously: on a GPU also
 # the driver's, and batches on their way.
 RANK_GB = {"cpu": 0.6, "cuda": 4.0}
+# On a CPU in bfloat16 oneDNN keeps a program for each shape that it has met, up to 1,024 of them;
+# questions, which all differ in length, fill that (seen: 1.3 GB).
+PROGRAMS_GB = 1.3
 NO_HALVINGS, ONE_EXAMPLE = 0, 62  # of the micro-batch
 CLOCK_SLACK_SECONDS = 60.0
 
@@ -147,7 +150,12 @@ def memory(case: Case) -> Iterator[Finding]:
                 f" {needs[stage]:.1f} GB: take another GPU, or lower stages.{stage}.micro_batch",
             )
     there = psutil.virtual_memory().total
-    wanted = len(case.devices) * (RANK_GB[kind] + (needs[stage] if kind == "cpu" else 0)) * GB
+    each = RANK_GB[kind]
+    if kind == "cpu":
+        each += needs[stage]
+        if config.slots.precision == "bfloat16" and any(one.task == "qa" for one in config.stages):
+            each += PROGRAMS_GB
+    wanted = len(case.devices) * each * GB
     what = f"{len(case.devices)} slots take about {_gb(wanted)} of the machine's {_gb(there)}"
     if wanted > there:
         yield Finding("memory", "note", f"{what}, most at {stage}: take fewer slots")
