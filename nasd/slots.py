@@ -133,8 +133,7 @@ class LocalLauncher:
             return False
         try:
             other = psutil.Process(process["pid"])
-            same = other.create_time() == process["started"]
-            return bool(same and other.status() != psutil.STATUS_ZOMBIE)
+            return bool(other.create_time() == process["started"] and _runs(other))
         except psutil.NoSuchProcess:
             return False
 

@@ -313,7 +313,7 @@ def test_the_trainer_trains_the_examples_that_we_train(material: Path) -> None:
 
 @pytest.mark.parametrize("case", ["ffn", "finetune", "evaluate"])
 def test_the_trainer_waits_between_steps(case: str, material: Path) -> None:
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the Trainer needs it: bin/setup bench")
     from tests.bench import trainer
 
     pace: Any = Pace(2)
@@ -331,7 +331,7 @@ def test_the_trainer_waits_between_steps(case: str, material: Path) -> None:
 
 
 def test_the_trainer_itself_computes_our_loss(material: Path) -> None:
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the Trainer needs it: bin/setup bench")
     from tests.bench import trainer
 
     task = task_of(material, "ffn")
@@ -369,7 +369,7 @@ def test_a_quick_run_makes_a_table_and_json(
 def test_a_quick_run_puts_us_beside_the_trainer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the Trainer needs it: bin/setup bench")
     rows = run(tmp_path, "--rows", "ffn", "--precision", "float32")
     assert [row["ours"]["cached"] for row in rows] == [False, True]
     assert rows[0]["theirs"] == rows[1]["theirs"]  # measured once

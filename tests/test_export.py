@@ -687,8 +687,8 @@ def test_without_the_extra_it_is_named(
 def test_onnx_gives_the_same_logits(finished: StateFolder, tmp_path: Path) -> None:
     import torch
 
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="bin/setup onnx")
+    pytest.importorskip("onnxscript", reason="bin/setup onnx")
     from nasd.worker import phenotype
 
     done = export(finished.path, "9", tmp_path / "model", onnx=True)
