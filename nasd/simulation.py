@@ -1,9 +1,9 @@
 """A search without training: workers that are nothing but the files that real ones would write.
 
 A launcher whose attempts pass in virtual time, with learning curves and scores from
-nasd.surrogate and hours from nasd.cost, and a loop that takes virtual time from one event to the
-next. All else is the real thing: tick, policy, store, protocol. So a search of weeks passes in
-seconds, and every fault can be had at will.
+nasd.surrogate and hours from nasd.cost; nasd.virtual_time drives a search with it. All else is the
+real thing: tick, policy, store, protocol. So a search of weeks passes in seconds, and every fault
+can be had at will.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from nasd.config import Stage
 from nasd.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
-from nasd.endings import BACKOFF_SECONDS
 from nasd.errors import NasdError
 from nasd.genotype import (
     Backbone,
@@ -28,7 +27,6 @@ from nasd.genotype import (
     Genotype,
     parameters,
 )
-from nasd.lifecycle import AttemptState, State
 from nasd.protocol import (
     AttemptFolder,
     Heartbeat,
@@ -41,12 +39,7 @@ from nasd.protocol import (
     write,
     write_atomically,
 )
-from nasd.scheduling import WIDEN_SECONDS, budget
-from nasd.snapshot import Snapshot
 from nasd.surrogate import Surrogate, Trained
-from nasd.tick import Tick
-
-# -- the launcher --------------------------------------------------------------------------------
 
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
@@ -502,80 +495,3 @@ def newest_checkpoint(folders: Iterable[Path]) -> int | None:
 def _by_step(folders: Iterable[Path]) -> list[Path]:
     found = [path for folder in folders if folder.is_dir() for path in folder.glob("step-*")]
     return sorted(found, key=lambda path: path.name, reverse=True)
-
-
-# -- the loop ------------------------------------------------------------------------------------
-
-IDLE_TURNS = 1000
-
-
-class VirtualClock:
-    """Time that passes only when told to, in seconds, in whole steps of 1/1024: so differences of
-    instants are exact, and nothing ends a rounding error after it has ended."""
-
-    def __init__(self, now: float = 1e6) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance_to(self, time: float) -> None:
-        assert time >= self.now, f"time does not run backwards, from {self.now} to {time}"
-        self.now = math.ceil(time * 1024) / 1024
-
-
-def run(
-    tick: Tick,
-    clock: VirtualClock,
-    launcher: SimulatedLauncher,
-    *,
-    until: Callable[[Snapshot], bool] = lambda snapshot: False,
-    progress: Callable[[Snapshot, float], None] | None = None,
-    longest_hours: float = 24.0,
-) -> Snapshot:
-    """Turns until the experiment is complete or halted, or `until` holds; the snapshot then.
-
-    Between two turns the clock goes to the next thing that can happen: an attempt ends, a back-off
-    is over, the budget is spent; or `longest_hours` have passed. While an attempt is stalled, turns
-    come as often as it takes for that to be noticed. Raises AssertionError if nothing changes for
-    a thousand turns.
-    `until` and `progress` are shown what is in play.
-    """
-    idle, before = 0, None
-    while True:
-        launcher.look()  # so that every file is of this instant, whatever the tick reads first
-        tick()
-        snapshot = tick.store.in_play()
-        if progress is not None:
-            progress(snapshot, clock())
-        if snapshot.experiment.state != "running" or until(snapshot):
-            return tick.store.read()
-        then = _next(tick, snapshot, launcher, clock())
-        idle, before = idle + 1 if snapshot is before else 0, snapshot
-        assert idle < IDLE_TURNS, "nothing ends, and nothing is decided"
-        clock.advance_to(min(then, clock() + 3600 * longest_hours))
-
-
-def _next(tick: Tick, snapshot: Snapshot, launcher: SimulatedLauncher, now: float) -> float:
-    """When something can happen next. What is recorded speaks of the wall's clock."""
-    daemon, wall = tick.config.daemon, tick.clock()
-    times = [then for then in (launcher.next_event(),) if then is not None]
-    if launcher.stalls():  # a daemon that looks less often takes the silence for its own absence
-        times.append(now + 15 * min(daemon.start_minutes, daemon.stall_minutes))
-    pending = {one.id for one in snapshot.candidates.values() if one.state is State.PENDING}
-    last = {attempt.candidate: attempt for attempt in snapshot.attempts}
-    for candidate in pending & last.keys():
-        attempt = last[candidate]
-        if attempt.ended_at is not None and attempt.state is not AttemptState.SUCCEEDED:
-            since = now + attempt.ended_at - wall
-            times += [since + seconds for seconds in BACKOFF_SECONDS]
-    hours = budget(snapshot, tick.config)
-    busy = sum(len(attempt.slots) for attempt in snapshot.live_attempts)
-    if hours is not None and busy:
-        times.append(now + 3600 * (hours - snapshot.gpu_hours(wall)) / busy)
-    if tick.config.slots.widen:
-        times += [one.started_at + now - wall + WIDEN_SECONDS for one in snapshot.live_attempts]
-    if launcher.running < len(snapshot.live_attempts):  # it has just been asked to stop
-        times.append(now + daemon.tick_seconds)
-    # What lies behind has been seen to in this turn, or waits for something else.
-    return min((time for time in times if time > now), default=now + daemon.tick_seconds)

@@ -20,7 +20,7 @@ from nasd.folders import StateFolder
 from nasd.forecast import view
 from nasd.forecast.as_json import forecast
 from nasd.forecast.premises import gather
-from nasd.simulation import run
+from nasd.virtual_time import run
 from tests.conftest import BASELINE, ROOT, small_config, thesis_config, to_toml
 from tests.test_simulation import SMALL_VOLUMES, simulated
 

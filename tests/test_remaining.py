@@ -12,12 +12,13 @@ from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.lifecycle import Phase, State
 from nasd.protocol import Heartbeat, read
-from nasd.simulation import SimulatedLauncher, VirtualClock, run
+from nasd.simulation import SimulatedLauncher
 from nasd.snapshot import Snapshot
 from nasd.status.facts import Reader
 from nasd.status.remaining import Remaining, remaining
 from nasd.store import Store
 from nasd.tick import Tick
+from nasd.virtual_time import VirtualClock, run
 from tests.conftest import begin, small_config, thesis_config
 
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)

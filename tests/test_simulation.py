@@ -45,16 +45,15 @@ from nasd.simulation import (
     ECC,
     Fate,
     SimulatedLauncher,
-    VirtualClock,
     all_succeed,
     newest_checkpoint,
-    run,
     save_checkpoint,
 )
 from nasd.snapshot import Snapshot
 from nasd.surrogate import Surrogate, Trained
 from nasd.tick import Tick
 from nasd.variation import initial_population, mutate
+from nasd.virtual_time import VirtualClock, run
 from tests.conftest import (
     BACKBONE,
     BASELINE,

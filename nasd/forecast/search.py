@@ -12,10 +12,11 @@ from nasd.config import PREPARE, Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.forecast.premises import Subject
-from nasd.simulation import SimulatedLauncher, VirtualClock, run
+from nasd.simulation import SimulatedLauncher
 from nasd.snapshot import Snapshot
 from nasd.store import Store
 from nasd.tick import Tick
+from nasd.virtual_time import VirtualClock, run
 
 Progress = Callable[[str], None]
 

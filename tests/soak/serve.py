@@ -30,10 +30,11 @@ from nasd.folders import StateFolder
 from nasd.genotype import Genotype
 from nasd.gpus import Gpu, GpuProcess
 from nasd.protocol import AttemptFolder, Spec
-from nasd.simulation import Fate, SimulatedLauncher, VirtualClock
+from nasd.simulation import Fate, SimulatedLauncher
 from nasd.store import Store
 from nasd.surrogate import Surrogate
 from nasd.tick import GB, Tick
+from nasd.virtual_time import VirtualClock
 from tests.soak import mischief
 
 VOLUMES = Volumes(10_000_000, 4096, 70_079, 17_520, 70_819, 17_705)  # the thesis's

@@ -20,10 +20,11 @@ from nasd.folders import StateFolder
 from nasd.forecast import premises
 from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Heartbeat, Spec, read
-from nasd.simulation import MARKER, SimulatedLauncher, VirtualClock, run
+from nasd.simulation import MARKER, SimulatedLauncher
 from nasd.snapshot import Attempt, Snapshot
 from nasd.store import Store
 from nasd.tick import Tick
+from nasd.virtual_time import VirtualClock, run
 from tests.conftest import ROOT, begin, open_quickly, story, thesis_config
 from tests.soak import mischief
 from tests.soak.report import (
