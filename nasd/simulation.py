@@ -7,7 +7,6 @@ can be had at will.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -18,8 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from nasd import digests
 from nasd.config import Stage
 from nasd.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
+from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.genotype import (
     Backbone,
@@ -467,10 +468,8 @@ def save_checkpoint(folder: Path, step: int) -> Path:
     final, temporary = folder / f"step-{step:09d}", folder / f".step-{step:09d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    progress = json.dumps({"step": step}).encode()
-    (temporary / "progress.json").write_bytes(progress)
-    manifest = {"progress.json": hashlib.sha256(progress).hexdigest()}
-    (temporary / "manifest.json").write_text(json.dumps(manifest))
+    (temporary / "progress.json").write_text(json.dumps({"step": step}))
+    (temporary / "manifest.json").write_text(json.dumps(digests.of_files(temporary)))
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
@@ -483,11 +482,9 @@ def save_checkpoint(folder: Path, step: int) -> Path:
 def newest_checkpoint(folders: Iterable[Path]) -> int | None:
     """The step of the newest whole checkpoint below any of the folders."""
     for path in _by_step(folders):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, Damaged):
             manifest = json.loads((path / "manifest.json").read_text())
-            for name, digest in manifest.items():
-                if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
-                    raise ValueError("checksum")
+            digests.vouch(path, manifest, ["progress.json"])
             return int(json.loads((path / "progress.json").read_text())["step"])
     return None
 

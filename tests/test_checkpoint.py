@@ -1,5 +1,6 @@
 """A checkpoint is whole and verified, or it does not count."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nasd import digests
 from nasd.worker import checkpoint
 
 
@@ -59,6 +61,31 @@ def test_a_damaged_one_falls_back_to_the_one_before(tmp_path: Path, name: str, d
     found = checkpoint.newest([tmp_path])
     assert found is not None
     assert found.step == 1
+
+
+@pytest.mark.parametrize("names", [[], ["progress.json"], ["model.safetensors", "progress.json"]])
+def test_one_whose_manifest_does_not_vouch_for_every_file_does_not_count(
+    tmp_path: Path, names: list[str]
+) -> None:
+    write(tmp_path, 1)
+    manifest = write(tmp_path, 2) / "manifest.json"
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({name: known[name] for name in names}))
+    found = checkpoint.newest([tmp_path])
+    assert found is not None
+    assert found.step == 1
+
+
+def test_one_of_an_earlier_nasd_with_sha_256_in_its_manifest_counts(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    files = [path for path in folder.iterdir() if path.name != "manifest.json"]
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / "manifest.json").write_text(json.dumps(sums))
+    found = checkpoint.newest([tmp_path])
+    assert found is not None
+    assert found.step == 1
+    (folder / "manifest.json").write_text(json.dumps({**sums, "optimizer.pt": "0" * 64}))
+    assert checkpoint.newest([tmp_path]) is None
 
 
 def test_the_newest_of_several_attempts_counts(tmp_path: Path) -> None:
@@ -154,7 +181,7 @@ def test_a_kill_at_any_call_leaves_the_one_before_or_the_new_one_and_saving_goes
     assert found_steps.count(3) > 3  # behind it: the oldest is being forgotten
 
 
-@pytest.mark.parametrize("writer", ["save_file", "save", "_digest", "_sync_file"])
+@pytest.mark.parametrize("writer", ["save_file", "save", "of_file", "_sync_file"])
 def test_one_that_fails_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
@@ -163,7 +190,8 @@ def test_one_that_fails_leaves_nothing_behind(
 
     write(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(torch if writer == "save" else checkpoint, writer, full)
+        module = {"save": torch, "of_file": digests}.get(writer, checkpoint)
+        patch.setattr(module, writer, full)
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
@@ -193,7 +221,8 @@ def test_a_pickle_in_a_checkpoint_is_never_executed(
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "c", 2)
     torch.save({"state": Bomb()}, path / "optimizer.pt")
-    manifest = {p.name: checkpoint._digest(p) for p in path.iterdir() if p.name != "manifest.json"}
+    (path / "manifest.json").unlink()
+    manifest = digests.of_files(path)
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert pickle.dumps(Bomb())  # it would go off if it were loaded
     assert checkpoint.newest([tmp_path / "c"]) is None

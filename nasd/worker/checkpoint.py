@@ -2,11 +2,11 @@
 
     checkpoints/step-00001200/  model.safetensors  optimizer.pt  progress.json  manifest.json
 
+The manifest holds the digests of the other three; those of an earlier nasd count as well.
 Everything is written under a temporary name, synced, and renamed. The random state is not saved:
 every step seeds its own generators from its number (see nasd.worker.train).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nasd import digests
 from nasd.protocol import sync_folder
 
 KEPT = 2
+FILES = {"model.safetensors", "optimizer.pt", "progress.json"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def save(
         with (temporary / "optimizer.pt").open("wb") as file:  # of a path, errors name no cause
             torch.save(optimizer, file)
         (temporary / "progress.json").write_text(json.dumps({"step": step, **progress}))
-        manifest = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        manifest = digests.of_files(temporary)
         (temporary / "manifest.json").write_text(json.dumps(manifest))
         for path in temporary.iterdir():
             _sync_file(path)
@@ -88,8 +90,7 @@ def _candidates(folders: Iterable[Path]) -> list[Path]:
 def _load(path: Path) -> Checkpoint | None:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        if any(_digest(path / name) != digest for name, digest in manifest.items()):
-            raise ValueError("checksum")
+        digests.vouch(path, manifest, FILES)
         progress = json.loads((path / "progress.json").read_text())
         return Checkpoint(
             step=progress.pop("step"),
@@ -103,11 +104,6 @@ def _load(path: Path) -> Checkpoint | None:
     except Exception as error:  # whatever is wrong with it, it does not count
         print(f"checkpoint {path} is damaged and passed over: {error!r}", flush=True)
         return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_file(path: Path) -> None:
