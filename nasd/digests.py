@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -20,6 +21,7 @@ from nasd.errors import NasdError
 from nasd.protocol import write_atomically
 
 SEAL = "digests.json"
+SUFFIX = ".digest"
 BLOCK = 1 << 22  # bytes between two signs of life
 XXH3 = "xxh3:"  # checkpoints of an earlier nasd have bare SHA-256
 
@@ -40,8 +42,13 @@ def alive() -> None:
     """What is done between two blocks of a file where nobody waits for a sign of life."""
 
 
-def of_text(text: str) -> str:
-    return XXH3 + xxhash.xxh3_128_hexdigest(text.encode())
+def unproven(folder: Path) -> None:
+    """Nothing that digests do not tell is known of what a folder should hold."""
+
+
+def of_json(what: Any) -> str:
+    """Of something that JSON can say, whatever the order of its keys."""
+    return XXH3 + xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())
 
 
 def of_file(path: Path, progress: Callable[[], object] = alive) -> str:
@@ -83,7 +90,7 @@ def vouch(
 def seal(folder: Path, progress: Callable[[], object] = alive) -> None:
     """Notes the digests of all files below a folder, for `check`."""
     files = of_files(folder, progress)
-    note = {"files": files, "digest": of_text(_canonical(files))}
+    note = {"files": files, "digest": of_json(files)}
     write_atomically(folder / SEAL, json.dumps(note, indent=1).encode())
 
 
@@ -91,15 +98,22 @@ def sealed(folder: Path) -> bool:
     return (folder / SEAL).exists()
 
 
-def check(folder: Path, needs: Collection[str], progress: Callable[[], object] = alive) -> None:
+def check(
+    folder: Path,
+    needs: Collection[str],
+    progress: Callable[[], object] = alive,
+    proof: Callable[[Path], object] = unproven,
+) -> None:
     """Raises Damaged, which names the file, unless all files of a sealed folder are what they were.
 
-    needs: names of files that it must have. A folder without digests gets them.
+    needs: names of files that it must have. A folder without digests gets them, once `proof`, which
+    raises Damaged as well, has found nothing wrong with it.
     """
     for name in needs:
         if not (folder / name).is_file():
             raise Damaged(folder / name, "is missing")
     if not sealed(folder):
+        proof(folder)
         with contextlib.suppress(OSError):
             seal(folder, progress)
         return
@@ -112,7 +126,7 @@ def noted(folder: Path) -> dict[str, str]:
     try:
         note = json.loads(path.read_bytes())
         files: dict[str, str] = note["files"]
-        whole = note["digest"] == of_text(_canonical(files))
+        whole = note["digest"] == of_json(files)
     except OSError as error:
         raise Damaged(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
@@ -145,11 +159,7 @@ def check_file(path: Path, progress: Callable[[], object] = alive) -> None:
 
 
 def note_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.digest")
-
-
-def _canonical(files: dict[str, str]) -> str:
-    return json.dumps(files, sort_keys=True)
+    return path.with_name(path.name + SUFFIX)
 
 
 def _of_file(

@@ -5,6 +5,7 @@ pure functions of a snapshot. No I/O, no clock.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from nasd.protocol import Outcome
 from nasd.snapshot import Attempt, Candidate, Snapshot
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
+MACHINE_RETRIES = 1  # as does a file that was missing or damaged: it may have been the reading
+RETRIES = {"error": ERROR_RETRIES, "machine": MACHINE_RETRIES, "invalid": 0}
+ALIKE = 3  # candidates in a row with the same error at a stage: that is none of theirs
 MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
 SUSPICIOUS = 3  # attempts lost in a row on one GPU
 INTERRUPTED = "interrupted"  # verdict on an attempt that the daemon's own end took with it
@@ -113,17 +117,86 @@ def worn_out(snapshot: Snapshot, candidate: Candidate, config: Config) -> str | 
     if candidate.state is not State.PENDING:
         return None
     row = setbacks(snapshot, candidate)
-    errors = [attempt for attempt in row if attempt.verdict == "error"]
     where = f"candidate {candidate.id} at {candidate.stage}"
-    if len(errors) > ERROR_RETRIES:
-        return f"{where}: {errors[-1].message} (see attempts/{errors[-1].id}/worker.log)"
-    if len(row) - len(errors) > config.daemon.infrastructure_retries:
+    for verdict, retries in RETRIES.items():
+        told = [attempt for attempt in row if attempt.verdict == verdict]
+        if len(told) > retries:
+            return f"{where}: {told[-1].message} (see attempts/{told[-1].id}/worker.log)"
+    lost = [attempt for attempt in row if attempt.verdict not in RETRIES]
+    if len(lost) > config.daemon.infrastructure_retries:
         return (
-            f"{where} lost {len(row) - len(errors)} attempts in a row without a fault of its own"
+            f"{where} lost {len(lost)} attempts in a row without a fault of its own"
             f" ({row[-1].message}): see attempts/{row[-1].id}/worker.log, mend the machine, and"
             " start nasd again"
         )
     return None
+
+
+def alike(snapshot: Snapshot, stage: str, message: str = "") -> list[Attempt]:
+    """The attempts that ended last at a stage, as far back as they failed with the same error: one
+    of each candidate, oldest first. What a person has seen counts no more.
+
+    message: of the error, if not of the last one of them. Numbers in it may differ.
+    """
+    ended = [one for one in snapshot.attempts if one.stage == stage and one.ended_at is not None]
+    ended.sort(key=lambda one: (one.ended_at, one.id))
+    kind = _kind(message)
+    row: dict[int, Attempt] = {}
+    for one in reversed(ended):
+        if one.state in (AttemptState.LOST, AttemptState.PREEMPTED) or one.verdict == "machine":
+            continue  # that says nothing of any candidate
+        kind = kind or _kind(one.message)
+        seen = one.id <= snapshot.experiment.resumed_after
+        if seen or one.verdict != "error" or _kind(one.message) != kind:
+            break
+        row.setdefault(one.candidate, one)
+    return list(reversed(row.values()))
+
+
+def _kind(message: str) -> str:
+    return re.sub(r"\d+", "#", message.removeprefix("error: "))
+
+
+def epidemic(snapshot: Snapshot, config: Config) -> str | None:
+    """Why the search cannot go on, as candidates fail one after the other of the same error; or
+    None. It is hardly theirs, and a person has to see whose."""
+    if not any(one.verdict == "error" for one in snapshot.attempts):
+        return None
+    for stage in config.stages:
+        row = alike(snapshot, stage.name)
+        if len(row) >= ALIKE:
+            failed = [
+                one.candidate
+                for one in row
+                if snapshot.candidates[one.candidate].state is State.FAILED
+            ]
+            again = "".join(f", `nasd retry {one}`" for one in failed)
+            return (
+                f"{len(row)} candidates in a row failed at {stage.name} with the same error:"
+                f" {row[-1].message} (see attempts/{row[-1].id}/worker.log); mend what is behind"
+                f" it, then `nasd run`{again}"
+            )
+    return None
+
+
+def all_failed(snapshot: Snapshot, generation: int) -> str | None:
+    """Why a generation of which nobody is left is not selected from: all its candidates failed of
+    errors, none of how it trained. None also where a person has seen it, and started nasd again."""
+    born = snapshot.born_in(generation)
+    numbers = {one.id for one in born}
+    unseen = any(
+        one.candidate in numbers and one.id > snapshot.experiment.resumed_after
+        for one in snapshot.attempts
+    )
+    if not born or not unseen or not all(one.state is State.FAILED for one in born):
+        return None
+    if not all(one.reason.startswith(("error: ", "invalid: ")) for one in born):
+        return None
+    return (
+        f"all {len(born)} candidates of generation {generation} failed, the last one at"
+        f" {born[-1].stage} ({born[-1].reason}): mend what is behind it and have them tried again"
+        f" with `nasd retry {born[-1].id}` and so on, or go on without them with `nasd run`"
+    )
 
 
 @dataclass(frozen=True)
@@ -164,9 +237,15 @@ def ending(
         case "out_of_memory" if _shortages(snapshot, candidate) < MEMORY_RETRIES:
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
+        case "machine":  # never the candidate's: where it stays, see worn_out
+            return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
+        case "invalid" if candidate.is_baseline:  # a person mends the data, see worn_out
+            return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
         case "error":
             errors = sum(one.verdict == "error" for one in setbacks(snapshot, candidate))
+            row = alike(snapshot, attempt.stage, outcome.message)
+            others = {one.candidate for one in row} - {candidate.id}
             # Without the baseline there is no search: a person has to look, see worn_out.
-            if errors < ERROR_RETRIES or candidate.is_baseline:
+            if errors < ERROR_RETRIES or candidate.is_baseline or len(others) + 1 >= ALIKE:
                 return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
     return Ending(AttemptState.FAILED, Event.FAIL, None, f"{told}: {outcome.message}", told)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nasd.config import Config, Stage
-from nasd.endings import worn_out
+from nasd.endings import all_failed, epidemic, worn_out
 from nasd.errors import NasdError
 from nasd.ladder import seed_weights_stand
 from nasd.lifecycle import Phase, State
@@ -96,6 +96,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     for candidate in snapshot.candidates.values():
         if (reason := worn_out(snapshot, candidate, config)) is not None:
             return Halt(reason)
+    if (reason := epidemic(snapshot, config)) is not None:
+        return Halt(reason)
     generation = snapshot.generation
     if generation is None:
         return OpenGeneration(0, ()) if seed_weights_stand(snapshot, config) else None
@@ -202,9 +204,13 @@ def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
     return replace(breed, births=tuple(births), payload=payload, injections=places)
 
 
-def _climb(snapshot: Snapshot, config: Config, generation: int) -> Cutoff | StartSelecting | None:
+def _climb(
+    snapshot: Snapshot, config: Config, generation: int
+) -> Cutoff | StartSelecting | Halt | None:
     born = snapshot.born_in(generation)
     if all(candidate.final for candidate in born):
+        if (reason := all_failed(snapshot, generation)) is not None:
+            return Halt(reason)
         return StartSelecting(generation)
     steps = [stage.name for stage in config.ladder("candidates")]
     for position, stage in enumerate(config.ladder("candidates")):

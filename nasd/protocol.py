@@ -2,6 +2,7 @@
 
     attempts/<id>/  spec.json      written before the worker starts, read once
                     heartbeat      where the worker is just now, rewritten at least every second
+                    checked        there once what is read of earlier steps was found whole
                     metrics.jsonl  one line per log step and per evaluation
                     worker.log     standard output and error of the worker
                     checkpoints/   whole directories, see nasd.worker.checkpoint
@@ -87,7 +88,11 @@ class Prepared(Message):
     qa_test_features: int
 
 
-Verdict = Literal["succeeded", "stopped", "diverged", "out_of_memory", "invalid", "error"]
+# invalid: what the user gave is at fault, and so it will be next time. machine: something that an
+# earlier step left is missing or damaged; the message names it. error: of unknown cause.
+Verdict = Literal[
+    "succeeded", "stopped", "diverged", "out_of_memory", "invalid", "machine", "error"
+]
 
 
 class Outcome(Message):
@@ -122,6 +127,7 @@ class AttemptFolder:
         self.checkpoints = path / "checkpoints"
         self.result = path / "result"
         self.outcome = path / "outcome.json"
+        self.checked = path / "checked"
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 if there is none; whole or not."""

@@ -24,6 +24,7 @@ from nasd.worker.progress import quiet
 from nasd.worker.stop import Stopped
 from nasd.worker.task import Ranks
 from nasd.worker.train import freeze, train
+from tests.damage import flip_a_bit
 from tests.test_phenotype import built, generator
 from tests.test_sparse import (
     FOUR,
@@ -79,7 +80,12 @@ def known(task: MlmTask, folder: Path, said: list[str], **changes: Any) -> Any:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Of activations, each of which has its digest beside it."""
+    names = sorted(path.name for path in folder.iterdir())
+    kept = [name for name in names if not name.endswith(".digest")]
+    notes = [f"{name}.digest" for name in kept if name.endswith(".bin")]
+    assert [name for name in names if name.endswith(".digest")] == notes
+    return kept
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -234,6 +240,34 @@ def test_a_truncated_file_is_made_anew(tmp_path: Path) -> None:
     os.truncate(tmp_path / name, STATES - 4)
     assert torch.equal(known(task, tmp_path, said), whole)
     assert "computed" in said[1]
+
+
+@pytest.mark.parametrize("where", ["in the file", "in its digest"])
+def test_one_flipped_bit_is_noticed_and_the_file_made_anew(tmp_path: Path, where: str) -> None:
+    said: list[str] = []
+    task = task_of(["encoder.blocks.3"])
+    whole = known(task, tmp_path, said).clone()
+    [name] = files(tmp_path)
+    flip_a_bit(tmp_path / (name if where == "in the file" else f"{name}.digest"))
+    assert torch.equal(known(task, tmp_path, said), whole)
+    assert "is damaged" in said[1]
+    assert "computed" in said[2]
+    known(task, tmp_path, said)
+    assert "taken from" in said[3]
+    assert files(tmp_path) == [name]
+
+
+def test_one_of_an_earlier_nasd_is_taken_as_it_is_once_and_gets_a_digest(tmp_path: Path) -> None:
+    said: list[str] = []
+    task = task_of(["encoder.blocks.3"])
+    known(task, tmp_path, said)
+    [name] = files(tmp_path)
+    (tmp_path / f"{name}.digest").unlink()
+    known(task, tmp_path, said)
+    assert "taken from" in said[1]
+    flip_a_bit(tmp_path / name)
+    known(task, tmp_path, said)
+    assert "is damaged" in said[2]
 
 
 def test_those_not_used_for_longest_make_room(tmp_path: Path) -> None:

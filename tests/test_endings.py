@@ -34,6 +34,7 @@ ENDS = [
     ("diverged", (AttemptState.FAILED, Event.FAIL, "diverged: why")),
     ("out_of_memory", (AttemptState.FAILED, Event.INTERRUPT, "half the micro-batch: why")),
     ("invalid", (AttemptState.FAILED, Event.FAIL, "invalid: why")),
+    ("machine", (AttemptState.FAILED, Event.INTERRUPT, "why")),
     ("error", (AttemptState.FAILED, Event.INTERRUPT, "why")),  # once more
 ]
 
@@ -88,6 +89,89 @@ def test_an_error_after_lost_attempts_still_has_its_second_chance(generation_1):
 
 def test_lost_attempts_are_never_charged_to_the_candidate(generation_1):
     assert ends(generation_1, 4, None, *lost(4, 40)).event is Event.INTERRUPT
+
+
+def test_a_file_of_the_machines_is_never_charged_to_the_candidate(generation_1):
+    end = ends(generation_1, 4, Outcome(verdict="machine"), *lost(4, 40, "machine"))
+    assert end.event is Event.INTERRUPT
+
+
+def test_data_of_the_users_that_are_at_fault_leave_the_baseline_to_be_tried_once_they_are_mended(
+    begun,
+):
+    running = put(begun, {BASELINE: ("prepare", State.RUNNING)})
+    attempt = attempt_of(BASELINE, "prepare", AttemptState.RUNNING)
+    outcome = Outcome(verdict="invalid", message="squad.json: no questions")
+    end = endings.ending(with_attempts(running, attempt), CONFIG, attempt, outcome)
+    assert (end.state, end.event) == (AttemptState.FAILED, Event.INTERRUPT)
+
+
+# -- the same error on several candidates --------------------------------------------------------
+
+SHAPES = "RuntimeError: mat1 and mat2 shapes cannot be multiplied ({}x8)"
+
+
+def errors_of(*candidates: int, said: str = SHAPES, first: int = 100) -> list[Attempt]:
+    return [
+        attempt_of(
+            candidate,
+            "pretrain_0",
+            AttemptState.FAILED,
+            verdict="error",
+            message=said.format(number),
+            id=first + number,
+            ended_at=2010.0 + first + number,
+        )
+        for number, candidate in enumerate(candidates)
+    ]
+
+
+def after_all(candidate: int, state: AttemptState, verdict: str) -> Attempt:
+    return attempt_of(
+        candidate, "pretrain_0", state, verdict=verdict, id=150, ended_at=2010.0 + 150
+    )
+
+
+def candidates_alike(snapshot: Snapshot) -> list[int]:
+    return [one.candidate for one in endings.alike(snapshot, "pretrain_0")]
+
+
+def test_the_same_error_but_for_its_numbers_makes_a_row_of_candidates(generation_1):
+    found = with_attempts(generation_1, *errors_of(4, 4, 5, 6))
+    assert candidates_alike(found) == [4, 5, 6]
+    assert endings.alike(found, "finetune") == []
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict", "row"),
+    [
+        (AttemptState.SUCCEEDED, "succeeded", [6]),
+        (AttemptState.FAILED, "diverged", [6]),
+        (AttemptState.FAILED, "machine", [4, 5, 6]),
+        (AttemptState.LOST, "", [4, 5, 6]),
+        (AttemptState.PREEMPTED, "stopped", [4, 5, 6]),
+    ],
+)
+def test_who_gets_through_the_stage_or_diverges_in_it_breaks_the_row_and_nobody_else_does(
+    generation_1, state, verdict, row
+):
+    last = errors_of(6, first=160)
+    between = after_all(7, state, verdict)
+    found = with_attempts(generation_1, *errors_of(4, 5), between, *last)
+    assert candidates_alike(found) == row
+    other = errors_of(7, said="KeyError: 'x'", first=150)
+    assert candidates_alike(with_attempts(generation_1, *errors_of(4, 5), *other, *last)) == [6]
+
+
+def test_the_last_of_a_row_is_not_charged_with_an_error_that_others_had_before(generation_1):
+    error = Outcome(verdict="error", message=SHAPES.format(12))
+    own = errors_of(6, first=120)
+    charged = ends(generation_1, 6, error, *errors_of(4, 4), *own)
+    assert charged.event is Event.FAIL  # two: it may still be theirs
+    spared = ends(generation_1, 6, error, *errors_of(4, 4, 5, 5), *own)
+    assert (spared.state, spared.event) == (AttemptState.FAILED, Event.INTERRUPT)
+    own_error = Outcome(verdict="error", message="KeyError: 'x'")
+    assert ends(generation_1, 6, own_error, *errors_of(4, 4, 5, 5), *own).event is Event.FAIL
 
 
 @pytest.mark.parametrize(

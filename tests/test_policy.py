@@ -320,6 +320,72 @@ def test_attempts_lost_in_a_row_halt_the_search_beyond_the_retries(generation_1,
         assert "candidate 4 at pretrain_0 lost 6 attempts in a row" in decision.reason
 
 
+@pytest.mark.parametrize(("times", "halts"), [(1, False), (2, True)])
+def test_a_damaged_file_that_a_second_attempt_finds_so_too_halts_with_its_name(
+    generation_1, times, halts
+):
+    said = "/state/candidates/1/pretrain_1/model.safetensors is damaged"
+    told = [replace(one, message=said) for one in lost(4, times, "machine")]
+    decision = policy.next_decision(with_attempts(generation_1, *told), CONFIG)
+    if halts:
+        assert isinstance(decision, Halt)
+        assert said in decision.reason
+    else:
+        assert decision is None
+
+
+def test_data_at_fault_halt_at_the_first_attempt_of_prepare_and_may_be_tried_again(begun):
+    at_prepare = put(begun, {BASELINE: ("prepare", State.PENDING)})
+    [told] = lost(BASELINE, 1, "invalid", "prepare")
+    told = replace(told, message="data.qa.files: squad.json holds no questions")
+    halted = with_attempts(at_prepare, told)
+    decision = policy.next_decision(halted, CONFIG)
+    assert isinstance(decision, Halt)
+    assert "squad.json holds no questions" in decision.reason
+    resumed = replace(halted, experiment=replace(halted.experiment, resumed_after=told.id))
+    assert policy.next_decision(resumed, CONFIG) is None
+
+
+def test_three_candidates_in_a_row_with_the_same_error_halt_the_search_until_a_person_has_looked(
+    generation_1,
+):
+    failed = [
+        replace(one, candidate=candidate, id=200 + candidate, ended_at=3000.0 + candidate)
+        for candidate in (4, 5, 6)
+        for one in lost(candidate, 1, "error")
+    ]
+    two = put(generation_1, {4: ("pretrain_0", State.FAILED), 5: ("pretrain_0", State.FAILED)})
+    assert not isinstance(policy.next_decision(with_attempts(two, *failed[:2]), CONFIG), Halt)
+    three = with_attempts(two, *failed)
+    decision = policy.next_decision(three, CONFIG)
+    assert isinstance(decision, Halt)
+    assert "3 candidates in a row failed at pretrain_0 with the same error: boom" in decision.reason
+    assert "`nasd retry 4`, `nasd retry 5`" in decision.reason
+    assert "nasd retry 6" not in decision.reason  # it is not charged, and goes on by itself
+    seen = replace(three, experiment=replace(three.experiment, resumed_after=206))
+    assert not isinstance(policy.next_decision(seen, CONFIG), Halt)
+
+
+def test_a_generation_in_which_all_failed_of_errors_halts_the_search_until_a_person_has_looked(
+    generation_1,
+):
+    born = (4, 5, 6, 7)
+    gone = dict.fromkeys(born, ("pretrain_0", State.FAILED))
+    failed = [
+        replace(one, message=f"{word}", id=200 + number, ended_at=3000.0 + number)
+        for number, word in zip(born, ("one", "two", "three", "four"), strict=True)
+        for one in lost(number, 1, "error")
+    ]
+    found = with_attempts(put(generation_1, gone, "error: boom"), *failed)
+    decision = policy.next_decision(found, CONFIG)
+    assert isinstance(decision, Halt)
+    assert "all 4 candidates of generation 1 failed" in decision.reason
+    seen = replace(found, experiment=replace(found.experiment, resumed_after=300))
+    assert isinstance(policy.next_decision(seen, CONFIG), StartSelecting)
+    diverged = put(found, gone, "diverged: NaN")
+    assert isinstance(policy.next_decision(diverged, CONFIG), StartSelecting)
+
+
 def test_attempts_that_a_killed_daemon_took_along_never_halt_the_search(generation_1):
     went = [replace(one, verdict=INTERRUPTED) for one in lost(4, 40)]
     assert policy.next_decision(with_attempts(generation_1, *went), CONFIG) is None

@@ -43,6 +43,7 @@ def notices(
         found.append(Notice("bad", f"halted: {experiment.reason}"))
     elif experiment.state == "running" and not served:
         found.append(Notice("bad", "no daemon serves it: go on with `nasd run`"))
+    found += _nobody_left(snapshot)
     if experiment.state != "running":
         return found
     if experiment.pause:
@@ -65,6 +66,19 @@ def notices(
     if served:
         found += _silent(where, now)
     return found
+
+
+def _nobody_left(snapshot: Snapshot) -> Iterator[Notice]:
+    """Of the two newest generations, as the newest may just have begun."""
+    for one in snapshot.generations[-2:]:
+        born = snapshot.born_in(one.number)
+        if born and all(candidate.state is State.FAILED for candidate in born):
+            last = born[-1]
+            yield Notice(
+                "bad",
+                f"all {counted(len(born), 'candidate')} of generation {one.number} failed, the last"
+                f" at {last.stage}: {last.reason}",
+            )
 
 
 def _lost(snapshot: Snapshot) -> Iterator[Notice]:

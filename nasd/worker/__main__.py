@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.leash import die_with_parent
 from nasd.protocol import (
@@ -23,7 +24,7 @@ from nasd.worker.stop import StopRequest
 
 # Whichever rank comes to one of these has the verdict, and leaves at once: its peers may never come
 # back from waiting for it.
-ALONE = {"error", "out_of_memory", "stopped"}
+ALONE = {"error", "invalid", "machine", "out_of_memory", "stopped"}
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def _run(spec: Spec, folder: AttemptFolder, stop: StopRequest) -> Outcome:
-    """What came of the attempt; raises what is no fault of the candidate's.
+    """What came of the attempt; raises what the machine does to a process: a lost GPU, a full disk.
 
     There is no verdict on that: the attempt counts as lost. Where a peer is gone, what took it may
     have left its own.
@@ -66,13 +67,37 @@ def _run(spec: Spec, folder: AttemptFolder, stop: StopRequest) -> Outcome:
     try:
         return stage.run(spec, folder, stage.join(spec), stop)
     except Exception as error:
-        if _peer_is_gone(error) or _machine_failed(error):
+        if not isinstance(error, Damaged) and (_peer_is_gone(error) or _machine_failed(error)):
             raise
         _tell(error)
-        message = str(error)
-        if not isinstance(error, NasdError):
-            message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        return Outcome(verdict="error", message=message)
+        return _judged(error, spec)
+
+
+def _judged(error: Exception, spec: Spec) -> Outcome:
+    """The verdict on an error that is not the machine's doing to the process itself.
+
+    A file that is missing, damaged or cannot be read is the machine's fault, and never the
+    candidate's. Data that a person has to mend are the same when they are read again.
+    """
+    if isinstance(error, Damaged):
+        return Outcome(verdict="machine", message=str(error))
+    if isinstance(error, NasdError):
+        of_data = spec.stage is None and not _may_pass(error)
+        return Outcome(verdict="invalid" if of_data else "error", message=str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return Outcome(verdict="machine", message=f"{error.filename}: {error.strerror}"[:500])
+    message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return Outcome(verdict="error", message=message)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether something other than what was read is behind it, as the network or a disk is, so that
+    it may be another time."""
+    cause = error.__cause__
+    if cause is None:
+        return False
+    of_content = isinstance(cause, ValueError | LookupError | TypeError | EOFError)
+    return not of_content or isinstance(cause, OSError) or _may_pass(cause)
 
 
 def _has_outcome(folder: AttemptFolder, token: str) -> bool:

@@ -4,7 +4,8 @@ In phase 0 nothing below the lowest new module changes, so where the masks are f
 (data.mlm.fixed_masks) its results are the same in every epoch, and in every sibling with the same
 prefix. They are kept, as far as daemon.activation_cache_gb reaches, in
 
-    cache/activations-<key>.bin   [sequences, tokens, width], float32
+    cache/activations-<key>.bin          [sequences, tokens, width], float32
+    cache/activations-<key>.bin.digest   of that file; one that is damaged is computed again
 
 where the key names all that they follow from. The results of a stage do not depend on the cache,
 but for rounding: where it cannot be had, a line in the log says why, and training computes them.
@@ -25,6 +26,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nasd import digests
+from nasd.digests import Damaged
 from nasd.worker.mlm import MlmTask
 from nasd.worker.phenotype import BlockShape
 from nasd.worker.progress import LONG, Progress
@@ -78,7 +81,7 @@ def known(
         tell("not cached, as daemon.activation_cache_gb is smaller")
         return None
     try:
-        if not _agreed(_is_whole(path, size), ranks):
+        if not _agreed(_is_whole(path, size, ranks, progress, tell), ranks):
             if epochs <= 1:
                 tell("not cached, as each sequence is seen but once")
                 return None
@@ -130,10 +133,21 @@ def _lowest(blocks: tuple[BlockShape, ...], layers: int) -> tuple[BlockShape, ..
     return tuple(found)
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size == size
-    return False
+def _is_whole(
+    path: Path, size: int, ranks: Ranks, progress: Progress, tell: Callable[[str], None]
+) -> bool:
+    """Whether the file may be read. The first rank looks for damage, which takes reading it all."""
+    try:
+        if path.stat().st_size != size:
+            return False
+        if ranks.first:
+            digests.check_file(path, lambda: progress("checking"))
+    except OSError:
+        return False
+    except Damaged as damage:
+        tell(f"not taken: {damage}")
+        return False
+    return True
 
 
 def _make(
@@ -169,6 +183,8 @@ def _make(
             os.fsync(file.fileno())
 
     def publish() -> None:
+        path.unlink(missing_ok=True)  # a damaged one
+        digests.seal_file(temporary, lambda: progress("checking"), final=path)
         temporary.replace(path)
 
     try:
@@ -196,12 +212,14 @@ def _make_room(shelf: Shelf, size: int) -> None:
 
     A file that another attempt has mapped stays with it until it is done.
     """
-    found = [(path, path.stat()) for path in shelf.folder.glob("*activations-*")]
+    files = shelf.folder.glob("*activations-*")
+    found = [(path, path.stat()) for path in files if path.suffix != digests.SUFFIX]
     taken = sum(stat.st_size for _, stat in found)
     for path, stat in sorted(found, key=lambda one: one[1].st_mtime):
         if taken + size <= shelf.room:
             return
         path.unlink(missing_ok=True)
+        digests.note_of(path).unlink(missing_ok=True)
         taken -= stat.st_size
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasd.config import Corpus, MlmData
+from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.worker.progress import DOWNLOAD, LONG, Progress
 
 BATCH = 1000  # records tokenised at a time
+FILES = ("pieces.npy", "evaluation.npy", "train.npy", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,18 @@ class MlmCorpus:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        special = manifest["tokens"]
-        return cls(
-            pieces=np.load(folder / "pieces.npy", mmap_mode="r"),
-            train=np.load(folder / "train.npy"),
-            evaluation=np.load(folder / "evaluation.npy"),
-            tokens=SpecialTokens(**{**special, "special": tuple(special["special"])}),
-        )
+        """Raises Damaged if what `build` left is not whole."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            special = manifest["tokens"]
+            return cls(
+                pieces=np.load(folder / "pieces.npy", mmap_mode="r"),
+                train=np.load(folder / "train.npy"),
+                evaluation=np.load(folder / "evaluation.npy"),
+                tokens=SpecialTokens(**{**special, "special": tuple(special["special"])}),
+            )
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise Damaged(folder, f"is missing or damaged ({error})") from error
 
 
 def records(corpus: Corpus, base: Path, progress: Progress) -> Iterator[list[str]]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from nasd import digests
 from nasd.config import Stage
 from nasd.protocol import write_atomically
 from nasd.worker.progress import LONG, Progress
@@ -112,7 +113,10 @@ class Memory:
         try:
             note = json.loads(self._path(key).read_text(encoding="utf-8"))
             found = note["micro_batch"], note.get("halvings", 0)
+            damaged = "digest" in note and note.pop("digest") != digests.of_json(note)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if damaged:  # an earlier nasd's has no digest
             return None
         if not all(isinstance(number, int) for number in found) or found[0] < 1 or found[1] < 0:
             return None
@@ -123,7 +127,9 @@ class Memory:
     ) -> None:
         """Where it cannot be written, the next attempt tries again: a line says why."""
         note = {"micro_batch": known.tried, "halvings": known.halvings}
-        what = {**json.loads(key), **note, "seconds_an_example": seconds}
+        times = {str(size): taken for size, taken in seconds.items()}
+        what: dict[str, Any] = {**json.loads(key), **note, "seconds_an_example": times}
+        what["digest"] = digests.of_json(what)
         try:
             write_atomically(self._path(key), json.dumps(what, indent=1).encode())
         except OSError as error:

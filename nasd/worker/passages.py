@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.squad import Question
 from nasd.worker import spans
@@ -62,6 +63,11 @@ class QaFeatures:
             "end": self.end[chosen].astype(np.int64),
         }
 
+    @classmethod
+    def files(cls) -> list[str]:
+        """Names of what `save` writes."""
+        return [f"{field.name}.npy" for field in fields(cls)]
+
     def save(self, folder: Path) -> None:
         """One .npy a field. Not atomic: write to a temporary folder and rename that."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,7 @@ class QaFeatures:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Memory maps what `save` wrote; raises NasdError if it is not whole."""
+        """Memory maps what `save` wrote; raises Damaged if it is not whole."""
         try:
             features = cls(
                 **{
@@ -79,13 +85,13 @@ class QaFeatures:
                 }
             )
         except (OSError, ValueError, EOFError) as error:
-            raise NasdError(f"{folder} is missing or damaged ({error}); delete it") from error
+            raise Damaged(folder, f"is missing or damaged ({error})") from error
         count, total = len(features), len(features.tokens)
         shapes = [getattr(features, field.name).shape for field in fields(cls)]
         if shapes != [(total,), (count + 1,), (total, 2), (count,), (count,), (count,)] or (
             features.bounds[-1] != total
         ):
-            raise NasdError(f"{folder} is damaged (its arrays do not fit together); delete it")
+            raise Damaged(folder, "is damaged (its arrays do not fit together)")
         return features
 
 

@@ -1,32 +1,40 @@
 """The first thing an experiment does: the caches, and the baseline from the seed.
 
 A cache folder is named by all that made it: the contents of the source files (or the names of the
-hub's data sets), the tokenizer, the lengths, the split. It is filled under a temporary name and
-renamed, so what carries the final name is whole, and later experiments find it.
+hub's data sets), the tokenizer, the lengths, the split. It is filled under a temporary name, sealed
+with digests and renamed, so what carries the final name is whole, and later experiments find it.
+One that is damaged since is made again.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nasd import digests
 from nasd.config import Data, QaData
+from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.protocol import sync_folder
 from nasd.squad import Question, from_records, read_squad, split
 from nasd.streams import stream_seed
-from nasd.worker import corpus
+from nasd.worker import corpus, phenotype
 from nasd.worker.passages import QaFeatures, build_features
 from nasd.worker.progress import DOWNLOAD, LONG, Progress
+from nasd.worker.seed import load_seed
 
 VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
 BLOCK = 1 << 22  # bytes hashed between two signs of life
+LOOK_SECONDS = 0.2  # between two looks at whether another attempt is done
 
 
 def caches(
@@ -48,6 +56,7 @@ def caches(
     )
     mlm_seed = stream_seed(seed, 0, "corpora")
     mlm = _make(
+        CORPORA,
         root / f"mlm-{mlm_key}",
         lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, progress),
         progress,
@@ -65,6 +74,7 @@ def caches(
         }
     )
     qa = _make(
+        QUESTIONS,
         root / f"qa-{qa_key}",
         lambda folder: _build_qa(data.qa, base, tokenizer, folder, seed, progress),
         progress,
@@ -73,12 +83,47 @@ def caches(
 
 
 def test_questions(cache: Path) -> list[Question]:
-    """The questions of the test part, in the order of its features."""
-    rows = json.loads((cache / "test_questions.json").read_text(encoding="utf-8"))
-    return [
-        Question(**{**row, "answers": tuple((text, at) for text, at in row["answers"])})
-        for row in rows
-    ]
+    """The questions of the test part, in the order of its features; raises Damaged."""
+    path = cache / "test_questions.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Question(**{**row, "answers": tuple((text, at) for text, at in row["answers"])})
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(path, f"is missing or damaged ({error})") from error
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of cache: the files that it has, and what reads it as far as can be without digests."""
+
+    files: tuple[str, ...]
+    proof: Callable[[Path], object]
+
+
+def _read_questions(cache: Path) -> None:
+    test_questions(cache)
+    for part in PARTS:
+        QaFeatures.load(cache / part)
+
+
+PARTS = ("train", "test")
+CORPORA = Kind(corpus.FILES, corpus.MlmCorpus.load)
+QUESTIONS = Kind(
+    (
+        *(f"{part}/{name}" for part in PARTS for name in QaFeatures.files()),
+        "test_questions.json",
+        "manifest.json",
+    ),
+    _read_questions,
+)
+
+
+def check(kind: Kind, folder: Path, progress: Progress) -> None:
+    """Raises Damaged unless a cache is what was made."""
+    digests.check(folder, kind.files, lambda: progress("checking"), kind.proof)
 
 
 def counts(mlm: Path, qa: Path) -> dict[str, int]:
@@ -92,6 +137,20 @@ def counts(mlm: Path, qa: Path) -> dict[str, int]:
         "qa_train_features": questions["train_features"],
         "qa_test_features": questions["test_features"],
     }
+
+
+def convert_seed(
+    source: str, base: Path, dropout: float | None, tokenizer: Any, folder: Path, progress: Progress
+) -> tuple[phenotype.MaskedLM, bool]:
+    """Writes the seed's model and tokenizer, sealed; returns it, and whether it has an MLM head."""
+    progress("downloading", patience=DOWNLOAD)
+    model, has_head = load_seed(source, base, dropout)
+    progress("saving", patience=LONG)
+    phenotype.save(model, folder)
+    tokenizer.save_pretrained(folder)
+    digests.seal(folder)
+    sync_tree(folder)
+    return model, has_head
 
 
 def _build_qa(
@@ -132,25 +191,71 @@ def _from_hub(data: QaData, progress: Progress) -> list[Question]:
     return from_records(rows, f"data.qa.hub: {data.hub}")
 
 
-def _make(folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:
-    if folder.is_dir():
+def _make(kind: Kind, folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:
+    if _stands(kind, folder, progress):
         print(f"cache: {folder.name} is there", flush=True)
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent, progress):
+        if not _stands(kind, folder, progress):  # another attempt may just have made it
+            _fill(folder, build, progress)
+    print(f"cache: {folder.name} made", flush=True)
+    return folder
+
+
+def _stands(kind: Kind, folder: Path, progress: Progress) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        check(kind, folder, progress)
+    except Damaged as damage:
+        print(f"cache: {damage}; it is made again", flush=True)
+        return False
+    return True
+
+
+def _fill(folder: Path, build: Callable[[Path], object], progress: Progress) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a prepare that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    damaged = folder.with_name(f".{folder.name}.damaged.tmp")
+    temporary.mkdir()
     try:
         build(temporary)
         progress("saving", patience=LONG)
+        digests.seal(temporary)
         sync_tree(temporary)
+        if folder.exists():
+            folder.rename(damaged)
         temporary.rename(folder)
         sync_folder(folder.parent)
         sync_folder(folder.parent.parent)  # the root may be new
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"cache: {folder.name} made", flush=True)
-    return folder
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+@contextmanager
+def _alone(root: Path, progress: Progress) -> Iterator[None]:
+    """Of all attempts that find a cache damaged, one makes it again, and the others wait for it."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while not _locked(descriptor):
+            progress("waiting for who makes the cache")
+            time.sleep(LOOK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that does not lock: whoever is last wins, with the same
+        return True
+    return True
 
 
 def _key(parts: dict[str, Any]) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from nasd import digests
 from nasd.config import Stage
 from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
-from nasd.worker import phenotype
+from nasd.worker import inputs, phenotype
 from nasd.worker.allocator import keep_freed_memory
 from nasd.worker.compilation import Compilation, why_not
 from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
@@ -36,6 +37,7 @@ from nasd.worker.train import (
 # longest that they wait for rank 0 while it works alone is a checkpoint, or decoding and scoring:
 # seconds for the 17,500 test questions of SQuAD.
 LEAST_GROUP_MINUTES = 10.0
+LOOK_SECONDS = 0.02  # between two looks at whether the first rank is done
 HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 
@@ -89,12 +91,16 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
     result = folder.result
     try:
         pulse("starting")
+        if spec.stage is not None:
+            _check_inputs(spec, folder, ranks, stop, pulse)
         if spec.stage is None:
             outcome = _prepare(spec, result, pulse)
         elif spec.stage.train == "none":
             outcome = _evaluate(spec, spec.stage, result, ranks, pulse)
         else:
             outcome = _train(spec, spec.stage, folder, ranks, stop, pulse)
+        if ranks.first and outcome.has_result and not digests.sealed(result):
+            digests.seal(result)
     except Diverged as reason:
         outcome = Outcome(verdict="diverged", message=str(reason))
     except Stopped as reason:
@@ -105,6 +111,25 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
         outcome = Outcome(verdict="out_of_memory", message=message)
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
+
+
+def _check_inputs(
+    spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
+) -> None:
+    """The first rank looks, and the others wait for its word by no collective's time-out: what is
+    damaged may take as long to make again as it took to make."""
+
+    def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
+        if stop.asked:
+            raise Stopped("asked to stop before the first step")
+        pulse(doing, step, steps, patience=patience)
+
+    if ranks.first:
+        inputs.check(spec, progress)
+        folder.checked.touch()
+    while not folder.checked.exists():
+        progress("waiting")
+        time.sleep(LOOK_SECONDS)
 
 
 def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
@@ -123,12 +148,9 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     pulse("downloading", patience=DOWNLOAD)
     tokenizer = seed.load_tokenizer(spec.source, base)
     mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, pulse)
-    pulse("downloading", patience=DOWNLOAD)
-    model, has_head = seed.load_seed(spec.source, base, spec.dropout)
-    pulse("saving", patience=LONG)
-    phenotype.save(model, result)
-    tokenizer.save_pretrained(result)
-    prepare.sync_tree(result)
+    model, has_head = prepare.convert_seed(
+        spec.source, base, spec.dropout, tokenizer, result, pulse
+    )
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
         mlm_cache=str(mlm),
@@ -263,7 +285,8 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
         stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
     )
     if stage.task == "qa":
-        answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
+        with inputs.reading(weights):
+            answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
         packs = _packs(spec, answering.architecture, ranks)
         return QaTask.load(answering, Path(spec.qa_cache), packs)
     genotype = Genotype.from_json(spec.genotype)
@@ -271,9 +294,11 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
     if spec.inherits:
         from nasd.worker.inherit import inherit
 
-        model = inherit(genotype, lineage, weights, fresh, spec.dropout)
+        with inputs.reading(weights):
+            model = inherit(genotype, lineage, weights, fresh, spec.dropout)
     else:
-        model = phenotype.load(phenotype.MaskedLM, weights, spec.dropout)
+        with inputs.reading(weights):
+            model = phenotype.load(phenotype.MaskedLM, weights, spec.dropout)
     match stage.train:
         case "all":
             trains = {name for name, _ in model.named_parameters()}
@@ -323,7 +348,8 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
 
     assert spec.weights is not None and stage.task == "qa"
     pulse("loading", patience=LONG)
-    model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
+    with inputs.reading(Path(spec.weights)):
+        model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
     model.to(ranks.device).eval()
     task = QaTask.load(model, Path(spec.qa_cache), _packs(spec, model.architecture, ranks))
     questions = test_questions(Path(spec.qa_cache))

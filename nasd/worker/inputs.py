@@ -1,0 +1,115 @@
+"""What an attempt reads of earlier steps, checked by its digests before the first of it is read.
+
+What can be made again is: a cache from its sources, the seed's weights from the seed. Any other
+damage is the machine's fault: Damaged names the file, and the search halts if it stays.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from nasd import digests
+from nasd.config import PREPARE
+from nasd.digests import Damaged
+from nasd.errors import NasdError
+from nasd.protocol import Spec, sync_folder
+from nasd.worker import phenotype, prepare
+from nasd.worker.progress import DOWNLOAD, Progress
+
+WEIGHTS = (phenotype.CONFIG, phenotype.WEIGHTS)
+REMEDY = "put it back from a copy, or take a backup of the database from before it was made"
+
+
+def check(spec: Spec, progress: Progress) -> None:
+    """Raises Damaged where something is damaged that cannot be made again; says what was."""
+    assert spec.stage is not None and spec.weights is not None
+    if spec.stage.task == "mlm":
+        kind, cache = prepare.CORPORA, Path(spec.mlm_cache)
+    else:
+        kind, cache = prepare.QUESTIONS, Path(spec.qa_cache)
+    try:
+        prepare.check(kind, cache, progress)
+    except Damaged as damage:
+        _cache_again(spec, cache, damage, progress)
+    weights = Path(spec.weights)
+    try:
+        digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
+    except Damaged as damage:
+        if weights.name != PREPARE:
+            raise Damaged(damage.path, f"{damage.what}: {REMEDY}") from damage
+        _seed_again(spec, weights, damage, progress)
+
+
+@contextmanager
+def reading(weights: Path) -> Iterator[None]:
+    """What is wrong with a model that is read within is the machine's fault, and names its folder:
+    where there are no digests, damage shows only here."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise
+        raise Damaged(weights, f"is not the model that was written there ({error})") from error
+
+
+def _readable(weights: Path) -> None:
+    with reading(weights):
+        phenotype.load_architecture(weights)
+        phenotype.load_state(weights)
+
+
+def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -> None:
+    from nasd.worker.seed import load_tokenizer
+
+    print(f"{damage}: it is made again", flush=True)
+    base = Path(spec.config_folder)
+    try:
+        progress("downloading", patience=DOWNLOAD)
+        tokenizer = load_tokenizer(spec.source, base)
+        made = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, progress)
+        fault = "what it was made of has changed since" if cache not in made else ""
+    except NasdError as error:
+        fault = str(error)
+    if fault:
+        what = f"{damage.what}, and cannot be made again: {fault}"
+        raise Damaged(damage.path, what) from damage
+
+
+def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) -> None:
+    """The seed's weights as they were; they are not replaced by what differs from them."""
+    from nasd.worker.seed import load_tokenizer
+
+    print(f"{damage}: it is made again from the seed", flush=True)
+    base = Path(spec.config_folder)
+    made = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
+    damaged = weights.with_name(f".{weights.name}.{os.getpid()}.gone")
+    try:
+        tokenizer = load_tokenizer(spec.source, base)
+        prepare.convert_seed(spec.source, base, spec.dropout, tokenizer, made, progress)
+        if not _same(made, weights):
+            raise NasdError(f"the seed {spec.source} has changed since")
+        if weights.exists():
+            weights.rename(damaged)
+        made.rename(weights)
+        sync_folder(weights.parent)
+    except (NasdError, OSError) as error:
+        what = f"{damage.what}, and cannot be made again from the seed ({error}): {REMEDY}"
+        raise Damaged(damage.path, what) from damage
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _same(made: Path, weights: Path) -> bool:
+    """Whether the model is the one that was there, as far as its digests are known."""
+    try:
+        known = digests.noted(weights)
+    except Damaged:
+        return True
+    now = digests.noted(made)
+    return all(known.get(name, now[name]) == now[name] for name in WEIGHTS)
