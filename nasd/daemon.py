@@ -16,7 +16,7 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from nasd import daemon_lock, notify, preflight, slots, snapshot
+from nasd import daemon_lock, notify, preflight, slots, snapshot, unusable
 from nasd.config import PREPARE, Config, check_against_slots, parse
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -70,33 +70,39 @@ def run(
             f"{config_path}: experiment.state: {state.path} cannot be made: {error.strerror}"
         ) from error
     with ExitStack() as stack:
-        stack.enter_context(daemon_lock.hold(state.lock))
+        if (reason := unusable.unwritable(state)) is not None:
+            raise NasdError(reason)
+        say = stack.enter_context(daemon_lock.hold(state.lock))
         if fresh and state.database.exists():
             set_aside(state)
         began = _began_with(state)  # once more: another daemon may just have left
         changed = "" if began is None else _changes(began, state, config, config_path)
-        store = Store(state.database)
-        stack.callback(store.close)
-        if changed:
-            store.change_config(_as_json(config), changed, time.time())
-        if seed is not None and began is None:
-            store.create_experiment(
-                config.experiment.name,
-                config.experiment.seed,
-                _as_json(config),
-                seed.backbone,
-                seed.baseline,
-                PREPARE,
-                time.time(),
-            )
+        with unusable.refused(state):
+            store = Store(state.database)
+            stack.callback(store.close)
+            store.check()
+            if changed:
+                store.change_config(_as_json(config), changed, time.time())
+            if seed is not None and began is None:
+                store.create_experiment(
+                    config.experiment.name,
+                    config.experiment.seed,
+                    _as_json(config),
+                    seed.backbone,
+                    seed.baseline,
+                    PREPARE,
+                    time.time(),
+                )
         on_begin()
-        tick = Tick(
-            store, config, folder, state, devices, slots.LocalLauncher(config.slots.threads)
-        )
+        with unusable.refused(state):
+            tick = Tick(
+                store, config, folder, state, devices, slots.LocalLauncher(config.slots.threads)
+            )
         if any(device.startswith("cuda") for device in devices):
             gpus = GpuWatch(devices)
             stack.callback(gpus.close)
             tick.health = gpus.look
+        tick.say = say
         return _serve(tick)
 
 
@@ -108,22 +114,26 @@ def _serve(tick: Tick) -> bool:
     told: list[int] = []
     begun = False
     failed = ""
+    trouble = unusable.Trouble(tick.state, tick.say)
 
     def leave_loop() -> None:
         if scheduler.running:
             scheduler.shutdown(wait=False)
 
-    def turn() -> None:
+    def act() -> None:
         nonlocal begun
+        if not told:
+            if not begun:
+                _begin(tick)
+                begun = True
+            tick()
+        if told or tick.leaves or tick.store.in_play().experiment.state != "running":
+            leave_loop()
+
+    def turn() -> None:
         with watchdog.turn():
-            if not told:
-                if not begun:
-                    _begin(tick)
-                    begun = True
-                tick()
-            if told or tick.leaves or tick.store.in_play().experiment.state != "running":
-                leave_loop()
-        notify.notify(READY="1", WATCHDOG="1", STATUS=_in_words(tick))
+            trouble.turn(act)
+        notify.notify(READY="1", WATCHDOG="1", STATUS=trouble.told or _in_words(tick))
 
     def leave(number: int, frame: object) -> None:
         if told:
@@ -167,9 +177,10 @@ def _serve(tick: Tick) -> bool:
     notify.notify(STOPPING="1", STATUS="attempts write their checkpoints")
     if told or tick.leaves:
         log.info("asked to stop: attempts write their checkpoints")
-    tick.stop()
-    complete = tick.store.in_play().experiment.state == "complete"
-    tick.store.note("daemon", "stopped", time.time())
+    with unusable.refused(tick.state):
+        tick.stop()
+        complete = tick.store.in_play().experiment.state == "complete"
+        tick.store.note("daemon", "stopped", time.time())
     return complete
 
 

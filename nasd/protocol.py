@@ -16,6 +16,8 @@ system can run it.
 import contextlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -131,8 +133,16 @@ class AttemptFolder:
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 if there is none; whole or not."""
-        names = [path.name for path in self.checkpoints.glob("step-*")]
-        return max((int(name.removeprefix("step-")) for name in names), default=0)
+        newest = checkpoints_below([self.checkpoints])[:1]
+        return int(newest[0].name.removeprefix("step-")) if newest else 0
+
+
+def checkpoints_below(folders: Iterable[Path]) -> list[Path]:
+    """The checkpoints in any of the folders, whole or not, the newest first; what else people put
+    there, as a copy, is none."""
+    found = [path for folder in folders if folder.is_dir() for path in folder.glob("step-*")]
+    ours = [path for path in found if re.fullmatch("step-[0-9]{9,}", path.name)]
+    return sorted(ours, key=lambda path: path.name, reverse=True)
 
 
 M = TypeVar("M", bound=Message)

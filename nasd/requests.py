@@ -5,6 +5,7 @@
 A request waits for as long as no daemon runs. Its answer stands in the database, under the same id.
 """
 
+import errno
 import os
 import pwd
 import secrets
@@ -92,10 +93,15 @@ def file(folder: Path, request: Request) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write(request, path)
     except OSError as error:
-        raise NasdError(
-            f"{folder} cannot be written ({error.strerror}): ask as the user who runs nasd"
-        ) from error
+        another = error.errno in (errno.EACCES, errno.EPERM) and _owner(folder) != os.geteuid()
+        then = "ask as the user who runs nasd" if another else "mend that, and ask again"
+        raise NasdError(f"{folder} cannot be written ({error.strerror}): {then}") from error
     return path
+
+
+def _owner(folder: Path) -> int:
+    """The user whose the folder is, or the first above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists()).stat().st_uid
 
 
 def waiting(folder: Path) -> list[Path]:

@@ -16,9 +16,11 @@ genotypes and logs stay.
 """
 
 import math
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from nasd import endings, ladder
@@ -27,7 +29,7 @@ from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.lifecycle import Phase, State
 from nasd.pareto import ranks
-from nasd.protocol import AttemptFolder
+from nasd.protocol import AttemptFolder, checkpoints_below
 from nasd.snapshot import Candidate, Snapshot
 
 BYTES = 4  # of a weight, in float32
@@ -95,7 +97,7 @@ def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) ->
     """Removes the weights that are not wanted; returns their folders, below candidates/."""
     stages = {stage.name for stage in config.stages if stage.train != "none"} | {PREPARE}
     gone = []
-    for home in sorted((state.path / "candidates").glob("*")):
+    for home in numbered(state.path / "candidates"):
         for half in home.glob(".*.gone"):  # of a collection that was killed
             shutil.rmtree(half)
         for stage in sorted(stages):
@@ -105,6 +107,11 @@ def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) ->
                 shutil.rmtree(half)
                 gone.append(f"{home.name}/{stage}")
     return gone
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The folders below that nasd made; what else people put there, as a copy, is theirs."""
+    return sorted(path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
 
 
 def sweep(state: StateFolder, snapshot: Snapshot) -> int:
@@ -122,7 +129,7 @@ def sweep(state: StateFolder, snapshot: Snapshot) -> int:
     # Of a search that was taken back to a backup: numbers are given again, and an attempt must
     # never resume what another one of its number left.
     known = {str(attempt.id) for attempt in snapshot.attempts}
-    for path in (state.path / "attempts").glob("*"):
+    for path in numbered(state.path / "attempts"):
         if path.name not in known:
             shutil.rmtree(AttemptFolder(path).checkpoints, ignore_errors=True)
     return sum(
@@ -140,8 +147,7 @@ def clear(state: StateFolder, snapshot: Snapshot, candidate: int, stage: str) ->
 
 def _clear(candidate: Candidate, stage: str, folders: list[AttemptFolder]) -> bool:
     goes_on = candidate.stage == stage and candidate.state in (State.PENDING, State.RUNNING)
-    checkpoints = [path for folder in folders for path in folder.checkpoints.glob("step-*")]
-    checkpoints.sort(key=lambda path: path.name)
+    checkpoints = checkpoints_below(folder.checkpoints for folder in folders)[::-1]
     half_made = [path for folder in folders for path in folder.checkpoints.glob(".*.tmp")]
     left = [f.checkpoints for f in folders]
     if goes_on:

@@ -34,6 +34,7 @@ from nasd.protocol import (
     Outcome,
     Prepared,
     Spec,
+    checkpoints_below,
     read,
     read_metrics,
     sync_folder,
@@ -474,21 +475,16 @@ def save_checkpoint(folder: Path, step: int) -> Path:
         shutil.rmtree(final)
     temporary.rename(final)
     sync_folder(folder)
-    for old in _by_step([folder])[KEPT_CHECKPOINTS:]:
+    for old in checkpoints_below([folder])[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> int | None:
     """The step of the newest whole checkpoint below any of the folders."""
-    for path in _by_step(folders):
+    for path in checkpoints_below(folders):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, Damaged):
             manifest = json.loads((path / "manifest.json").read_text())
             digests.vouch(path, manifest, ["progress.json"])
             return int(json.loads((path / "progress.json").read_text())["step"])
     return None
-
-
-def _by_step(folders: Iterable[Path]) -> list[Path]:
-    found = [path for folder in folders if folder.is_dir() for path in folder.glob("step-*")]
-    return sorted(found, key=lambda path: path.name, reverse=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from nasd.database_file import damaged, readable, unreadable
 from nasd.errors import NasdError
 from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
@@ -308,15 +308,14 @@ def opened(state: Path) -> Iterator[sqlite3.Connection]:
     try:
         if not path.exists():
             raise NoExperiment(state)
-        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)
-        try:
+        with readable(path) as connection:
             if not check_schema(connection, path):
                 raise NoExperiment(state)
             yield connection
-        finally:
-            connection.close()
     except sqlite3.DatabaseError as error:
-        raise NasdError(f"{path} cannot be read: {error}") from error
+        raise NasdError(unreadable(path, error)) from error
+    except PermissionError as error:
+        raise NasdError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = True) -> bool:
@@ -328,7 +327,7 @@ def check_schema(connection: sqlite3.Connection, path: Path, reading: bool = Tru
     try:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
-        raise NasdError(f"{path} cannot be read: {error}") from error
+        raise NasdError(unreadable(path, error)) from error
     if not any(table for table in tables if not table.startswith(("_sqlite_", "sqlite_"))):
         return False
     if "_sqlite_migrations" not in tables or "experiment" not in tables:
@@ -354,8 +353,12 @@ def read(
     connection.execute("BEGIN")
     try:
         return _read(connection, whole and lines is None, lines)
+    except (ValueError, KeyError, TypeError) as error:  # what a row holds is not what was written
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        raise NasdError(damaged(file, f"{type(error).__name__}: {error}")) from error
     finally:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # SQLite leaves it where it finds a damaged page
+            connection.execute("ROLLBACK")
 
 
 def events(

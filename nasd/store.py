@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import snapshot
+from nasd.database_file import damaged
 from nasd.errors import NasdError
 from nasd.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.lifecycle import (
@@ -73,6 +74,15 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+    def check(self) -> None:
+        """Raises NasdError if the database is damaged, wherever: takes reading all of it."""
+        try:
+            found = self._db.conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            raise NasdError(damaged(self._path, " ".join(found.split())))
 
     def read(self) -> Snapshot:
         """The whole search."""

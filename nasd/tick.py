@@ -43,6 +43,7 @@ log = logging.getLogger("nasd")
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
 FAULTS = 2  # answers in a row that make a GPU count as lost: a driver may be slow for once
 RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
+LEAST_RESERVE = 5e7  # bytes for the database and the like, whatever daemon.disk_reserve_gb says
 SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
 RETRY_SECONDS = 600.0  # after a backup that failed
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
@@ -64,6 +65,7 @@ class Tick:
     """What a turn needs. `config_folder`: where relative data paths start. `clock`: of the wall,
     for the record; `monotonic`: for time that passes, whatever happens to the wall's clock.
     `health`: of the GPUs, by slot; None while it is not known. `free_bytes`: of a folder's disk.
+    `say`: tells people what is in the way of its turns, where that cannot be recorded.
     """
 
     store: Store
@@ -76,6 +78,7 @@ class Tick:
     monotonic: Callable[[], float] = time.monotonic
     health: Health = dict
     free_bytes: Callable[[Path], int] = free_bytes
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         daemon = self.config.daemon
@@ -138,15 +141,16 @@ class Tick:
 
     def _look_at_disk(self) -> None:
         snapshot = self.store.in_play()
-        reserve = self.config.daemon.disk_reserve_gb * GB
+        reserve = max(LEAST_RESERVE, asked := self.config.daemon.disk_reserve_gb * GB)
         free = self.free_bytes(self.state.path)
         if free < reserve:
             for attempt in snapshot.live_attempts:
                 self._ask_to_stop(attempt)
             if not snapshot.experiment.hold:
+                least = "daemon.disk_reserve_gb =" if asked >= LEAST_RESERVE else "the least of"
                 reason = (
-                    f"{self.state.path} has {free / GB:.2f} GB left, less than"
-                    f" daemon.disk_reserve_gb = {reserve / GB:g}: the search goes on by itself once"
+                    f"{self.state.path} has {free / GB:.2f} GB left, less than {least}"
+                    f" {reserve / GB:g}: the search goes on by itself once"
                     f" there are {reserve * SPACE_AGAIN / GB:.2f} GB"
                 )
                 self.store.hold(reason, self.clock())
@@ -481,8 +485,8 @@ class Tick:
             weights=None if origin is None else str(self.state.result(*origin)),
             inherits=inherits,
             cache=str(self.state.cache),
-            mlm_cache=prepared.get("mlm_cache", ""),
-            qa_cache=prepared.get("qa_cache", ""),
+            mlm_cache=self._cache(prepared.get("mlm_cache")),
+            qa_cache=self._cache(prepared.get("qa_cache")),
             tensorboard=str(self.state.curves(candidate.generation, candidate.id, task)),
             first_step=first_step(snapshot, candidate),
             shared_curve=shared_curve(candidate, task),
@@ -500,6 +504,11 @@ class Tick:
             halvings=endings.halvings(snapshot, self.config, candidate, slots),
             resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
         )
+
+    def _cache(self, found: str | None) -> str:
+        """Where a cache that prepare found stands now: the state folder may have been moved since,
+        and its caches with it."""
+        return str(self.state.cache / Path(found).name) if found else ""
 
     # -- keep ----------------------------------------------------------------------------------
 

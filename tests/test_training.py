@@ -238,7 +238,7 @@ def test_the_users_mistake_reaches_the_outcome_in_words(shop: Workshop, tmp_path
     _, outcome = work(spec, path)
     assert outcome is not None
     assert outcome.token == str(path)
-    assert outcome.verdict == "error"
+    assert outcome.verdict == "invalid"
     assert "seed_model.source" in outcome.message
 
 

@@ -39,8 +39,9 @@ class Gained:
 @dataclass(frozen=True)
 class Facts:
     """snapshot: of the whole search, or of what is in play. config: None where it is of another
-    nasd. served: whether a daemon is up. selections: as nasd.snapshot.selections. where: live
-    attempts, by candidate. devices: by slot, as far as they are known."""
+    nasd. served: whether a daemon is up. trouble: what is in its way. selections: as
+    nasd.snapshot.selections. where: live attempts, by candidate. devices: by slot, as far as
+    they are known."""
 
     snapshot: Snapshot
     config: Config | None
@@ -51,6 +52,7 @@ class Facts:
     where: Mapping[int, Where]
     devices: Mapping[str, Device]
     known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
+    trouble: str = ""
 
     @property
     def state(self) -> str:
@@ -168,7 +170,8 @@ class Facts:
 
     @cached_property
     def notices(self) -> list[Notice]:
-        return notices(self.snapshot, self.config, self.served, self.where, self.devices, self.now)
+        found = notices(self.snapshot, self.config, self.served, self.where, self.devices, self.now)
+        return [Notice("bad", self.trouble), *found] if self.trouble else found
 
     @cached_property
     def gained(self) -> Gained:
@@ -215,6 +218,7 @@ class Reader:
             events = snapshot.events(connection, EVENTS)
             selections = snapshot.selections(connection)
         now = time.time() if now is None else now
+        served = daemon_lock.held(self._folder.lock)
         experiment = snap.experiment
         meant = experiment.created_at, experiment.config, experiment.prepared
         if meant != self._meant:
@@ -224,7 +228,8 @@ class Reader:
             snapshot=snap,
             config=self._config,
             now=now,
-            served=daemon_lock.held(self._folder.lock),
+            served=served,
+            trouble=daemon_lock.word(self._folder.lock) if served else "",
             events=events,
             selections=selections,
             where=self._listener.look(snap),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nasd import digests
-from nasd.protocol import sync_folder
+from nasd.protocol import checkpoints_below, sync_folder
 
 KEPT = 2
 FILES = {"model.safetensors", "optimizer.pt", "progress.json"}
@@ -69,22 +69,17 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, its space is needed
         raise
     sync_folder(folder)
-    for old in _candidates([folder])[KEPT:]:
+    for old in checkpoints_below([folder])[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def newest(folders: Iterable[Path]) -> Checkpoint | None:
     """The newest whole checkpoint below any of `folders`; damaged ones are passed over."""
-    for path in _candidates(folders):
+    for path in checkpoints_below(folders):
         if (checkpoint := _load(path)) is not None:
             return checkpoint
     return None
-
-
-def _candidates(folders: Iterable[Path]) -> list[Path]:
-    found = [path for folder in folders if folder.is_dir() for path in folder.glob("step-*")]
-    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def _load(path: Path) -> Checkpoint | None:
