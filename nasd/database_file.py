@@ -46,6 +46,15 @@ def _needs_copy(path: Path) -> bool:
     return False
 
 
+def fault(connection: sqlite3.Connection) -> str:
+    """What SQLite finds wrong with a database, "" if nothing: it reads all of it."""
+    try:
+        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    return "" if answer == "ok" else " ".join(answer.split())
+
+
 def unreadable(path: Path, error: Exception) -> str:
     """What it means that the database cannot be read, in a sentence."""
     name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import snapshot
-from nasd.database_file import damaged
+from nasd.database_file import damaged, fault
 from nasd.errors import NasdError
 from nasd.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.lifecycle import (
@@ -77,12 +77,8 @@ class Store:
 
     def check(self) -> None:
         """Raises NasdError if the database is damaged, wherever: takes reading all of it."""
-        try:
-            found = self._db.conn.execute("PRAGMA quick_check(1)").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            found = str(error)
-        if found != "ok":
-            raise NasdError(damaged(self._path, " ".join(found.split())))
+        if found := fault(self._db.conn):
+            raise NasdError(damaged(self._path, found))
 
     def read(self) -> Snapshot:
         """The whole search."""

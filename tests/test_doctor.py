@@ -34,6 +34,7 @@ from tests.conftest import (
     small_dict,
     to_toml,
 )
+from tests.damage import read_only
 
 STAGE_SLOTS = [
     f"stages__{name}__slots" for name in ("pretrain_head", "pretrain_0", "pretrain_1", "finetune")
@@ -129,6 +130,14 @@ def test_that_it_is_paused_is_told(path: Path):
 def test_a_state_folder_that_is_served_is_fine(path: Path):
     with daemon_lock.hold(path.parent / "state" / "daemon.lock"):
         assert "a daemon serves" in examined(path)["state"][0].text
+
+
+def test_a_state_folder_that_is_read_only_is_bad_and_the_rest_of_it_is_looked_at(path: Path):
+    with read_only(path.parent / "state"):
+        found = examined(path)
+    assert [one.mark for one in found["state"]] == ["bad"]
+    assert "make it writable" in found["state"][0].text
+    assert [one.mark for one in found["database"]] == ["good"]
 
 
 def test_a_bad_config_is_one_finding(tmp_path: Path):

@@ -122,6 +122,31 @@ def test_it_is_plain_json_at_every_point_of_a_search(search: Tick):
     assert len(data["candidates"]) == len(search.store.read().candidates)
 
 
+@pytest.mark.parametrize("verdict", ["diverged", "error"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_generation_in_which_all_failed_is_never_healthy(
+    tmp_path: Path, verdict: Any, last: bool
+):
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if spec.generation == 1:
+            said = f"{'abcdefgh'[spec.candidate - 4]} went wrong"  # another one each time
+            return 30.0, Outcome(verdict=verdict, message=said)
+        return all_succeed(spec, before)
+
+    config = small_config(experiment__generations=1 if last else 2)
+    tick = make_tick(StateFolder(tmp_path / "state"), config, script)
+    found = drive(tick, lambda found: found.generation is not None and found.generation.number == 2)
+    with daemon_lock.hold(tick.state.lock):
+        notices = report(tick)["notices"]
+    assert any(
+        one["level"] == "bad" and "all 4 candidates of generation 1 failed" in one["text"]
+        for one in notices
+    ), notices
+    ends = {"error": "halted", "diverged": "complete" if last else "running"}
+    assert found.experiment.state == ends[verdict]
+    tick.store.close()
+
+
 @pytest.mark.parametrize(
     ("name", "phase", "generation"),
     [

@@ -21,8 +21,15 @@ from nasd.lifecycle import AttemptState, State
 from nasd.protocol import Heartbeat, Outcome, Spec, read_metrics, write
 from nasd.snapshot import Snapshot
 from nasd.store import BASELINE
-from nasd.tick import FAULTS, GB, RECOVERY_SECONDS, SPACE_AGAIN, Tick
-from tests.conftest import all_succeed, small_config, story, succeeded, without_summaries
+from nasd.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
+from tests.conftest import (
+    FakeLauncher,
+    all_succeed,
+    small_config,
+    story,
+    succeeded,
+    without_summaries,
+)
 from tests.faults import (
     GPUS,
     PATIENT,
@@ -780,6 +787,70 @@ def test_weights_that_are_gone_halt_the_search_until_they_are_back(folder: Folde
     tick.store.resume(tick.clock())
     box.drive(tick)
     assert story(tick.store) == undisturbed
+
+
+def test_damaged_weights_halt_the_search_with_their_name_and_nobody_is_blamed(
+    folder: Folder, undisturbed
+):
+    file = "/state/candidates/0/prepare/model.safetensors is damaged"
+    whole = False
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if stage_of(spec) == "pretrain_0" and not whole:
+            return 1.0, Outcome(verdict="machine", message=file)
+        return some_diverge(spec, before)
+
+    box = Box(folder(), script=script)
+    tick = box.daemon()
+    found = box.drive(tick)
+    assert found.experiment.state == "halted"
+    assert file in found.experiment.reason
+    assert not [one for one in found.candidates.values() if one.state is State.FAILED]
+    assert max(len(attempts_of(found, one, "pretrain_0")) for one in (1, 2, 3)) == 2
+    tick.stop()
+    whole = True
+    tick.store.resume(box.wall())
+    box.drive(tick)
+    assert story(tick.store) == undisturbed
+
+
+def test_the_same_error_of_everybody_halts_the_search_long_before_its_end(folder: Folder):
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if stage_of(spec) == "finetune" and spec.candidate:
+            said = f"RuntimeError: no kernel for {spec.candidate} heads"
+            return 1.0, Outcome(verdict="error", message=said)
+        return all_succeed(spec, before)
+
+    tick = small_search(folder(), script)
+    found = tick.store.read()
+    assert found.experiment.state == "halted"
+    assert "3 candidates in a row failed at finetune with the same error" in found.experiment.reason
+    assert found.generation is not None and found.generation.number == 0
+    failed = [one.id for one in found.candidates.values() if one.state is State.FAILED]
+    assert len(failed) <= 2
+    assert all(f"`nasd retry {one}`" in found.experiment.reason for one in failed)
+
+
+def test_a_cache_is_looked_for_where_the_state_folder_stands_now(folder: Folder):
+    state = folder()
+    tick = small_search(state, all_succeed)
+    assert isinstance(tick.launcher, FakeLauncher)
+    caches = {(spec.mlm_cache, spec.qa_cache) for spec in tick.launcher.specs if spec.stage}
+    assert caches == {(str(state.cache / "mlm"), str(state.cache / "qa"))}
+
+
+def test_a_disk_that_fills_up_holds_the_search_also_where_no_reserve_is_asked_for(folder: Folder):
+    box = Box(folder(), small_config(daemon__disk_reserve_gb=0))
+    tick = box.daemon()
+    box.drive(tick, two_run)
+    box.free = LEAST_RESERVE - 1
+    tick()
+    tick()
+    found = tick.store.read()
+    assert not found.live_attempts
+    assert "less than the least of 0.05: the search goes on by itself" in found.experiment.hold
+    box.free = LEAST_RESERVE * SPACE_AGAIN + 1
+    assert box.drive(tick).experiment.state == "complete"
 
 
 def test_once_the_search_is_halted_nothing_starts_any_more(folder: Folder):

@@ -1,11 +1,10 @@
 """Checks of the state folder: its lock, its database and backups, and room for what will come."""
 
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterator
 
-from nasd import backups, daemon_lock, retention, snapshot
+from nasd import backups, daemon_lock, database_file, retention, snapshot, unusable
 from nasd.doctor.case import GB, Case, Finding
 from nasd.folders import StateFolder
 
@@ -19,16 +18,11 @@ def state(case: Case) -> Iterator[Finding]:
     if daemon_lock.held(here.lock):
         yield Finding("state", "good", f"a daemon serves {here.path}")
         return
-    try:
-        with daemon_lock.hold(here.lock):
-            yield Finding("state", "good", f"{here.path} can be written and locks")
-    except OSError as error:
-        yield Finding(
-            "state",
-            "bad",
-            f"{here.path} cannot be written ({error.strerror}): mend its owner or its permissions,"
-            " or choose another experiment.state",
-        )
+    if (reason := unusable.unwritable(here)) is not None:
+        yield Finding("state", "bad", f"{reason}, or choose another experiment.state")
+        return
+    with daemon_lock.hold(here.lock):
+        yield Finding("state", "good", f"{here.path} can be written and locks")
 
 
 def experiment(case: Case) -> Iterator[Finding]:
@@ -38,7 +32,7 @@ def experiment(case: Case) -> Iterator[Finding]:
         with snapshot.opened(here.path) as connection:
             found = snapshot.read(connection, whole=False)
             newest = snapshot.events(connection, 1)
-            damage = _damage(connection)
+            damage = database_file.fault(connection)
     except snapshot.NoExperiment:
         case.begun = False
         return
@@ -71,12 +65,6 @@ def experiment(case: Case) -> Iterator[Finding]:
         yield Finding("experiment", "bad", f"on hold: {found.experiment.hold}")
     for one in found.quarantine.values():
         yield Finding("slots", "bad", f"{one.slot} is left alone: {one.reason}")
-
-
-def _damage(connection: sqlite3.Connection) -> str:
-    """What SQLite finds wrong with the file, "" if nothing."""
-    (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    return "" if answer == "ok" else str(answer)
 
 
 def disk(case: Case) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nasd import digests
 from nasd.errors import NasdError
 from nasd.leash import die_with_parent
 from nasd.worker.prepare import sync_tree
@@ -57,6 +58,8 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     from nasd.worker.pretrained import NasdConfig, NasdForQuestionAnswering
 
     try:
+        if digests.sealed(model):
+            digests.check(model, (phenotype.CONFIG, phenotype.WEIGHTS))
         source = phenotype.load(phenotype.QuestionAnswering, model)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise NasdError(f"the model in {model} is missing or damaged: {error}") from error
@@ -71,6 +74,8 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     )
     if not (tokenizer / "tokenizer.json").is_file():
         raise NasdError(f"the tokenizer in {tokenizer} is missing")
+    if digests.sealed(tokenizer):
+        digests.check(tokenizer, ("tokenizer.json",))
     words = AutoTokenizer.from_pretrained(tokenizer)
     words.model_max_length = min(words.model_max_length, source.architecture.positions)
     try:
