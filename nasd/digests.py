@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import xxhash
 
@@ -49,6 +49,34 @@ def unproven(folder: Path) -> None:
 def of_json(what: Any) -> str:
     """Of something that JSON can say, whatever the order of its keys."""
     return XXH3 + xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())
+
+
+class Message(Protocol):
+    """Of the protocol between daemon and worker; digest is "" where an earlier nasd wrote it."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def model_dump(self, *, mode: str, exclude: set[str]) -> dict[str, Any]: ...
+
+    def model_copy(self, *, update: dict[str, Any]) -> Self: ...
+
+
+M = TypeVar("M", bound=Message)
+
+
+def signed(message: M) -> M:
+    """The message with its own digest."""
+    return message.model_copy(update={"digest": _of_message(message)})
+
+
+def holds(message: Message) -> bool:
+    """Whether a message is what was written, as far as it has a digest."""
+    return message.digest in ("", _of_message(message))
+
+
+def _of_message(message: Message) -> str:
+    return of_json(message.model_dump(mode="json", exclude={"digest"}))
 
 
 def of_file(path: Path, progress: Callable[[], object] = alive) -> str:

@@ -72,6 +72,7 @@ class Spec(Message):
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
+    digest: str = ""  # of all the rest, see nasd.digests
 
 
 class Prepared(Message):
@@ -115,6 +116,7 @@ class Outcome(Message):
     seconds: float = 0.0
     has_result: bool = False
     prepared: Prepared | None = None
+    digest: str = ""  # of all the rest, see nasd.digests
 
 
 class AttemptFolder:

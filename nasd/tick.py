@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import backups, endings, gpus, ladder, policy, retention, scheduling
+from nasd import backups, digests, endings, gpus, ladder, policy, retention, scheduling
 from nasd.board import Board, first_step, shared_curve
 from nasd.config import Config
 from nasd.errors import NasdError
@@ -327,6 +327,9 @@ class Tick:
         if outcome.token != attempt.token:
             log.warning("%s is of another attempt, and counts for nothing", folder.outcome)
             return None
+        if not digests.holds(outcome):
+            log.warning("%s is damaged, and counts for nothing", folder.outcome)
+            return None
         final = self.state.result(attempt.candidate, attempt.stage)
         if outcome.has_result and not (folder.result.exists() or final.exists()):
             log.warning("attempt %d: its result is gone, so it counts as lost", attempt.id)
@@ -449,7 +452,8 @@ class Tick:
         if folder.path.exists():  # of a search that was taken back to a backup
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        write(self._spec(snapshot, candidate, attempt, len(one.slots)), folder.spec)
+        spec = self._spec(snapshot, candidate, attempt, len(one.slots))
+        write(digests.signed(spec), folder.spec)
         home = self.state.candidate(candidate.id)
         if not (home / "genotype.json").exists():
             home.mkdir(parents=True, exist_ok=True)

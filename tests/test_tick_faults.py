@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import scheduling
+from nasd import digests, scheduling
 from nasd.endings import BACKOFF_SECONDS, INTERRUPTED
 from nasd.folders import StateFolder
 from nasd.gpus import Gpu
 from nasd.lifecycle import AttemptState, State
-from nasd.protocol import Heartbeat, Outcome, Spec, read_metrics, write
+from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read_metrics, write
 from nasd.snapshot import Snapshot
 from nasd.store import BASELINE
 from nasd.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
@@ -722,6 +722,31 @@ def test_an_outcome_cut_off_anywhere_counts_as_none(folder: Folder, undisturbed,
     tick()
     assert get(tick.store.read(), one.id).state is AttemptState.LOST
     box.drive(tick)
+    assert story(tick.store) == undisturbed
+
+
+@pytest.mark.parametrize("digit", ["the score's", "the digest's"])
+def test_an_outcome_with_another_digit_counts_as_none(folder: Folder, undisturbed, digit):
+    box = Box(folder(), script=some_diverge)
+    leave, changed = box.launcher._leave, list[Path]()
+
+    def scored(attempt: AttemptFolder, outcome: Outcome, token: str) -> None:
+        leave(attempt, digests.signed(outcome.model_copy(update={"token": token})), token)
+        if "f1" in outcome.metrics and not changed:
+            changed.append(attempt.outcome)
+            said = json.loads(attempt.outcome.read_text())
+            if digit == "the score's":
+                said["metrics"]["f1"] += 1
+            else:
+                said["digest"] = said["digest"][:-1] + "?"
+            attempt.outcome.write_text(json.dumps(said))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box.launcher, "_leave", scored)
+        tick = box.daemon()
+        found = box.drive(tick)
+    (one,) = changed
+    assert get(found, int(one.parent.name)).state is AttemptState.LOST
     assert story(tick.store) == undisturbed
 
 

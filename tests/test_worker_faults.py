@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 import nasd.worker
-from nasd import leash
+from nasd import digests, leash
 from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
 from nasd.worker import checkpoint, phenotype
 from nasd.worker import stage as stage_module
@@ -234,7 +234,7 @@ def test_ranks_share_out_the_same_batches_however_many_they_are() -> None:
             assert np.ptp([len(share) for share in shares]) <= 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "of another version"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "of another version", "a digit"])
 def test_a_damaged_spec_is_told_in_one_sentence(
     shop: Workshop, tmp_path: Path, damage: str
 ) -> None:
@@ -244,6 +244,9 @@ def test_a_damaged_spec_is_told_in_one_sentence(
         folder.spec.write_text(text[: len(text) // 2])
     elif damage == "of another version":
         folder.spec.write_text(text.replace('"version":1', '"version":2'))
+    elif damage == "a digit":
+        text = digests.signed(task_of(shop)).model_dump_json()
+        folder.spec.write_text(text.replace('"seed":5', '"seed":6'))
     command = [sys.executable, "-m", "nasd.worker", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "0"})
     assert ended.returncode == 1

@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from nasd import digests
 from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.leash import die_with_parent
@@ -33,6 +34,8 @@ def main() -> int:
     folder = AttemptFolder(Path(sys.argv[1]))
     try:
         spec = read(Spec, folder.spec)
+        if not digests.holds(spec):
+            raise Damaged(folder.spec, "is damaged: it is not what was written there")
     except NasdError as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return EXIT_NO_OUTCOME
@@ -44,7 +47,8 @@ def main() -> int:
         alone = outcome.verdict in ALONE
         token = os.environ.get(TOKEN_VARIABLE, "")
         if (alone or os.environ["RANK"] == "0") and not _has_outcome(folder, token):
-            write(outcome.model_copy(update={"token": token}), folder.outcome)
+            outcome = outcome.model_copy(update={"token": token})
+            write(digests.signed(outcome), folder.outcome)
     except Exception as error:
         _tell(error)
         os._exit(EXIT_NO_OUTCOME)
