@@ -281,7 +281,7 @@ def test_requests_that_cannot_be_removed_are_answered_once(box: Box, monkeypatch
 def test_an_inbox_that_cannot_be_written_is_named(box: Box):
     box.daemon().store.close()
     box.state.requests.write_text("not a folder")
-    with pytest.raises(NasdError, match=r"requests cannot be written .*as the user who runs nasd"):
+    with pytest.raises(NasdError, match=r"requests cannot be written .*mend that, and ask again"):
         asking.ask(box.state.path, "pause")
 
 

@@ -221,7 +221,8 @@ def test_a_spec_says_what_the_worker_needs(thesis: Tick):
     assert (spec.attempt, spec.generation, spec.seed) == (attempt.id, 0, 42)
     assert spec.genotype == found.candidates[1].genotype.to_json()
     assert spec.lineage == [block.to_json() for block in found.candidates[1].lineage]
-    assert (spec.mlm_cache, spec.qa_cache) == ("/cache/mlm", "/cache/qa")
+    cache = thesis.state.cache
+    assert (spec.mlm_cache, spec.qa_cache) == (str(cache / "mlm"), str(cache / "qa"))
     assert spec.resume == ()
     assert spec.tensorboard.endswith("tensorboard/gen00/c0001/mlm")
 
