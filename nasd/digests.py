@@ -112,7 +112,7 @@ def vouch(
             raise Damaged(folder / name, "has no digest among those of its folder")
     for name, expected in files.items():
         if not is_of(folder / name, expected, progress):
-            raise Damaged(folder / name, "is damaged: it is not what was written there")
+            raise Damaged(folder / name, "is damaged (it is not what was written there)")
 
 
 def seal(folder: Path, progress: Callable[[], object] = alive) -> None:
@@ -183,7 +183,7 @@ def check_file(path: Path, progress: Callable[[], object] = alive) -> None:
     except (OSError, ValueError) as error:
         raise Damaged(note, "cannot be read") from error
     if not is_of(path, expected, progress):
-        raise Damaged(path, "is damaged: it is not what was written there")
+        raise Damaged(path, "is damaged (it is not what was written there)")
 
 
 def note_of(path: Path) -> Path:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from nasd import answer as oracle
-from nasd import card, child, cli, daemon_lock, snapshot
+from nasd import card, child, cli, daemon_lock, digests, snapshot
 from nasd.demo import squad_data
 from nasd.errors import NasdError
 from nasd.export import FILES, WEIGHTS, Exported, export
@@ -39,6 +39,7 @@ from tests.conftest import (
     small_config,
     without_summaries,
 )
+from tests.damage import flip_a_bit
 
 DEMO_SEED = ROOT / "nasd" / "demo_seed"
 BACKBONE = Backbone(vocab_size=225, positions=64, width=32)  # the vocabulary of the demo's seed
@@ -607,6 +608,18 @@ def test_an_exported_model_is_replaced_whole_if_told_to(
     assert not (folder / "model.onnx").exists()
     assert "small, baseline" in (folder / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_model_with_a_flipped_bit_is_refused_and_one_of_an_earlier_nasd_is_not(
+    search: StateFolder, tmp_path: Path
+) -> None:
+    home = search.result(9, "finetune")
+    digests.seal(home)
+    flip_a_bit(home / WEIGHTS)
+    assert f"{home / WEIGHTS} is damaged" in refused(search, "9", tmp_path / "home" / "model")
+    (home / digests.SEAL).unlink()
+    export(search.path, "9", tmp_path / "home" / "model")
 
 
 @pytest.mark.usefixtures("here")

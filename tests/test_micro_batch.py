@@ -212,6 +212,22 @@ def test_a_damaged_note_is_written_again(tmp_path: Path, content: str) -> None:
     assert json.loads(note.read_text())["micro_batch"] == 4
 
 
+def test_a_note_with_another_digit_is_written_again_and_an_earlier_nasds_is_taken(
+    tmp_path: Path,
+) -> None:
+    task = finetuning()
+    found(task, Device(task, fits=4), tmp_path, [])
+    (note,) = tmp_path.glob("micro-batch-*.json")
+    said = json.loads(note.read_text())
+    note.write_text(json.dumps({**said, "micro_batch": 2}))
+    task = finetuning()
+    assert found(task, Device(task, fits=4), tmp_path, []) == 4
+    del said["digest"]
+    note.write_text(json.dumps({**said, "micro_batch": 2}))
+    task = finetuning()
+    assert found(task, Device(task, fits=4), tmp_path, []) == 2
+
+
 def test_what_cannot_be_remembered_is_said_and_used_all_the_same(tmp_path: Path) -> None:
     said: list[str] = []
     task = finetuning()

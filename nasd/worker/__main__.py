@@ -35,7 +35,7 @@ def main() -> int:
     try:
         spec = read(Spec, folder.spec)
         if not digests.holds(spec):
-            raise Damaged(folder.spec, "is damaged: it is not what was written there")
+            raise Damaged(folder.spec, "is damaged (it is not what was written there)")
     except NasdError as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return EXIT_NO_OUTCOME

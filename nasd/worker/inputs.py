@@ -66,7 +66,7 @@ def _readable(weights: Path) -> None:
 def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -> None:
     from nasd.worker.seed import load_tokenizer
 
-    print(f"{damage}: it is made again", flush=True)
+    print(f"{damage}; it is made again", flush=True)
     base = Path(spec.config_folder)
     try:
         progress("downloading", patience=DOWNLOAD)
@@ -84,7 +84,7 @@ def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) 
     """The seed's weights as they were; they are not replaced by what differs from them."""
     from nasd.worker.seed import load_tokenizer
 
-    print(f"{damage}: it is made again from the seed", flush=True)
+    print(f"{damage}; it is made again from the seed", flush=True)
     base = Path(spec.config_folder)
     made = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
     damaged = weights.with_name(f".{weights.name}.{os.getpid()}.gone")

@@ -197,19 +197,20 @@ def _make(kind: Kind, folder: Path, build: Callable[[Path], object], progress: P
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder.parent, progress):
-        if not _stands(kind, folder, progress):  # another attempt may just have made it
+        if not _stands(kind, folder, progress, says=True):  # another attempt may just have made it
             _fill(folder, build, progress)
     print(f"cache: {folder.name} made", flush=True)
     return folder
 
 
-def _stands(kind: Kind, folder: Path, progress: Progress) -> bool:
+def _stands(kind: Kind, folder: Path, progress: Progress, says: bool = False) -> bool:
     if not folder.is_dir():
         return False
     try:
         check(kind, folder, progress)
     except Damaged as damage:
-        print(f"cache: {damage}; it is made again", flush=True)
+        if says:
+            print(f"cache: {damage}; it is made again", flush=True)
         return False
     return True
 
