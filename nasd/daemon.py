@@ -74,7 +74,8 @@ def run(
             raise NasdError(reason)
         say = stack.enter_context(daemon_lock.hold(state.lock))
         if fresh and state.database.exists():
-            set_aside(state)
+            with unusable.refused(state):
+                set_aside(state)
         began = _began_with(state)  # once more: another daemon may just have left
         changed = "" if began is None else _changes(began, state, config, config_path)
         with unusable.refused(state):
@@ -249,7 +250,7 @@ def _bring_up_to_date(state: StateFolder) -> None:
         return
     except snapshot.OlderSchema as older:
         log.warning("%s", older)
-        with daemon_lock.hold(state.lock):
+        with daemon_lock.hold(state.lock), unusable.refused(state):
             Store(state.database).close()
 
 
