@@ -315,7 +315,7 @@ def test_a_package_with_several_models_is_refused_unless_one_is_named(packages: 
         ({"sinusoidal_pos_embds": True}, "its positions are sinusoidal"),
         ({"num_hidden_layers": 0}, "it has no blocks"),
         ({"num_hidden_layers": "two"}, "is damaged or not what it seems"),
-        ({"intermediate_size": -1}, "-1 is not a positive whole number"),
+        ({"intermediate_size": -1}, "-1 is not a whole number from 1 to 1,000,000"),
         ({"num_attention_heads": 5}, "5 heads do not divide the width 24"),
         ({"hidden_size": None}, "is damaged or not what it seems"),
         ({"num_hidden_layers": 3}, "lacks the weights encoder.layer.2.attention"),

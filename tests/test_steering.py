@@ -476,7 +476,10 @@ def test_a_budget_that_is_no_number_of_hours_is_refused(box: Box, hours: str):
     box.daemon().store.close()
     code, _, told = nasd("budget", "--", hours, state=box.state)
     assert code == 2
-    assert told == f"nasd: a budget is a number of GPU-hours above 0, or none, and not {hours}"
+    assert told == (
+        "nasd: a budget is a number of GPU-hours above 0, and up to 1,000,000,000, or none, and not"
+        f" {hours}"
+    )
 
 
 # -- retry ---------------------------------------------------------------------------------------
@@ -799,7 +802,7 @@ def test_a_genotype_that_was_born_meanwhile_is_not_born_again(folder: Folder, un
     [
         ({}, "this is not a genotype"),
         ({"blocks": []}, "it has no blocks"),
-        ({"blocks": [{"heads": "2", "ffns": []}]}, "'2' is not a positive whole number"),
+        ({"blocks": [{"heads": "2", "ffns": []}]}, "'2' is not a whole number from 1 to 1,000,000"),
         (Genotype(NARROW.blocks * 3).to_json(), "it has 6 blocks, and search_space.blocks allows"),
         (Genotype((Block(3, NARROW.blocks[0].ffns),)).to_json(), "3 heads, which do not divide"),
         (Genotype((Block(1, NARROW.blocks[0].ffns),)).to_json(), "search_space.heads allows"),
