@@ -168,7 +168,7 @@ class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
     files: tuple[str, ...] = ()
-    """UTF-8 text, a paragraph a line."""
+    """UTF-8 text, a paragraph a line; or JSON lines, CSV or Parquet; gzipped or not."""
     hub: str | None = None
     """Or a data set of the hub."""
     config: str | None = None
@@ -178,7 +178,7 @@ class Corpus(Section):
     split: str = "train"
     """The data set's split."""
     column: str = "text"
-    """The data set's column with the text."""
+    """The column with the text, of a data set, and of JSON lines, CSV and Parquet."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -205,7 +205,8 @@ class MlmData(Section):
 
 class QaData(Section):
     files: tuple[str, ...] = ()
-    """In SQuAD v1.1's JSON form."""
+    """In SQuAD v1.1's JSON form, or with a question a row as on the hub, as JSON lines or Parquet;
+    gzipped or not."""
     hub: str | None = None
     """Or a data set of the hub."""
     revision: str | None = None
@@ -218,6 +219,9 @@ class QaData(Section):
     """Of the questions; the others give the score."""
     split_by: Literal["article", "record"] = "article"
     """`article`: no article is on both sides; `record`: questions are split one by one."""
+    skip_faulty: Annotated[bool, Field(strict=True)] = False
+    """Leave out faulty questions, as those that SQuAD 2.0 has no answer to, instead of refusing the
+    data."""
     max_answer_tokens: Count = 30
     """In the longest answer."""
     n_best: Annotated[Whole, Field(ge=1, le=10_000)] = 20

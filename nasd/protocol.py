@@ -85,6 +85,9 @@ class Prepared(Message):
     qa_test_questions: int
     qa_train_features: int
     qa_test_features: int
+    mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
+    qa_unknown: float | None = None
+    qa_skipped: int = 0  # faulty questions that were left out
 
 
 Verdict = Literal["succeeded", "stopped", "diverged", "out_of_memory", "invalid", "error"]

@@ -1,7 +1,8 @@
 """`python -m nasd.worker.check`: looks at a seed, and for data sets of the hub. Writes nothing.
 
-Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision]}}, and prints
-one JSON line: {"backbone", "baseline", "has_mlm_head"}, or {"error": one sentence}.
+Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision]}, "data":
+{"data", "seed", "stages"} or null}, and prints one JSON line: {"backbone", "baseline",
+"has_mlm_head", "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
 """
 
 import json
@@ -22,14 +23,25 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.worker import seed
+    from nasd.config import Data, Stage
+    from nasd.worker import data_check, hub, seed
 
     source, folder = question["source"], Path(question["folder"])
     description = seed.describe(source, folder)
-    seed.load_tokenizer(source, folder)
+    tokenizer = seed.load_tokenizer(source, folder)
     for key, (name, config, revision) in question["hubs"].items():
-        _check_hub(key, name, config, revision)
+        _check_hub(key, hub.place(name, key, folder), config, revision)
+    known = {}
+    if (wanted := question["data"]) is not None:
+        known = data_check.look(
+            Data(**wanted["data"]),
+            folder,
+            tokenizer,
+            wanted["seed"],
+            [Stage(**stage) for stage in wanted["stages"]],
+        )
     return {
+        "known": known,
         "backbone": asdict(description.backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
