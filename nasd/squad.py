@@ -80,6 +80,7 @@ def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> dict
 
 
 LISTED = 3  # of the faults of a data set
+OR_SKIP = "; in a search data.qa.skip_faulty = true leaves {} out"
 
 
 class Questions(NamedTuple):
@@ -161,12 +162,12 @@ def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool) -> Questio
     faults = len(found.faults)
     if faults and (not skip_faulty or not found.sound):
         if faults == 1 and found.sound:
-            raise NasdError(found.faults[0])
+            raise NasdError(f"{found.faults[0]}{OR_SKIP.format('it')}")
         listed = "; ".join(f"({n}) {text}" for n, text in enumerate(found.faults[:LISTED], 1))
         more = f"; and {faults - LISTED:,} more" if faults > LISTED else ""
         raise NasdError(
             f"{faults:,} of {faults + len(found.sound):,} questions are faulty: {listed}{more}"
-            + ("" if skip_faulty else "; data.qa.skip_faulty = true leaves them out")
+            + ("" if skip_faulty else OR_SKIP.format("them"))
         )
     return found
 

@@ -26,6 +26,7 @@ from nasd.worker.passages import QaFeatures, build_features
 from nasd.worker.progress import LONG, Progress
 
 VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
+SHOWN = 20  # faulty questions that the log names
 BLOCK = 1 << 22  # bytes hashed between two signs of life
 
 
@@ -104,8 +105,10 @@ def _build_qa(
     data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, progress: Progress
 ) -> None:
     questions, faults = _read(data, base, progress)
-    for fault in faults:
+    for fault in faults[:SHOWN]:
         print(f"left out: {fault}", flush=True)
+    if len(faults) > SHOWN:
+        print(f"left out: {len(faults) - SHOWN:,} more", flush=True)
     train, test = split(
         questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions")
     )
