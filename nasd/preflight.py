@@ -42,12 +42,17 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
                 check_texts(folder / name, corpus.column)
     _check_questions(config, folder, origin)
     hubs = {
-        f"data.mlm.corpora[{index}].hub": [corpus.hub, corpus.config, corpus.revision]
+        f"data.mlm.corpora[{index}].hub": [
+            corpus.hub,
+            corpus.config,
+            corpus.revision,
+            corpus.column,
+        ]
         for index, corpus in enumerate(config.data.mlm.corpora)
         if corpus.hub
     }
     if config.data.qa.hub:
-        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision]
+        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision, "answers"]
     data = {
         "data": config.data.model_dump(mode="json"),
         "seed": config.experiment.seed,
@@ -84,7 +89,8 @@ def look_at_seed(
 ) -> Seed:
     """The seed's shape, from a child process; raises NasdError if it cannot be loaded.
 
-    hubs: config keys to the [name, config, revision] of data sets that have to be there as well.
+    hubs: config keys to the [name, config, revision, column] of data sets that have to be there as
+    well.
     data: what nasd.worker.data_check is to look at, or None.
     """
     question = {"source": source, "folder": str(folder), "hubs": dict(hubs), "data": data}

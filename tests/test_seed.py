@@ -329,6 +329,13 @@ def test_a_config_that_cannot_serve_is_refused(
     assert message in refused(str(bert))
 
 
+def test_a_byte_order_mark_before_a_seeds_config_is_no_part_of_it(bert: Path) -> None:
+    before = seed.describe(str(bert), Path())
+    content = (bert / "config.json").read_text()
+    (bert / "config.json").write_text(content, encoding="utf-8-sig")
+    assert seed.describe(str(bert), Path()) == before
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])
 def test_a_damaged_config_is_refused(content: str, bert: Path) -> None:
     (bert / "config.json").write_text(content, errors="surrogateescape")

@@ -869,6 +869,7 @@ def test_killed_while_it_injects_it_is_born_once(folder: Folder):
         (None, "cannot be read: No such file or directory"),
         (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
+        (b'{"blocks": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit (4300 digits)"),
         (b"[]", "holds no genotype"),
     ],
 )
@@ -880,6 +881,15 @@ def test_a_file_that_is_no_genotype_is_named(box: Box, content: bytes | None, wo
     code, _, told = nasd("inject", str(path), state=box.state)
     assert code == 2
     assert told.startswith(f"nasd: {path} {words}")
+    assert len(told) < 250
+
+
+def test_a_byte_order_mark_before_a_genotype_is_no_part_of_it(box: Box):
+    box.daemon().store.close()
+    path = box.state.path / "mine.json"
+    path.write_text('{"blocks": []}', encoding="utf-8-sig")
+    _, _, told = nasd("inject", str(path), state=box.state)
+    assert told.endswith("this is not a genotype: it has no blocks")
 
 
 # -- a real daemon -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nasd import readable
+from nasd import formats, readable
 from nasd.config import Config, Data
 from nasd.cost import Volumes
 from nasd.errors import NasdError
@@ -21,6 +21,7 @@ KNOWN_CORPORA = {
     "bookcorpus/bookcorpus": ("BookCorpus", 4.85e9, 4.2),
 }
 FILE_BYTES_PER_TOKEN = 4.5
+PACKED_BYTES_PER_TOKEN = 1.5  # gzip makes a third of English text
 KNOWN_QUESTIONS = {"rajpurkar/squad": 87_599, "squad": 87_599}
 FEATURES_PER_QUESTION = 88_524 / 87_599  # SQuAD v1.1 at 384 tokens, stride 128
 
@@ -97,6 +98,9 @@ def _sequences(config: Config, folder: Path) -> tuple[int, str]:
                     f"data.mlm.corpora: {error.filename} cannot be read: {error.strerror}"
                 ) from error
             name, ratio = "files", FILE_BYTES_PER_TOKEN
+            seen = [formats.look(folder / one) for one in corpus.files]
+            if any(one.zipped or one.form == "Parquet" for one in seen):
+                name, ratio = "packed files", PACKED_BYTES_PER_TOKEN
         elif corpus.hub in KNOWN_CORPORA and (corpus.config or ".en").endswith(".en"):
             name, size, ratio = KNOWN_CORPORA[corpus.hub]
         elif mlm.max_sequences is None:
