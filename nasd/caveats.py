@@ -18,9 +18,11 @@ def margin(questions: int, share: float = 0.5) -> float:
     return 100 * z * math.sqrt(share * (1 - share) / questions)
 
 
-def of(known: Mapping[str, Any]) -> Iterator[str]:
-    """known: as much of nasd.protocol.Prepared as is known."""
-    for key, what in (("mlm_unknown", "the corpora"), ("qa_unknown", "the contexts")):
+def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
+    """known: as much of nasd.protocol.Prepared as is known. sampled: only the beginnings of texts
+    were looked at, which may differ from the whole."""
+    seen = "the beginnings of " if sampled else ""
+    for key, what in (("mlm_unknown", f"{seen}the corpora"), ("qa_unknown", "the contexts")):
         share = known.get(key)
         if share is not None and share >= MUCH_UNKNOWN:
             yield (

@@ -119,6 +119,7 @@ def test_much_that_the_vocabulary_does_not_know_is_told_before_and_after(folder,
     assert counts["qa_unknown"] == 0
     told = [text for text in caveats.of(counts) if "[UNK]" in text]
     assert len(told) == 1 and "% of the tokens in the corpora are [UNK]" in told[0]
+    assert "in the beginnings of the corpora are" in next(caveats.of(found, sampled=True))
 
 
 def test_faulty_questions_are_left_out_where_the_config_says_so(folder, tokenizer, capsys):
