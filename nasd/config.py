@@ -6,7 +6,6 @@ Paths in the file are relative to the file. Nothing here touches the disk but `l
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,14 +18,29 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
+from nasd import genotype, ranges, toml
 from nasd.errors import NasdError
 from nasd.genotype import Activation
+from nasd.readable import shown
 
 # Strict: "8" and true are no numbers, whatever Python thinks.
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[Whole, Field(ge=1)]
+# Every number has a last one: beyond these nothing means anything, and what takes them on their way
+# (SQLite, timers, arrays) would break there.
+Seed = Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)]  # what SQLite can hold
+Count = Annotated[Whole, Field(ge=1, le=10**6)]
+Rows = Annotated[Whole, Field(ge=1, le=10**12)]  # of data
+Places = Annotated[Whole, Field(ge=1, le=4096)]
+Hours = Annotated[Real, Field(gt=0, le=10**9)]
+Seconds = Annotated[Real, Field(gt=0, le=86_400)]  # a day
+Minutes = Annotated[Real, Field(gt=0, le=525_600)]  # a year
+Gigabytes = Annotated[Real, Field(ge=0, le=10**9)]
+Size = Annotated[Whole, Field(ge=1, le=genotype.LARGEST)]
+Blocks = Annotated[Whole, Field(ge=1, le=genotype.MOST_BLOCKS)]
+Layers = Annotated[Whole, Field(ge=2, le=genotype.MOST_LAYERS)]
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -40,15 +54,19 @@ def _devices(value: Any) -> Any:
     ):
         raise ValueError(
             'take "auto", or a list such as ["cuda:0", "cuda:1"] or ["cpu:0"], not'
-            f" {json.dumps(value, default=str)}"
+            f" {_as_json(value)}"
         )
     return value
 
 
 def _auto_or_bool(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
-        raise ValueError(f'take "auto", true or false, not {json.dumps(value, default=str)}')
+        raise ValueError(f'take "auto", true or false, not {_as_json(value)}')
     return value
+
+
+def _as_json(value: Any) -> str:
+    return shown(value, 60, lambda known: json.dumps(known, default=str))
 
 
 class Section(BaseModel):
@@ -59,13 +77,13 @@ class Section(BaseModel):
 class Experiment(Section):
     name: str = Field(min_length=1)
     """What it is called in every view."""
-    seed: Whole = 0
+    seed: Seed = 0
     """What all random choices follow from."""
     state: str = "state"
     """Folder for database, weights, curves and cache."""
-    generations: Annotated[Whole, Field(ge=0)]
+    generations: Annotated[Whole, Field(ge=0, le=10**6)]
     """How many follow the initial population."""
-    budget_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
+    budget_gpu_hours: Hours | None = None
     """When so many are spent, running attempts stop at a checkpoint and the search halts."""
 
 
@@ -80,7 +98,7 @@ class Slots(Section):
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     """One slot each: GPUs as `"cuda:0"`, CPU shares as `"cpu:0"`; `"auto"` takes all GPUs, or the
     whole CPU where there is none."""
-    threads: Positive = 1
+    threads: Places = 1
     """Threads of each slot's process."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; weights and optimizer stay float32, and so does all on a device that
@@ -94,15 +112,15 @@ class Slots(Section):
 
 
 class SearchSpace(Section):
-    blocks: tuple[Positive, Positive]
+    blocks: tuple[Blocks, Blocks]
     """The fewest and the most encoder blocks."""
-    heads: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    heads: Annotated[tuple[Size, ...], Field(min_length=1)]
     """An attention's numbers of heads; divisors of the seed's width."""
-    ffns: Positive
+    ffns: Annotated[Whole, Field(ge=1, le=genotype.MOST_FFNS)]
     """The most feed-forward networks of a block."""
-    layers: Annotated[tuple[Annotated[Whole, Field(ge=2)], ...], Field(min_length=1)]
+    layers: Annotated[tuple[Layers, ...], Field(min_length=1)]
     """A network's numbers of linear layers."""
-    sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    sizes: Annotated[tuple[Size, ...], Field(min_length=1)]
     """The sizes between these layers."""
     activations: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("relu", "gelu")
     """Between these layers."""
@@ -132,17 +150,17 @@ class Variation(Section):
     """Of the baseline, into the initial population."""
     offspring: Mutation
     """Of a parent, into a candidate of a later generation."""
-    min_distance: Positive = 1
+    min_distance: Count = 1
     """In so many modules at least do two of the initial population differ, and each from the
     baseline."""
 
 
 class Population(Section):
-    mu: Positive
+    mu: Count
     """How many survive a generation, and are in the initial population."""
-    lambda_: Positive = Field(alias="lambda")
+    lambda_: Count = Field(alias="lambda")
     """How many offspring a generation has."""
-    tournament: Positive
+    tournament: Count
     """How many are drawn for a tournament, whose winner is a parent."""
 
 
@@ -150,7 +168,7 @@ class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
     files: tuple[str, ...] = ()
-    """UTF-8 text, a paragraph a line."""
+    """UTF-8 text, a paragraph a line; or JSON lines, CSV or Parquet; gzipped or not."""
     hub: str | None = None
     """Or a data set of the hub."""
     config: str | None = None
@@ -160,7 +178,7 @@ class Corpus(Section):
     split: str = "train"
     """The data set's split."""
     column: str = "text"
-    """The data set's column with the text."""
+    """The column with the text, of a data set, and of JSON lines, CSV and Parquet."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -172,37 +190,41 @@ class Corpus(Section):
 class MlmData(Section):
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
     """What is read, one after the other, and then shuffled."""
-    tokens: Annotated[Whole, Field(ge=8)]
+    tokens: Annotated[Whole, Field(ge=8, le=10**6)]
     """In a sequence; longer texts are split."""
     mask_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.15
     """Of the tokens: 80 % of these are masked, 10 % replaced, 10 % left."""
     fixed_masks: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     """While only new modules train: draw the masks of a sequence once, so that what frozen layers
     make of it can be kept; `"auto"`: where all of it fits into the cache."""
-    evaluation_sequences: Positive
+    evaluation_sequences: Rows
     """Held out, for the loss that the cutoff goes by."""
-    max_sequences: Positive | None = None
+    max_sequences: Rows | None = None
     """Train on no more than so many."""
 
 
 class QaData(Section):
     files: tuple[str, ...] = ()
-    """In SQuAD v1.1's JSON form."""
+    """In SQuAD v1.1's JSON form, or with a question a row as on the hub, as JSON lines or Parquet;
+    gzipped or not."""
     hub: str | None = None
     """Or a data set of the hub."""
     revision: str | None = None
     """The data set's branch, tag or commit."""
-    tokens: Annotated[Whole, Field(ge=16)]
+    tokens: Annotated[Whole, Field(ge=16, le=10**6)]
     """In a window of question and context."""
-    stride: Positive
+    stride: Count
     """Tokens that two windows of a long context share."""
     train_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.8
     """Of the questions; the others give the score."""
     split_by: Literal["article", "record"] = "article"
     """`article`: no article is on both sides; `record`: questions are split one by one."""
-    max_answer_tokens: Positive = 30
+    skip_faulty: Annotated[bool, Field(strict=True)] = False
+    """Leave out faulty questions, as those that SQuAD 2.0 has no answer to, instead of refusing the
+    data."""
+    max_answer_tokens: Count = 30
     """In the longest answer."""
-    n_best: Positive = 20
+    n_best: Annotated[Whole, Field(ge=1, le=10_000)] = 20
     """Starts and ends that are combined to answers."""
 
     @model_validator(mode="after")
@@ -232,23 +254,23 @@ class Stage(Section):
     """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
     who: Literal["candidates", "baseline", "all"] = "candidates"
     """Who climbs it."""
-    slots: Positive
+    slots: Places
     """How many an attempt leases; fewer where there are no more."""
-    epochs: Annotated[Real, Field(gt=0)] | None = None
+    epochs: Annotated[Real, Field(gt=0, le=10**6)] | None = None
     """Over the training data."""
-    batch: Positive
+    batch: Count
     """Examples in a step, over all slots."""
-    micro_batch: Positive | None = None
+    micro_batch: Count | None = None
     """Of them at once on a slot; else found by trying on a GPU, and all of them on a CPU."""
-    learning_rate: Annotated[Real, Field(gt=0)] | None = None
+    learning_rate: Annotated[Real, Field(gt=0, le=1000)] | None = None
     """Its highest, for AdamW."""
     warmup: Probability = 0.0
     """The share of the steps in which it rises; then it falls to 0."""
-    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Real, Field(ge=0, le=1000)] = 0.0
     """AdamW's."""
-    max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[Real, Field(gt=0, le=1e30)] = 1.0
     """Gradients are clipped to it."""
-    evaluations: Positive = 1
+    evaluations: Count = 1
     """Points of the learning curve in an epoch."""
     keep: Share | None = None
     """A cutoff behind the stage: the share of a generation, from the first on, that goes on. Only
@@ -278,25 +300,25 @@ class Stage(Section):
 
 
 class Daemon(Section):
-    tick_seconds: Annotated[Real, Field(gt=0)] = 5.0
+    tick_seconds: Seconds = 5.0
     """How often the daemon looks."""
-    checkpoint_minutes: Annotated[Real, Field(gt=0)] = 15.0
+    checkpoint_minutes: Minutes = 15.0
     """At most so much work is lost when a worker is killed."""
-    log_steps: Positive = 50
+    log_steps: Rows = 50
     """Between two points of the training curves."""
-    infrastructure_retries: Annotated[Whole, Field(ge=0)] = 5
+    infrastructure_retries: Annotated[Whole, Field(ge=0, le=10**6)] = 5
     """In a row, before the search halts and asks for a person."""
-    stop_grace_seconds: Annotated[Real, Field(gt=0)] = 120.0
+    stop_grace_seconds: Seconds = 120.0
     """For checkpoints, when the daemon is told to stop."""
-    start_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    start_minutes: Minutes = 10.0
     """From launch to a worker's first sign of life."""
-    stall_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    stall_minutes: Minutes = 10.0
     """Of silence, until a worker is ended and the attempt tried again."""
-    disk_reserve_gb: Annotated[Real, Field(ge=0)] = 10.0
+    disk_reserve_gb: Gigabytes = 10.0
     """With less free nothing starts, and what runs writes a checkpoint and waits."""
-    activation_cache_gb: Annotated[Real, Field(ge=0)] = 8.0
+    activation_cache_gb: Gigabytes = 8.0
     """For activations of frozen layers, in `state/cache`; 0 keeps none."""
-    backup_hours: Annotated[Real, Field(gt=0)] = 6.0
+    backup_hours: Annotated[Real, Field(gt=0, le=8760)] = 6.0
     """Between two backups of the database."""
 
 
@@ -350,7 +372,7 @@ PREPARE = "prepare"
 def load(path: Path) -> Config:
     """Reads and checks a config file; raises NasdError naming the file and the key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors put a mark before the first line
     except FileNotFoundError:
         raise NasdError(
             f"there is no config file {path}: write one with `nasd init`, or name one with --config"
@@ -358,11 +380,7 @@ def load(path: Path) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NasdError(f"{path} cannot be read: {error}") from error
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise NasdError(f"{path} is not valid TOML: {error}") from error
-    return parse(data, str(path))
+    return parse(toml.parse(text, str(path)), str(path))
 
 
 def parse(data: dict[str, Any], origin: str) -> Config:
@@ -379,10 +397,19 @@ def parse(data: dict[str, Any], origin: str) -> Config:
         if first["type"] == "missing":
             raise NasdError(f"{origin}: the key {key} is missing") from None
         message = re.sub(r"^Value error, ", "", first["msg"]).replace("valid tuple", "valid list")
-        shown = first["input"]
-        given = f" (it is {shown!r})" if isinstance(shown, str | int | float | bool) else ""
+        value = first["input"]
+        given = f" (it is {shown(value)})" if isinstance(value, str | int | float | bool) else ""
+        field = _field(first["loc"])
+        if field is not None and first["type"] in OUT_OF_RANGE and isinstance(value, int | float):
+            given += f"; the range is {ranges.words(field)}"
         where = f"{key}: " if key else ""
         raise NasdError(f"{origin}: {where}{message[:1].lower()}{message[1:]}{given}") from None
+
+
+OUT_OF_RANGE = {
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number",
+    "float_type",  # of a whole number too large for one
+}  # fmt: skip
 
 
 def check_against_seed(config: Config, width: int, positions: int, origin: str) -> None:
@@ -439,15 +466,27 @@ def _below(data: Any, part: int | str) -> Any:
         return None
 
 
+def _field(loc: Sequence[int | str]) -> FieldInfo | None:
+    """The field that an error is about; its place in a list does not matter."""
+    names = [part for part in loc if isinstance(part, str)]
+    model = _model(names[:-1]) if names else None
+    fields = model.model_fields.items() if model is not None else ()
+    return next((field for name, field in fields if names[-1] in (name, field.alias)), None)
+
+
+def _model(loc: Sequence[int | str]) -> type[Section] | None:
+    model: type[Section] | None = Config
+    for part in loc:
+        if model is not None and isinstance(part, str):
+            model = _section(model, part)
+    return model
+
+
 def _hint(loc: Sequence[int | str]) -> str:
     """`; did you mean …?` for an unknown key, from the names its section does have."""
-    model: Any = Config
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        model = _section(model, str(part))
-        if model is None:
-            return ""
+    model = _model(loc[:-1])
+    if model is None:
+        return ""
     names = [field.alias or name for name, field in model.model_fields.items()]
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"; did you mean {close[0]}?" if close else f" (known here: {', '.join(sorted(names))})"

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from nasd import ranges
 from nasd.config import Config, Section
 from nasd.errors import NasdError
 
@@ -79,7 +80,7 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     match get_origin(annotation):
         case origin if origin is Annotated:
             inner, *more = arguments
-            return _type(inner, [*metadata, *_limits(more)])
+            return _type(inner, [*metadata, *ranges.limits(more)])
         case origin if origin in (Union, UnionType):
             kinds = [_type(one, metadata) for one in arguments if one is not type(None)]
             if len(kinds) == 1:
@@ -90,24 +91,14 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         case origin if origin is tuple:
             inside = re.sub("number|text", r"\g<0>s", _type(arguments[0]))
             return f"{'list of' if arguments[-1] is Ellipsis else 'two'} {inside}"
-    limits = ", ".join(_limit_words(_limits(metadata))).replace("≥ 0, ≤ 1", "from 0 to 1")
-    return f"{PLAIN[annotation]} {limits}".rstrip()
+    return f"{PLAIN[annotation]} {_limit_words(ranges.limits(metadata))}".rstrip()
 
 
-def _limits(metadata: Sequence[Any]) -> list[Any]:
-    """Those of metadata, of fields' metadata within it too."""
-    return [
-        inner
-        for one in metadata
-        for inner in (one.metadata if isinstance(one, FieldInfo) else [one])
-    ]
-
-
-def _limit_words(limits: Sequence[Any]) -> Iterator[str]:
-    for one in limits:
-        for kind, sign in SIGNS.items():
-            if isinstance(one, kind):
-                yield f"{sign} {getattr(one, kind.__name__.lower()):g}"
+def _limit_words(limits: Sequence[ranges.Limit]) -> str:
+    found = {type(one): ranges.bound(one) for one in limits}
+    if Ge in found and Le in found:
+        return f"from {found[Ge]} to {found[Le]}"
+    return ", ".join(f"{SIGNS[kind]} {told}" for kind, told in found.items())
 
 
 def _or(words: Sequence[str]) -> str:

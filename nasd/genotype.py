@@ -13,9 +13,16 @@ from itertools import groupby, pairwise
 from typing import Any, Literal, Self
 
 from nasd.errors import NasdError
+from nasd.readable import shown
 
 Activation = Literal["relu", "gelu"]
 Origin = Literal["kept", "altered", "added"]
+
+# Of what an architecture may be made at all. So its parameters can be counted in SQLite's 64 bits.
+MOST_BLOCKS = 1000
+MOST_FFNS = 64  # in a block
+MOST_LAYERS = 64  # in a feed-forward network
+LARGEST = 10**6  # of a size, and of a number of heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,19 @@ class Genotype:
             raise NasdError("this is not a genotype: it has no blocks")
         if any(not block.ffns or any(not ffn.sizes for ffn in block.ffns) for block in blocks):
             raise NasdError("this is not a genotype: a block has no FFN, or an FFN no hidden size")
+        for what, count, most in (
+            ("blocks", len(blocks), MOST_BLOCKS),
+            ("FFNs in a block", max(len(block.ffns) for block in blocks), MOST_FFNS),
+            (
+                "layers in an FFN",
+                1 + max(len(ffn.sizes) for block in blocks for ffn in block.ffns),
+                MOST_LAYERS,
+            ),
+        ):
+            if count > most:
+                raise NasdError(
+                    f"this is not a genotype: it has {count:,} {what}, of at most {most:,}"
+                )
         return genotype
 
 
@@ -230,8 +250,8 @@ def distance(one: Genotype, other: Genotype) -> int:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is not a positive whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{shown(value)} is not a whole number from 1 to {LARGEST:,}")
     return value
 
 
@@ -240,4 +260,4 @@ def _activation(value: Any) -> Activation:
         return "relu"
     if value == "gelu":
         return "gelu"
-    raise ValueError(f"{value!r} is neither 'relu' nor 'gelu'")
+    raise ValueError(f"{shown(value)} is neither 'relu' nor 'gelu'")

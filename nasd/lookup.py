@@ -4,6 +4,7 @@ import sqlite3
 
 from nasd.errors import NasdError
 from nasd.lifecycle import State
+from nasd.readable import shown
 from nasd.snapshot import Candidate, Snapshot
 
 BASELINE, BEST = "baseline", "best"
@@ -18,13 +19,14 @@ def find(snap: Snapshot, name: str) -> Candidate:
         return _best(snap)
     if not (name.isascii() and name.isdigit()):
         raise NasdError(
-            f"there is no candidate {name!r}: give its number, or {BASELINE}, or {BEST}"
+            f"there is no candidate {shown(name)}: give its number, or {BASELINE}, or {BEST}"
         )
-    candidate = snap.candidates.get(int(name))
+    candidate = snap.candidates.get(int(name)) if len(name) < 20 else None  # of 64 bits
     if candidate is None:
+        told = name if len(name) < 20 else shown(name)
         raise NasdError(
-            f"there is no candidate {name}: they have the numbers {min(snap.candidates)} to"
-            f" {max(snap.candidates)}"
+            f"there is no candidate {told}: they have the numbers"
+            f" {min(snap.candidates)} to {max(snap.candidates)}"
         )
     return candidate
 

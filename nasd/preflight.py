@@ -3,20 +3,22 @@
 The seed is looked at by a child process, because that needs torch; it answers with one JSON line.
 """
 
-import codecs
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from nasd import child
-from nasd.config import Config, QaData, check_against_seed
+from nasd.config import Config, check_against_seed
 from nasd.errors import NasdError
+from nasd.formats import check_texts
 from nasd.genotype import Backbone, Genotype
-from nasd.squad import read_squad
+from nasd.squad import read_all, split
+from nasd.streams import stream_seed
 from nasd.variation import check_genotype
 
-PIECE = 1 << 16  # bytes of a corpus that are looked at
 SEED_TIMEOUT_SECONDS = 900  # a hub's model may have to be fetched first
 
 
@@ -25,6 +27,8 @@ class Seed:
     backbone: Backbone
     baseline: Genotype
     has_mlm_head: bool
+    # Of the data, see nasd.caveats.
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check(config: Config, folder: Path, origin: str) -> Seed:
@@ -34,16 +38,28 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
     """
     for index, corpus in enumerate(config.data.mlm.corpora):
         for name in corpus.files:
-            _check_text(folder / name, f"{origin}: data.mlm.corpora[{index}].files")
-    _check_questions(config.data.qa, folder, origin)
+            with _named(f"{origin}: data.mlm.corpora[{index}].files"):
+                check_texts(folder / name, corpus.column)
+    _check_questions(config, folder, origin)
     hubs = {
-        f"data.mlm.corpora[{index}].hub": [corpus.hub, corpus.config, corpus.revision]
+        f"data.mlm.corpora[{index}].hub": [
+            corpus.hub,
+            corpus.config,
+            corpus.revision,
+            corpus.column,
+        ]
         for index, corpus in enumerate(config.data.mlm.corpora)
         if corpus.hub
     }
     if config.data.qa.hub:
-        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision]
-    seed = look_at_seed(config.seed_model.source, folder, hubs)
+        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision, "answers"]
+    data = {
+        "data": config.data.model_dump(mode="json"),
+        "seed": config.experiment.seed,
+        "stages": [stage.model_dump(mode="json") for stage in config.stages],
+    }
+    with _named(origin):
+        seed = look_at_seed(config.seed_model.source, folder, hubs, data)
     check_seed(config, seed, origin)
     has_head_stage = any(stage.train == "head" for stage in config.stages)
     if not seed.has_mlm_head and not has_head_stage:
@@ -66,13 +82,18 @@ def check_seed(config: Config, seed: Seed, origin: str) -> None:
 
 
 def look_at_seed(
-    source: str, folder: Path, hubs: Mapping[str, list[str | None]] = MappingProxyType({})
+    source: str,
+    folder: Path,
+    hubs: Mapping[str, list[str | None]] = MappingProxyType({}),
+    data: Mapping[str, Any] | None = None,
 ) -> Seed:
     """The seed's shape, from a child process; raises NasdError if it cannot be loaded.
 
-    hubs: config keys to the [name, config, revision] of data sets that have to be there as well.
+    hubs: config keys to the [name, config, revision, column] of data sets that have to be there as
+    well.
+    data: what nasd.worker.data_check is to look at, or None.
     """
-    question = {"source": source, "folder": str(folder), "hubs": dict(hubs)}
+    question = {"source": source, "folder": str(folder), "hubs": dict(hubs), "data": data}
     try:
         answer = child.ask("nasd.worker.check", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
     except child.NoAnswer as error:
@@ -81,27 +102,24 @@ def look_at_seed(
         Backbone(**answer["backbone"]),
         Genotype.from_json(answer["baseline"]),
         answer["has_mlm_head"],
+        answer["known"],
     )
 
 
-def _check_text(path: Path, key: str) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(PIECE)
-    except OSError as error:
-        raise NasdError(f"{key}: {path} cannot be read: {error.strerror}") from error
-    if not start.strip():
-        raise NasdError(f"{key}: {path} is empty")
-    try:
-        # The piece may end within a character.
-        codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < PIECE)
-    except UnicodeDecodeError as error:
-        raise NasdError(f"{key}: {path} is not UTF-8 text ({error.reason})") from error
+def _check_questions(config: Config, folder: Path, origin: str) -> None:
+    """All faults of all files, and whether what is sound can be split."""
+    qa = config.data.qa
+    if not qa.files:
+        return
+    with _named(f"{origin}: data.qa.files"):
+        found = read_all([folder / name for name in qa.files], qa.skip_faulty)
+        seed = stream_seed(config.experiment.seed, 0, "questions")
+        split(found.sound, qa.train_share, qa.split_by, seed)
 
 
-def _check_questions(data: QaData, folder: Path, origin: str) -> None:
-    for name in data.files:
-        try:
-            read_squad(folder / name)
-        except NasdError as error:
-            raise NasdError(f"{origin}: data.qa.files: {error}") from error
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except NasdError as error:
+        raise NasdError(f"{where}: {error}") from error

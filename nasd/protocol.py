@@ -89,6 +89,9 @@ class Prepared(Message):
     qa_test_questions: int
     qa_train_features: int
     qa_test_features: int
+    mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
+    qa_unknown: float | None = None
+    qa_skipped: int = 0  # faulty questions that were left out
 
 
 # invalid: what the user gave is at fault, and so it will be next time. machine: something that an

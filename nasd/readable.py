@@ -5,11 +5,13 @@ One form of each for all that nasd shows. Standard library alone, as a look at a
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
 NOTHING = "–"
+LONGEST_BITS = 100  # of a whole number that is written out: 30 digits
 
 # --- numbers ----------------------------------------------------------------------------------
 
@@ -67,6 +69,19 @@ def size(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.1f} {unit}"
     return f"{value:.0f} bytes"
+
+
+def shown(value: Any, most: int = 40, write: Callable[[Any], str] = repr) -> str:
+    """What somebody gave, for a message: never longer than `most` characters, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_BITS:
+        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
+    if isinstance(value, str):
+        value = value[: most + 1]  # not written whole only to be cut
+    try:
+        text = write(value)
+    except (ValueError, RecursionError):  # it holds such a number, or is nested too deeply
+        return f"a {type(value).__name__} too large to be shown"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 # --- times ------------------------------------------------------------------------------------

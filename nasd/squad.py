@@ -9,13 +9,16 @@ import random
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from nasd import formats
 from nasd.errors import NasdError
+from nasd.readable import shown
 
 PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -76,38 +79,100 @@ def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> dict
 # --- reading --------------------------------------------------------------------------------
 
 
+LISTED = 3  # of the faults of a data set
+OR_SKIP = "; in a search data.qa.skip_faulty = true leaves {} out"
+
+
+class Questions(NamedTuple):
+    """Those that are sound, in their order, and what is wrong with each of the others."""
+
+    sound: list[Question]
+    faults: list[str]
+
+
 def read_squad(path: Path) -> list[Question]:
-    """Reads a data set in the official JSON form; raises NasdError naming the file and the place.
+    """Reads a data set in the official JSON form, or with a question a row as `from_records` has
+    it; raises NasdError naming the file and the place.
 
     Keys that v1.1 does not know are ignored, as the official script ignores them.
     """
-    return _unique(_nested(_json(path), str(path)), str(path))
+    return read_all([path]).sound
 
 
-def from_records(records: Iterable[Mapping[str, Any]], origin: str) -> list[Question]:
+def read_all(paths: Sequence[Path], skip_faulty: bool = False) -> Questions:
+    """The questions of several such files together, in which each id stands once.
+
+    Raises NasdError that counts the faulty ones and names the first, unless they are skipped.
+    """
+    return _sound([(str(path), _entries(path)) for path in paths], skip_faulty)
+
+
+def from_records(
+    records: Iterable[Mapping[str, Any]], origin: str, skip_faulty: bool = False
+) -> Questions:
     """The same from flat records as the Hugging Face hub has them: one a question, with its title
     and context, and answers as {"text": [...], "answer_start": [...]}."""
-    return _unique(_flat(records, origin), origin)
+    return _sound([(origin, _flat(records, origin))], skip_faulty)
 
 
-Placed = Iterator[tuple[str, Question]]  # the place it stands at in the file, and the question
+# The place of a question in its file, and what reads it, or raises NasdError.
+Entries = Iterator[tuple[str, Callable[[], Question]]]
 
 
-def _unique(placed: Placed, origin: str) -> list[Question]:
-    seen: dict[str, tuple[str, Question]] = {}
-    for place, question in placed:
-        if question.id in seen:
+def _entries(path: Path) -> Entries:
+    seen = formats.look(path)
+    match seen.form:
+        case "JSON lines" | "Parquet":
+            rows = list(formats.rows(path, seen))
+            if len(rows) == 1 and "question" not in rows[0]:  # the official form, on one line
+                yield from _nested(rows[0], str(path))
+            else:
+                yield from _flat(rows, str(path))
+        case "CSV":
             raise NasdError(
-                f"{origin}: {place}: the id {question.id!r} is taken by {seen[question.id][0]};"
-                " give each question an id of its own"
+                f"{path} is CSV, which has no place for the answers of SQuAD v1.1: give JSON, JSON"
+                " lines or Parquet"
             )
-        seen[question.id] = (place, question)
-    if not seen:
-        raise NasdError(f"{origin} has no questions; give SQuAD v1.1 data that has some")
-    return [question for _, question in seen.values()]
+        case _:
+            yield from _nested(_json(path), str(path))
 
 
-def _nested(root: Any, origin: str) -> Placed:
+def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool) -> Questions:
+    taken: dict[str, tuple[str, str]] = {}  # of an id: the data set, and the place in it
+    found = Questions([], [])
+    for origin, entries in sources:
+        before = len(found.sound) + len(found.faults)
+        for place, read in entries:
+            try:
+                question = read()
+                if question.id in taken:
+                    there, by = taken[question.id]
+                    raise NasdError(
+                        f"{origin}: {place}: the id {shown(question.id)} is taken by"
+                        f" {by if there == origin else f'{there}: {by}'}; give each question an id"
+                        " of its own"
+                    )
+            except NasdError as error:
+                found.faults.append(str(error))
+            else:
+                taken[question.id] = (origin, place)
+                found.sound.append(question)
+        if len(found.sound) + len(found.faults) == before:
+            raise NasdError(f"{origin} has no questions; give SQuAD v1.1 data that has some")
+    faults = len(found.faults)
+    if faults and (not skip_faulty or not found.sound):
+        if faults == 1 and found.sound:
+            raise NasdError(f"{found.faults[0]}{OR_SKIP.format('it')}")
+        listed = "; ".join(f"({n}) {text}" for n, text in enumerate(found.faults[:LISTED], 1))
+        more = f"; and {faults - LISTED:,} more" if faults > LISTED else ""
+        raise NasdError(
+            f"{faults:,} of {faults + len(found.sound):,} questions are faulty: {listed}{more}"
+            + ("" if skip_faulty else OR_SKIP.format("them"))
+        )
+    return found
+
+
+def _nested(root: Any, origin: str) -> Entries:
     articles = _list(_object(root, f"{origin}: the top level"), "data", f"{origin}: ")
     for i, article in enumerate(articles):
         at = f"{origin}: data[{i}]"
@@ -118,24 +183,28 @@ def _nested(root: Any, origin: str) -> Placed:
             for k, entry in enumerate(_list(paragraph, "qas", f"{at}.")):
                 place = f"data[{i}].paragraphs[{j}].qas[{k}]"
                 where = f"{origin}: {place}"
-                yield place, _question(_object(entry, where), title, context, where)
+                yield place, partial(_asked, entry, title, context, where)
 
 
-def _flat(records: Iterable[Mapping[str, Any]], origin: str) -> Placed:
+def _asked(entry: Any, title: str, context: str, where: str) -> Question:
+    return _question(_object(entry, where), title, context, where)
+
+
+def _flat(records: Iterable[Mapping[str, Any]], origin: str) -> Entries:
     for i, record in enumerate(records):
-        where = f"{origin}: [{i}]"
-        entry = _object(dict(record), where)
-        answers = _object(_need(entry, "answers", f"{where}."), f"{where}.answers")
-        texts, starts = (
-            _list(answers, key, f"{where}.answers.") for key in ("text", "answer_start")
-        )
-        if len(texts) != len(starts):
-            raise NasdError(f"{where}.answers must have as many texts as starts; correct it")
-        entry["answers"] = [
-            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
-        ]
-        title, context = (_text(entry, key, f"{where}.") for key in ("title", "context"))
-        yield f"[{i}]", _question(entry, title, context, where)
+        yield f"[{i}]", partial(_of_record, dict(record), f"{origin}: [{i}]")
+
+
+def _of_record(entry: dict[str, Any], where: str) -> Question:
+    answers = _object(_need(entry, "answers", f"{where}."), f"{where}.answers")
+    texts, starts = (_list(answers, key, f"{where}.answers.") for key in ("text", "answer_start"))
+    if len(texts) != len(starts):
+        raise NasdError(f"{where}.answers must have as many texts as starts; correct it")
+    entry["answers"] = [
+        {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+    ]
+    title, context = (_text(entry, key, f"{where}.") for key in ("title", "context"))
+    return _question(entry, title, context, where)
 
 
 def read_predictions(path: Path) -> dict[str, str]:
@@ -176,15 +245,10 @@ def _question(entry: dict[str, Any], title: str, context: str, where: str) -> Qu
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise NasdError(f"there is no file {path}; correct its path") from None
-    except OSError as error:
-        raise NasdError(
-            f"{path} cannot be read ({error}); correct its path or its rights"
-        ) from None
-    except (ValueError, RecursionError) as error:  # ValueError: of JSON, and of UTF-8
-        raise NasdError(f"{path} is not valid JSON ({error}); mend the file") from None
+        return json.loads(formats.content(path, formats.look(path)))
+    except (ValueError, RecursionError) as error:
+        said = str(error).partition(";")[0]  # what follows is advice to programmers
+        raise NasdError(f"{path} is not valid JSON ({said}); mend the file") from None
 
 
 def _need(parent: dict[str, Any], key: str, prefix: str) -> Any:
@@ -218,8 +282,7 @@ def _text(parent: dict[str, Any], key: str, prefix: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shown(value, 40, lambda known: json.dumps(known, default=repr))
 
 
 # --- splitting ------------------------------------------------------------------------------

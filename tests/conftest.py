@@ -268,7 +268,7 @@ def prepared(has_mlm_head: bool = True) -> Prepared:
         mlm_train_sequences=200,
         mlm_evaluation_sequences=1,
         qa_train_questions=1,
-        qa_test_questions=1,
+        qa_test_questions=2000,
         qa_train_features=200,
         qa_test_features=1,
     )

@@ -1,15 +1,27 @@
 """config.toml: what it says, and every way to get it wrong."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 
 from nasd import config as config_module
-from nasd.config import check_against_seed, check_against_slots, load, parse
+from nasd import ranges
+from nasd.config import (
+    Config,
+    Corpus,
+    Section,
+    Stage,
+    check_against_seed,
+    check_against_slots,
+    load,
+    parse,
+)
 from nasd.errors import NasdError
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT, small_config, small_dict, thesis_config, to_toml
@@ -97,6 +109,72 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"daemon__tick_seconds": 0}, "daemon.tick_seconds", "greater than 0"),
     ({"daemon__infrastructure_retries": -1}, "daemon.infrastructure_retries", "(it is -1)"),
 ]
+
+
+def numbers(model: type[Section] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key whose value is a number, or a list of them; each section's once, however many have
+    it, and a stage by its name."""
+    for name, field in model.model_fields.items():
+        key = f"{path}{field.alias or name}"
+        below = config_module._find_section(field.annotation)
+        if below is Stage:
+            yield from numbers(Stage, f"{key}__finetune__")
+        elif name == "offspring":  # the same section as initial, and the same values in this file
+            continue
+        elif below is not None and below is not Corpus:
+            yield from numbers(below, f"{key}__")
+        elif re.search(r"\b(int|float)\b", str(field.annotation)):
+            yield key, field
+
+
+NUMBERS = dict(numbers())
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize(
+    "number",
+    [int("9" * 4000), 10**400, -(10**30), 1e308, INFINITY],
+    ids=["of 4,000 digits", "beyond floats", "below", "a float", "infinite"],
+)
+def test_no_number_is_without_a_range_and_a_message_about_one_is_short(key: str, number: float):
+    value: Any = number
+    if "tuple" in str(NUMBERS[key].annotation):
+        value = [number, number]
+    with pytest.raises(NasdError) as caught:
+        parse(small_dict(**{key: value}), "c.toml")
+    sentence = str(caught.value)
+    assert sentence.startswith(f"c.toml: {key.replace('__', '.')}")
+    assert len(sentence) < 250
+    if isinstance(number, int) or "int" not in str(NUMBERS[key].annotation):
+        assert f"; the range is {ranges.words(NUMBERS[key])}" in sentence
+
+
+def test_the_numbers_that_are_checked_are_those_of_a_config():
+    assert len(NUMBERS) > 40
+    assert {
+        "experiment__seed",
+        "search_space__sizes",
+        "data__qa__n_best",
+        "daemon__backup_hours",
+    } < {*NUMBERS}
+
+
+@pytest.mark.parametrize(
+    "text", ["a = 1\nb = " + "7" * 5000, "a = " + "[" * 5000, "a = 0x" + "f" * 5000]
+)
+def test_a_text_that_pythons_parser_stumbles_over_is_one_short_sentence(tmp_path, text):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(NasdError) as caught:
+        load(tmp_path / "config.toml")
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
+    if "b =" in text:
+        assert "line 2: a number of thousands of digits" in str(caught.value)
+
+
+def test_a_byte_order_mark_before_the_config_is_no_part_of_it(tmp_path):
+    (tmp_path / "config.toml").write_text(to_toml(small_dict()), encoding="utf-8-sig")
+    assert load(tmp_path / "config.toml") == small_config()
 
 
 @pytest.mark.parametrize(("change", "key", "words"), BAD, ids=[f"{k}: {w}" for _, k, w in BAD])

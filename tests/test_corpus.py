@@ -1,6 +1,8 @@
 """The corpora are packed whole, cached by what made them, and masked as the recipe says."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -127,7 +129,7 @@ def test_questions_of_the_hub_are_those_of_the_file(texts: Path) -> None:
         ]
     ).to_parquet(texts / "hub" / "train.parquet")
     settings = QaData(hub=str(texts / "hub"), tokens=96, stride=32)
-    assert prepare._from_hub(settings, quiet) == questions
+    assert prepare._read(settings, texts, quiet) == (questions, [])
 
 
 def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None:
@@ -153,6 +155,69 @@ def test_a_cache_is_found_again_until_what_made_it_changes(
     assert third[0] != first[0]
     assert third[1] == first[1]
     assert not list((texts / "c").glob(".*"))
+
+
+def test_a_column_that_the_hubs_data_set_lacks_is_told_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    from nasd.worker import check
+
+    info = datasets.DatasetInfo(features=datasets.Features({"body": datasets.Value("string")}))
+    builder = SimpleNamespace(info=info)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    check._check_hub("data.mlm.corpora[0].hub", "some/texts", None, None, "body")
+    with pytest.raises(NasdError, match=r"corpora\[0\]\.hub: .* no column 'text', only body"):
+        check._check_hub("data.mlm.corpora[0].hub", "some/texts", None, None, "text")
+
+
+def test_the_text_that_is_trained_on_is_that_of_the_named_file(texts: Path, tokenizer: Any) -> None:
+    """`a[1].txt` as a pattern is the name of `a1.txt`."""
+    (texts / "a[1].txt").write_text(TEXT)
+    (texts / "a1.txt").write_text(TEXT.upper() + "another text\n" * 99)
+    made = built(texts, tokenizer, data("a[1].txt"), "pattern")
+    plain = built(texts, tokenizer, data("one.txt"), "plain")
+    assert np.array_equal(made.pieces, plain.pieces)
+
+
+def test_json_lines_give_their_column_and_never_their_braces(texts: Path, tokenizer: Any) -> None:
+    rows = [json.dumps({"body": line, "id": n}) for n, line in enumerate(TEXT.splitlines())]
+    (texts / "rows.txt").write_text("\n".join(rows))
+    with pytest.raises(
+        NasdError, match=r"data\.mlm\.corpora: .*rows\.txt is JSON lines, and has no"
+    ):
+        built(texts, tokenizer, data("rows.txt"), "refused")
+    settings = data(corpora=(Corpus(files=("rows.txt",), column="body"),))
+    made = built(texts, tokenizer, settings, "rows")
+    assert np.array_equal(made.pieces, built(texts, tokenizer, data("one.txt"), "plain").pieces)
+
+
+def test_caches_of_files_from_before_names_were_names_count_no_more_and_all_others_do(
+    texts: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nasd.demo import write_demo_data
+
+    keys: list[dict[str, Any]] = []
+    key_of = prepare._key
+    monkeypatch.setattr(prepare, "_key", lambda parts: keys.append(parts) or key_of(parts))
+    write_demo_data(texts / "demo-data")
+    settings = demo_config().data
+    prepare.caches(settings, texts, tokenizer, texts / "c", 1, quiet)
+    mlm, qa = keys
+    assert mlm["corpora"][0]["read"] == 2  # there was no such part
+    assert set(qa) == {"tokenizer", "seed", "sources", "data"}  # as there was
+    assert set(qa["data"]) == {"tokens", "stride", "train_share", "split_by"}
+    hub = Corpus(hub="some/texts", split="validation")
+    assert corpus.describe_sources([hub], texts, str) == [
+        {
+            "hub": "some/texts",
+            "config": None,
+            "revision": None,
+            "split": "validation",
+            "column": "text",
+        }
+    ]
 
 
 def test_a_failed_build_leaves_nothing_behind(texts: Path, tokenizer: Any) -> None:

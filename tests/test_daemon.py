@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from nasd import config as config_module
-from nasd import daemon, daemon_lock, preflight, slots
+from nasd import daemon, daemon_lock, formats, preflight, slots
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -42,20 +42,21 @@ PATIENCE = 60.0  # for what takes a moment on a busy machine
 SQUAD = {
     "data": [
         {
-            "title": "a",
+            "title": what,
             "paragraphs": [
                 {
-                    "context": "The sea is blue.",
+                    "context": f"The {what} is blue.",
                     "qas": [
                         {
-                            "id": "1",
+                            "id": what,
                             "question": "What is blue?",
-                            "answers": [{"text": "The sea", "answer_start": 0}],
+                            "answers": [{"text": f"The {what}", "answer_start": 0}],
                         }
                     ],
                 }
             ],
         }
+        for what in ("sea", "sky")
     ]
 }
 
@@ -213,9 +214,9 @@ def test_auto_takes_the_gpus_or_else_a_share_of_the_cores_each(monkeypatch, gpus
 
 
 def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
-    """The piece that is looked at ends in the middle of a character."""
-    (tmp_path / "corpus.txt").write_bytes(b"x" + "ü".encode() * preflight.PIECE)
-    preflight._check_text(tmp_path / "corpus.txt", "key")
+    """Each piece that is looked at ends in the middle of a character."""
+    (tmp_path / "corpus.txt").write_bytes(b"x" + "ü".encode() * formats.BLOCK)
+    formats.check_texts(tmp_path / "corpus.txt", "text")
 
 
 # -- beginning, and going on ---------------------------------------------------------------------

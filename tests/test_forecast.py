@@ -200,12 +200,12 @@ def test_an_experiment_that_has_measured_something_is_believed_and_left_alone(tm
 @pytest.mark.parametrize(
     ("changes", "arguments", "words"),
     [
-        ({}, ["--tflops", "0"], "--tflops: 0.0 makes no sense"),
-        ({}, ["--tflops", "-3"], "--tflops: -3.0 makes no sense"),
-        ({}, ["--tflops", "nan"], "--tflops: nan makes no sense"),
-        ({}, ["--tflops", "inf"], "--tflops: inf makes no sense"),
-        ({}, ["--runs", "0"], "--runs: 0 makes no sense"),
-        ({}, ["--slots", "0"], "--slots: 0 makes no sense"),
+        ({}, ["--tflops", "0"], "--tflops: take a number from 0.001 to 1,000,000, not '0'"),
+        ({}, ["--tflops", "-3"], "--tflops: take a number from"),
+        ({}, ["--tflops", "nan"], "--tflops: take a number from"),
+        ({}, ["--tflops", "inf"], "--tflops: take a number from"),
+        ({}, ["--runs", "0"], "--runs: take a whole number from 1 to 1,000, not '0'"),
+        ({}, ["--slots", "0"], "--slots: take a whole number from"),
         ({}, ["--slots", "1"], "--slots: stages.pretrain_head asks for 2 slots, more than 1"),
         ({}, ["--mlm-sequences", "1"], "cannot be dealt out to 2 slots"),
         ({}, ["--qa-questions", "1"], "cannot be split"),

@@ -64,18 +64,18 @@ def test_types_defaults_and_limits_are_told() -> None:
     rows = markdown().splitlines()
     for start in (
         "| `name` | text | *needed* |",
-        "| `seed` | whole number | `0` |",
-        "| `budget_gpu_hours` | number > 0 |  |",
+        "| `seed` | whole number from -2^63 to 2^63 - 1 | `0` |",
+        "| `budget_gpu_hours` | number > 0, ≤ 1,000,000,000 |  |",
         '| `devices` | `"auto"` or list of texts | `"auto"` |',
         '| `compile` | `"auto"`, `true` or `false` | `"auto"` |',
-        "| `blocks` | two whole numbers ≥ 1 | *needed* |",
-        "| `layers` | list of whole numbers ≥ 2 | *needed* |",
+        "| `blocks` | two whole numbers from 1 to 1,000 | *needed* |",
+        "| `layers` | list of whole numbers from 2 to 64 | *needed* |",
         '| `activations` | list of `"relu"` or `"gelu"` | `["relu", "gelu"]` |',
         "| `mask_share` | number > 0, < 1 | `0.15` |",
         "| `attention` | number from 0 to 1 | *needed* |",
         "| `dropout` | number from 0 to 1 |  |",
         "| `keep` | number > 0, ≤ 1 |  |",
-        "| `lambda` | whole number ≥ 1 | *needed* |",
+        "| `lambda` | whole number from 1 to 1,000,000 | *needed* |",
     ):
         assert any(row.startswith(start) for row in rows), start
 

@@ -459,6 +459,17 @@ def test_the_answer_tells_cost_and_time_and_what_chance_does(complete: Facts):
     assert words.instant(START) in told
 
 
+def test_the_answer_tells_what_the_data_is_worth(complete: Facts):
+    snap = complete.snapshot
+    assert snap.experiment.prepared is not None
+    poor = {**snap.experiment.prepared, "qa_unknown": 0.2, "qa_test_questions": 60}
+    experiment = replace(snap.experiment, prepared=poor)
+    told = words.answer(Facts(replace(snap, experiment=experiment), complete.now))
+    assert any(one.startswith("20.0 % of the tokens in the contexts are [UNK]") for one in told)
+    assert any(one.startswith("60 test questions are too few to tell") for one in told)
+    assert not any("[UNK]" in one or "too few to tell" in one for one in words.answer(complete))
+
+
 @pytest.mark.parametrize("name", WHEN)
 def test_there_is_an_answer_at_every_point_of_a_search(searches: dict[str, Tick], name: str):
     told = words.answer(facts_of(searches[name]))

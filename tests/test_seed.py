@@ -315,7 +315,7 @@ def test_a_package_with_several_models_is_refused_unless_one_is_named(packages: 
         ({"sinusoidal_pos_embds": True}, "its positions are sinusoidal"),
         ({"num_hidden_layers": 0}, "it has no blocks"),
         ({"num_hidden_layers": "two"}, "is damaged or not what it seems"),
-        ({"intermediate_size": -1}, "-1 is not a positive whole number"),
+        ({"intermediate_size": -1}, "-1 is not a whole number from 1 to 1,000,000"),
         ({"num_attention_heads": 5}, "5 heads do not divide the width 24"),
         ({"hidden_size": None}, "is damaged or not what it seems"),
         ({"num_hidden_layers": 3}, "lacks the weights encoder.layer.2.attention"),
@@ -327,6 +327,13 @@ def test_a_config_that_cannot_serve_is_refused(
 ) -> None:
     change(bert, **values)
     assert message in refused(str(bert))
+
+
+def test_a_byte_order_mark_before_a_seeds_config_is_no_part_of_it(bert: Path) -> None:
+    before = seed.describe(str(bert), Path())
+    content = (bert / "config.json").read_text()
+    (bert / "config.json").write_text(content, encoding="utf-8-sig")
+    assert seed.describe(str(bert), Path()) == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from nasd import daemon_lock, pareto, readable
+from nasd import caveats, daemon_lock, pareto, readable
 from nasd.folders import StateFolder
 from nasd.gpus import GpuProcess
 from nasd.lifecycle import Phase, State
@@ -31,7 +31,15 @@ from nasd.status.text import Lines
 from nasd.status.view import view
 from nasd.status.watch import follow
 from tests.bench.control import fill, put_in_play
-from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, succeeded
+from tests.conftest import (
+    ROOT,
+    all_succeed,
+    drive,
+    make_tick,
+    prepared,
+    small_config,
+    succeeded,
+)
 from tests.test_status import in_phase, one_diverges
 
 SIZES = [(20, 10), (40, 12), (80, 24), (120, 40), (200, 60)]
@@ -173,6 +181,31 @@ def test_it_says_that_no_daemon_serves_it_and_that_it_is_healthy_with_one(tmp_pa
     with daemon_lock.hold(tick.state.lock):
         text = text_of(read(tmp_path, tick.clock()))
     assert "healthy, 1 attempt on 1 of 4 slots" in text
+
+
+def test_what_the_data_is_worth_is_told_below_that_it_is_healthy(tmp_path: Path):
+    poor = prepared().model_copy(
+        update={"mlm_unknown": 0.123, "qa_skipped": 3100, "qa_test_questions": 60}
+    )
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        seconds, outcome = all_succeed(spec, before)
+        assert outcome is not None
+        if outcome.prepared is not None:
+            outcome = outcome.model_copy(update={"prepared": poor})
+        return seconds, outcome
+
+    tick = make_tick(StateFolder(tmp_path), small_config(), script)
+    drive(tick, lambda found: found.experiment.prepared is not None and bool(found.live_attempts))
+    with daemon_lock.hold(tick.state.lock):
+        facts = read(tmp_path, tick.clock())
+    assert {notice.level for notice in facts.notices} == {"note"}
+    text = text_of(facts, 160, 50)
+    assert "healthy, " in text
+    for told in caveats.of(poor.model_dump()):
+        assert told in text
+    narrow = text_of(facts, 40, 10)
+    assert "healthy" in narrow
 
 
 def test_it_says_why_a_search_halted_in_full_where_there_is_room(searches):

@@ -476,7 +476,10 @@ def test_a_budget_that_is_no_number_of_hours_is_refused(box: Box, hours: str):
     box.daemon().store.close()
     code, _, told = nasd("budget", "--", hours, state=box.state)
     assert code == 2
-    assert told == f"nasd: a budget is a number of GPU-hours above 0, or none, and not {hours}"
+    assert told == (
+        "nasd: a budget is a number of GPU-hours above 0, and up to 1,000,000,000, or none, and not"
+        f" {hours}"
+    )
 
 
 # -- retry ---------------------------------------------------------------------------------------
@@ -799,7 +802,7 @@ def test_a_genotype_that_was_born_meanwhile_is_not_born_again(folder: Folder, un
     [
         ({}, "this is not a genotype"),
         ({"blocks": []}, "it has no blocks"),
-        ({"blocks": [{"heads": "2", "ffns": []}]}, "'2' is not a positive whole number"),
+        ({"blocks": [{"heads": "2", "ffns": []}]}, "'2' is not a whole number from 1 to 1,000,000"),
         (Genotype(NARROW.blocks * 3).to_json(), "it has 6 blocks, and search_space.blocks allows"),
         (Genotype((Block(3, NARROW.blocks[0].ffns),)).to_json(), "3 heads, which do not divide"),
         (Genotype((Block(1, NARROW.blocks[0].ffns),)).to_json(), "search_space.heads allows"),
@@ -866,6 +869,7 @@ def test_killed_while_it_injects_it_is_born_once(folder: Folder):
         (None, "cannot be read: No such file or directory"),
         (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
+        (b'{"blocks": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit (4300 digits)"),
         (b"[]", "holds no genotype"),
     ],
 )
@@ -877,6 +881,15 @@ def test_a_file_that_is_no_genotype_is_named(box: Box, content: bytes | None, wo
     code, _, told = nasd("inject", str(path), state=box.state)
     assert code == 2
     assert told.startswith(f"nasd: {path} {words}")
+    assert len(told) < 250
+
+
+def test_a_byte_order_mark_before_a_genotype_is_no_part_of_it(box: Box):
+    box.daemon().store.close()
+    path = box.state.path / "mine.json"
+    path.write_text('{"blocks": []}', encoding="utf-8-sig")
+    _, _, told = nasd("inject", str(path), state=box.state)
+    assert told.endswith("this is not a genotype: it has no blocks")
 
 
 # -- a real daemon -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nasd.cli.completion import CandidateArgument, candidates
+from nasd.cli.numbers import MOST_ID, real, whole
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
 
 
@@ -17,7 +18,10 @@ def status(
     state: StateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it.")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    interval: Annotated[
+        float,
+        typer.Option(help="Seconds between two looks.", parser=real("--interval", 0.1, 86_400)),
+    ] = 1.0,
 ) -> None:
     """Show what the search is doing. Works with the daemon down.
 
@@ -75,12 +79,19 @@ def log(
     attempt: Annotated[
         int | None,
         typer.Option(
-            help="Not the newest attempt at the stage, but this one; `nasd show` numbers them."
+            help="Not the newest attempt at the stage, but this one; `nasd show` numbers them.",
+            parser=whole("--attempt", 1, MOST_ID),
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")
+        int,
+        typer.Option(
+            "--lines",
+            "-n",
+            parser=whole("--lines", 0, 10**9),
+            help="How many of the last lines; 0: all.",
+        ),
     ] = 100,
 ) -> None:
     """Print what the worker of a candidate's newest attempt wrote to its log.
@@ -134,7 +145,10 @@ def events(
     ] = None,
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
-    last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many at most.")] = 50,
+    last: Annotated[
+        int,
+        typer.Option("--last", "-n", parser=whole("--last", 1, 10**9), help="How many at most."),
+    ] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show what has happened to the search, or to one candidate, as recorded.
@@ -192,7 +206,9 @@ def report(
 def tensorboard(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
-    port: Annotated[int, typer.Option(help="The port to listen on.", min=1, max=65535)] = 6006,
+    port: Annotated[
+        int, typer.Option(help="The port to listen on.", parser=whole("--port", 1, 65_535))
+    ] = 6006,
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")
     ] = "localhost",

@@ -49,10 +49,10 @@ def state_folder(config: Path, state: Path | None) -> Path:
             raise NasdError(f"there is no folder {state}: name a state folder with --state")
         beside = state / "state"  # the folder of a config was meant
         return beside if not (state / "nasd.db").exists() and beside.is_dir() else state
-    import tomllib
+    from nasd import toml
 
     try:
-        settings = tomllib.loads(config.read_text(encoding="utf-8"))
+        settings = toml.parse(config.read_text(encoding="utf-8-sig"), str(config))
         name = settings["experiment"].get("state", "state")
     except FileNotFoundError:
         raise NasdError(
@@ -61,7 +61,7 @@ def state_folder(config: Path, state: Path | None) -> Path:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NasdError(f"{config} cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, NasdError) as error:
         raise NasdError(f"{config} is not a config of nasd's: {error}") from error
     return config.resolve().parent / str(name)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nasd.cli.numbers import real, whole
 from nasd.cli.options import SEARCH, ConfigOption, app, show
 from nasd.errors import NasdError
 
@@ -92,16 +93,35 @@ def simulate(
     config: ConfigOption = Path("config.toml"),
     tflops: Annotated[
         float | None,
-        typer.Option(help="TFLOP/s that a slot sustains; else as measured, or an A100's 75."),
+        typer.Option(
+            help="TFLOP/s that a slot sustains; else as measured, or an A100's 75.",
+            parser=real("--tflops", 0.001, 10**6),
+        ),
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="How many, if not the config's.")] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(help="How many, if not the config's.", parser=whole("--slots", 1, 4096)),
+    ] = None,
     mlm_sequences: Annotated[
-        int | None, typer.Option(help="Sequences to train on, if not what is prepared or known.")
+        int | None,
+        typer.Option(
+            help="Sequences to train on, if not what is prepared or known.",
+            parser=whole("--mlm-sequences", 1, 10**12),
+        ),
     ] = None,
     qa_questions: Annotated[
-        int | None, typer.Option(help="Questions in all, if not what is prepared or known.")
+        int | None,
+        typer.Option(
+            help="Questions in all, if not what is prepared or known.",
+            parser=whole("--qa-questions", 1, 10**12),
+        ),
     ] = None,
-    runs: Annotated[int, typer.Option(help="How many searches, each with another seed.")] = 3,
+    runs: Annotated[
+        int,
+        typer.Option(
+            help="How many searches, each with another seed.", parser=whole("--runs", 1, 1000)
+        ),
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Forecast wall-clock, GPU-hours and slot use of a config, without training.

@@ -10,6 +10,9 @@ import typer
 from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
+from nasd.readable import shown
+
+MOST_HOURS = 10**9  # as of experiment.budget_gpu_hours
 
 WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]
@@ -105,9 +108,10 @@ def budget(
             hours = float(gpu_hours)
         except ValueError:
             hours = math.nan
-        if not 0 < hours < math.inf:
+        if not 0 < hours <= MOST_HOURS:
             raise NasdError(
-                f"a budget is a number of GPU-hours above 0, or none, and not {gpu_hours}"
+                f"a budget is a number of GPU-hours above 0, and up to {MOST_HOURS:,}, or none, and"
+                f" not {gpu_hours if len(gpu_hours) < 40 else shown(gpu_hours)}"
             )
     _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
 
@@ -168,11 +172,11 @@ def inject(
     from nasd.config import load
 
     try:
-        wanted = json.loads(genotype.read_text(encoding="utf-8"))
+        wanted = json.loads(genotype.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise NasdError(f"{genotype} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no UTF-8, or no JSON
-        raise NasdError(f"{genotype} is not JSON: {error}") from error
+    except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
+        raise NasdError(f"{genotype} is not JSON: {str(error).partition(';')[0]}") from error
     if not isinstance(wanted, dict):
         raise NasdError(f"{genotype} holds no genotype: that is an object with blocks")
     settings = load(config) if state is None else None

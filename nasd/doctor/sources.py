@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nasd import preflight
+from nasd import caveats, preflight
 from nasd.config import PREPARE
 from nasd.doctor.case import Case, Finding
 
@@ -98,6 +98,8 @@ def seed(case: Case) -> Iterator[Finding]:
     found = preflight.check(case.config, case.folder, str(case.path))
     case.backbone, case.baseline = found.backbone, found.baseline
     yield Finding("seed", "good", "seed and data can be read; nothing has begun yet")
+    for told in caveats.of(found.known, sampled=True):
+        yield Finding("data", "note", told)
 
 
 def prepared(case: Case) -> Iterator[Finding]:
@@ -116,3 +118,5 @@ def prepared(case: Case) -> Iterator[Finding]:
         )
     if not gone:
         yield Finding("data", "good", "the prepared data and the seed's weights stand")
+    for told in caveats.of(case.prepared):
+        yield Finding("data", "note", told)

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nasd import readable
-from nasd.config import Config
+from pydantic import ValidationError
+
+from nasd import formats, readable
+from nasd.config import Config, Data
 from nasd.cost import Volumes
 from nasd.errors import NasdError
 from nasd.snapshot import Snapshot
-from nasd.squad import read_squad
+from nasd.squad import read_all
 
 # Bytes of text on the hub, and bytes a token of the uncased English vocabulary (books have
 # shorter words; Wikipedia lies between a clean sample's 5.0 and the 4.4 of names and numbers).
@@ -19,6 +21,7 @@ KNOWN_CORPORA = {
     "bookcorpus/bookcorpus": ("BookCorpus", 4.85e9, 4.2),
 }
 FILE_BYTES_PER_TOKEN = 4.5
+PACKED_BYTES_PER_TOKEN = 1.5  # gzip makes a third of English text
 KNOWN_QUESTIONS = {"rajpurkar/squad": 87_599, "squad": 87_599}
 FEATURES_PER_QUESTION = 88_524 / 87_599  # SQuAD v1.1 at 384 tokens, stride 128
 
@@ -27,7 +30,10 @@ def prepared(config: Config, measured: Snapshot | None) -> Mapping[str, Any] | N
     """The experiment's counts of data, if it has the data of this config."""
     if measured is None or measured.experiment.prepared is None:
         return None
-    same = measured.experiment.config["data"] == config.data.model_dump(mode="json")
+    try:  # a key that came later has its default
+        same = Data.model_validate(measured.experiment.config["data"]) == config.data
+    except ValidationError:  # of another nasd's
+        same = False
     return measured.experiment.prepared if same else None
 
 
@@ -53,7 +59,8 @@ def volumes(
         if qa_questions is not None:
             total, asked = qa_questions, "as given"
         elif qa.files:
-            total, asked = sum(len(read_squad(folder / name)) for name in qa.files), "counted"
+            total = len(read_all([folder / name for name in qa.files], qa.skip_faulty).sound)
+            asked = "counted"
         elif qa.hub in KNOWN_QUESTIONS:
             total, asked = KNOWN_QUESTIONS[qa.hub], "SQuAD v1.1"
         else:
@@ -91,6 +98,9 @@ def _sequences(config: Config, folder: Path) -> tuple[int, str]:
                     f"data.mlm.corpora: {error.filename} cannot be read: {error.strerror}"
                 ) from error
             name, ratio = "files", FILE_BYTES_PER_TOKEN
+            seen = [formats.look(folder / one) for one in corpus.files]
+            if any(one.zipped or one.form == "Parquet" for one in seen):
+                name, ratio = "packed files", PACKED_BYTES_PER_TOKEN
         elif corpus.hub in KNOWN_CORPORA and (corpus.config or ".en").endswith(".en"):
             name, size, ratio = KNOWN_CORPORA[corpus.hub]
         elif mlm.max_sequences is None:

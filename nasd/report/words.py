@@ -3,13 +3,13 @@
 import math
 import time
 from itertools import groupby
-from statistics import NormalDist
 
+from nasd import caveats
 from nasd.lifecycle import State
 from nasd.readable import NOTHING, counted, duration, hours, number, signed
 from nasd.report.facts import Facts
 from nasd.report.rows import CandidateRow
-from nasd.report.statistics import LEVEL, spearman
+from nasd.report.statistics import spearman
 
 NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
 
@@ -28,7 +28,16 @@ def instant(seconds: float) -> str:
 
 def answer(facts: Facts) -> list[str]:
     """What came of it, a sentence or two each."""
-    return [*_best(facts), *_noise(facts), *missed(facts), _where(facts), _price(facts)]
+    known = caveats.of(facts.snapshot.experiment.prepared or {})
+    of_the_data = [f"{text[0].upper()}{text[1:]}." for text in known]
+    return [
+        *_best(facts),
+        *_noise(facts),
+        *of_the_data,
+        *missed(facts),
+        _where(facts),
+        _price(facts),
+    ]
 
 
 def missed(facts: Facts) -> list[str]:
@@ -170,7 +179,7 @@ def _noise(facts: Facts) -> list[str]:
     if prepared is None or not exact:
         return []
     n, p = int(prepared["qa_test_questions"]), max(exact) / 100
-    half = 100 * NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(p * (1 - p) / n)
+    half = caveats.margin(n, p)
     return [
         f"Each was trained once. The choice of the {n:,} test questions alone moves an EM of"
         f" {number(100 * p)} % by ± {number(half)} points (95 %), and another random seed moves it"

@@ -14,7 +14,7 @@ from nasd.status.text import fit, fitting, line, wrapped
 
 LABEL = 8
 LABELLED = 40  # columns, from which on the lines have labels
-STYLES = {"bad": "bold red", "warning": "yellow"}
+STYLES = {"bad": "bold red", "warning": "yellow", "note": "dim"}
 MOST_NOTICES = 6  # lines
 
 
@@ -83,6 +83,9 @@ def _counts(facts: Facts) -> str:
 
 def _health(facts: Facts, width: int, most: int) -> Iterator[Text]:
     left = most
+    if all(notice.level == "note" for notice in facts.notices):
+        left -= 1
+        yield _well(facts, width)
     for place, notice in enumerate(facts.notices):
         if left <= 0:
             break
@@ -91,16 +94,17 @@ def _health(facts: Facts, width: int, most: int) -> Iterator[Text]:
         left -= len(lines)
         for text in lines:
             yield line((text, STYLES[notice.level]))
-    if not facts.notices:
-        if facts.state == "complete":
-            yield line(("complete", "green"))
-            return
-        running = len(facts.where)
-        yield fitting(
-            width,
-            line(("healthy", "green"), f", {counted(running, 'attempt')} on {_busy(facts)}"),
-            line(("healthy", "green")),
-        )
+
+
+def _well(facts: Facts, width: int) -> Text:
+    if facts.state == "complete":
+        return line(("complete", "green"))
+    running = len(facts.where)
+    return fitting(
+        width,
+        line(("healthy", "green"), f", {counted(running, 'attempt')} on {_busy(facts)}"),
+        line(("healthy", "green")),
+    )
 
 
 def _busy(facts: Facts) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nasd import endings, scheduling
+from nasd import caveats, endings, scheduling
 from nasd.config import Config
 from nasd.lifecycle import State
 from nasd.readable import about, counted
@@ -18,18 +18,32 @@ from nasd.status.devices import Device
 OVERDUE_SECONDS = 60.0  # of silence: a worker speaks every second, or says before that it will not
 GB = 1e9
 
-Level = Literal["bad", "warning"]
+Level = Literal["bad", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """bad: a person has to do something. warning: nasd goes on by itself, but not as it could."""
+    """bad: a person has to do something. warning: nasd goes on by itself, but not as it could.
+    note: all is well with the search, and this is worth knowing of its data."""
 
     level: Level
     text: str
 
 
 def notices(
+    snapshot: Snapshot,
+    config: Config | None,
+    served: bool,
+    where: Mapping[int, Where],
+    devices: Mapping[str, Device],
+    now: float,
+) -> list[Notice]:
+    experiment = snapshot.experiment
+    notes = [Notice("note", text) for text in caveats.of(experiment.prepared or {})]
+    return [*_notices(snapshot, config, served, where, devices, now), *notes]
+
+
+def _notices(
     snapshot: Snapshot,
     config: Config | None,
     served: bool,

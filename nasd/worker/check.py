@@ -1,7 +1,8 @@
 """`python -m nasd.worker.check`: looks at a seed, and for data sets of the hub. Writes nothing.
 
-Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision]}}, and prints
-one JSON line: {"backbone", "baseline", "has_mlm_head"}, or {"error": one sentence}.
+Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision, column]}, "data":
+{"data", "seed", "stages"} or null}, and prints one JSON line: {"backbone", "baseline",
+"has_mlm_head", "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
 """
 
 import json
@@ -22,31 +23,45 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.worker import seed
+    from nasd.config import Data, Stage
+    from nasd.worker import data_check, hub, seed
 
     source, folder = question["source"], Path(question["folder"])
     description = seed.describe(source, folder)
-    seed.load_tokenizer(source, folder)
-    for key, (name, config, revision) in question["hubs"].items():
-        _check_hub(key, name, config, revision)
+    tokenizer = seed.load_tokenizer(source, folder)
+    for key, (name, config, revision, column) in question["hubs"].items():
+        _check_hub(key, hub.place(name, key, folder), config, revision, column)
+    known = {}
+    if (wanted := question["data"]) is not None:
+        known = data_check.look(
+            Data(**wanted["data"]),
+            folder,
+            tokenizer,
+            wanted["seed"],
+            [Stage(**stage) for stage in wanted["stages"]],
+        )
     return {
+        "known": known,
         "backbone": asdict(description.backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
     }
 
 
-def _check_hub(key: str, name: str, config: str | None, revision: str | None) -> None:
-    """Raises NasdError unless the hub, or the local cache of it, has the data set."""
+def _check_hub(key: str, name: str, config: str | None, revision: str | None, column: str) -> None:
+    """Raises NasdError unless the hub, or the local cache of it, has the data set, and this has the
+    column, as far as it says which it has."""
     import datasets
 
     try:
-        datasets.load_dataset_builder(name, config, revision=revision)
+        features = datasets.load_dataset_builder(name, config, revision=revision).info.features
     except Exception as error:
         lines = str(error).splitlines() or [repr(error)]
         raise NasdError(
             f"{key}: the data set {name} is neither on the hub nor in the local cache: {lines[0]}"
         ) from error
+    if features and column not in features:
+        raise NasdError(f"{key}: {name} has no column {column!r}, only {', '.join(features)}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,21 @@ over at the end of the stream is dropped.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nasd import formats
 from nasd.config import Corpus, MlmData
 from nasd.digests import Damaged
 from nasd.errors import NasdError
-from nasd.worker.progress import DOWNLOAD, LONG, Progress
+from nasd.worker import hub
+from nasd.worker.progress import LONG, Progress
 
 BATCH = 1000  # records tokenised at a time
 FILES = ("pieces.npy", "evaluation.npy", "train.npy", "manifest.json")
@@ -89,41 +93,33 @@ class MlmCorpus:
 
 
 def records(corpus: Corpus, base: Path, progress: Progress) -> Iterator[list[str]]:
-    """Batches of records of a corpus, through `datasets`; blank ones left out."""
-    import datasets
+    """Batches of records of a corpus, blank ones left out: of exactly the files that it names, or,
+    through `datasets`, of its data set."""
+    if corpus.files:
+        for name in corpus.files:
+            with _of_the_corpora():
+                found = (text for text in formats.texts(base / name, corpus.column) if text.strip())
+                while texts := list(islice(found, BATCH)):
+                    yield texts
+        return
+    rows = hub.load(corpus, "data.mlm.corpora", base, progress)
+    if rows.column_names and corpus.column not in rows.column_names:
+        raise NasdError(
+            f"data.mlm.corpora: {corpus.hub} has no column {corpus.column!r}, only"
+            f" {', '.join(rows.column_names)}; set column"
+        )
+    for batch in rows.iter(batch_size=BATCH):
+        texts = [text for text in batch[corpus.column] if text and not text.isspace()]
+        if texts:
+            yield texts
 
-    datasets.disable_progress_bars()
+
+@contextmanager
+def _of_the_corpora() -> Iterator[None]:
     try:
-        if corpus.files:
-            # One file at a time and streamed: no second copy of the text in a cache.
-            rows = datasets.load_dataset(
-                "text",
-                data_files=[str(base / name) for name in corpus.files],
-                split="train",
-                streaming=True,
-            )
-            column = "text"
-        else:
-            assert corpus.hub is not None
-            progress("downloading", patience=DOWNLOAD)
-            rows = datasets.load_dataset(
-                corpus.hub, corpus.config, revision=corpus.revision, split=corpus.split
-            )
-            column = corpus.column
-        if rows.column_names and column not in rows.column_names:
-            raise NasdError(
-                f"data.mlm.corpora: {corpus.hub} has no column {column!r}, only"
-                f" {', '.join(rows.column_names)}; set column"
-            )
-        for batch in rows.iter(batch_size=BATCH):
-            texts = [text for text in batch[column] if text and not text.isspace()]
-            if texts:
-                yield texts
-    except NasdError:
-        raise
-    except Exception as error:
-        name = corpus.hub or ", ".join(corpus.files)
-        raise NasdError(f"data.mlm.corpora: {name} cannot be read: {error}") from error
+        yield
+    except NasdError as error:
+        raise NasdError(f"data.mlm.corpora: {error}") from error
 
 
 def build(
@@ -134,29 +130,18 @@ def build(
     kind = np.uint16 if special.vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
     width = data.tokens - 2
     stream = folder / "stream.bin"
-    count = 0
+    count = unknown = 0
     with stream.open("wb") as file:
         for corpus in data.corpora:
             for texts in records(corpus, base, progress):
-                encoded = tokenizer(
-                    texts,
-                    add_special_tokens=False,
-                    return_attention_mask=False,
-                    return_token_type_ids=False,
-                    verbose=False,
-                )["input_ids"]
-                flat = np.fromiter((token for text in encoded for token in text), dtype=kind)
+                flat = encode(tokenizer, texts).astype(kind)
                 flat.tofile(file)
                 count += len(flat)
+                unknown += int((flat == tokenizer.unk_token_id).sum())
                 progress("tokenising", count)
     total = count // width
     held_out = data.evaluation_sequences
-    if total < 2 * held_out:
-        stream.unlink()
-        raise NasdError(
-            f"data.mlm.corpora: the corpora give {total} sequences of {data.tokens} tokens, too"
-            f" few for data.mlm.evaluation_sequences = {held_out} and as many to train on"
-        )
+    check_enough(data, total)
     progress("packing", count, count, patience=LONG)
     tokens = np.memmap(stream, dtype=kind, mode="r", shape=(total, width))
     np.save(folder / "pieces.npy", tokens)
@@ -169,16 +154,56 @@ def build(
     np.save(folder / "evaluation.npy", np.sort(order[:held_out]))
     np.save(folder / "train.npy", np.sort(train))
     (folder / "manifest.json").write_text(
-        json.dumps({"tokens": special.__dict__, "train": len(train), "evaluation": held_out})
+        json.dumps(
+            {
+                "tokens": special.__dict__,
+                "train": len(train),
+                "evaluation": held_out,
+                "unknown": unknown / count,
+            }
+        )
     )
     print(f"corpora: {len(train)} training and {held_out} evaluation sequences", flush=True)
     return len(train), held_out
 
 
+def encode(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64]:
+    """The tokens of all texts, one after the other, without special ones."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return np.fromiter((token for text in encoded for token in text), dtype=np.int64)
+
+
+def check_enough(data: MlmData, total: int) -> None:
+    """Raises NasdError where so many sequences in all are too few."""
+    held_out = data.evaluation_sequences
+    if total < 2 * held_out:
+        raise NasdError(
+            f"data.mlm.corpora: the corpora give {total} sequences of {data.tokens} tokens, too"
+            f" few for data.mlm.evaluation_sequences = {held_out} and as many to train on: give"
+            " more text, or hold out less"
+        )
+
+
 def describe_sources(corpora: Sequence[Corpus], base: Path, digest: Callable[[Path], str]) -> Any:
-    """What the cache key of the corpora is made of: contents of files, names of hub data sets."""
+    """What the cache key of the corpora is made of: contents of files, names of hub data sets.
+
+    read: how files are read. Before 2 a file's name was a pattern, so that a cache of that time may
+    hold another file's text; those of the hub's data sets never did, and still count.
+    """
     return [
-        {"files": [digest(base / name) for name in corpus.files]}
+        {
+            "files": [
+                [formats.look(base / name).form, digest(base / name)] for name in corpus.files
+            ],
+            "column": corpus.column,
+            "read": 2,
+        }
         if corpus.files
         else corpus.model_dump(exclude={"files"})
         for corpus in corpora

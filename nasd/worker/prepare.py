@@ -25,14 +25,15 @@ from nasd.config import Data, QaData
 from nasd.digests import Damaged
 from nasd.errors import NasdError
 from nasd.protocol import sync_folder
-from nasd.squad import Question, from_records, read_squad, split
+from nasd.squad import Question, Questions, from_records, read_all, split
 from nasd.streams import stream_seed
-from nasd.worker import corpus, phenotype
+from nasd.worker import corpus, hub, phenotype
 from nasd.worker.passages import QaFeatures, build_features
 from nasd.worker.progress import DOWNLOAD, LONG, Progress
 from nasd.worker.seed import load_seed
 
 VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
+SHOWN = 20  # faulty questions that the log names
 BLOCK = 1 << 22  # bytes hashed between two signs of life
 LOOK_SECONDS = 0.2  # between two looks at whether another attempt is done
 
@@ -71,6 +72,8 @@ def caches(
             "seed": seed,
             "sources": sources,
             "data": data.qa.model_dump(include={"tokens", "stride", "train_share", "split_by"}),
+            # Only where it is set, so that caches from before there was such a key still count.
+            **({"skip_faulty": True} if data.qa.skip_faulty else {}),
         }
     )
     qa = _make(
@@ -126,8 +129,9 @@ def check(kind: Kind, folder: Path, progress: Progress) -> None:
     digests.check(folder, kind.files, lambda: progress("checking"), kind.proof)
 
 
-def counts(mlm: Path, qa: Path) -> dict[str, int]:
-    """How much data there is, for a person to read."""
+def counts(mlm: Path, qa: Path) -> dict[str, Any]:
+    """How much data there is, for a person to read; None for what an older cache does not tell."""
+    texts = json.loads((mlm / "manifest.json").read_text())
     questions = json.loads((qa / "manifest.json").read_text())
     return {
         "mlm_train_sequences": len(np.load(mlm / "train.npy", mmap_mode="r")),
@@ -136,6 +140,9 @@ def counts(mlm: Path, qa: Path) -> dict[str, int]:
         "qa_test_questions": questions["test_questions"],
         "qa_train_features": questions["train_features"],
         "qa_test_features": questions["test_features"],
+        "mlm_unknown": texts.get("unknown"),
+        "qa_unknown": questions.get("unknown"),
+        "qa_skipped": questions.get("skipped", 0),
     }
 
 
@@ -156,14 +163,20 @@ def convert_seed(
 def _build_qa(
     data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, progress: Progress
 ) -> None:
-    if data.files:
-        questions = [question for name in data.files for question in read_squad(base / name)]
-    else:
-        questions = _from_hub(data, progress)
+    questions, faults = _read(data, base, progress)
+    for fault in faults[:SHOWN]:
+        print(f"left out: {fault}", flush=True)
+    if len(faults) > SHOWN:
+        print(f"left out: {len(faults) - SHOWN:,} more", flush=True)
     train, test = split(
         questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions")
     )
-    sizes = {"train_questions": len(train), "test_questions": len(test)}
+    sizes: dict[str, float] = {
+        "train_questions": len(train),
+        "test_questions": len(test),
+        "skipped": len(faults),
+    }
+    unknown = tokens = 0
     for name, part in (("train", train), ("test", test)):
         features: QaFeatures = build_features(
             part, tokenizer, data.tokens, data.stride, progress=progress
@@ -171,24 +184,24 @@ def _build_qa(
         progress("saving", patience=LONG)
         features.save(folder / name)
         sizes[f"{name}_features"] = len(features)
+        tokens += len(features.tokens)
+        unknown += int((features.tokens == tokenizer.unk_token_id).sum())
         print(f"questions: {len(part)} for {name}, {len(features)} features", flush=True)
     (folder / "test_questions.json").write_text(
         json.dumps([asdict(question) for question in test]), encoding="utf-8"
     )
-    (folder / "manifest.json").write_text(json.dumps(sizes))
+    (folder / "manifest.json").write_text(json.dumps({**sizes, "unknown": unknown / tokens}))
 
 
-def _from_hub(data: QaData, progress: Progress) -> list[Question]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    progress("downloading", patience=DOWNLOAD)
-    try:
-        rows = datasets.load_dataset(data.hub, revision=data.revision, split="train")
-    except Exception as error:
-        raise NasdError(f"data.qa.hub: {data.hub} cannot be read: {error}") from error
+def _read(data: QaData, base: Path, progress: Progress) -> Questions:
+    if data.files:
+        try:
+            return read_all([base / name for name in data.files], data.skip_faulty)
+        except NasdError as error:
+            raise NasdError(f"data.qa.files: {error}") from error
+    rows = hub.load(data, "data.qa.hub", base, progress)
     progress("reading")
-    return from_records(rows, f"data.qa.hub: {data.hub}")
+    return from_records(rows, f"data.qa.hub: {data.hub}", data.skip_faulty)
 
 
 def _make(kind: Kind, folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:

@@ -276,7 +276,7 @@ def _package_folder(source: str) -> Path:
 
 def _is_model(config: Path) -> bool:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "model_type" in content
@@ -314,7 +314,7 @@ def _file(source: str, base: Path, names: tuple[str, ...]) -> Path:
 def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
     path = _file(source, base, (CONFIG,))
     with _reading(source, path):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     model_type = config.get("model_type")

@@ -1,0 +1,44 @@
+"""What a person should know of the data before reading a score: one sentence each."""
+
+import math
+from collections.abc import Iterator, Mapping
+from statistics import NormalDist
+from typing import Any
+
+LEVEL = 0.95
+# Half an interval, in points of EM, from which on a test set is too small to tell candidates apart.
+TOO_WIDE = 5.0
+# Of tokens. English text has next to none with an English vocabulary.
+MUCH_UNKNOWN = 0.01
+
+
+def margin(questions: int, share: float = 0.5) -> float:
+    """Points by which the choice of so many questions moves an EM of this share, either way."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return 100 * z * math.sqrt(share * (1 - share) / questions)
+
+
+def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
+    """known: as much of nasd.protocol.Prepared as is known. sampled: only the beginnings of texts
+    were looked at, which may differ from the whole."""
+    seen = "the beginnings of " if sampled else ""
+    for key, what in (("mlm_unknown", f"{seen}the corpora"), ("qa_unknown", "the contexts")):
+        share = known.get(key)
+        if share is not None and share >= MUCH_UNKNOWN:
+            yield (
+                f"{100 * share:.1f} % of the tokens in {what} are [UNK]: the seed's vocabulary has"
+                " no pieces for what stands there"
+            )
+    skipped = known.get("qa_skipped")
+    if skipped:
+        yield (
+            f"{skipped:,} faulty questions are left out, as data.qa.skip_faulty says"
+            if skipped > 1
+            else "1 faulty question is left out, as data.qa.skip_faulty says"
+        )
+    tests = known.get("qa_test_questions")
+    if tests and margin(tests) > TOO_WIDE:
+        yield (
+            f"{tests:,} test question{'' if tests == 1 else 's'} are too few to tell candidates"
+            f" apart: chance alone moves an EM of 50 % by ± {margin(tests):.0f} points"
+        )
