@@ -1,16 +1,17 @@
 """A question to the worker plane: a child process answers it, which may import torch.
 
 The question is one JSON object on the child's standard input, the answer one JSON object on the
-last line of its standard output: {"error": one sentence} where the child refuses.
+last line of its standard output: {"error": one sentence} where the child refuses. It does not
+outlive who asked.
 """
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from nasd import interpreter
 from nasd.errors import NasdError
 
 # For a child that works beside a search, on what lies on the disk: a GPU that somebody else is on
@@ -31,12 +32,15 @@ def ask(
     """What `python -m MODULE` answers; raises NasdError where it refuses, or NoAnswer."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module],
+            [
+                *interpreter.command("nasd.leash", str(os.getpid())),
+                *interpreter.command(module),
+            ],
             input=json.dumps(question),
             capture_output=True,
             text=True,
             timeout=timeout_seconds,
-            env={**os.environ, **(environment or {})},
+            env=interpreter.environment(environment),
         )
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"no answer within {timeout_seconds:g} s") from None

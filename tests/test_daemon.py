@@ -596,19 +596,19 @@ time.sleep(600)
 """
 
 
-def test_stop_asks_the_ranks_and_not_their_torchrun():
+def test_stop_asks_the_ranks_and_not_what_started_them():
     launcher = LocalLauncher(1)
     environment = os.environ | {TOKEN_VARIABLE: "mine"}
     more: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE}
     with (
         python(ASKED, "-m", "nasd.worker", **more) as rank,
-        python(ASKED, "torch.distributed.run", "-m", "nasd.worker", **more) as torchrun,
+        python(ASKED, "-m", "nasd.ranks", **more) as starter,
     ):
-        for one in (rank, torchrun):
+        for one in (rank, starter):
             assert one.stdout.readline() == "ready\n"
         launcher.stop("mine")
         assert rank.wait(PATIENCE) == 7
-        assert torchrun.poll() is None
+        assert starter.poll() is None
 
 
 def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path: Path):
@@ -619,7 +619,7 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
         other = LocalLauncher(1)  # of a daemon started later, which is not its parent
         assert other.alive(note)
         process = psutil.Process(note["pid"])
-        # The leash becomes torchrun, and in that instant a process has no environment.
+        # The leash becomes another, and in that instant a process has no environment.
         seen: list[dict[str, str]] = []
 
         def look() -> bool:

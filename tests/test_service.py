@@ -233,7 +233,8 @@ def test_paths_are_quoted_as_units_want_them(tmp_path):
     assert install(tmp_path, "--config", str(config)).returncode == 0
     place = f"{tmp_path}/my search 50%%"
     unit = settings(tmp_path / "nasd.service")
-    assert unit["ExecStart"] == [f'"{sys.executable}" -m nasd run --config "{place}/config.toml"']
+    command = f'"{sys.executable}" -P -m nasd run --config "{place}/config.toml"'
+    assert unit["ExecStart"] == [command]
     assert unit["ReadWritePaths"][0].startswith(f'"{place}/state" ')
     assert unit["WorkingDirectory"] == [str(ROOT)]
     assert unit["User"] == [USER]
