@@ -70,31 +70,32 @@ def _watch(ranks: Ranks) -> int:
     left = dict(ranks)
     while left:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until one has ended
-        if failed := _ended_badly(left):
-            _signal(left, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_SECONDS
-            while left and time.monotonic() < deadline:
-                _ended_badly(left)
-                time.sleep(0.05)
-            _signal(left, signal.SIGKILL)
-            for one in left.values():
-                one.wait()
-            for line in failed:
-                print(line, flush=True)
+        if failed := {rank: code for rank, code in _take_ended(left).items() if code}:
+            _end(left)
+            for rank, code in failed.items():
+                if code < 0:  # it could not say so itself
+                    print(f"rank {rank} was ended by {_name(-code)}", flush=True)
             return 1
     return 0
 
 
-def _ended_badly(left: Ranks) -> list[str]:
-    """Takes out of `left` whichever rank has ended; a line for each that did not end well."""
-    lines = []
-    for rank, process in list(left.items()):
-        code = process.poll()
-        if code is not None:
-            del left[rank]
-            how = f"was ended by {_name(-code)}" if code < 0 else f"ended with exit code {code}"
-            lines += [f"rank {rank} {how}"] if code else []
-    return lines
+def _take_ended(left: Ranks) -> dict[int, int]:
+    """The exit codes of the ranks that have ended, which are taken out of `left`."""
+    ended = {rank: code for rank, one in left.items() if (code := one.poll()) is not None}
+    for rank in ended:
+        del left[rank]
+    return ended
+
+
+def _end(left: Ranks) -> None:
+    _signal(left, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        _take_ended(left)
+    _signal(left, signal.SIGKILL)
+    for one in left.values():
+        one.wait()
 
 
 def _name(number: int) -> str:

@@ -1,5 +1,6 @@
 """What starts the ranks of an attempt: nobody gets in, none is left behind, all end with one."""
 
+import ast
 import os
 import signal
 import socket
@@ -70,6 +71,17 @@ def test_the_place_where_ranks_meet_is_shut_to_others_and_gone_in_the_end(
     assert not private.exists()
 
 
+def test_ranks_tell_each_other_nothing_but_numbers() -> None:
+    """Objects would be unpickled from a socket, which runs what their sender likes."""
+    for path in (Path(interpreter.__file__).parent / "worker").rglob("*.py"):
+        called = {
+            node.func.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        assert not [name for name in called if "object" in name and name != "object"], path
+
+
 def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
     """So many ranks that run `code`, under a starter of their own."""
     starter = (
@@ -92,7 +104,7 @@ def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
         (
             "import os, sys, time; os.environ['RANK'] == '1' and sys.exit(7); time.sleep(600)",
             1,
-            ["rank 1 ended with exit code 7"],
+            [],
         ),
         (
             "import os, time; os.environ['RANK'] == '0' and os.kill(os.getpid(), 9);"
@@ -147,9 +159,7 @@ def test_a_request_to_leave_that_reaches_the_starter_is_handed_on(tmp_path: Path
     started.stdout.close()
 
 
-def test_peers_that_do_not_leave_are_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_peers_that_do_not_leave_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "GRACE_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGTERM)
     deaf = (
@@ -160,7 +170,6 @@ def test_peers_that_do_not_leave_are_ended(
         assert ranks.run(2, tmp_path, [sys.executable, "-c", deaf]) == 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert capfd.readouterr().out == "rank 1 ended with exit code 3\n"
     assert not psutil.Process().children()
 
 
