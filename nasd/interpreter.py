@@ -7,6 +7,9 @@ environment that was meant for another program: both would run what nobody asked
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+from nasd.errors import NasdError
 
 # What tells a process its place among others. One who starts nasd from within a job of theirs has
 # them set, and Hugging Face's libraries and torch act on them.
@@ -39,3 +42,24 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
         entries = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(one for one in entries if one not in ("", "."))
     return {**kept, "PYTHONSAFEPATH": "1", **(more or {})}
+
+
+def nasd() -> Path:
+    """How nasd is called: bin/nasd of its checkout, or the command of an environment without one.
+    As short as it can be typed from here."""
+    checkout = Path(__file__).resolve().parents[1] / "bin/nasd"
+    path = checkout if checkout.exists() else Path(sys.executable).with_name("nasd")
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):  # or the current folder is gone
+        return path
+
+
+def keep_asserts() -> None:
+    """Begins this process anew where PYTHONOPTIMIZE has switched off what it checks itself by, and
+    with it the words of --help; raises NasdError where `python -O` has."""
+    if not sys.flags.optimize:
+        return
+    if "PYTHONOPTIMIZE" not in os.environ:
+        raise NasdError(f"python -O switches off what nasd checks itself by: call {nasd()} instead")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment())

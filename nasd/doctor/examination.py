@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nasd import home
 from nasd.config import load
 from nasd.doctor import machine, search, service, sources
 from nasd.doctor.case import Case, Finding
@@ -37,6 +38,7 @@ def examine(path: Path) -> Iterator[Finding]:
         return
     yield Finding("config", "good", f"{path} is well-formed")
     case = Case(path, config)
+    home.lend(case.state.home)
     for about, check in CHECKS:
         try:
             yield from check(case)

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
-from nasd import backups, daemon_lock, retention, snapshot
+from nasd import backups, daemon_lock, privacy, retention, snapshot
 from nasd.doctor.case import GB, Case, Finding
 from nasd.folders import StateFolder
 
@@ -16,6 +16,8 @@ def state(case: Case) -> Iterator[Finding]:
     if not here.path.exists():
         yield Finding("state", "note", f"{here.path} is not there yet: the first run makes it")
         return
+    if opened := privacy.opened(here.path):
+        yield Finding("state", "note", opened)
     if daemon_lock.held(here.lock):
         yield Finding("state", "good", f"a daemon serves {here.path}")
         return
