@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nasd import backups, daemon_lock, doctor, retention
 from nasd.cli import app
-from nasd.doctor import Finding, machine, service, sources
+from nasd.doctor import Finding, machine, search, service, sources
 from nasd.doctor.case import Case
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -129,6 +129,13 @@ def test_that_it_is_paused_is_told(path: Path):
 def test_a_state_folder_that_is_served_is_fine(path: Path):
     with daemon_lock.hold(path.parent / "state" / "daemon.lock"):
         assert "a daemon serves" in examined(path)["state"][0].text
+
+
+@pytest.mark.parametrize(("mode", "told"), [(0o755, True), (0o700, False)])
+def test_a_state_folder_that_others_may_enter_is_told(tmp_path: Path, mode: int, told: bool):
+    tmp_path.chmod(mode)
+    case = Case(tmp_path / "config.toml", small_config(experiment__state="."))
+    assert ["look into" in one.text for one in search.others(case)] == ([True] if told else [])
 
 
 def test_a_bad_config_is_one_finding(tmp_path: Path):

@@ -17,6 +17,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("torch", machine.torch),
     ("cores", machine.cores),
     ("state", search.state),
+    ("state", search.others),
     ("database", search.experiment),
     ("hub", sources.hub),
     ("seed", sources.seed),

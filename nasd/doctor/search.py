@@ -16,8 +16,6 @@ def state(case: Case) -> Iterator[Finding]:
     if not here.path.exists():
         yield Finding("state", "note", f"{here.path} is not there yet: the first run makes it")
         return
-    if opened := privacy.opened(here.path):
-        yield Finding("state", "note", opened)
     if daemon_lock.held(here.lock):
         yield Finding("state", "good", f"a daemon serves {here.path}")
         return
@@ -31,6 +29,12 @@ def state(case: Case) -> Iterator[Finding]:
             f"{here.path} cannot be written ({error.strerror}): mend its owner or its permissions,"
             " or choose another experiment.state",
         )
+
+
+def others(case: Case) -> Iterator[Finding]:
+    """Whether the state folder is open to others: one that an older nasd made may be."""
+    if case.state.path.exists() and (opened := privacy.opened(case.state.path)):
+        yield Finding("state", "note", opened)
 
 
 def experiment(case: Case) -> Iterator[Finding]:
