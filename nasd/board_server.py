@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
+from nasd import interpreter
 from nasd.errors import NasdError
 from nasd.folders import StateFolder, run_name
 from nasd.snapshot import NoExperiment, opened, read
@@ -28,7 +29,7 @@ def command(state: Path, host: str, port: int) -> list[str]:
         raise NasdError(f"{state} has nothing to show yet: the first curves come with training")
     _check_address(host, port)
     return [
-        *(sys.executable, "-c", QUIET),
+        *(sys.executable, "-P", "-c", QUIET),
         *("--logdir", str(folder.tensorboard.resolve())),
         *("--host", host, "--port", str(port)),
         *("--window_title", "nasd"),
@@ -41,7 +42,7 @@ def serve(state: Path, host: str, port: int) -> NoReturn:
     words = command(state, host, port)
     for link in links(state, host, port):
         print(link, flush=True)
-    os.execv(words[0], words)
+    os.execve(words[0], words, interpreter.environment())
 
 
 def links(state: Path, host: str, port: int) -> list[str]:

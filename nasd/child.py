@@ -1,16 +1,19 @@
 """A question to the worker plane: a child process answers it, which may import torch.
 
 The question is one JSON object on the child's standard input, the answer one JSON object on the
-last line of its standard output: {"error": one sentence} where the child refuses.
+last line of its standard output: {"error": one sentence} where the child refuses. It does not
+outlive who asked.
 """
 
 import json
 import os
 import subprocess
-import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
+from nasd import home, interpreter
 from nasd.errors import NasdError
 
 # For a child that works beside a search, on what lies on the disk: a GPU that somebody else is on
@@ -30,14 +33,21 @@ def ask(
 ) -> dict[str, Any]:
     """What `python -m MODULE` answers; raises NasdError where it refuses, or NoAnswer."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", module],
-            input=json.dumps(question),
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            env={**os.environ, **(environment or {})},
-        )
+        with ExitStack() as stack:
+            lent = {}
+            if not home.usable():  # one that nobody has lent a lasting one for
+                lent["HOME"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="nasd-"))
+            done = subprocess.run(
+                [
+                    *interpreter.command("nasd.leash", str(os.getpid())),
+                    *interpreter.command(module),
+                ],
+                input=json.dumps(question),
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                env=interpreter.environment({**lent, **(environment or {})}),
+            )
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"no answer within {timeout_seconds:g} s") from None
     lines = done.stdout.splitlines()

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,12 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from nasd import daemon_lock, notify, preflight, slots, snapshot, unusable
+from nasd import daemon_lock, home, notify, preflight, privacy, slots, snapshot, unusable
 from nasd.config import PREPARE, Config, check_against_slots, parse
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.gpus import GpuWatch
+from nasd.leaving import Leaving, Tell, on_stderr
 from nasd.store import Store
 from nasd.tick import Tick
 from nasd.watchdog import Watchdog
@@ -45,15 +45,25 @@ def run(
     config_path: Path,
     fresh: bool = False,
     on_begin: Callable[[], None] = lambda: None,
+    tell: Tell = on_stderr,
 ) -> bool:
     """Runs the search until it is complete, halted, or told to stop; whether it is complete.
 
     Begins the experiment if the state folder holds none, and goes on with it otherwise. With
     `fresh`, an experiment that is there is set aside first. `on_begin` is called once nothing
-    stands in the way. Raises NasdError for whatever the user can mend, before anything is written.
+    stands in the way; `tell` has a line for whoever stops it. Raises NasdError for whatever the
+    user can mend, before anything is written.
     """
+    with Leaving(config_path, tell) as leaving:
+        return _run(config, config_path, fresh, on_begin, leaving)
+
+
+def _run(
+    config: Config, config_path: Path, fresh: bool, on_begin: Callable[[], None], leaving: Leaving
+) -> bool:
     folder = config_path.resolve().parent
     state = StateFolder(folder / config.experiment.state)
+    home.lend(state.home)
     if not fresh:
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
@@ -64,7 +74,7 @@ def run(
         check_against_slots(config, len(devices), str(config_path))
     seed = preflight.check(config, folder, str(config_path)) if began is None else None
     try:
-        state.path.mkdir(parents=True, exist_ok=True)
+        privacy.make(state.path)
     except OSError as error:
         raise NasdError(
             f"{config_path}: experiment.state: {state.path} cannot be made: {error.strerror}"
@@ -72,6 +82,7 @@ def run(
     with ExitStack() as stack:
         if (reason := unusable.unwritable(state)) is not None:
             raise NasdError(reason)
+        opened = stack.enter_context(privacy.kept(state.path))
         say = stack.enter_context(daemon_lock.hold(state.lock))
         if fresh and state.database.exists():
             with unusable.refused(state):
@@ -95,6 +106,8 @@ def run(
                     time.time(),
                 )
         on_begin()
+        if opened:
+            log.warning("%s", opened)
         with unusable.refused(state):
             tick = Tick(
                 store, config, folder, state, devices, slots.LocalLauncher(config.slots.threads)
@@ -104,15 +117,18 @@ def run(
             stack.callback(gpus.close)
             tick.health = gpus.look
         tick.say = say
-        return _serve(tick)
+        return _serve(tick, leaving)
 
 
-def _serve(tick: Tick) -> bool:
+def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
     """Ticks until there is nothing more to do. On SIGTERM or SIGINT, attempts write a checkpoint
     and leave first."""
     # In this thread: the kernel kills a worker when the thread that started it ends.
     scheduler = BlockingScheduler(executors={"default": DebugExecutor()})
-    told: list[int] = []
+    if leaving is None:
+        leaving = Leaving(tick.config_folder / "config.toml")
+        leaving.listen()
+    told = leaving.told
     begun = False
     failed = ""
     trouble = unusable.Trouble(tick.state, tick.say)
@@ -136,20 +152,15 @@ def _serve(tick: Tick) -> bool:
             trouble.turn(act)
         notify.notify(READY="1", WATCHDOG="1", STATUS=trouble.told or _in_words(tick))
 
-    def leave(number: int, frame: object) -> None:
-        if told:
-            raise SystemExit(128 + number)  # asked twice: leave without the grace period
-        told.append(number)
-        leave_loop()
-
     def report(event: JobExecutionEvent) -> None:
         nonlocal failed
+        if leaving.aborted:  # which the scheduler takes for a fault of the turn
+            return
         known, failed = failed, repr(event.exception)
         trace = "" if known == failed else f"\n{event.traceback}"  # once is enough
         log.error("a tick failed and is tried again: %s%s", failed, trace)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    leaving.serves(leave_loop, tick.config.daemon.stop_grace_seconds)
     scheduler.add_listener(report, EVENT_JOB_ERROR)
     # Late is better than never, and once is enough: nothing rests on the wall clock.
     interval = tick.config.daemon.tick_seconds
@@ -175,6 +186,8 @@ def _serve(tick: Tick) -> bool:
             # Shut down from within its one job, it does not find that job again afterwards.
             if scheduler.running:
                 raise
+    if leaving.aborted:
+        raise SystemExit(leaving.aborted)
     notify.notify(STOPPING="1", STATUS="attempts write their checkpoints")
     if told or tick.leaves:
         log.info("asked to stop: attempts write their checkpoints")

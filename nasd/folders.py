@@ -13,6 +13,7 @@ class StateFolder:
         self.log = path / "daemon.log"
         self.backups = path / "backups"
         self.cache = path / "cache"
+        self.home = self.cache / "home"  # lent to processes whose own cannot be used
         self.tensorboard = path / "tensorboard"
         self.reports = path / "reports"
         self.requests = path / "requests"

@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nasd import interpreter
+
 TIMEOUT_SECONDS = 20.0
 MOST_TIMEOUTS = 16  # however much a child says: a box has about so many GPUs
 MOST_OF_A_CORE = 0.003  # that the daemon's questions may take
@@ -196,9 +198,10 @@ class _Question:
         try:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "nasd.leash", str(os.getpid())),
-                    *(sys.executable, "-m", "nasd.gpus", *slots),
+                    *interpreter.command("nasd.leash", str(os.getpid())),
+                    *interpreter.command("nasd.gpus", *slots),
                 ],
+                env=interpreter.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=self._file,
                 stderr=subprocess.STDOUT,

@@ -2,8 +2,8 @@
 
     python -m nasd.leash PARENT_PID COMMAND [ARGUMENT ...]
 
-torchrun puts its ranks into sessions of their own, so killing a process group does not reach
-them. The kernel does: `PR_SET_PDEATHSIG` kills a process when the thread that started it dies,
+Workers are in a session of their own, so killing the daemon's process group does not reach them.
+The kernel does: `PR_SET_PDEATHSIG` kills a process when the thread that started it dies,
 and survives exec. The daemon therefore starts workers from its main thread only.
 
 Where memory runs out, the kernel shall take the command and not the daemon.

@@ -1,14 +1,13 @@
 """Slots and launchers: what attempts run on, and what starts and stops them.
 
 A launcher is the seam for other machines: start, watch and stop one attempt, which is a folder
-with a spec. The local one runs torchrun on this machine, also for a single rank.
+with a spec. The local one runs `nasd.ranks` on this machine, also for a single rank.
 """
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Any, Protocol
 
 import psutil
 
-from nasd import gpus
+from nasd import gpus, interpreter
 from nasd.config import Slots
 from nasd.errors import NasdError
 from nasd.protocol import TOKEN_VARIABLE, AttemptFolder
 
 KILL_SECONDS = 10.0
+# Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
 
 
 def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ class Launcher(Protocol):
 
 
 class LocalLauncher:
-    """torchrun on this machine; one rank a slot; a free rendezvous port for each launch."""
+    """`nasd.ranks` on this machine; one rank a slot."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -89,19 +90,15 @@ class LocalLauncher:
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
-            *(sys.executable, "-m", "nasd.leash", str(os.getpid())),
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--local-addr", "localhost"),  # the host's own name may not resolve
-            *("--nproc-per-node", str(len(slots)), "--max-restarts", "0"),
-            *("-m", "nasd.worker", str(folder.path)),
+            *interpreter.command("nasd.leash", str(os.getpid())),
+            *interpreter.command("nasd.ranks", str(len(slots)), str(folder.path)),
         ]
         gpus_visible = [slot.split(":")[1] for slot in slots if slot.startswith("cuda:")]
-        environment = os.environ | {
+        environment = LOOPBACK | {
             TOKEN_VARIABLE: token,
             "CUDA_VISIBLE_DEVICES": ",".join(gpus_visible),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
             "OMP_NUM_THREADS": str(self._threads),
-            "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
         }
         with folder.log.open("ab") as log:
@@ -110,7 +107,7 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=interpreter.environment(environment),
                 start_new_session=True,  # a Ctrl-C is the daemon's to handle
             )
         root = psutil.Process(child.pid)
@@ -138,11 +135,9 @@ class LocalLauncher:
             return False
 
     def stop(self, token: str) -> None:
-        # Only the ranks: torchrun itself would give them 30 s and then kill them.
+        # Only the ranks: what started them would hand it on, and they be asked twice.
         for process in self._of(token):
-            if "nasd.worker" in _command(process) and "torch.distributed.run" not in _command(
-                process
-            ):
+            if "nasd.worker" in _command(process):
                 _signal(process, signal.SIGTERM)
 
     def owns(self, pid: int) -> bool | None:
@@ -174,7 +169,7 @@ class LocalLauncher:
 
     def _of(self, token: str) -> list[psutil.Process]:
         """The processes of an attempt: those that carry its token, and the one started for it,
-        which carries none in the instant in which the leash becomes torchrun."""
+        which carries none in the instant in which the leash becomes another."""
         found = carrying(token)
         root = self._roots.get(token)
         if root is not None and root not in found and _runs(root):

@@ -1,6 +1,8 @@
 """`nasd run --watch`: the daemon in the main thread, the live view beside it."""
 
 import logging
+import queue
+import sys
 import threading
 from pathlib import Path
 
@@ -14,15 +16,22 @@ def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> 
     """As daemon.run; what it logs goes to daemon.log in the state folder.
 
     The view has the second thread, because workers must be started from the main one: they die
-    with the thread that started them.
+    with the thread that started them. Asked to leave, it gives the terminal back first.
     """
     ended = threading.Event()
     began = threading.Event()
+    words: queue.SimpleQueue[str] = queue.SimpleQueue()  # which a signal handler may put into
 
     def view() -> None:
         began.wait()
         if not ended.is_set():
             watch(state, 0.5, ended.is_set)
+        while text := words.get():
+            print(f"nasd: {text}", file=sys.stderr, flush=True)
+
+    def tell(text: str) -> None:
+        ended.set()
+        words.put(text)
 
     def begin() -> None:
         logging.basicConfig(
@@ -37,8 +46,9 @@ def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> 
     viewer = threading.Thread(target=view, daemon=True)
     viewer.start()
     try:
-        return daemon.run(config, config_path, fresh, begin)
+        return daemon.run(config, config_path, fresh, begin, tell)
     finally:
         ended.set()
         began.set()
+        words.put("")
         viewer.join(timeout=5)

@@ -23,7 +23,7 @@ def faults():
 
 if sys.argv[1] == "a worker":
     from nasd.worker import stage
-    alone = {{"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}}
+    alone = {{"RANK": "0", "WORLD_SIZE": "1"}}
     os.environ |= alone | {{"CUDA_VISIBLE_DEVICES": ""}}
     stage.join(SimpleNamespace(threads=1, stall_minutes=1, precision="float32"))
 use()

@@ -248,7 +248,7 @@ def test_our_side_is_a_worker_s_attempt_that_waits_between_steps(
 ) -> None:
     from tests.bench import ours
 
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "")
     pace: Any = Pace(2)
     one = job(material, case, Side("nasd", cached=cached))
@@ -269,7 +269,7 @@ def test_the_bare_step_trains_the_attempt_s_own_model_between_its_steps(
 ) -> None:
     from tests.bench import ours
 
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "")
     made: dict[str, Any] = {}
     bare_steps = ours.bare_steps

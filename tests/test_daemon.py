@@ -226,7 +226,7 @@ def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
 def begin_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """daemon.run without a real seed, and without serving."""
     monkeypatch.setattr(preflight, "look_at_seed", lambda *_: fake_seed())
-    monkeypatch.setattr(daemon, "_serve", lambda tick: False)
+    monkeypatch.setattr(daemon, "_serve", lambda tick, leaving: False)
 
 
 def run_in(folder: Path, fresh: bool = False, **changes: Any) -> None:
@@ -597,19 +597,19 @@ time.sleep(600)
 """
 
 
-def test_stop_asks_the_ranks_and_not_their_torchrun():
+def test_stop_asks_the_ranks_and_not_what_started_them():
     launcher = LocalLauncher(1)
     environment = os.environ | {TOKEN_VARIABLE: "mine"}
     more: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE}
     with (
         python(ASKED, "-m", "nasd.worker", **more) as rank,
-        python(ASKED, "torch.distributed.run", "-m", "nasd.worker", **more) as torchrun,
+        python(ASKED, "-m", "nasd.ranks", **more) as starter,
     ):
-        for one in (rank, torchrun):
+        for one in (rank, starter):
             assert one.stdout.readline() == "ready\n"
         launcher.stop("mine")
         assert rank.wait(PATIENCE) == 7
-        assert torchrun.poll() is None
+        assert starter.poll() is None
 
 
 def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path: Path):
@@ -620,7 +620,7 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
         other = LocalLauncher(1)  # of a daemon started later, which is not its parent
         assert other.alive(note)
         process = psutil.Process(note["pid"])
-        # The leash becomes torchrun, and in that instant a process has no environment.
+        # The leash becomes another, and in that instant a process has no environment.
         seen: list[dict[str, str]] = []
 
         def look() -> bool:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nasd import backups, daemon_lock, doctor, retention
 from nasd.cli import app
-from nasd.doctor import Finding, machine, service, sources
+from nasd.doctor import Finding, machine, search, service, sources
 from nasd.doctor.case import Case
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -135,9 +135,16 @@ def test_a_state_folder_that_is_served_is_fine(path: Path):
 def test_a_state_folder_that_is_read_only_is_bad_and_the_rest_of_it_is_looked_at(path: Path):
     with read_only(path.parent / "state"):
         found = examined(path)
-    assert [one.mark for one in found["state"]] == ["bad"]
+    assert found["state"][0].mark == "bad"
     assert "make it writable" in found["state"][0].text
     assert [one.mark for one in found["database"]] == ["good"]
+
+
+@pytest.mark.parametrize(("mode", "told"), [(0o755, True), (0o700, False)])
+def test_a_state_folder_that_others_may_enter_is_told(tmp_path: Path, mode: int, told: bool):
+    tmp_path.chmod(mode)
+    case = Case(tmp_path / "config.toml", small_config(experiment__state="."))
+    assert ["look into" in one.text for one in search.others(case)] == ([True] if told else [])
 
 
 def test_a_bad_config_is_one_finding(tmp_path: Path):

@@ -1,10 +1,14 @@
 """nasd as a service: what it tells systemd, and the units that bin/install-service writes."""
 
+import importlib.machinery
+import importlib.util
+import json
 import os
 import pwd
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -233,7 +237,8 @@ def test_paths_are_quoted_as_units_want_them(tmp_path):
     assert install(tmp_path, "--config", str(config)).returncode == 0
     place = f"{tmp_path}/my search 50%%"
     unit = settings(tmp_path / "nasd.service")
-    assert unit["ExecStart"] == [f'"{sys.executable}" -m nasd run --config "{place}/config.toml"']
+    command = f'"{sys.executable}" -P -m nasd run --config "{place}/config.toml"'
+    assert unit["ExecStart"] == [command]
     assert unit["ReadWritePaths"][0].startswith(f'"{place}/state" ')
     assert unit["WorkingDirectory"] == [str(ROOT)]
     assert unit["User"] == [USER]
@@ -260,6 +265,50 @@ def test_home_folders_can_be_read_where_something_needed_lies_in_one(tmp_path):
     unit = settings(tmp_path / "nasd.service")
     assert unit["ProtectHome"] == ["read-only"]
     assert unit["ReadWritePaths"][0].endswith(' "-/home/someone/hub"')
+
+
+@pytest.mark.parametrize(
+    ("change", "denied"),
+    [
+        ({"seed_model__source": "package:nasd/demo_seed"}, "any"),
+        ({"seed_model__source": "../seed"}, "any"),  # a folder that is there
+        ({"seed_model__source": "distilbert/distilbert-base-uncased"}, ""),
+        (
+            {
+                "seed_model__source": "package:nasd/demo_seed",
+                "data__qa__files": None,
+                "data__qa__hub": "rajpurkar/squad",
+            },
+            "",
+        ),
+    ],
+)
+def test_a_search_that_needs_no_hub_reaches_nothing_beyond_this_machine(tmp_path, change, denied):
+    (tmp_path / "seed").mkdir()
+    assert install(tmp_path, "--config", str(search(tmp_path, **change))).returncode == 0
+    unit = settings(tmp_path / "nasd.service")
+    assert unit["IPAddressDeny"] == [denied]
+    assert unit["IPAddressAllow"] == ["localhost"]
+
+
+def test_the_state_folder_of_a_service_is_made_for_its_user_alone(tmp_path):
+    path = str(ROOT / "bin/install-service")
+    spec = importlib.util.spec_from_loader(
+        "install_service", importlib.machinery.SourceFileLoader("install_service", path)
+    )
+    assert spec is not None and spec.loader is not None
+    installer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installer)
+    config = search(tmp_path)
+    facts = subprocess.run(
+        [sys.executable, "-P", "-c", installer.ASK, str(config), "make"],
+        capture_output=True,
+        text=True,
+        check=True,
+        umask=0,
+    )
+    state = Path(json.loads(facts.stdout)["state"])
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
 def test_a_search_in_tmp_is_warned_of_because_the_service_has_a_tmp_of_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Workers train: real torchrun, real gloo, real files."""
+"""Workers train: real processes, real gloo, real files."""
 
 import json
 import threading

@@ -11,7 +11,7 @@ from pathlib import Path
 import apscheduler.schedulers.base
 import pytest
 
-from nasd import daemon
+from nasd import daemon, leaving
 from nasd.folders import StateFolder
 from nasd.slots import wait_until
 from nasd.watchdog import Watchdog
@@ -74,7 +74,7 @@ def test_a_clock_that_jumps_does_not_keep_the_daemon_from_turning(
         monkeypatch.setattr(module, "datetime", SetClock)
     monkeypatch.setattr(SetClock, "offset", timedelta(0))
     monkeypatch.setattr(daemon, "OVERDUE_SECONDS", 0.2)
-    monkeypatch.setattr(daemon.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(leaving.signal, "signal", lambda number, handler: None)
     tick = make_tick(StateFolder(tmp_path), small_config(daemon__tick_seconds=0.02))
     turns = 0
     clock = tick.clock

@@ -1,6 +1,6 @@
 """What befalls a worker: kills, a full disk, hung peers, too little memory, a damaged spec.
 
-Real torchrun and real files, but for what can be seen in one process.
+Real processes and real files, but for what can be seen in one process.
 """
 
 import ast

@@ -111,7 +111,7 @@ def make_workshop(folder: Path) -> Workshop:
 
 @dataclass
 class Launched:
-    """An attempt in real worker processes under torchrun."""
+    """An attempt in real worker processes."""
 
     folder: AttemptFolder
     launcher: LocalLauncher
@@ -146,9 +146,7 @@ class Launched:
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
-                if command[-2:] == ["nasd.worker", str(self.folder.path)] and (
-                    "torch.distributed.run" not in command
-                ):
+                if command[-2:] == ["nasd.worker", str(self.folder.path)]:
                     found.append((process.environ()["RANK"], process))
             except psutil.Error:
                 continue

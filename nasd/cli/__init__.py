@@ -17,13 +17,17 @@ from nasd.cli import steering
 from nasd.cli import models
 from nasd.cli.options import app
 from nasd.errors import NasdError
+from nasd.interpreter import keep_asserts
 
 __all__ = ["app", "looking", "main", "models", "searching", "steering"]
 
 
 def main() -> None:
     try:
+        keep_asserts()
         app(standalone_mode=True, prog_name="nasd")  # also of `python -m nasd`
     except NasdError as error:
         print(f"nasd: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

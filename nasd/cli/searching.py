@@ -28,10 +28,11 @@ def init(
 
     Example: nasd init --preset minilm --set experiment.seed=3 my-search
     """
+    from nasd.leaving import go_on
     from nasd.presets import write_preset
 
     path = write_preset(preset, folder, set_ or [], force)
-    print(f"wrote {path}; check it, then: nasd run --config {path}")
+    print(f"wrote {path}; check it, then: {go_on(path)}")
 
 
 @app.command(rich_help_panel=SEARCH)
@@ -64,6 +65,9 @@ def run(
         show_end(state)
         return
     say_why(state)
+    from nasd.leaving import go_on
+
+    print(f"stopped; to go on: {go_on(config)}", file=sys.stderr)
 
 
 def serve(settings: "Config", config: Path, fresh: bool = False) -> bool:

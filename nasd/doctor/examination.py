@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nasd import home
 from nasd.config import load
 from nasd.doctor import machine, search, service, sources
 from nasd.doctor.case import Case, Finding
@@ -16,6 +17,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("torch", machine.torch),
     ("cores", machine.cores),
     ("state", search.state),
+    ("state", search.others),
     ("database", search.experiment),
     ("hub", sources.hub),
     ("seed", sources.seed),
@@ -37,6 +39,7 @@ def examine(path: Path) -> Iterator[Finding]:
         return
     yield Finding("config", "good", f"{path} is well-formed")
     case = Case(path, config)
+    home.lend(case.state.home)
     for about, check in CHECKS:
         try:
             yield from check(case)

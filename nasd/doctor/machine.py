@@ -3,13 +3,12 @@
 import ctypes
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import psutil
 
-from nasd import child, daemon_lock, gpus
+from nasd import child, daemon_lock, gpus, interpreter
 from nasd import slots as slots_module
 from nasd.config import check_against_slots
 from nasd.cost import memory_gb
@@ -211,7 +210,8 @@ def tensorboard(case: Case) -> Iterator[Finding]:
     """Whether TensorBoard starts, to look at the curves with."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tensorboard.main", "--version"],
+            interpreter.command("tensorboard.main", "--version"),
+            env=interpreter.environment(),
             capture_output=True,
             text=True,
             timeout=CHILD_SECONDS,

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from nasd import backups, daemon_lock, database_file, retention, snapshot, unusable
+from nasd import backups, daemon_lock, database_file, privacy, retention, snapshot, unusable
 from nasd.doctor.case import GB, Case, Finding
 from nasd.folders import StateFolder
 
@@ -23,6 +23,12 @@ def state(case: Case) -> Iterator[Finding]:
         return
     with daemon_lock.hold(here.lock):
         yield Finding("state", "good", f"{here.path} can be written and locks")
+
+
+def others(case: Case) -> Iterator[Finding]:
+    """Whether the state folder is open to others: one that an older nasd made may be."""
+    if case.state.path.exists() and (opened := privacy.opened(case.state.path)):
+        yield Finding("state", "note", opened)
 
 
 def experiment(case: Case) -> Iterator[Finding]:

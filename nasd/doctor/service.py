@@ -1,6 +1,5 @@
 """The check of nasd as a service: installed, enabled, of this checkout, and up to date with it."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from nasd import interpreter
 from nasd.doctor.case import Case, Finding
 
 UNITS = Path("/etc/systemd/system")
@@ -77,11 +77,11 @@ def _stale(units: Path, text: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                [sys.executable, ROOT / "bin/install-service", "--into", folder, *options],
+                [sys.executable, "-P", ROOT / "bin/install-service", "--into", folder, *options],
                 capture_output=True,
                 text=True,
                 timeout=SECONDS,
-                env={**os.environ, "HF_HOME": home},
+                env=interpreter.environment({"HF_HOME": home}),
             )
         except subprocess.TimeoutExpired:
             return f"bin/install-service did not answer within {SECONDS:g} s"

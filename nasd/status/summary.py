@@ -1,10 +1,10 @@
 """The end of a search: final population, baseline, Pareto front, and where to look next."""
 
-import sys
 from pathlib import Path
 
 from rich.text import Text
 
+from nasd import interpreter
 from nasd.status.facts import Facts
 from nasd.status.header import header
 from nasd.status.table import rows_of
@@ -39,22 +39,17 @@ def _where_next(state: Path) -> list[Text]:
     folder = _shown(state)
     return [
         line(("Where to look next", "bold")),
-        Text(f"  {_shown(_tool('nasd'))} tensorboard --state {folder}"),
+        Text(f"  {interpreter.nasd()} tensorboard --state {folder}"),
         line("      learning curves, cutoffs and hypervolume, in a browser"),
-        Text(f"  {_shown(_tool('nasd'))} report --state {folder}"),
+        Text(f"  {interpreter.nasd()} report --state {folder}"),
         line("      a page with every figure and table"),
-        Text(f"  {_shown(_tool('nasd'))} export best my-model --state {folder}"),
+        Text(f"  {interpreter.nasd()} export best my-model --state {folder}"),
         line("      the best model, to take home and ask"),
-        Text(f"  {_shown(_tool('nasd'))} status --json --state {folder}"),
+        Text(f"  {interpreter.nasd()} status --json --state {folder}"),
         line("      everything, for a program"),
         Text(f"  {folder}/candidates/<id>/finetune"),
         line("      the trained models"),
     ]
-
-
-def _tool(name: str) -> Path:
-    """A command of the environment that runs this."""
-    return Path(sys.executable).parent / name
 
 
 def _shown(path: Path) -> Path:

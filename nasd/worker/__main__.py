@@ -1,4 +1,4 @@
-"""`torchrun -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt."""
+"""`python -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt, started by `nasd.ranks`."""
 
 import contextlib
 import errno

@@ -72,7 +72,7 @@ class Pulse:
 
 
 def _age_of_parent() -> float:
-    """Seconds since torchrun was started, by the clock that counts from the boot."""
+    """Seconds since what starts the ranks was started, by the clock that counts from the boot."""
     after_name = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
     started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # starttime, see proc(5)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started

@@ -18,6 +18,8 @@ from nasd.worker.task import Batch, Ranks, portions, to_device
 
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
+Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a window: start and end
+
 
 class QaTask:
     """Fine-tuning: the mean of the cross entropies of the start and the end position.
@@ -88,8 +90,8 @@ class QaTask:
         Every rank takes its share of the windows, `batch` at once; rank 0 gets all the answers,
         others none.
         """
-        mine = ranks.deal(np.argsort(self._test.lengths, kind="stable"))
-        found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        mine = ranks.deal(self._by_length())
+        found: Logits = {}
         for position, features in portions(mine, batch, self._tested, ranks.device):
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
@@ -101,12 +103,9 @@ class QaTask:
                 length = int(self._test.lengths[index])
                 found[int(index)] = (one[:length], other[:length])
         if ranks.world > 1:
-            shares: list[dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]] | None
-            shares = [{} for _ in range(ranks.world)] if ranks.first else None
-            dist.gather_object(found, shares)
-            if shares is None:
+            found = self._gathered(found, ranks)
+            if not ranks.first:
                 return {}
-            found = {index: logits for share in shares for index, logits in share.items()}
         order = range(len(self._test))
         return decode(
             self._test,
@@ -117,6 +116,28 @@ class QaTask:
             data.max_answer_tokens,
             progress,
         )
+
+    def _by_length(self) -> NDArray[np.int64]:
+        return np.argsort(self._test.lengths, kind="stable")
+
+    def _gathered(self, found: Logits, ranks: Ranks) -> Logits:
+        """What all ranks found, on rank 0; on the others, nothing. As bare numbers, of which rank 0
+        knows how many come and what they are of: objects would have to be unpickled."""
+        if not ranks.first:
+            rows = [row for index in ranks.deal(self._by_length()) for row in found[int(index)]]
+            if rows:
+                dist.send(torch.from_numpy(np.concatenate(rows)), 0)
+            return {}
+        for peer in range(1, ranks.world):
+            theirs = Ranks(peer, ranks.world, ranks.device).deal(self._by_length())
+            lengths = np.repeat(self._test.lengths[theirs], 2)
+            sent = torch.empty(int(lengths.sum()))
+            if len(theirs):
+                dist.recv(sent, peer)
+            rows = np.split(sent.numpy(), np.cumsum(lengths))[:-1]
+            for index, start, end in zip(theirs, rows[::2], rows[1::2], strict=True):
+                found[int(index)] = start, end
+        return found
 
     def _tested(self, indices: NDArray[np.int64]) -> Batch:
         return self._tensors(self._test, indices)

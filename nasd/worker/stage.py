@@ -14,6 +14,7 @@ from nasd import digests
 from nasd.config import Stage
 from nasd.genotype import BlockLineage, Genotype
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
+from nasd.ranks import RENDEZVOUS_VARIABLE
 from nasd.streams import stream_seed
 from nasd.worker import inputs, phenotype
 from nasd.worker.allocator import keep_freed_memory
@@ -42,22 +43,39 @@ HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 
 def join(spec: Spec) -> Ranks:
-    """Joins this attempt's process group, on the device that the launcher left visible."""
+    """Takes this rank's place, on the device that the launcher left visible."""
     torch.set_num_threads(spec.threads)
-    world = int(os.environ["WORLD_SIZE"])
-    rank = int(os.environ["RANK"])
-    timeout = timedelta(minutes=max(LEAST_GROUP_MINUTES, spec.stall_minutes))
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _device(spec))
+    if ranks.world > 1:  # one alone needs no group, which opens a socket
+        _meet(ranks, timedelta(minutes=max(LEAST_GROUP_MINUTES, spec.stall_minutes)))
+    return ranks
+
+
+def _device(spec: Spec) -> torch.device:
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
+        return device
+    keep_freed_memory()
+    return torch.device("cpu")
+
+
+def _meet(ranks: Ranks, timeout: timedelta) -> None:
+    """Joins the attempt's process group. All that goes through it is numbers: whoever comes to
+    answer for a peer can spoil them, and run nothing."""
+    store = dist.FileStore(os.environ[RENDEZVOUS_VARIABLE], ranks.world)  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    on_gpu = ranks.device.type == "cuda"
+    dist.init_process_group(
         # Flags and counts travel through the CPU, gradients through NCCL.
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
-    else:
-        device = torch.device("cpu")
-        keep_freed_memory()
-        dist.init_process_group("gloo", timeout=timeout)
-    return Ranks(rank, world, device)
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timeout,
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world,
+        device_id=ranks.device if on_gpu else None,
+    )
 
 
 def _with_precision(spec: Spec, ranks: Ranks) -> Spec:

@@ -337,7 +337,7 @@ from nasd.tick import Tick
 from nasd.config import load
 
 class Idle(LocalLauncher):
-    # torchrun is there, but what it runs only waits: the daemon watches as it watches training
+    # what is started only waits: the daemon watches as it watches training
     def start(self, folder, slots, token):
         import nasd.protocol as p, os, subprocess, psutil, time
         p.write(p.Heartbeat(doing="training", at=time.time()), folder.heartbeat)

@@ -6,7 +6,6 @@ TensorBoard) is what a search gets. Only its heartbeat is another: it waits at t
 """
 
 import os
-import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +14,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from nasd.config import Corpus, Data, MlmData, QaData, Stage
 from nasd.errors import NasdError
@@ -48,7 +46,6 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
     evaluates = spec.stage.train == "none"
     watch = _at_answers(job, pacer) if evaluates else _at_steps(job, pacer, spec.stage)
     os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = stage.join(spec)
 
     def receive(model: MaskedLM, its_stage: Stage) -> torch.optim.Optimizer:
@@ -58,16 +55,13 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
 
     make_optimizer = train._optimizer
     hosts = mock.patch.object(train, "_optimizer", receive) if job.guest else nullcontext()
-    try:
-        if spec.precision == "bfloat16" and not stage.has_bfloat16(device):
-            raise NasdError("there is no bfloat16 on this device: give --precision float32")
-        with hosts, mock.patch.object(stage, "Pulse", partial(Gate, watch)):
-            while not pacer.finished:
-                outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
-                if outcome.verdict != "stopped":
-                    raise RuntimeError(f"the attempt {outcome.verdict}: {outcome.message}")
-    finally:
-        dist.destroy_process_group()
+    if spec.precision == "bfloat16" and not stage.has_bfloat16(device):
+        raise NasdError("there is no bfloat16 on this device: give --precision float32")
+    with hosts, mock.patch.object(stage, "Pulse", partial(Gate, watch)):
+        while not pacer.finished:
+            outcome = stage.run(spec, folder, ranks, Never())  # type: ignore[arg-type]
+            if outcome.verdict != "stopped":
+                raise RuntimeError(f"the attempt {outcome.verdict}: {outcome.message}")
 
 
 Watch = Callable[[str, int], None]
@@ -239,9 +233,3 @@ def bare_steps(job: Job, trained: Trained, device: Any) -> Callable[[int], float
         return float(steps * batch * job.shape.tokens)
 
     return take
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

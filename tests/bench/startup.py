@@ -1,6 +1,6 @@
 """`bin/bench startup`: from a worker's launch to the end of its first step.
 
-Each stage is launched as the daemon does it, through torchrun, with the demo's model; by turns with
+Each stage is launched as the daemon does it, with the demo's model; by turns with
 a bare interpreter that imports torch, and one that imports what transformers' recipes start with.
 """
 

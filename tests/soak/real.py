@@ -161,11 +161,11 @@ class Seen:
 
     @property
     def is_launcher(self) -> bool:
-        return "torch.distributed.run" in self.command
+        return "nasd.ranks" in self.command
 
     @property
     def is_rank(self) -> bool:
-        return "nasd.worker" in self.command and not self.is_launcher
+        return "nasd.worker" in self.command
 
     def __str__(self) -> str:
         return f"process {self.process.pid} ({' '.join(self.command)[:100]})"
