@@ -376,7 +376,7 @@ class Tick:
                 )
             case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
-                self._board.show_all()
+                self._board.show_all(search=False)
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
             case policy.StartSelecting(generation):
                 self.store.start_selecting(generation, now)

@@ -364,6 +364,7 @@ def test_lines_hold_the_ancestors_and_the_decisions_of_the_generation(tick: Tick
     born = found.candidates[youngest].generation
     assert got.decisions == tuple(one for one in found.decisions if one.generation == born)
     assert got.generations == found.generations
-    assert got.members == tuple(one for one in found.members if one.candidate in line)
-    assert got.attempts == tuple(one for one in found.attempts if one.candidate in line)
+    assert got.results == {key: one for key, one in found.results.items() if key[0] in line}
+    assert got.members == tuple(one for one in found.members if one.candidate == youngest)
+    assert got.attempts == tuple(one for one in found.attempts if one.candidate == youngest)
     assert not got.whole

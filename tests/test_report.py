@@ -84,12 +84,11 @@ def with_regret(facts: Facts) -> tuple[Facts, list[int]]:
     candidates, results = dict(snap.candidates), dict(snap.results)
     for place, number in enumerate(ids):
         candidates[number] = replace(snap.candidates[number], state=State.SCORED, stage="evaluate")
-        curve = [(5, 3.0), (10, 2.5)]
         results[number, "pretrain_1"] = StageResult(
-            number, "pretrain_1", {"loss": 2.5}, curve, 10, 9.0
+            number, "pretrain_1", '{"loss": 2.5}', "[[5, 3.0], [10, 2.5]]", 10, 9.0
         )
-        scores = {"exact_match": 90.0 + place, "f1": 90.0 + place}
-        results[number, "evaluate"] = StageResult(number, "evaluate", scores, [], 0, 9.0)
+        scores = json.dumps({"exact_match": 90.0 + place, "f1": 90.0 + place})
+        results[number, "evaluate"] = StageResult(number, "evaluate", scores, "[]", 0, 9.0)
     return Facts(replace(snap, candidates=candidates, results=results), facts.now), ids
 
 
@@ -272,7 +271,9 @@ def attempt(number: int, state: AttemptState, start: float, end: float, reached:
 def with_attempts(facts: Facts, attempts: tuple[Attempt, ...], steps: int = 0) -> Facts:
     results = {}
     if steps:
-        results[1, "pretrain_0"] = StageResult(1, "pretrain_0", {}, [(steps, 2.0)], steps, 50.0)
+        results[1, "pretrain_0"] = StageResult(
+            1, "pretrain_0", "{}", json.dumps([(steps, 2.0)]), steps, 50.0
+        )
     everyone = facts.snapshot.candidates.items()
     snap = replace(
         facts.snapshot,

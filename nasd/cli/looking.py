@@ -25,9 +25,11 @@ def status(
     """
     folder = state_folder(config, state)
     if as_json:
+        from nasd.bulk import kept
         from nasd.status import as_json as view
 
-        print(json.dumps(view.report(folder), indent=1))
+        with kept():
+            print(view.text(view.report(folder)))
         return
     from nasd.status.watch import show
     from nasd.status.watch import watch as keep_watching
