@@ -11,7 +11,6 @@ kept from being written is written by the next daemon, and no point ever stands 
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
@@ -102,16 +101,23 @@ class Board:
         else:
             self._write(lambda: self._runs(self._store.lines([candidate]), [candidate]))
 
-    def show_all(self, search: bool = True) -> None:
-        """Of what is in play, of the newest generation's decisions and of the search, whatever is
-        not yet shown as it is now. search: False where that cannot have changed: it tells of
-        generations, when they begin and when they are over."""
-        self._write(self._everything if self._behind else lambda: self._in_play(search))
+    def show_all(self) -> None:
+        """Of what is in play and of the newest generation's decisions, whatever is not yet shown as
+        it is now."""
+        self._write(self._everything if self._behind else self._in_play)
 
-    def _in_play(self, search: bool) -> Runs:
+    def show_search(self) -> None:
+        """What is told of the search as a whole: it changes when a generation begins, and when it
+        is over."""
+        self._write(self._everything if self._behind else self._search)
+
+    def _in_play(self) -> Runs:
         play = self._store.in_play()
         newest = [] if play.generation is None else [play.generation.number]
-        return self._runs(self._store.lines(play.candidates), play.candidates, newest, search)
+        return self._runs(self._store.lines(play.candidates), play.candidates, newest)
+
+    def _search(self) -> Runs:
+        return self._runs(self._store.lines([]), search=True)
 
     def _everything(self) -> Runs:
         whole = self._store.read()
@@ -121,7 +127,7 @@ class Board:
     def _runs(
         self,
         snapshot: Snapshot,
-        candidates: Iterable[int],
+        candidates: Iterable[int] = (),
         generations: Iterable[int] = (),
         search: bool = False,
     ) -> Runs:
@@ -440,12 +446,12 @@ class Ledger:
     """What attempts held, to be asked for many stretches of time at once."""
 
     def __init__(self, holdings: Holdings) -> None:
-        spans: dict[str, list[tuple[float, float]]] = {}
+        spans: dict[str, list[Floats]] = {}
         for slots, held in holdings.items():
-            known = [(begin, math.inf if end is None else max(begin, end)) for begin, end in held]
+            known = np.array(held)
             for slot in slots:
-                spans.setdefault(slot, []).extend(known)
-        self._slots = [_Held(np.array(one)) for one in spans.values()]
+                spans.setdefault(slot, []).append(known)
+        self._slots = [_Held(np.concatenate(each)) for each in spans.values()]
 
     def use(self, begins: Floats, ends: Floats) -> list[dict[str, float]]:
         """What slots did in each stretch (seconds since the epoch), and until its end."""
@@ -471,7 +477,7 @@ class _Held:
     def __init__(self, spans: Floats) -> None:
         """spans: (n, 2), from and until; infinite where there is no end yet."""
         spans = spans[spans[:, 1] > spans[:, 0]]
-        self._origin = spans[:, 0].min(initial=math.inf)  # so that sums of instants stay small
+        self._origin = spans[:, 0].min(initial=np.inf)  # so that sums of instants stay small
         self._begins = np.sort(spans[:, 0] - self._origin)
         self._ends = np.sort(spans[:, 1] - self._origin)
         self._before_begin = np.concatenate([[0.0], np.cumsum(self._begins)])

@@ -120,8 +120,8 @@ class Attempt:
         return self.state in LIVE_ATTEMPT
 
 
-# When attempts held some slots together: from, and until; None where they still do.
-Holdings = Mapping[tuple[str, ...], Sequence[tuple[float, float | None]]]
+# When attempts held some slots together: from, and until; infinite where they still do.
+Holdings = Mapping[tuple[str, ...], Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,9 +443,10 @@ def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
 
 def holdings(connection: sqlite3.Connection) -> Holdings:
     """Of all attempts that ever were."""
-    found: dict[str, list[tuple[float, float | None]]] = {}
-    for slots, begin, end in connection.execute("SELECT slots, started_at, ended_at FROM attempt"):
-        found.setdefault(slots, []).append((begin, end))
+    found: dict[str, list[tuple[float, float]]] = {}
+    query = "SELECT slots, started_at, coalesce(ended_at, 9e999) FROM attempt"
+    for slots, *span in connection.execute(query):
+        found.setdefault(slots, []).append((span[0], span[1]))
     return {tuple(json.loads(slots)): spans for slots, spans in found.items()}
 
 

@@ -285,7 +285,9 @@ def test_a_selection_is_a_card_with_ranks_and_survivors(found: Snapshot, shown: 
 
 def test_what_stands_is_not_written_again(tick: Tick):
     before = {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")}
-    Board(tick.state, tick.store).show_all()
+    board = Board(tick.state, tick.store)
+    board.show_all()
+    board.show_search()
     assert {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")} == before
 
 
