@@ -1,19 +1,23 @@
 """What the daemon shows in TensorBoard: after whole searches, whatever was killed in between."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.plugins.custom_scalar import metadata as scalars_plugin
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 
 from nasd import board
-from nasd.board import Board
+from nasd.board import Board, Ledger
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
 from nasd.protocol import Spec
@@ -127,6 +131,36 @@ def test_gpu_hours_and_slot_use_are_those_of_the_ledger(found: Snapshot, shown: 
         before = [one for one in found.attempts if (one.ended_at or 1e12) <= end]
         least = sum(len(one.slots) * ((one.ended_at or 0) - one.started_at) for one in before)
         assert hour >= least / 3600 * 0.999
+
+
+instants = st.integers(0, 40).map(float)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ab", "a", "b"]), instants, instants | st.just(math.inf))),
+    st.lists(st.tuples(instants, instants), min_size=1),
+)
+@settings(deadline=None)
+def test_the_ledger_says_of_any_stretch_what_its_attempts_held(held, stretches):
+    holdings: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for slots, begin, end in held:
+        holdings.setdefault(tuple(slots), []).append((begin, end))
+    begins, ends = np.array(stretches).T
+    for (begin, end), got in zip(stretches, Ledger(holdings).use(begins, ends), strict=True):
+
+        def within(since: float, until: float = end) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for slots, a, b in held:
+                for slot in slots:
+                    met = max(0.0, min(b, until) - max(a, since))
+                    found[slot] = found.get(slot, 0.0) + met
+            return {slot: seconds for slot, seconds in found.items() if seconds}
+
+        assert got["search/gpu_hours"] == pytest.approx(sum(within(-1.0).values()) / 3600)
+        assert got["search/hours"] == (end - begin) / 3600
+        used = within(begin)
+        share = sum(used.values()) / (len(used) * (end - begin)) if used else None
+        assert got.get("search/slot_use") == (None if share is None else pytest.approx(share))
 
 
 def test_custom_scalars_have_a_chart_for_each_generation(tick: Tick, shown: dict[str, Run]):
