@@ -47,12 +47,13 @@ from nasd.card import ancestors, architecture, hours, table
 from nasd.folders import StateFolder, run_name
 from nasd.genotype import Genotype, new_modules
 from nasd.lifecycle import State
-from nasd.snapshot import Candidate, Decision, Generation, Holding, Selected, Snapshot
+from nasd.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
 from nasd.store import Store
 from nasd.summaries import scalars, string, text, value, write_run
 
 log = logging.getLogger("nasd")
 
+Floats = NDArray[np.float64]
 Runs = Iterator[tuple[str, Iterable[Event]]]  # names of runs, and what they say
 
 # HParams' columns, and what they are. It shows five at first: those that stand in LEADING.
@@ -101,14 +102,22 @@ class Board:
             self._write(lambda: self._runs(self._store.lines([candidate]), [candidate]))
 
     def show_all(self) -> None:
-        """Of what is in play, of the newest generation's decisions and of the search, whatever is
-        not yet shown as it is now."""
+        """Of what is in play and of the newest generation's decisions, whatever is not yet shown as
+        it is now."""
         self._write(self._everything if self._behind else self._in_play)
+
+    def show_search(self) -> None:
+        """What is told of the search as a whole: it changes when a generation begins, and when it
+        is over."""
+        self._write(self._everything if self._behind else self._search)
 
     def _in_play(self) -> Runs:
         play = self._store.in_play()
         newest = [] if play.generation is None else [play.generation.number]
-        return self._runs(self._store.lines(play.candidates), play.candidates, newest, search=True)
+        return self._runs(self._store.lines(play.candidates), play.candidates, newest)
+
+    def _search(self) -> Runs:
+        return self._runs(self._store.lines([]), search=True)
 
     def _everything(self) -> Runs:
         whole = self._store.read()
@@ -118,7 +127,7 @@ class Board:
     def _runs(
         self,
         snapshot: Snapshot,
-        candidates: Iterable[int],
+        candidates: Iterable[int] = (),
         generations: Iterable[int] = (),
         search: bool = False,
     ) -> Runs:
@@ -215,9 +224,10 @@ def features(snapshot: Snapshot, candidate: Candidate) -> dict[str, float | str]
 def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
     """As far as they are known: the last evaluation loss of each MLM stage, and the scores."""
     found = {
-        _loss_tag(stage): result.curve[-1][1]
+        _loss_tag(stage): result.last_loss
         for stage in _mlm_stages(snapshot)
-        if (result := snapshot.results.get((candidate.id, stage))) is not None and result.curve
+        if (result := snapshot.results.get((candidate.id, stage))) is not None
+        and result.last_loss is not None
     }
     scores = snapshot.scores(candidate.id)
     quality = snapshot.quality(candidate.id)
@@ -411,7 +421,7 @@ def _generation(snapshot: Snapshot, number: int) -> Generation:
 
 
 def search_events(
-    snapshot: Snapshot, chosen: Iterable[Selected], holdings: Sequence[Holding]
+    snapshot: Snapshot, chosen: Sequence[Selected], holdings: Holdings
 ) -> Iterator[Event]:
     """snapshot: with the baseline and all generations. chosen, holdings: all that ever were."""
     began = snapshot.experiment.created_at
@@ -420,10 +430,11 @@ def search_events(
     yield value(scalars_plugin.CONFIG_SUMMARY_TAG, metadata, began, content)
     columns = HParamsPluginData(experiment=_columns(snapshot))
     yield _hparams(hparams_plugin.EXPERIMENT_TAG, columns, began)
-    base, ledger = snapshot.quality(snapshot.baseline.id), Ledger(holdings)
-    for one in chosen:
-        known = {"search/hypervolume": one.hypervolume}
-        known |= ledger.use(one.opened_at, one.completed_at)
+    base = snapshot.quality(snapshot.baseline.id)
+    begins = np.array([one.opened_at for one in chosen], dtype=float)
+    ends = np.array([one.completed_at for one in chosen], dtype=float)
+    for one, use in zip(chosen, Ledger(holdings).use(begins, ends), strict=True):
+        known = {"search/hypervolume": one.hypervolume, **use}
         if one.best_quality is not None:
             known["search/best_quality"] = one.best_quality
         if base is not None:
@@ -432,31 +443,63 @@ def search_events(
 
 
 class Ledger:
-    """What attempts held, to be asked for any stretch of time."""
+    """What attempts held, to be asked for many stretches of time at once."""
 
-    def __init__(self, holdings: Sequence[Holding]) -> None:
-        self._slots = [held.slots for held in holdings]
-        self._counts = np.array([len(held.slots) for held in holdings], dtype=np.float64)
-        self._begins = np.array([held.started_at for held in holdings])
-        self._ends = np.array([np.inf if h.ended_at is None else h.ended_at for h in holdings])
+    def __init__(self, holdings: Holdings) -> None:
+        spans: dict[str, list[Floats]] = {}
+        for slots, held in holdings.items():
+            known = np.array(held)
+            for slot in slots:
+                spans.setdefault(slot, []).append(known)
+        self._slots = [_Held(np.concatenate(each)) for each in spans.values()]
 
-    def use(self, begin: float, end: float) -> dict[str, float]:
-        """What slots did from `begin` to `end` (seconds since the epoch), and until then."""
-        within = self._seconds(begin, end)
-        found = {
-            "search/gpu_hours": float((self._counts * self._seconds(0.0, end)).sum()) / 3600,
-            "search/hours": (end - begin) / 3600,
-        }
-        used = {slot for index in np.flatnonzero(within) for slot in self._slots[index]}
-        if used:
-            held = float((self._counts * within).sum())
-            found["search/slot_use"] = held / (len(used) * (end - begin))
+    def use(self, begins: Floats, ends: Floats) -> list[dict[str, float]]:
+        """What slots did in each stretch (seconds since the epoch), and until its end."""
+        until, held = np.zeros_like(ends), np.zeros_like(ends)
+        used = np.zeros(len(ends), dtype=int)
+        for slot in self._slots:
+            until += slot.seconds(ends)
+            here = slot.met(begins, ends)
+            held += np.where(here, slot.seconds(ends) - slot.seconds(begins), 0.0)
+            used += here
+        found = []
+        for total, within, slots, length in zip(until, held, used, ends - begins, strict=True):
+            one = {"search/gpu_hours": float(total) / 3600, "search/hours": float(length) / 3600}
+            if slots:
+                one["search/slot_use"] = float(within / (slots * length))
+            found.append(one)
         return found
 
-    def _seconds(self, begin: float, end: float) -> NDArray[np.float64]:
-        seconds: NDArray[np.float64] = np.minimum(self._ends, end)
-        seconds -= np.maximum(self._begins, begin)
-        return seconds.clip(0.0)
+
+class _Held:
+    """A slot's spans. Sorted once, they answer for any instant without a look at each of them."""
+
+    def __init__(self, spans: Floats) -> None:
+        """spans: (n, 2), from and until; infinite where there is no end yet."""
+        spans = spans[spans[:, 1] > spans[:, 0]]
+        self._origin = spans[:, 0].min(initial=np.inf)  # so that sums of instants stay small
+        self._begins = np.sort(spans[:, 0] - self._origin)
+        self._ends = np.sort(spans[:, 1] - self._origin)
+        self._before_begin = np.concatenate([[0.0], np.cumsum(self._begins)])
+        self._before_end = np.concatenate([[0.0], np.cumsum(self._ends)])
+
+    def seconds(self, instants: Floats) -> Floats:
+        """Held until each instant: since each span that had begun by then, less since each that
+        had ended."""
+        if not len(self._begins):
+            return np.zeros_like(instants)
+        at = instants - self._origin
+        begun = np.searchsorted(self._begins, at, side="right")
+        ended = np.searchsorted(self._ends, at, side="right")
+        since: Floats = (begun - ended) * at - (self._before_begin[begun] - self._before_end[ended])
+        return since
+
+    def met(self, begins: Floats, ends: Floats) -> NDArray[np.bool_]:
+        """Whether any span reaches into each stretch."""
+        begun = np.searchsorted(self._begins, ends - self._origin, side="left")
+        ended = np.searchsorted(self._ends, begins - self._origin, side="right")
+        reached: NDArray[np.bool_] = (ends > begins) & (begun > ended)
+        return reached
 
 
 def _layout(snapshot: Snapshot) -> Layout:

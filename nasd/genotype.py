@@ -7,7 +7,7 @@ same architecture always has the same hash. Which modules still wait for their f
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, Literal, Self
@@ -36,7 +36,7 @@ class FeedForward:
     sizes: tuple[int, ...]
 
     def __str__(self) -> str:
-        return self.activation[0] + "-".join(map(str, self.sizes))
+        return _ffn_text(self.activation, self.sizes)
 
     @property
     def in_words(self) -> str:
@@ -52,7 +52,7 @@ class Block:
     ffns: tuple[FeedForward, ...]
 
     def __str__(self) -> str:
-        return f"{self.heads}h " + "+".join(map(str, self.ffns))
+        return _block_text(self.heads, [str(ffn) for ffn in self.ffns])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,7 @@ class Genotype:
 
     def __str__(self) -> str:
         """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`."""
-        runs = ((str(block), len(list(run))) for block, run in groupby(self.blocks))
-        return " ".join(f"{count}x[{text}]" if count > 1 else f"[{text}]" for text, count in runs)
+        return _in_line([str(block) for block in self.blocks])
 
     @property
     def hash(self) -> str:
@@ -247,6 +246,33 @@ def distance(one: Genotype, other: Genotype) -> int:
         total += sum(first.ffns[i] != second.ffns[i] for i in range(shared))
         total += max(len(first.ffns), len(second.ffns)) - shared
     return total
+
+
+def text_of(data: Mapping[str, Any]) -> str:
+    """The line of a genotype from what its `to_json` gave, without the way over a Genotype: views
+    show them by the thousand."""
+    return _in_line(
+        [
+            _block_text(
+                block["heads"],
+                [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]],
+            )
+            for block in data["blocks"]
+        ]
+    )
+
+
+def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
+    return activation[0] + "-".join(map(str, sizes))
+
+
+def _block_text(heads: int, ffns: Iterable[str]) -> str:
+    return f"{heads}h {'+'.join(ffns)}"
+
+
+def _in_line(blocks: Iterable[str]) -> str:
+    runs = ((text, len(list(run))) for text, run in groupby(blocks))
+    return " ".join(f"{count}x[{text}]" if count > 1 else f"[{text}]" for text, count in runs)
 
 
 def _count(value: Any) -> int:

@@ -8,7 +8,7 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -120,13 +120,8 @@ class Attempt:
         return self.state in LIVE_ATTEMPT
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """Slots that an attempt held, or holds where there is no end."""
-
-    slots: tuple[str, ...]
-    started_at: float
-    ended_at: float | None
+# When attempts held some slots together: from, and until; infinite where they still do.
+Holdings = Mapping[tuple[str, ...], Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +136,35 @@ class Selected:
     best_quality: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageResult:
-    """metrics: as the worker measured them; curve: (step, evaluation loss)."""
+    """metrics: as the worker measured them; curve: (step, evaluation loss). Both are read when they
+    are asked for: of most results of a long search they never are."""
 
     candidate: int
     stage: str
-    metrics: dict[str, float]
-    curve: list[tuple[int, float]]
+    metrics_json: str
+    curve_json: str
     steps: int
     seconds: float
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        found: dict[str, float] = _decoded(self.metrics_json)
+        return found
+
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        return _curve(self.curve_json)
+
+    @cached_property
+    def last_loss(self) -> float | None:
+        """Of its curve; None without one."""
+        last = self.curve_json.rfind("[")  # a list of pairs, so here the last pair begins
+        if last < 1:
+            return None
+        loss: float = json.loads(self.curve_json[last:-1])[1]
+        return loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +191,17 @@ class Quarantine:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decision:
     generation: int
     kind: str
     stage: str
-    payload: dict[str, Any]
+    payload_json: str
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        found: dict[str, Any] = _decoded(self.payload_json)
+        return found
 
 
 @dataclass(frozen=True)
@@ -349,7 +368,7 @@ def read(
 ) -> Snapshot:
     """Everything, or what is in play, as of one instant (one read transaction). lines: of these
     candidates, all that they descend from, and the baseline, with all generations, and what was
-    decided in those that these were born in."""
+    decided in those that these were born in; attempts and members are of these alone."""
     connection.execute("BEGIN")
     try:
         return _read(connection, whole and lines is None, lines)
@@ -425,10 +444,13 @@ def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
     ).fetchall()
 
 
-def holdings(connection: sqlite3.Connection) -> list[Holding]:
+def holdings(connection: sqlite3.Connection) -> Holdings:
     """Of all attempts that ever were."""
-    rows = connection.execute("SELECT slots, started_at, ended_at FROM attempt ORDER BY id")
-    return [Holding(tuple(_decoded(slots)), begin, end) for slots, begin, end in rows]
+    found: dict[str, list[tuple[float, float]]] = {}
+    query = "SELECT slots, started_at, coalesce(ended_at, 9e999) FROM attempt"
+    for slots, *span in connection.execute(query):
+        found.setdefault(slots, []).append((span[0], span[1]))
+    return {tuple(json.loads(slots)): spans for slots, spans in found.items()}
 
 
 def selected(connection: sqlite3.Connection) -> list[Selected]:
@@ -533,7 +555,8 @@ def _read(
     everyone = "?1 = ?1"
     met = everyone  # the generations of which the decisions are read
     if lines is not None:
-        these = f"id IN ({', '.join(str(int(one)) for one in lines)})"
+        asked = f"IN ({', '.join(str(int(one)) for one in lines)})"
+        these = f"id {asked}"
         play = (
             "IN (WITH RECURSIVE line (id) AS ("
             f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
@@ -542,6 +565,7 @@ def _read(
         )
         met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"
     one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
+    own = owner if lines is None else f"candidate {asked} AND {everyone}"
     return Snapshot(
         whole=whole,
         experiment=Experiment(
@@ -567,18 +591,11 @@ def _read(
         },
         attempts=tuple(
             _attempt(row)
-            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {owner} ORDER BY id", number)
+            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {own} ORDER BY id", number)
         ),
         leases=dict(rows("SELECT slot, attempt FROM lease")),
         results={
-            (row[0], row[1]): StageResult(
-                candidate=row[0],
-                stage=row[1],
-                metrics=_decoded(row[2]),
-                curve=_curve(row[3]),
-                steps=row[4],
-                seconds=row[5],
-            )
+            (row[0], row[1]): StageResult(*row)
             for row in rows(
                 "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
                 f" WHERE {owner} ORDER BY at",
@@ -586,8 +603,8 @@ def _read(
             )
         },
         decisions=tuple(
-            Decision(generation, kind, stage, _decoded(payload))
-            for generation, kind, stage, payload in rows(
+            Decision(*row)
+            for row in rows(
                 "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?2"
                 f" AND {met} ORDER BY id",
                 number,
@@ -599,7 +616,7 @@ def _read(
             for g, c, role, survives, rank, crowding in rows(
                 "SELECT generation, candidate, role, survives, rank, crowding FROM member"
                 # The parents' ranks stand in the generation before.
-                f" WHERE generation >= ?2 AND {everyone if lines is None else owner}"
+                f" WHERE generation >= ?2 AND {everyone if lines is None else own}"
                 " ORDER BY generation, candidate",
                 number,
                 0 if ever else number - 1,

@@ -29,7 +29,7 @@ from nasd.lifecycle import (
 )
 from nasd.protocol import sync_folder
 from nasd.requests import Request
-from nasd.snapshot import Holding, Selected, Snapshot
+from nasd.snapshot import Holdings, Selected, Snapshot
 from nasd.sqlite import Database
 from nasd.variation import Bred
 
@@ -92,14 +92,14 @@ class Store:
         return self._in_play[1]
 
     def lines(self, candidates: Iterable[int]) -> Snapshot:
-        """These candidates with all that they descend from."""
+        """These candidates with all that they descend from; attempts and members are of these."""
         return snapshot.read(self._db.conn, lines=candidates)
 
     def selected(self) -> list[Selected]:
         """The generations that were selected."""
         return snapshot.selected(self._db.conn)
 
-    def holdings(self) -> list[Holding]:
+    def holdings(self) -> Holdings:
         """The slots that all attempts ever held."""
         return snapshot.holdings(self._db.conn)
 

@@ -9,9 +9,10 @@ import io
 import os
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -68,14 +69,13 @@ def write_run(folder: Path, events: Iterable[Event], at: float) -> bool:
     The new file is whole or not there. The older ones stay, as a TensorBoard that is reading one of
     them would not get past its end. at: seconds since the epoch, of the file's beginning.
     """
-    data = io.BytesIO()
-    _write((*_start(0, at), *events), data)
+    data = b"".join(_record(event.SerializeToString()) for event in (*_start(0, at), *events))
     files = _files(folder)
-    if files and files[-1].read_bytes() == data.getvalue():
+    if files and files[-1].read_bytes() == data:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".new"
-    temporary.write_bytes(data.getvalue())
+    temporary.write_bytes(data)
     temporary.rename(_next_file(folder))
     return True
 
@@ -118,10 +118,13 @@ def _start(forget_from: int, at: float) -> tuple[Event, Event]:
     )
 
 
-def _write(events: Iterable[Event], file: IO[bytes]) -> None:
-    records = RecordWriter(file)
-    for event in events:
-        records.write(event.SerializeToString())
+@lru_cache(maxsize=8192)
+def _record(event: bytes) -> bytes:
+    """As it stands in a file, between its checksums. TensorBoard works those out byte by byte in
+    Python, and from one writing of a run to the next most events are the same."""
+    file = io.BytesIO()
+    RecordWriter(file).write(event)
+    return file.getvalue()
 
 
 def _files(folder: Path) -> list[Path]:

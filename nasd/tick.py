@@ -124,6 +124,7 @@ class Tick:
             self._kept_at = None  # the daemon before was killed on its way to it
         retention.sweep(self.state, self.store.read())
         self._board.show_all()
+        self._board.show_search()
 
     def look(self) -> None:
         """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
@@ -363,8 +364,13 @@ class Tick:
 
     def decide(self) -> None:
         """Applies decisions until nothing more follows from what is recorded."""
-        while (decision := policy.next_decision(self.store.in_play(), self.config)) is not None:
-            self._apply(decision)
+        before = self.store.in_play().generations
+        try:
+            while (decision := policy.next_decision(self.store.in_play(), self.config)) is not None:
+                self._apply(decision)
+        finally:  # once for all that a turn decides, whatever ended it
+            if self.store.in_play().generations != before:
+                self._board.show_search()
 
     def _apply(self, decision: policy.Decision) -> None:
         now = self.clock()

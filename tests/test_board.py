@@ -1,19 +1,23 @@
 """What the daemon shows in TensorBoard: after whole searches, whatever was killed in between."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.plugins.custom_scalar import metadata as scalars_plugin
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 
 from nasd import board
-from nasd.board import Board
+from nasd.board import Board, Ledger
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
 from nasd.protocol import Spec
@@ -127,6 +131,36 @@ def test_gpu_hours_and_slot_use_are_those_of_the_ledger(found: Snapshot, shown: 
         before = [one for one in found.attempts if (one.ended_at or 1e12) <= end]
         least = sum(len(one.slots) * ((one.ended_at or 0) - one.started_at) for one in before)
         assert hour >= least / 3600 * 0.999
+
+
+instants = st.integers(0, 40).map(float)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ab", "a", "b"]), instants, instants | st.just(math.inf))),
+    st.lists(st.tuples(instants, instants), min_size=1),
+)
+@settings(deadline=None)
+def test_the_ledger_says_of_any_stretch_what_its_attempts_held(held, stretches):
+    holdings: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for slots, begin, end in held:
+        holdings.setdefault(tuple(slots), []).append((begin, end))
+    begins, ends = np.array(stretches).T
+    for (begin, end), got in zip(stretches, Ledger(holdings).use(begins, ends), strict=True):
+
+        def within(since: float, until: float = end) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for slots, a, b in held:
+                for slot in slots:
+                    met = max(0.0, min(b, until) - max(a, since))
+                    found[slot] = found.get(slot, 0.0) + met
+            return {slot: seconds for slot, seconds in found.items() if seconds}
+
+        assert got["search/gpu_hours"] == pytest.approx(sum(within(-1.0).values()) / 3600)
+        assert got["search/hours"] == (end - begin) / 3600
+        used = within(begin)
+        share = sum(used.values()) / (len(used) * (end - begin)) if used else None
+        assert got.get("search/slot_use") == (None if share is None else pytest.approx(share))
 
 
 def test_custom_scalars_have_a_chart_for_each_generation(tick: Tick, shown: dict[str, Run]):
@@ -285,7 +319,9 @@ def test_a_selection_is_a_card_with_ranks_and_survivors(found: Snapshot, shown: 
 
 def test_what_stands_is_not_written_again(tick: Tick):
     before = {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")}
-    Board(tick.state, tick.store).show_all()
+    board = Board(tick.state, tick.store)
+    board.show_all()
+    board.show_search()
     assert {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")} == before
 
 
@@ -364,6 +400,7 @@ def test_lines_hold_the_ancestors_and_the_decisions_of_the_generation(tick: Tick
     born = found.candidates[youngest].generation
     assert got.decisions == tuple(one for one in found.decisions if one.generation == born)
     assert got.generations == found.generations
-    assert got.members == tuple(one for one in found.members if one.candidate in line)
-    assert got.attempts == tuple(one for one in found.attempts if one.candidate in line)
+    assert got.results == {key: one for key, one in found.results.items() if key[0] in line}
+    assert got.members == tuple(one for one in found.members if one.candidate == youngest)
+    assert got.attempts == tuple(one for one in found.attempts if one.candidate == youngest)
     assert not got.whole

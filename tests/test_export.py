@@ -517,7 +517,7 @@ def test_the_best_is_the_best_quality_and_the_smallest_of_equals(finished: State
     best = find(snap, "best")
     assert snap.quality(best.id) == max(snap.quality(one.id) or 0 for one in scored)
     for key, result in snap.results.items():
-        snap.results[key] = replace(result, metrics={"f1": 50.0, "exact_match": 50.0})
+        snap.results[key] = replace(result, metrics_json='{"f1": 50.0, "exact_match": 50.0}')
     smallest = min(scored, key=lambda one: (one.parameters, one.id))
     assert find(snap, "best") == smallest
 

@@ -18,6 +18,7 @@ from nasd.genotype import (
     distance,
     new_modules,
     parameters,
+    text_of,
     unchanged,
 )
 
@@ -215,3 +216,9 @@ def test_what_a_mutation_changed_is_told_module_by_module():
         "the parent's block 3 removed",
     ]
     assert changes(parent, unchanged(parent), parent) == []
+
+
+@given(genotypes)
+@settings(deadline=None)
+def test_views_write_a_genotype_as_it_writes_itself(genotype: Genotype) -> None:
+    assert text_of(genotype.to_json()) == str(genotype)

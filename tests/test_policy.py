@@ -1,5 +1,6 @@
 """What is decided, from what is recorded."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -88,7 +89,7 @@ def with_results(
 ) -> Snapshot:
     results = {
         (number, stage): StageResult(
-            number, stage, dict(found), [(1, 9.9), (2, found["loss"])], 2, 1.0
+            number, stage, json.dumps(found), json.dumps([(1, 9.9), (2, found["loss"])]), 2, 1.0
         )
         for number, found in metrics.items()
     }

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from typer.testing import CliRunner
 
 from nasd import cli, readable, snapshot
@@ -84,12 +85,11 @@ def with_regret(facts: Facts) -> tuple[Facts, list[int]]:
     candidates, results = dict(snap.candidates), dict(snap.results)
     for place, number in enumerate(ids):
         candidates[number] = replace(snap.candidates[number], state=State.SCORED, stage="evaluate")
-        curve = [(5, 3.0), (10, 2.5)]
         results[number, "pretrain_1"] = StageResult(
-            number, "pretrain_1", {"loss": 2.5}, curve, 10, 9.0
+            number, "pretrain_1", '{"loss": 2.5}', "[[5, 3.0], [10, 2.5]]", 10, 9.0
         )
-        scores = {"exact_match": 90.0 + place, "f1": 90.0 + place}
-        results[number, "evaluate"] = StageResult(number, "evaluate", scores, [], 0, 9.0)
+        scores = json.dumps({"exact_match": 90.0 + place, "f1": 90.0 + place})
+        results[number, "evaluate"] = StageResult(number, "evaluate", scores, "[]", 0, 9.0)
     return Facts(replace(snap, candidates=candidates, results=results), facts.now), ids
 
 
@@ -139,6 +139,28 @@ def test_spearman_goes_by_ranks_alone(points: list[tuple[int, int]]):
     if one is not None and other is not None:
         assert one.value == pytest.approx(other.value)
         assert -1 <= one.low <= one.value <= one.high <= 1
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 9).map(float)] * 2), min_size=4, max_size=30))
+@settings(deadline=None)
+def test_estimates_are_those_of_scipy(pairs: list[tuple[float, float]]):
+    x, y = [one for one, _ in pairs], [one for _, one in pairs]
+    for ours, theirs in (
+        (statistics.pearson(x, y), stats.pearsonr),
+        (statistics.spearman(x, y), stats.spearmanr),
+    ):
+        if ours is not None:
+            assert ours.value == pytest.approx(float(theirs(x, y).statistic), abs=1e-12)
+    mean = statistics.mean(x)
+    assert mean is not None
+    if len(set(x)) > 1:
+        interval = stats.t.interval(0.95, len(x) - 1, np.mean(x), stats.sem(x))
+        assert (mean.low, mean.high) == pytest.approx(tuple(map(float, interval)))
+    found = sum(one > 4 for one in x)
+    wilson = stats.binomtest(found, len(x)).proportion_ci(0.95, method="wilson")
+    share = statistics.share(found, len(x))
+    assert share is not None
+    assert (share.low, share.high) == pytest.approx((float(wilson.low), float(wilson.high)))
 
 
 @pytest.mark.parametrize("correlate", [statistics.pearson, statistics.spearman])
@@ -272,7 +294,9 @@ def attempt(number: int, state: AttemptState, start: float, end: float, reached:
 def with_attempts(facts: Facts, attempts: tuple[Attempt, ...], steps: int = 0) -> Facts:
     results = {}
     if steps:
-        results[1, "pretrain_0"] = StageResult(1, "pretrain_0", {}, [(steps, 2.0)], steps, 50.0)
+        results[1, "pretrain_0"] = StageResult(
+            1, "pretrain_0", "{}", json.dumps([(steps, 2.0)]), steps, 50.0
+        )
     everyone = facts.snapshot.candidates.items()
     snap = replace(
         facts.snapshot,
@@ -328,7 +352,9 @@ def test_a_candidate_with_nothing_new_to_train_has_its_one_point_at_the_cutoff(c
     snap = complete.snapshot
     one = next(row.candidate for row in complete.cutoffs)
     results = dict(snap.results)
-    results[one, "pretrain_0"] = replace(results[one, "pretrain_0"], curve=[(0, 2.0)], steps=0)
+    results[one, "pretrain_0"] = replace(
+        results[one, "pretrain_0"], curve_json="[[0, 2.0]]", steps=0
+    )
     facts = Facts(replace(snap, results=results), complete.now)
     (point,) = [r for r in facts.curves if (r.candidate, r.stage) == (one, "pretrain_0")]
     assert point.step == facts.stage_end("pretrain_0") == 10
@@ -428,7 +454,9 @@ def with_scores(facts: Facts, baseline: float, sizes: dict[int, float], quality:
     for (number, stage), result in snap.results.items():
         if stage == "evaluate":
             value = baseline if number == 0 else quality
-            results[number, stage] = replace(result, metrics={"exact_match": value, "f1": value})
+            results[number, stage] = replace(
+                result, metrics_json=json.dumps({"exact_match": value, "f1": value})
+            )
     for number, size in sizes.items():
         parameters = round(snap.baseline.parameters / size)
         candidates[number] = replace(snap.candidates[number], parameters=parameters)

@@ -1,6 +1,7 @@
 """What a program sees of a search, and the command. What a person sees: test_status_view."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,19 @@ def report(tick: Tick) -> dict[str, Any]:
 
 
 # -- as JSON -------------------------------------------------------------------------------------
+
+
+def test_the_text_is_what_python_would_write(search: Tick):
+    found = report(search)
+    assert as_json.text(found) == json.dumps(found, indent=1)
+    undecodable = {"path": os.fsdecode(b"/caf\xe9")}
+    assert json.loads(as_json.text(undecodable)) == undecodable
+
+
+def test_the_last_loss_of_a_result_is_that_of_its_curve(search: Tick):
+    found = search.store.read().results.values()
+    for one in found:
+        assert one.last_loss == (one.curve[-1][1] if one.curve else None)
 
 
 def test_an_empty_folder_says_that_there_is_no_experiment(tmp_path: Path):

@@ -29,9 +29,11 @@ def status(
     """
     folder = state_folder(config, state)
     if as_json:
+        from nasd.bulk import kept
         from nasd.status import as_json as view
 
-        print(json.dumps(view.report(folder), indent=1))
+        with kept():
+            print(view.text(view.report(folder)))
         return
     from nasd.status.watch import show
     from nasd.status.watch import watch as keep_watching
@@ -190,15 +192,17 @@ def report(
 
     Example: nasd report --out search-report
     """
+    from nasd.bulk import kept
     from nasd.report import words
     from nasd.report.write import default_folder, read, write
 
     folder = state_folder(config, state)
     if regret and not _trained_on(folder, config if state is None else None, yes):
         return
-    facts = read(folder)
-    page = write(facts, out or default_folder(folder, facts))
-    print("\n".join(words.answer(facts)))
+    with kept():
+        facts = read(folder)
+        page = write(facts, out or default_folder(folder, facts))
+        print("\n".join(words.answer(facts)))
     print(f"\nwrote {page}")
 
 

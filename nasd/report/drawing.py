@@ -5,15 +5,19 @@ files it is the light one. So no two roles may share a light colour.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -77,6 +81,17 @@ STYLE = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point among many. tip: what it says when pointed at. edge, face: colours."""
+
+    x: float
+    y: float
+    tip: str
+    edge: str
+    face: str
+
+
 @dataclass
 class Drawing:
     """One figure. alternative: what it shows, for who cannot see it. missing: why there is none.
@@ -92,9 +107,29 @@ class Drawing:
     tips: dict[str, str] = field(default_factory=dict)
 
     def mark(self, axes: Axes, x: float, y: float, tip: str, **style: Any) -> None:
+        """One that says something when pointed at."""
         gid = f"tip{len(self.tips)}"
         self.tips[gid] = tip
-        axes.plot([x], [y], linestyle="none", gid=gid, **style)
+        (line,) = axes.plot([x], [y], linestyle="none", gid=gid, **style)
+        line.set_in_layout(False)  # it lies within the frame, so it takes no room of its own
+
+    def marks(self, axes: Axes, marks: Sequence[Mark], shape: str, size: float) -> None:
+        """Very many of a shape, as one: matplotlib takes a millisecond for each thing it draws,
+        and in each of several rounds. size: in points."""
+        found = axes.scatter(
+            [one.x for one in marks],
+            [one.y for one in marks],
+            s=size**2,
+            marker=shape,
+            edgecolors=[one.edge for one in marks],
+            facecolors=[one.face for one in marks],
+            linewidths=1.0,
+            zorder=2,
+        )
+        found.set_in_layout(False)
+        names = [f"tip{len(self.tips) + place}" for place in range(len(marks))]
+        found.set_urls(names)  # the one thing that SVG writes of each
+        self.tips |= dict(zip(names, (one.tip for one in marks), strict=True))
 
     @cached_property
     def svg(self) -> str:
@@ -103,9 +138,21 @@ class Drawing:
         text = StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         with styled(self.name):
-            self.figure.savefig(text, format="svg", metadata=nothing)
+            # Not savefig, which draws all of it once before, to see how large it becomes.
+            canvas: Any = FigureCanvasSVG(self.figure)
+            canvas.print_svg(text, metadata=nothing)
         self.figure.set_layout_engine("none")  # it stands, whatever it is written as later on
-        return text.getvalue()
+        named = re.sub(r'<a xlink:href="(tip\d+)"[^>]*>', r'<g id="\1">', text.getvalue())
+        return named.replace("</a>", "</g>")
+
+    def png(self, path: Path, dpi: int) -> None:
+        """Behind `svg`, which lays it out."""
+        assert self.figure is not None and self.svg
+        self.figure.set_dpi(dpi)
+        about = {"Title": self.title, "Description": self.alternative}
+        with styled(self.name), path.open("xb") as file:
+            canvas: Any = FigureCanvasAgg(self.figure)
+            canvas.print_png(file, metadata=about)
 
 
 @contextmanager
@@ -158,10 +205,10 @@ def key(figure: Figure, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
 def label_marks(
     axes: Axes, labels: Sequence[tuple[float, float, str]], marks: Sequence[tuple[float, float]]
 ) -> None:
-    """Texts beside their points, where they cover no mark and no other text; else left out."""
+    """Texts beside their points, where they cover no mark and no other text; else left out. The
+    figure is laid out (`draw_without_rendering`): that takes long, so once for all its panels."""
     figure = axes.figure
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()
     scale = figure.dpi / 72
     taken: list[tuple[float, float, float, float]] = []
     for x, y in (axes.transData.transform(point) for point in marks):

@@ -75,7 +75,7 @@ class Facts:
             stage["name"] for stage in self.config["stages"] if stage.get("keep") is not None
         )
 
-    @property
+    @cached_property
     def unit(self) -> str:
         used = {slot for attempt in self.snapshot.attempts for slot in attempt.slots}
         return "GPU-hours" if any(slot.startswith("cuda") for slot in used) else "slot-hours"

@@ -21,6 +21,7 @@ from nasd.report.drawing import (
     SIZE,
     SMALL,
     Drawing,
+    Mark,
     key,
     label_marks,
     outer_labels,
@@ -46,11 +47,12 @@ def pareto(facts: Facts) -> Drawing:
     columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(panels), 3 if len(panels) <= 9 else 4)
     rows = math.ceil(len(panels) / columns)
     figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
-    for place, (axes, generation) in enumerate(zip(grid, panels, strict=False)):
+    for axes in grid[: len(panels)]:  # first: they ask each time how far all the marks reach
+        _baseline_cross(axes, facts)
+    for axes, generation in zip(grid, panels, strict=False):
         members = [m for m in facts.members if m.generation == generation]
         row = next(one for one in facts.generations if one.generation == generation)
         axes.set_title(f"generation {generation}")
-        _baseline_cross(axes, facts, label=place == 0)
         for member in members:
             if member.quality is not None:
                 _member(drawing, axes, member, facts.by_id[member.candidate])
@@ -83,6 +85,7 @@ def pareto(facts: Facts) -> Drawing:
             (BASELINE, {"marker": "*", "color": BASE, "markersize": 9}),
         ],
     )
+    figure.draw_without_rendering()
     for axes, generation in zip(grid, panels, strict=False):
         best = [m for m in facts.members if m.generation == generation and m.rank == 0]
         all_at = [
@@ -176,8 +179,13 @@ def _below(facts: Facts, grid: Sequence[Axes], panels: Sequence[int], floor: flo
 
 def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
     line = sorted((m.size, m.quality or 0.0) for m in front)
-    for (left, upper), (right, lower) in pairwise(line):
-        axes.plot([left, left, right], [upper, lower, lower], color=RANKS[0], lw=0.7, zorder=2)
+    steps = [
+        corner
+        for (left, upper), (right, lower) in pairwise(line)
+        for corner in ((left, upper), (left, lower), (right, lower))
+    ]
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color=RANKS[0], lw=0.7, zorder=2)
 
 
 def volume(facts: Facts) -> Drawing:
@@ -199,17 +207,18 @@ def volume(facts: Facts) -> Drawing:
         color=ACCENT,
         lw=1.4,
     )
-    for one in done:
-        drawing.mark(
-            left,
+    points = [
+        Mark(
             one.generation,
             one.hypervolume or 0.0,
             f"generation {one.generation}: hypervolume {number(one.hypervolume)}, gain"
             f" {signed(one.gain)}, {hours(one.gpu_hours)} {facts.unit} by then",
-            marker="o",
-            markersize=5,
-            color=ACCENT,
+            ACCENT,
+            ACCENT,
         )
+        for one in done
+    ]
+    drawing.marks(left, points, "o", 5)
     left.set_xlabel("generation")
     left.set_ylabel("hypervolume, % x size")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -217,8 +226,8 @@ def volume(facts: Facts) -> Drawing:
     x = [one.gpu_hours for one in facts.progress]
     y = [one.hypervolume for one in facts.progress]
     right.step([*x, facts.gpu_hours], [*y, y[-1]], where="post", color=ACCENT, lw=1.4)
-    for one in done:
-        right.axvline(one.gpu_hours, ymax=0.03, color=MUTED, lw=0.8)
+    ends = [one.gpu_hours for one in done]
+    right.vlines(ends, 0, 0.03, transform=right.get_xaxis_transform(), color=MUTED, lw=0.8)
     right.set_title("of all scored so far, as each score came in")
     right.set_xlabel(f"{facts.unit} spent (short bars: ends of generations)")
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
@@ -255,7 +264,7 @@ def volume(facts: Facts) -> Drawing:
     return drawing
 
 
-def _baseline_cross(axes: Axes, facts: Facts, label: bool) -> None:
+def _baseline_cross(axes: Axes, facts: Facts) -> None:
     quality = facts.baseline.quality
     if quality is None:
         return

@@ -22,6 +22,7 @@ from nasd.report.drawing import (
     QUALITY,
     SMALL,
     Drawing,
+    Mark,
     apart,
     key,
     label_marks,
@@ -253,19 +254,16 @@ def correlation(facts: Facts) -> Drawing:
         found = [row for row in facts.losses if row.stage == stage]
         if facts.baseline.quality is not None:
             axes.axhline(facts.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
+        points: dict[str, list[Mark]] = {"o": [], "^": []}
         for row in found:
             candidate = facts.by_id[row.candidate]
             colour = CUT if candidate.cut else ACCENT
-            drawing.mark(
-                axes,
-                row.loss,
-                row.quality,
-                told(candidate, f"loss {number(row.loss, 3)} at the end of {stage}"),
-                marker="^" if candidate.cut else "o",
-                markersize=4.5,
-                markeredgecolor=colour,
-                markerfacecolor=colour if row.generation in cut else PAPER,
-            )
+            tip = told(candidate, f"loss {number(row.loss, 3)} at the end of {stage}")
+            face = colour if row.generation in cut else PAPER
+            shape = "^" if candidate.cut else "o"
+            points[shape].append(Mark(row.loss, row.quality, tip, colour, face))
+        for shape, marks in points.items():
+            drawing.marks(axes, marks, shape, 4.5)
         where = "at the cutoff" if stage in facts.cutoff_stages else "at the end"
         if stage in facts.cutoff_stages or stage == facts.mlm_stages[-1]:
             axes.set_title(f"{where} ({stage})")

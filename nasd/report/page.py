@@ -97,9 +97,11 @@ def inline(drawing: Drawing) -> str:
     for attribute in ('id="', 'href="#', "url(#"):
         body = body.replace(attribute, f"{attribute}{name}-")
     body = body.replace("xlink:href", "href")
-    for gid, tip in drawing.tips.items():
-        mark = f'<g id="{name}-{gid}">'
-        body = body.replace(mark, f"{mark}<title>{escape(tip)}</title>")
+    body = re.sub(
+        rf'<g id="{name}-(tip\d+)">',
+        lambda mark: f"{mark[0]}<title>{escape(drawing.tips[mark[1]])}</title>",
+        body,
+    )
     for role, (light, _) in COLOURS.items():
         body = body.replace(light, f"var(--{role})")
     return opening + body

@@ -1,9 +1,17 @@
-"""Estimates with their intervals. None where there is too little to estimate from."""
+"""Estimates with their intervals. None where there is too little to estimate from.
+
+Without scipy.stats, of which they would need six functions, and which takes a second to import; the
+tests hold them against it.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 LEVEL = 0.95
 LEAST_FOR_CORRELATION = 4  # Fisher's interval divides by sqrt(n - 3)
 LEAST_FOR_MEAN = 2
@@ -25,9 +33,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     not vary."""
     if not _vary(x, y):
         return None
-    from scipy.stats import pearsonr
-
-    return _fisher(float(pearsonr(x, y).statistic), len(x), variance=1.0)
+    return _fisher(_correlation(x, y), len(x), variance=1.0)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
@@ -35,9 +41,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     whose variance is larger by 1 + r^2 / 2. None as for `pearson`."""
     if not _vary(x, y):
         return None
-    from scipy.stats import spearmanr
-
-    value = float(spearmanr(x, y).statistic)
+    value = _correlation(_ranks(x), _ranks(y))
     return _fisher(value, len(x), variance=1 + value**2 / 2)
 
 
@@ -46,11 +50,11 @@ def mean(values: Sequence[float]) -> Estimate | None:
     n = len(values)
     if n < LEAST_FOR_MEAN:
         return None
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     middle = math.fsum(values) / n
     error = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (n - 1) / n)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     return Estimate(middle, middle - half, middle + half, n)
 
 
@@ -60,8 +64,7 @@ def least_squares(rows: Sequence[Sequence[float]], y: Sequence[float]) -> list[E
     columns do not tell their effects apart."""
     if len(rows) < LEAST_FOR_COEFFICIENT * (1 + len(rows[0]) if rows else 1):
         return None
-    import numpy as np
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     x = np.column_stack([np.ones(len(rows)), np.asarray(rows, dtype=float)])
     n, k = x.shape
@@ -70,7 +73,7 @@ def least_squares(rows: Sequence[Sequence[float]], y: Sequence[float]) -> list[E
         return None
     rest = np.asarray(y) - x @ found
     errors = np.sqrt(np.diag(np.linalg.inv(x.T @ x)) * float(rest @ rest) / (n - k))
-    half = float(t.ppf((1 + LEVEL) / 2, n - k)) * errors
+    half = float(stdtrit(n - k, (1 + LEVEL) / 2)) * errors
     return [
         Estimate(float(value), float(value - h), float(value + h), n)
         for value, h in zip(found[1:], half[1:], strict=True)
@@ -81,10 +84,26 @@ def share(found: int, n: int) -> Estimate | None:
     """found of n, with Wilson's interval, which stays within 0 and 1. None for n = 0."""
     if not n:
         return None
-    from scipy.stats import binomtest
+    from scipy.special import ndtri
 
-    interval = binomtest(found, n).proportion_ci(LEVEL, method="wilson")
-    return Estimate(found / n, float(interval.low), float(interval.high), n)
+    z = float(ndtri((1 + LEVEL) / 2))
+    value, widened = found / n, 1 + z**2 / n
+    middle = (value + z**2 / (2 * n)) / widened
+    half = z * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2)) / widened
+    low = 0.0 if found == 0 else middle - half  # exactly, whatever rounding says
+    high = 1.0 if found == n else middle + half
+    return Estimate(value, low, high, n)
+
+
+def _correlation(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> Floats:
+    """From 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
 
 
 def _vary(x: Sequence[float], y: Sequence[float]) -> bool:
@@ -93,10 +112,10 @@ def _vary(x: Sequence[float], y: Sequence[float]) -> bool:
 
 
 def _fisher(value: float, n: int, variance: float) -> Estimate:
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     if abs(value) >= 1 - 1e-12:  # on one line: no interval can be told from the point
         return Estimate(value, value, value, n)
-    half = float(norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance / (n - 3))
+    half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt(variance / (n - 3))
     middle = math.atanh(value)
     return Estimate(value, math.tanh(middle - half), math.tanh(middle + half), n)

@@ -15,7 +15,6 @@ import types
 import typing
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import Phase
 from nasd.readable import counted, hours
-from nasd.report.drawing import Drawing, styled
+from nasd.report.drawing import Drawing
 from nasd.report.facts import TABLES, Facts
 from nasd.report.figures import drawings
 from nasd.report.page import render
@@ -140,12 +139,7 @@ def _figure(drawing: Drawing, folder: Path) -> None:
     if drawing.figure is None:
         return
     (folder / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
-    with styled(drawing.name):
-        drawing.figure.savefig(
-            folder / f"{drawing.name}.png",
-            dpi=PNG_DPI,
-            metadata={"Title": drawing.title, "Description": drawing.alternative},
-        )
+    drawing.png(folder / f"{drawing.name}.png", PNG_DPI)
 
 
 def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
@@ -161,7 +155,11 @@ def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
             for column, hint in typing.get_type_hints(kind).items()
         ]
     )
-    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    columns = [[getattr(row, column) for row in rows] for column in schema.names]
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+        schema=schema,
+    )
     csv.write_csv(table, folder / f"{name}.csv")
     parquet.write_table(table, folder / f"{name}.parquet")
 

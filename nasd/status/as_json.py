@@ -1,11 +1,15 @@
 """All of it as plain JSON values, for a program: `nasd status --json`."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
+from nasd.genotype import text_of
 from nasd.snapshot import Candidate, LoggedEvent, Snapshot
 from nasd.status.attempts import Where
 from nasd.status.devices import Device
@@ -21,6 +25,15 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
     Not whole: the baseline and the newest generation with its parents, which is what a view shows.
     """
     return as_json(read(state, now, whole))
+
+
+def text(found: dict[str, Any]) -> str:
+    """As `json.dumps` would write it, one value a line, ASCII alone; that takes a second for
+    thousands of candidates, as Python's own writer is quick only without line breaks."""
+    try:
+        return to_json(found, indent=1, ensure_ascii=True).decode()
+    except PydanticSerializationError:  # bytes of a name that are no UTF-8
+        return json.dumps(found, indent=1)
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
@@ -87,8 +100,8 @@ class _Tables:
         for attempt in snap.attempts:
             found.attempts[attempt.candidate] = found.attempts.get(attempt.candidate, 0) + 1
         for (candidate, stage), result in snap.results.items():
-            if result.curve:
-                found.losses.setdefault(candidate, {})[stage] = result.curve[-1][1]
+            if result.last_loss is not None:
+                found.losses.setdefault(candidate, {})[stage] = result.last_loss
         for member in snap.members:
             if member.survives:
                 found.survivors.setdefault(member.generation, []).append(member.candidate)
@@ -120,6 +133,7 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
     member = facts.members.get(candidate.id)
     scores: Mapping[str, float] = snap.scores(candidate.id) or {}
     where = facts.where.get(candidate.id)
+    genotype = json.loads(candidate.genotype_json)
     return {
         "id": candidate.id,
         "generation": candidate.generation,
@@ -129,8 +143,8 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "state": str(candidate.state),
         "reason": candidate.reason,
         "waits": facts.waits.get(candidate.id),
-        "genotype": candidate.genotype.to_json(),
-        "genotype_text": str(candidate.genotype),
+        "genotype": genotype,
+        "genotype_text": text_of(genotype),
         "hash": candidate.hash,
         "parameters": candidate.parameters,
         "size": snap.size(candidate.id),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+import nasd
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype, unchanged
 from nasd.policy import next_decision
@@ -312,18 +313,60 @@ def _stand_in_weights(state: StateFolder, store: Store) -> None:
             (folder / "model.json").write_text(json.dumps({"candidate": candidate}))
 
 
-def commands(state: StateFolder, times: int) -> dict[str, list[float]]:
+STATUS = {"nasd status": ["status"], "nasd status --json": ["status", "--json"]}
+
+
+def commands(
+    state: StateFolder, asked: Mapping[str, list[str]], times: int
+) -> dict[str, list[float]]:
+    """Seconds of each command, of the nasd that runs this."""
+    environment = os.environ | {"PYTHONPATH": str(Path(nasd.__file__).parents[1])}
     found: dict[str, list[float]] = {}
-    for name, more in (("nasd status", []), ("nasd status --json", ["--json"])):
+    for name, words in asked.items():
         for _ in range(times):
             begun = time.perf_counter()
             subprocess.run(
-                [sys.executable, "-m", "nasd", "status", "--state", str(state.path), *more],
+                [sys.executable, "-P", "-m", "nasd", *words, "--state", str(state.path)],
                 check=True,
                 capture_output=True,
+                env=environment,
             )
             found.setdefault(name, []).append(time.perf_counter() - begun)
     return found
+
+
+# The nasd of another folder with the bench of this one.
+WITH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import nasd
+sys.path[0] = sys.argv[2]
+from tests.bench.control import main
+main(sys.argv[3:])
+"""
+
+
+def beside(other: Path, arguments: list[str]) -> None:
+    """All of it with the nasd of another checkout, then with this one; and both medians."""
+    root = Path(__file__).resolve().parents[2]
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
+        for name, checkout in (("there", other.resolve()), ("here", root)):
+            print(f"{name}: {checkout}", flush=True)
+            file = Path(folder) / f"{name}.json"
+            subprocess.run(
+                [
+                    *(sys.executable, "-P", "-c", WITH, str(checkout), str(root)),
+                    *(*arguments, "--json", str(file)),
+                ],
+                check=True,
+            )
+            figures.append(json.loads(file.read_text()))
+    there, here = figures
+    print(f"{'':58}{'there':>10}{'here':>10}")
+    for name, one in here.items():
+        if isinstance(one, dict) and "median" in one and name in there:
+            print(f"{name:58}{1e3 * there[name]['median']:7.1f} ms{1e3 * one['median']:7.1f} ms")
 
 
 AT_REST = """
@@ -384,7 +427,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--generations", type=int, default=3, help="that climb while it measures")
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of watching the daemon")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--report", type=int, default=2_000, help="candidates of `nasd report`")
+    parser.add_argument("--beside", type=Path, help="another checkout, to be measured before")
     given = parser.parse_args(arguments)
+    if given.beside is not None:
+        place = next(n for n, one in enumerate(arguments) if one.startswith("--beside"))
+        beside(given.beside, arguments[:place] + arguments[place + 2 :])
+        return
     with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
         state = StateFolder(Path(folder) / "state")
         fill(state, given.candidates)
@@ -396,7 +445,11 @@ def main(arguments: list[str]) -> None:
         }
         print(f"{given.candidates} candidates, {size:.0f} MB of database", flush=True)
         found = {f"a turn that {k}": v for k, v in ticks(state, given.generations).items()}
-        found |= commands(state, 7)
+        found |= commands(state, STATUS, 7)
+        smaller = StateFolder(Path(folder) / "smaller")
+        fill(smaller, given.report)
+        report = ["report", "--out", str(Path(folder) / "report")]
+        found |= commands(smaller, {f"nasd report, {given.report} candidates": report}, 3)
         busy = StateFolder(Path(folder) / "busy")
         fill(busy, given.candidates - given.in_play)
         put_in_play(busy, given.candidates - given.in_play, given.in_play)
@@ -406,7 +459,7 @@ def main(arguments: list[str]) -> None:
             middle, most = statistics.median(values), max(values)
             figures[name] = {"n": len(values), "median": middle, "most": most}
             print(f"{name:58}{len(values):5}{1e3 * middle:7.1f} ms{1e3 * most:7.1f} ms")
-        figures["daemon at rest"] = at_rest(state, given.rest)
+        figures["daemon at rest"] = at_rest(state, given.rest) if given.rest else {}
         for name, value in figures["daemon at rest"].items():
             shown = f"{100 * value:.2f} %" if name.startswith("share") else f"{value:.0f}"
             print(f"daemon at rest, {name:42}{shown:>15}")
