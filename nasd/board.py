@@ -475,7 +475,7 @@ def _layout(snapshot: Snapshot) -> Layout:
     search = [
         chart("hypervolume", "search/hypervolume"),
         chart("the best quality, and the baseline's", "search/(best|baseline)_quality"),
-        chart("GPU-hours", "search/gpu_hours"),
+        chart("slot-hours (of GPUs: GPU-hours)", "search/gpu_hours"),
         chart("slot use", "search/slot_use"),
     ]
     return Layout(
