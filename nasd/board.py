@@ -47,6 +47,7 @@ from nasd.card import ancestors, architecture, hours, table
 from nasd.folders import StateFolder, run_name
 from nasd.genotype import Genotype, new_modules
 from nasd.lifecycle import State
+from nasd.readable import of_baseline, share_of_baseline
 from nasd.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
 from nasd.store import Store
 from nasd.summaries import scalars, string, text, value, write_run
@@ -76,7 +77,7 @@ LEADING = {"fate", "blocks", "parameters", "heads_mean", "ffns"}
 TEXTS = {"parent", "fate"}
 NEAREST = 20  # ancestors that a card shows
 ABOUT = {
-    "search/hypervolume": "Of parents and scored offspring, above no quality and no size.",
+    "search/hypervolume": "Of parents and scored offspring, above no quality and no compression.",
     "search/best_quality": "(F1 + EM) / 2 in percent, the best among parents and offspring.",
     "search/baseline_quality": "The seed model's, trained and scored by the same procedure.",
     "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
@@ -237,7 +238,9 @@ def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
             "results/f1": scores["f1"],
             "results/quality": quality,
         }
-    return {**found, "results/size": snapshot.size(candidate.id)}
+    size = snapshot.size(candidate.id)
+    share = share_of_baseline(size)
+    return {**found, "results/size": size, "results/parameters_percent": share}
 
 
 def _card(snapshot: Snapshot, candidate: Candidate) -> str:
@@ -245,7 +248,7 @@ def _card(snapshot: Snapshot, candidate: Candidate) -> str:
         f"### {_title(candidate)}",
         _fate(snapshot, candidate),
         f"`{candidate.genotype}` (genotype {candidate.hash}), {candidate.parameters:,} parameters,"
-        f" size {snapshot.size(candidate.id):.3f}",
+        f" {of_baseline(snapshot.size(candidate.id))} of the baseline's",
         architecture(candidate),
     ]
     if not candidate.is_baseline:
@@ -275,13 +278,13 @@ def _fate(snapshot: Snapshot, candidate: Candidate) -> str:
 def _ancestry(snapshot: Snapshot, candidate: Candidate) -> str:
     line = ancestors(snapshot, candidate)
     shown = table(
-        ("candidate", "architecture", "new modules", "size", "quality"),
+        ("candidate", "architecture", "new modules", "parameters, of the baseline's", "quality"),
         [
             (
                 _name(snapshot, one.id),
                 f"`{one.genotype}`",
                 "" if one.is_baseline else new_modules(one.lineage),
-                f"{snapshot.size(one.id):.3f}",
+                of_baseline(snapshot.size(one.id)),
                 "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",
             )
             for one in line[-NEAREST:]
@@ -395,14 +398,14 @@ def _selection(snapshot: Snapshot, selection: Decision) -> Event:
             _name(snapshot, int(one)),
             "offspring" if int(one) in born else "parent",
             f"{points[one][0]:.2f}",
-            f"{points[one][1]:.3f}",
+            of_baseline(points[one][1]),
             ranks[one],
             "survives" if int(one) in survivors else "",
         )
         for one in sorted(points, key=lambda one: (ranks[one], -points[one][0], int(one)))
     ]
     title = f"### Generation {selection.generation}: selection"
-    head = ("candidate", "role", "quality", "size", "rank", "")
+    head = ("candidate", "role", "quality", "parameters, of the baseline's", "rank", "")
     one = _generation(snapshot, selection.generation)
     at = one.completed_at or one.opened_at
     return text("selection", f"{title}\n\n{table(head, rows)}", at)
@@ -515,7 +518,7 @@ def _layout(snapshot: Snapshot) -> Layout:
     search = [
         chart("hypervolume", "search/hypervolume"),
         chart("the best quality, and the baseline's", "search/(best|baseline)_quality"),
-        chart("GPU-hours", "search/gpu_hours"),
+        chart("slot-hours (of GPUs: GPU-hours)", "search/gpu_hours"),
         chart("slot use", "search/slot_use"),
     ]
     return Layout(
@@ -536,7 +539,8 @@ def _columns(snapshot: Snapshot) -> Experiment:
         **losses,
         "results/exact_match": "EM",
         "results/f1": "F1",
-        "results/size": "size",
+        "results/size": "compression",
+        "results/parameters_percent": "parameters, % of the baseline's",
         "results/quality": "quality",
     }
     return Experiment(

@@ -46,13 +46,18 @@ def serve(state: Path, host: str, port: int) -> NoReturn:
 
 
 def links(state: Path, host: str, port: int) -> list[str]:
-    """Where to find the newest generation. Where there are more than 40 runs, TensorBoard chooses
-    none of them in these tabs, unless a filter leaves fewer."""
+    """Where to find the newest generation with learning curves; none before the first.
+
+    Where there are more than 40 runs, TensorBoard chooses none of them in these tabs, unless a
+    filter leaves fewer.
+    """
     with opened(state) as connection:
-        newest = read(connection, whole=False).generation
-    if newest is None:
+        snap = read(connection)
+    folder = StateFolder(state).tensorboard
+    names = [run_name(one.number) for one in reversed(snap.generations)]
+    name = next((one for one in names if any(folder.glob(f"{one}/*/mlm/events.*"))), None)
+    if name is None:  # a link now would show empty charts
         return []
-    name = run_name(newest.number)
     curves = quote(f"search|{name}/(cutoff|.*/mlm)", safe="")
     cards = quote(f"{name}/[^/]*$", safe="")
     where = f"http://{host}:{port}/#"

@@ -12,6 +12,7 @@ from typing import Any
 from nasd import __version__
 from nasd.config import Config, Corpus, Stage
 from nasd.genotype import Block, BlockLineage, new_modules
+from nasd.readable import of_baseline
 from nasd.snapshot import Candidate, Snapshot
 
 # As the hub's own pages have it; what does not stand here is not known.
@@ -84,8 +85,8 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         _scores(snapshot, candidate),
         f"On {_questions(snapshot, 'test')} that it was not trained on; the search selects by these"
         " scores, which flatters a little whoever comes out first. The baseline is the seed model,"
-        " fine-tuned and scored in the same way. Size is the baseline's parameters divided by the"
-        " model's, of the encoder alone.",
+        " fine-tuned and scored in the same way. Parameters are the encoder's alone; the"
+        " search's second objective, compression, is the baseline's divided by the model's.",
         "## Architecture",
         architecture(candidate),
         f"Around the blocks it is DistilBERT: width {snapshot.experiment.backbone.width},"
@@ -172,7 +173,8 @@ def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
         ),
     ]
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
-    rows.append(("size", f"{snapshot.size(candidate.id):.3f}", "1.000", ""))
+    share = of_baseline(snapshot.size(candidate.id))
+    rows.append(("parameters, of the baseline's", share, of_baseline(1.0), ""))
     return table(("", "this model", "baseline", "difference"), rows)
 
 
@@ -228,14 +230,21 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
         return
     yield "## Ancestry"
     yield table(
-        ("candidate", "generation", "architecture", "new modules", "size", "quality"),
+        (
+            "candidate",
+            "generation",
+            "architecture",
+            "new modules",
+            "parameters, of the baseline's",
+            "quality",
+        ),
         [
             (
                 one.id,
                 "baseline" if one.is_baseline else one.generation,
                 _code(str(one.genotype)),
                 "" if one.is_baseline else new_modules(one.lineage),
-                f"{snapshot.size(one.id):.3f}",
+                of_baseline(snapshot.size(one.id)),
                 "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",
             )
             for one in ancestors(snapshot, candidate)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from nasd.dossier import AttemptRow, BlockRow, Dossier, Left, Network, StageRow
 from nasd.lifecycle import State
-from nasd.readable import duration, moment, parameters, size, sparkline
+from nasd.readable import duration, moment, of_baseline, parameters, size, sparkline
 
 MARK = {"kept": "", "altered": "altered ", "added": "new "}
 FRESH = "bold yellow"  # what was drawn at random
@@ -55,7 +55,8 @@ def _head(found: Dossier) -> Iterator[Text]:
             scores += f"  ({difference:+.2f} against the baseline's {found.baseline_quality:.2f})"
         yield Text(scores, style="bold")
     yield Text(
-        f"size {found.size:.3f}  {parameters(found.parameters)} parameters  genotype {found.hash}"
+        f"{parameters(found.parameters)} parameters, {of_baseline(found.size)} of the baseline's"
+        f"  genotype {found.hash}"
     )
     cost = f"{found.slot_hours:.3g} {found.unit}"
     if not found.is_baseline:
@@ -96,14 +97,14 @@ def _network(one: Network) -> Text:
 
 def _ancestry(found: Dossier) -> Any:
     table = _table(
-        "candidate", "gen", "size", "quality", "what its mutation changed",
-        right=("candidate", "gen", "size", "quality"),
+        "candidate", "gen", "of base", "quality", "what its mutation changed",
+        right=("candidate", "gen", "of base", "quality"),
     )  # fmt: skip
     for one in found.ancestry:
         table.add_row(
             str(one.candidate),
             "base" if one.generation is None else str(one.generation),
-            f"{one.size:.3f}",
+            of_baseline(one.size),
             _score(one.quality),
             "\n".join(one.changes),
         )

@@ -45,11 +45,17 @@ class Exported:
 
 
 def export(
-    state: Path, name: str, folder: Path, onnx: bool = False, force: bool = False
+    state: Path,
+    name: str,
+    folder: Path,
+    onnx: bool = False,
+    force: bool = False,
+    wish: lookup.Wish = lookup.ANY,
 ) -> Exported:
     """Writes the candidate of that name into `folder`; raises NasdError, and writes nothing then.
 
-    name: its number, `baseline`, or `best`. force: replace an exported model that stands there.
+    name: its number, `baseline`, or `best`. wish: what `best` is to mean.
+    force: replace an exported model that stands there.
     """
     folder = folder.expanduser().resolve()
     check_place(folder, force)
@@ -58,7 +64,7 @@ def export(
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
-    candidate = lookup.find(snap, name)
+    candidate = lookup.find(snap, name, wish)
     check_scored(candidate)
     model = _model(state, config, candidate)
     if not (model / WEIGHTS).is_file():

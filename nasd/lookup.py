@@ -1,22 +1,44 @@
 """Finds the candidate that a person means: by its number, or as `baseline`, or as `best`."""
 
 import sqlite3
+from dataclasses import dataclass
 
 from nasd.errors import NasdError
 from nasd.lifecycle import State
-from nasd.readable import shown
+from nasd.readable import of_baseline, shown
 from nasd.snapshot import Candidate, Snapshot
 
 BASELINE, BEST = "baseline", "best"
 
 
-def find(snap: Snapshot, name: str) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `best` is to mean. smallest_within: not the best quality, but the fewest parameters of
+    those at most so many points below it. max_parameters: share of the baseline's, in percent."""
+
+    smallest_within: float | None = None
+    max_parameters: float | None = None
+
+    @property
+    def any(self) -> bool:
+        return self.smallest_within is not None or self.max_parameters is not None
+
+
+ANY = Wish()
+
+
+def find(snap: Snapshot, name: str, wish: Wish = ANY) -> Candidate:
     """The candidate of that name; raises NasdError if there is none. snap: the whole search."""
+    if wish.any and name != BEST:
+        raise NasdError(
+            f"--smallest-within and --max-parameters choose what {BEST} is: give {BEST} in the"
+            f" place of {name}"
+        )
     assert snap.whole
     if name == BASELINE:
         return snap.baseline
     if name == BEST:
-        return _best(snap)
+        return _best(snap, wish)
     if not (name.isascii() and name.isdigit()):
         raise NasdError(
             f"there is no candidate {shown(name)}: give its number, or {BASELINE}, or {BEST}"
@@ -31,11 +53,28 @@ def find(snap: Snapshot, name: str) -> Candidate:
     return candidate
 
 
-def _best(snap: Snapshot) -> Candidate:
-    """The best quality, the baseline's included; of equals the smallest, then the oldest."""
+def _best(snap: Snapshot, wish: Wish) -> Candidate:
+    """The best quality, the baseline's included; of equals the smallest, then the oldest. With a
+    wish: of those small enough, and of these the smallest that is within so many points."""
     scored = [one for one in snap.candidates.values() if one.state is State.SCORED]
     if not scored:
         raise NasdError("no candidate has a score yet: `nasd status` shows how far the search is")
+    if wish.max_parameters is not None:
+        most = wish.max_parameters * snap.baseline.parameters / 100
+        least = min(one.parameters for one in scored)
+        scored = [one for one in scored if one.parameters <= most]
+        if not scored:
+            raise NasdError(
+                f"no scored candidate has {wish.max_parameters:g} % of the baseline's parameters or"
+                f" fewer: the smallest has {of_baseline(snap.baseline.parameters / least)}, so give"
+                " --max-parameters more"
+            )
+    if wish.smallest_within is not None:
+        highest = max(snap.quality(one.id) or 0.0 for one in scored)
+        near = [
+            one for one in scored if (snap.quality(one.id) or 0.0) >= highest - wish.smallest_within
+        ]
+        return min(near, key=lambda one: (one.parameters, -(snap.quality(one.id) or 0.0), one.id))
     return max(scored, key=lambda one: (snap.quality(one.id) or 0.0, -one.parameters, -one.id))
 
 

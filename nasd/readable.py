@@ -56,6 +56,17 @@ def parameters(value: int) -> str:
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
 
 
+def of_baseline(compression: float) -> str:
+    """Parameters as a share of the baseline's, `43.9 %`: less is smaller. compression: the
+    baseline's parameters divided by these."""
+    return f"{share_of_baseline(compression):.1f} %"
+
+
+def share_of_baseline(compression: float) -> float:
+    """As `of_baseline`, in percent."""
+    return 100 / compression
+
+
 def rate(value: float | None) -> str:
     """Steps a second, in three digits."""
     if value is None:

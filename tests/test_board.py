@@ -244,7 +244,9 @@ def test_results_are_those_of_the_database(found: Snapshot, shown: dict[str, Run
             for step, value in points
             if step == (one.generation or 0)
         }
-        assert values.pop("size") == pytest.approx(found.size(number))
+        size = values.pop("size")
+        assert size == pytest.approx(found.size(number))
+        assert values.pop("parameters_percent") == pytest.approx(100 / size)
         if (scores := found.scores(number)) is not None:
             assert values.pop("exact_match") == pytest.approx(scores["exact_match"])
             assert values.pop("f1") == pytest.approx(scores["f1"])

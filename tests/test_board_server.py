@@ -58,6 +58,11 @@ def test_nasd_tensorboard_serves_the_runs(tick: Tick):
 
 
 def test_links_lead_to_the_newest_generation(tick: Tick, tmp_path: Path):
+    assert board_server.links(tick.state.path, "localhost", 6006) == []  # no curve: no empty chart
+    for run in ("gen00/c0001/mlm", "gen01/c0004/mlm"):
+        folder = tick.state.tensorboard / run
+        folder.mkdir(parents=True)
+        (folder / "events.out.tfevents.1").touch()
     curves, cards = (
         re.compile(unquote(link).split("regexInput=")[1])
         for link in board_server.links(tick.state.path, "localhost", 6006)

@@ -525,7 +525,9 @@ def test_the_best_is_the_best_quality_and_the_smallest_of_equals(finished: State
 @pytest.mark.usefixtures("here")
 def test_the_baseline_can_be_taken_too(finished: StateFolder, tmp_path: Path) -> None:
     done = invoke("export", "baseline", str(tmp_path / "b"), "--state", str(finished.path))
-    assert done.startswith("the baseline, the unmodified seed, (quality 60.50, size 1.000)")
+    assert done.startswith(
+        "the baseline, the unmodified seed, (quality 60.50, 100.0 % of the baseline's parameters)"
+    )
     assert read_card(tmp_path / "b")[1].startswith("\n# small, baseline")
 
 

@@ -6,6 +6,7 @@ from nasd import lookup
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.snapshot import Snapshot
+from nasd.status import standing
 from nasd.store import BASELINE
 from tests.conftest import drive, make_tick, small_config
 
@@ -40,3 +41,50 @@ def test_there_is_no_best_before_somebody_is_scored(state: StateFolder):
     with pytest.raises(NasdError, match="no candidate has a score yet"):
         lookup.find(tick.store.read(), "best")
     tick.store.close()
+
+
+def scored(search: Snapshot) -> dict[int, tuple[float, int]]:
+    return {
+        one.id: (q, one.parameters)
+        for one in search.candidates.values()
+        if (q := search.quality(one.id)) is not None
+    }
+
+
+def test_the_smallest_within_some_points_of_the_best(search: Snapshot):
+    every = scored(search)
+    highest = max(quality for quality, _ in every.values())
+    for points in (0.0, 1.0, 5.0, 100.0):
+        found = lookup.find(search, "best", lookup.Wish(smallest_within=points))
+        near = [size for quality, size in every.values() if quality >= highest - points]
+        assert found.parameters == min(near)
+        assert every[found.id][0] >= highest - points
+
+
+def test_the_best_with_at_most_a_share_of_the_baselines_parameters(search: Snapshot):
+    every, base = scored(search), search.baseline.parameters
+    for _, size in every.values():
+        found = lookup.find(search, "best", lookup.Wish(max_parameters=100.001 * size / base))
+        fitting = [q for q, other in every.values() if other <= 1.00001 * size]
+        assert every[found.id][0] == max(fitting)
+    with pytest.raises(NasdError, match=r"no scored candidate has 0.1 % .*the smallest has \d"):
+        lookup.find(search, "best", lookup.Wish(max_parameters=0.1))
+
+
+def test_a_wish_is_for_the_best_alone(search: Snapshot):
+    with pytest.raises(NasdError, match="give best in the place of 3"):
+        lookup.find(search, "3", lookup.Wish(smallest_within=1))
+
+
+def test_nobody_dominates_the_front_of_all_ever_scored_and_it_dominates_all_others(
+    search: Snapshot,
+):
+    every = scored(search)
+    front = {one.id for one in standing.ever(search)}
+    for one, (quality, size) in every.items():
+        better = [
+            other
+            for other, (q, s) in every.items()
+            if q >= quality and s <= size and (q, s) != (quality, size)
+        ]
+        assert (one in front) == (not better)

@@ -54,3 +54,9 @@ def test_a_curve_is_drawn_from_its_lowest_value_to_its_highest() -> None:
     assert readable.sparkline([1.0, float("nan"), 2.0]) == "▁ █"
     assert readable.sparkline([5.0]) == "▁"
     assert len(readable.sparkline(list(range(100)), 10)) == 10
+
+
+def test_parameters_are_told_as_a_share_of_the_baselines_so_that_less_is_smaller():
+    assert readable.of_baseline(1.0) == "100.0 %"
+    assert readable.of_baseline(0.439) == "227.8 %"
+    assert readable.of_baseline(2.0) == "50.0 %"

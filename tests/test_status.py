@@ -34,6 +34,7 @@ CANDIDATE_KEYS = {
     "hash",
     "parameters",
     "size",
+    "parameters_percent",
     "losses",
     "exact_match",
     "f1",
@@ -124,6 +125,8 @@ def test_it_is_plain_json_at_every_point_of_a_search(search: Tick):
         "phase",
         "notices",
         "gpu_hours",
+        "front",
+        "front_ever",
         "gained",
         "remaining",
         "slots",
@@ -224,7 +227,11 @@ def test_it_tells_the_ledger_and_the_budget(searches, tmp_path: Path):
     for tick in searches.values():
         with daemon_lock.hold(tick.state.lock):
             used = report(tick)["gpu_hours"]
-        assert used == {"used": tick.store.read().gpu_hours(tick.clock()), "budget": None}
+        assert used == {
+            "used": tick.store.read().gpu_hours(tick.clock()),
+            "budget": None,
+            "unit": "slot-hours",
+        }
     tick = make_tick(StateFolder(tmp_path), small_config(experiment__budget_gpu_hours=12.5))
     assert report(tick)["gpu_hours"]["budget"] == 12.5
 

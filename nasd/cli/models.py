@@ -31,19 +31,43 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an exported model that stands there.")
     ] = False,
+    smallest_within: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Of best: the fewest parameters at most so many points of quality below it.",
+            min=0,
+            max=100,
+            show_default=False,
+        ),
+    ] = None,
+    max_parameters: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of best: at most so many percent of the baseline's parameters.",
+            min=0,
+            max=10_000,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Take a scored candidate home: a folder that transformers loads without nasd.
 
     It holds weights, tokenizer, modelling code and a model card. The daemon may
     be running or down.
 
-    Example: nasd export best my-model
+    Example: nasd export best my-model --smallest-within 1
     """
     from nasd import export as door
+    from nasd.lookup import Wish
+    from nasd.readable import of_baseline
 
-    done = door.export(state_folder(config, state), candidate, folder, onnx, force)
+    wish = Wish(smallest_within, max_parameters)
+    done = door.export(state_folder(config, state), candidate, folder, onnx, force, wish)
     print(
-        f"{_named(done.candidate)} (quality {done.quality:.2f}, size {done.size:.3f}) stands in"
+        f"{_named(done.candidate)} (quality {done.quality:.2f}, {of_baseline(done.size)} of the"
+        f" baseline's parameters) stands in"
         f" {folder}: {done.files.weights_bytes / 1e6:.1f} MB; its README.md says what it is"
     )
     if done.files.onnx_difference is not None:

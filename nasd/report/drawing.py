@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nasd.readable import number
+from nasd.readable import number, of_baseline
 from nasd.report.rows import BASELINE, CandidateRow
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
@@ -48,7 +48,7 @@ WIDTH = 10.2  # inches
 SMALL = 7.0  # points
 MOST_PANELS = 12
 QUALITY = "quality, (F1 + EM) / 2 in %"
-SIZE = "size, parameters of the baseline / of the candidate (right is smaller)"
+SIZE = "parameters, % of the baseline's (left is smaller)"
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
@@ -272,7 +272,9 @@ def told(row: CandidateRow, more: str) -> str:
     parts = [name, more]
     if row.quality is not None:
         parts.append(f"quality {number(row.quality, 2)} %")
-    parts.append(f"size {number(row.size, 3)}, {number(row.parameters / 1e6, 2)} M parameters")
+    parts.append(
+        f"{number(row.parameters / 1e6, 2)} M parameters, {of_baseline(row.size)} of the baseline's"
+    )
     if row.mutations:
         parts.append(f"from {row.parent} by {row.mutations}")
     parts.append(row.genotype)

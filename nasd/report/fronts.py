@@ -8,7 +8,7 @@ from statistics import quantiles
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nasd.readable import counted, hours, number, signed
+from nasd.readable import counted, hours, number, of_baseline, share_of_baseline, signed
 from nasd.report.drawing import (
     ACCENT,
     BASE,
@@ -89,18 +89,20 @@ def pareto(facts: Facts) -> Drawing:
     for axes, generation in zip(grid, panels, strict=False):
         best = [m for m in facts.members if m.generation == generation and m.rank == 0]
         all_at = [
-            (m.size, m.quality)
+            (share_of_baseline(m.size), m.quality)
             for m in facts.members
             if m.generation == generation and m.quality is not None
         ]
         if facts.baseline.quality is not None:
-            all_at.append((1.0, facts.baseline.quality))
-        label_marks(axes, [(m.size, m.quality or 0.0, str(m.candidate)) for m in best], all_at)
+            all_at.append((100.0, facts.baseline.quality))
+        named = [(share_of_baseline(m.size), m.quality or 0.0, str(m.candidate)) for m in best]
+        label_marks(axes, named, all_at)
     drawing.figure = figure
     drawing.caption = (
         "Each panel is one selection: parents and scored offspring of a generation, by quality and"
-        " size, both better to the upper right. Numbers name the candidates of rank 0; the line"
-        " bounds what they dominate. Dashed: the baseline; what lies above and to the right of"
+        " parameters, both better to the upper left. Numbers name the candidates of rank 0; the"
+        " line"
+        " bounds what they dominate. Dashed: the baseline; what lies above and to the left of"
         " it is better in both." + (" Arrows: far below the frame." if far else "")
     )
     if any(m.rank is None and m.quality is not None for m in facts.members):
@@ -110,7 +112,7 @@ def pareto(facts: Facts) -> Drawing:
             f" {len(panels)} of {len(shown)} generations are shown; members.csv holds all."
         )
     drawing.alternative = (
-        f"{counted(len(panels), 'scatter plot')} of quality against size, one a generation."
+        f"{counted(len(panels), 'scatter plot')} of quality against parameters, one a generation."
         + _front_in_words(facts, shown[-1])
         + _baseline_words(facts)
     )
@@ -125,8 +127,8 @@ def _front_in_words(facts: Facts, generation: int) -> str:
     (least, best), (most, worst) = front[0], front[-1]
     return (
         f" In generation {generation}, {len(front)} of {counted(len(members), 'candidate')} form"
-        f" the front, from size {number(least, 2)} at quality {number(best)} to size"
-        f" {number(most, 2)} at {number(worst)}."
+        f" the front, from {of_baseline(least)} of the baseline's"
+        f" parameters at quality {number(best)} to {of_baseline(most)} at {number(worst)}."
     )
 
 
@@ -134,7 +136,7 @@ def _member(drawing: Drawing, axes: Axes, member: MemberRow, row: CandidateRow) 
     colour = MUTED if member.rank is None else RANKS[min(member.rank, 4)]
     drawing.mark(
         axes,
-        member.size,
+        share_of_baseline(member.size),
         member.quality or 0.0,
         told(row, f"rank {member.rank}, {member.role}" if member.rank is not None else member.role),
         marker="o" if member.role == "parent" else "s",
@@ -166,7 +168,7 @@ def _below(facts: Facts, grid: Sequence[Axes], panels: Sequence[int], floor: flo
             if member.generation == generation and (member.quality or floor) < floor:
                 axes.annotate(
                     f"▼ {member.candidate}: {number(member.quality)}",
-                    (member.size, 0),
+                    (share_of_baseline(member.size), 0),
                     xycoords=("data", "axes fraction"),
                     xytext=(0, 2),
                     textcoords="offset points",
@@ -178,11 +180,11 @@ def _below(facts: Facts, grid: Sequence[Axes], panels: Sequence[int], floor: flo
 
 
 def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
-    line = sorted((m.size, m.quality or 0.0) for m in front)
+    line = sorted((share_of_baseline(m.size), m.quality or 0.0) for m in front)
     steps = [
         corner
-        for (left, upper), (right, lower) in pairwise(line)
-        for corner in ((left, upper), (left, lower), (right, lower))
+        for (left, lower), (right, upper) in pairwise(line)
+        for corner in ((left, lower), (right, lower), (right, upper))
     ]
     if steps:
         axes.plot(*zip(*steps, strict=True), color=RANKS[0], lw=0.7, zorder=2)
@@ -220,7 +222,7 @@ def volume(facts: Facts) -> Drawing:
     ]
     drawing.marks(left, points, "o", 5)
     left.set_xlabel("generation")
-    left.set_ylabel("hypervolume, % x size")
+    left.set_ylabel("hypervolume, % x compression")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_title("of parents and offspring, at selection")
     x = [one.gpu_hours for one in facts.progress]
@@ -245,7 +247,9 @@ def volume(facts: Facts) -> Drawing:
         )
     drawing.figure = figure
     drawing.caption = (
-        "The area that a population dominates above no quality and no size: it grows when the"
+        "The area that a population dominates above no quality and no compression (the"
+        " baseline's parameters"
+        " over the candidate's): it grows when the"
         " front moves out or spreads. The baseline itself is in no population; its own area is"
         " quality x 1."
     )
@@ -269,10 +273,12 @@ def _baseline_cross(axes: Axes, facts: Facts) -> None:
     if quality is None:
         return
     for line in (axes.axhline, axes.axvline):
-        line(quality if line == axes.axhline else 1.0, color=BASE, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    axes.plot([1.0], [quality], marker="*", markersize=9, color=BASE, linestyle="none", zorder=3)
+        line(
+            quality if line == axes.axhline else 100.0, color=BASE, lw=0.8, ls=(0, (4, 3)), zorder=1
+        )
+    axes.plot([100.0], [quality], marker="*", markersize=9, color=BASE, linestyle="none", zorder=3)
 
 
 def _baseline_words(facts: Facts) -> str:
     quality = facts.baseline.quality
-    return "" if quality is None else f" The baseline has quality {number(quality)} at size 1."
+    return "" if quality is None else f" The baseline has quality {number(quality)}."

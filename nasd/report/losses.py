@@ -369,7 +369,8 @@ def missed(facts: Facts) -> Drawing:
     drawing.caption = (
         "Candidates left of the dashed line went on; those right of it were cut and trained to"
         " their end afterwards. A triangle above a circle has a higher quality than one that went"
-        " on; whether it would have survived the selection, which weighs size too, the table says."
+        " on; whether it would have survived the selection, which weighs compression too, the"
+        " table says."
     )
     drawing.alternative = (
         "Scatter plot of quality against the loss at the cutoff:"

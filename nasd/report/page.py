@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from nasd import __version__
-from nasd.readable import NOTHING, duration, hours, number, signed
+from nasd.readable import NOTHING, duration, hours, number, of_baseline, signed
 from nasd.report.drawing import COLOURS, Drawing
 from nasd.report.facts import TABLES, Facts
 from nasd.report.rows import CandidateRow, MissedRow
@@ -143,7 +143,7 @@ def _population(facts: Facts) -> dict[str, Any]:
             signed(None if row.is_baseline else row.quality_against_baseline),
             number(row.exact_match, 2),
             number(row.f1, 2),
-            number(row.size, 3),
+            of_baseline(row.size),
             f"{row.parameters:,}",
             number(loss, 3),
             NOTHING if row.generation is None else str(row.generation),
@@ -164,7 +164,7 @@ def _population(facts: Facts) -> dict[str, Any]:
                 "against baseline",
                 "EM, %",
                 "F1, %",
-                "size",
+                "of baseline's parameters",
                 "parameters",
                 "MLM loss",
                 "born in",
@@ -273,7 +273,7 @@ def _missed(facts: Facts) -> Table:
             "place by loss",
             "quality, %",
             "place by quality",
-            "size",
+            "of baseline's parameters",
             "would have survived",
             "on the front",
             f"{facts.unit} more",
@@ -286,7 +286,7 @@ def _missed(facts: Facts) -> Table:
                 f"{row.loss_place} of {row.of}",
                 number(row.quality, 2),
                 f"{row.quality_place} of {row.of}",
-                number(row.size, 3),
+                of_baseline(row.size),
                 _survival(row),
                 "yes" if row.front else "no",
                 hours(row.gpu_hours),
@@ -335,7 +335,7 @@ def _mutations(facts: Facts) -> Table:
             "times",
             "change of quality, points",
             "for each one more, points",
-            "change of size, ratio",
+            "change of compression",
             "survived, %",
         ],
         [

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from nasd import caveats
 from nasd.lifecycle import State
-from nasd.readable import NOTHING, counted, duration, hours, number, signed
+from nasd.readable import NOTHING, counted, duration, hours, number, of_baseline, signed
 from nasd.report.facts import Facts
 from nasd.report.rows import CandidateRow
 from nasd.report.statistics import spearman
@@ -161,7 +161,7 @@ def _told(row: CandidateRow) -> str:
     if against is not None:
         where = "above" if against > 0 else "below"
         told += f", {number(abs(against))} points {where} the baseline," if against else ","
-    return f"{told} with {_millions(row)} ({number(100 / row.size, 0)} % of the baseline's)"
+    return f"{told} with {_millions(row)} ({of_baseline(row.size)} of the baseline's)"
 
 
 def _millions(row: CandidateRow) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from nasd.genotype import text_of
+from nasd.readable import share_of_baseline
 from nasd.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.status import standing
 from nasd.status.attempts import Where
 from nasd.status.devices import Device
 from nasd.status.facts import Facts, read
@@ -62,7 +64,9 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "generation": None if generation is None else generation.number,
         "phase": facts.phase,
         "notices": [asdict(one) for one in facts.notices],
-        "gpu_hours": {"used": facts.gpu_hours, "budget": facts.budget},
+        "gpu_hours": {"used": facts.gpu_hours, "budget": facts.budget, "unit": facts.unit},
+        "front": [one for one, rank in facts.ranks.items() if rank == 0],
+        "front_ever": [one.id for one in standing.ever(snap)],
         "gained": asdict(facts.gained),
         "remaining": _remaining(facts),
         "slots": [_slot(facts, slot) for slot in facts.slots],
@@ -148,6 +152,7 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "hash": candidate.hash,
         "parameters": candidate.parameters,
         "size": snap.size(candidate.id),
+        "parameters_percent": share_of_baseline(snap.size(candidate.id)),
         "losses": tables.losses.get(candidate.id, {}),
         "exact_match": scores.get("exact_match"),
         "f1": scores.get("f1"),

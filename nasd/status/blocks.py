@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from nasd.readable import counted
+from nasd.readable import counted, of_baseline, share_of_baseline
 from nasd.status import marks
 from nasd.status.events import together
 from nasd.status.facts import Facts
@@ -93,14 +93,15 @@ def _baseline(facts: Facts) -> int:
 
 
 def front(facts: Facts, width: int, height: int) -> list[Text]:
-    """Scores against sizes. Better is up and right."""
+    """Scores against parameters. Better is up and left."""
     if height < 4 or width < 20:
         return []
     baseline = facts.snapshot.baseline
     quality = facts.snapshot.quality(baseline.id)
-    base = [] if quality is None else [(1.0, quality)]
-    ahead = [(size, q) for one, (q, size) in facts.points.items() if facts.ranks[one] == 0]
-    behind = [(size, q) for one, (q, size) in facts.points.items() if facts.ranks[one] > 0]
+    base = [] if quality is None else [(100.0, quality)]
+    at = {one: (share_of_baseline(size), q) for one, (q, size) in facts.points.items()}
+    ahead = [at[one] for one in at if facts.ranks[one] == 0]
+    behind = [at[one] for one in at if facts.ranks[one] > 0]
     everything = [*base, *ahead, *behind]
     if not everything:
         return [line(("no scores to draw yet", "dim"))]
@@ -115,16 +116,17 @@ def front(facts: Facts, width: int, height: int) -> list[Text]:
     )
     title = fitting(
         width,
-        line(("quality by size  ", "dim"), *_legend()),
+        line(("quality by parameters  ", "dim"), *_legend()),
         line(("quality  ", "dim"), *_legend()),
         line(*_legend()),
     )
     found = [title]
     for index, row in enumerate(rows):
-        at = f"{ys[1]:.1f}" if index == 0 else f"{ys[0]:.1f}" if index == len(rows) - 1 else ""
-        found.append(line((f"{at:>{label - 1}} │", "dim"), _coloured(row)))
-    low, high = f"{xs[0]:.2f}", f"{xs[1]:.2f}"
-    axis = f"{low} size{high:>{max(1, width - label - 6 - len(low))}}"
+        tick = f"{ys[1]:.1f}" if index == 0 else f"{ys[0]:.1f}" if index == len(rows) - 1 else ""
+        found.append(line((f"{tick:>{label - 1}} │", "dim"), _coloured(row)))
+    low, high = f"{xs[0]:.0f} %", f"{xs[1]:.0f} %"
+    name = " of baseline" if width > label + len(low + high) + 14 else ""
+    axis = f"{low}{name}{high:>{max(1, width - label - 1 - len(low + name))}}"
     found.append(line((" " * (label - 1) + " └" + axis, "dim")))
     return [fitting(width, one) for one in found]
 
@@ -171,16 +173,19 @@ def events(facts: Facts, width: int, most: int) -> list[Text]:
 
 
 def ahead(facts: Facts, width: int, most: int) -> list[Text]:
-    """The candidates of the front, the largest quality first."""
+    """The candidates of the front, the largest quality first, and the baseline to compare with."""
     first = [one for one, rank in facts.ranks.items() if rank == 0]
     first.sort(key=lambda one: -facts.points[one][0])
     if not first or most < 2:
         return []
-    found = [line((f"{'front':>5} quality  size  genotype", "dim"))]
-    for one in first[: most - 1]:
-        quality, size = facts.points[one]
-        genotype = facts.snapshot.candidates[one].genotype
-        found.append(line(f"{one:>5} {quality:>7.2f} {size:.3f}  {genotype}"))
+    found = [line((f"{'front':>5} quality  of base  genotype", "dim"))]
+    snap = facts.snapshot
+    told = snap.quality(snap.baseline.id) is not None and most > 2
+    shown = [snap.candidates[one] for one in first[: most - 1 - told]]
+    for one in [*shown, snap.baseline] if told else shown:
+        share = of_baseline(snap.size(one.id))
+        row = f"{one.id:>5} {snap.quality(one.id):>7.2f} {share:>8}  {one.genotype}"
+        found.append(line((row, "cyan" if one.is_baseline else "")))
     return [fit(one, width) for one in found]
 
 

@@ -74,8 +74,19 @@ class Facts:
 
     @property
     def seconds(self) -> float:
+        """From the start to the end; where nobody serves it, to its last sign of life."""
         experiment = self.snapshot.experiment
-        return (experiment.completed_at or self.now) - experiment.created_at
+        until = experiment.completed_at
+        if until is None:
+            until = self.now if self.served else min(self.now, self._last_sign)
+        return max(0.0, until - experiment.created_at)
+
+    @property
+    def _last_sign(self) -> float:
+        ended = (one.ended_at for one in self.snapshot.attempts if one.ended_at is not None)
+        beats = (one.beat.at for one in self.where.values() if one.beat is not None)
+        told = (one.at for one in self.events)
+        return max(*ended, *beats, *told, self.snapshot.experiment.created_at, 0.0)
 
     @property
     def gpu_hours(self) -> float:

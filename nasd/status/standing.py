@@ -6,7 +6,9 @@ to import, and a look at a search must not.
 
 from collections.abc import Sequence
 
+from nasd.lifecycle import State
 from nasd.pareto import Point
+from nasd.snapshot import Candidate, Snapshot
 
 
 def ranks(points: Sequence[Point]) -> list[int]:
@@ -31,6 +33,14 @@ def ranks(points: Sequence[Point]) -> list[int]:
         best[low] = point
         found[index] = low
     return found
+
+
+def ever(snapshot: Snapshot) -> list[Candidate]:
+    """The front of all that were ever scored, the baseline among them; the best quality first."""
+    scored = [one for one in snapshot.candidates.values() if one.state is State.SCORED]
+    points = [(snapshot.quality(one.id) or 0.0, snapshot.size(one.id)) for one in scored]
+    found = [one for one, rank in zip(scored, ranks(points), strict=True) if rank == 0]
+    return sorted(found, key=lambda one: (-(snapshot.quality(one.id) or 0.0), one.id))
 
 
 def hypervolume(points: Sequence[Point]) -> float:

@@ -1,12 +1,16 @@
 """The end of a search: final population, baseline, Pareto front, and where to look next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from nasd import interpreter
+from nasd.readable import of_baseline
+from nasd.snapshot import Candidate
 from nasd.status.facts import Facts
 from nasd.status.header import header
+from nasd.status.standing import ever
 from nasd.status.table import rows_of
 from nasd.status.text import fit, line
 
@@ -23,15 +27,27 @@ def summary(facts: Facts, state: Path, width: int) -> list[Text]:
         line((f"Final population of {snap.experiment.name}, and the baseline", "bold")),
         *rows_of(facts, [*population, snap.baseline], width),
         line(""),
-        line(("Pareto front (rank 0)", "bold")),
+        line(("Pareto front of the final population (rank 0), and the baseline", "bold")),
+        *_front(facts, front),
+        line(""),
+        line(("Pareto front of all that were ever scored, and the baseline", "bold")),
+        *_front(facts, ever(snap)),
     ]
-    for one in front:
-        numbers = (
-            f"  {one.id:>4}  quality {snap.quality(one.id):6.2f}  size {snap.size(one.id):.3f}"
-        )
-        found.append(line(f"{numbers}  {one.genotype}"))
     shown = [fit(text, width) if text.cell_len > width else text for text in found]
     return [*shown, line(""), *_where_next(state)]
+
+
+def _front(facts: Facts, front: Sequence[Candidate]) -> list[Text]:
+    snap = facts.snapshot
+    rest = [] if any(one.is_baseline for one in front) else [snap.baseline]
+    return [
+        line(
+            f"  {one.id:>4}  quality {snap.quality(one.id) or 0.0:6.2f}"
+            f"  parameters {of_baseline(snap.size(one.id)):>8}"
+            f"  {'baseline  ' if one.is_baseline else ''}{one.genotype}"
+        )
+        for one in (*front, *rest)
+    ]
 
 
 def _where_next(state: Path) -> list[Text]:

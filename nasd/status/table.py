@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from rich.text import Text
 
 from nasd.lifecycle import State
-from nasd.readable import parameters, rate
+from nasd.readable import number, parameters, rate, share_of_baseline
 from nasd.snapshot import Candidate
 from nasd.status import marks
 from nasd.status.attempts import Where
@@ -83,7 +83,7 @@ _NAMES = {
     "loss": "loss",
     "quality": "quality",
     "scores": "EM    F1",
-    "size": "size",
+    "size": "%base",
     "rank": "rank",
     "parameters": "params",
     "genotype": "genotype",
@@ -189,7 +189,7 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             "loss": "" if loss is None else f"{loss:.3f}",
             "quality": "" if quality is None else f"{quality:.2f}",
             "scores": f"{scores['exact_match']:.2f} {scores['f1']:.2f}" if scores else "",
-            "size": f"{snap.size(one.id):.3f}",
+            "size": number(share_of_baseline(snap.size(one.id))),
             "rank": "" if rank is None else str(rank),
             "parameters": parameters(one.parameters),
             "genotype": str(one.genotype) if "genotype" in widths else "",
