@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument, candidates
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def status(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -40,7 +41,7 @@ def status(
     show(folder)
 
 
-@app.command(name="show", rich_help_panel=LOOK)
+@app.command(cls=Command, name="show", rich_help_panel=LOOK)
 def show_candidate(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -66,7 +67,7 @@ def show_candidate(
     show(render(found))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def log(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -87,7 +88,7 @@ def log(
 
     With --follow also what it writes from now on, and then what the candidate's
     next attempts write, until it is final or you press Ctrl-C. Whose log it is,
-    standard error says.
+    standard error says. Of a line of more than 16 KiB only the beginning is shown.
 
     Example: nasd log 7 --stage finetune --follow
     """
@@ -114,7 +115,8 @@ def log(
     else:
         which = worker_log.attempt(folder, wanted)
         say(which)
-        _write(worker_log.tail(folder, which, lines)[0])
+        for text in worker_log.tail(folder, which, lines):
+            _write(text)
 
 
 def _write(text: bytes) -> None:
@@ -122,7 +124,7 @@ def _write(text: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def events(
     candidate: Annotated[
         str | None,
@@ -152,7 +154,7 @@ def events(
         show(history.render(found))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def report(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -188,7 +190,7 @@ def report(
     print(f"\nwrote {page}")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def tensorboard(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
@@ -23,7 +24,7 @@ def _ask(
     print(ask(state_folder(config, state), action, why, not no_wait, **more))
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def pause(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -39,7 +40,7 @@ def pause(
     _ask(config, state, "pause", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def drain(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -53,7 +54,7 @@ def drain(
     _ask(config, state, "drain", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def resume(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -67,7 +68,7 @@ def resume(
     _ask(config, state, "resume", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def stop(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -83,7 +84,7 @@ def stop(
     _ask(config, state, "stop", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def budget(
     gpu_hours: Annotated[str, typer.Argument(help="In all, or none for no limit.")],
     config: ConfigOption = Path("config.toml"),
@@ -112,7 +113,7 @@ def budget(
     _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def retry(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -130,7 +131,7 @@ def retry(
     _ask(config, state, "retry", why, no_wait, who=candidate)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def cut(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -145,7 +146,7 @@ def cut(
     _ask(config, state, "cut", why, no_wait, who=candidate)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def inject(
     genotype: Annotated[
         Path,
