@@ -22,6 +22,8 @@ def status(
 ) -> None:
     """Show what the search is doing. Works with the daemon down.
 
+    With --watch it takes keys: ? shows which.
+
     Example: nasd status --watch
     """
     folder = state_folder(config, state)
@@ -35,7 +37,7 @@ def status(
 
     if watch:
         try:
-            keep_watching(folder, interval)
+            keep_watching(folder, interval, keyboard=True)
         except KeyboardInterrupt:
             return
     show(folder)

@@ -51,6 +51,7 @@ class Facts:
     where: Mapping[int, Where]
     devices: Mapping[str, Device]
     known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
+    chosen: int | None = None  # the candidate that a person has chosen in the live view
 
     @property
     def state(self) -> str:
