@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nasd.cli.details import details
 from nasd.status.facts import read
 from nasd.status.keys import names
 from nasd.status.page_view import opened
@@ -57,7 +58,7 @@ def test_no_keys_lead_beyond_the_candidates_or_the_lines(keys, ids, lines) -> No
 def test_each_page_fits_the_terminal(searches_on_disk, width, height) -> None:  # noqa: F811
     facts = read(searches_on_disk)
     for name in ("status", *PAGES.values()):
-        lines, _ = opened(searches_on_disk, facts, Page(name, 1), width, height, True)
+        lines, _ = opened(searches_on_disk, facts, Page(name, 1), width, height, details)
         assert len(lines) == height
         assert all(one.cell_len <= width for one in lines), name
         if width >= 80:

@@ -32,12 +32,13 @@ def status(
 
         print(json.dumps(view.report(folder), indent=1))
         return
+    from nasd.cli.details import details
     from nasd.status.watch import show
     from nasd.status.watch import watch as keep_watching
 
     if watch:
         try:
-            keep_watching(folder, interval, keyboard=True)
+            keep_watching(folder, interval, details=details)
         except KeyboardInterrupt:
             return
     show(folder)

@@ -8,7 +8,7 @@ again for less where the simulated search takes more than the budget.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nasd import readable
 from nasd.config import Config
@@ -16,7 +16,7 @@ from nasd.cost import attempt_seconds, prepare_seconds
 from nasd.errors import NasdError
 from nasd.forecast.premises import Subject, gather
 from nasd.forecast.search import simulate
-from nasd.genotype import BlockLineage
+from nasd.genotype import Block, BlockLineage
 
 KEY = "experiment.budget_gpu_hours"
 # (mu, lambda, generations), the largest first.
@@ -86,6 +86,10 @@ def applied(config: Config, keys: dict[str, Any]) -> Config:
                 place = place[part]
         place[last] = value
     return Config.model_validate(data)
+
+
+def _all_added(block: Block) -> tuple[Literal["added"], ...]:
+    return tuple("added" for _ in block.ffns)
 
 
 def hours_of(config: Config, subject: Subject) -> float:

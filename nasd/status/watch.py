@@ -17,7 +17,7 @@ from nasd.status.devices import Devices
 from nasd.status.events import event
 from nasd.status.facts import Reader, read
 from nasd.status.keys import pressed
-from nasd.status.page_view import opened
+from nasd.status.page_view import Details, opened
 from nasd.status.pages import Page, turned
 from nasd.status.summary import summary
 from nasd.status.text import Lines, line, wrapped
@@ -39,19 +39,19 @@ def watch(
     state: Path,
     interval: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
-    keyboard: bool = False,
+    details: Details | None = None,
 ) -> None:
     """The live view until the search ends, or `stop()`; without a terminal, events as they come.
 
-    keyboard: keys are taken, where standard input is a terminal; only in the main thread. Then a
-    page that is open stays open behind the end.
+    details: of a candidate, for its pages; with them keys are taken, where standard input is a
+    terminal (only in the main thread), and a page that is open stays open behind the end.
     """
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
         follow(state, interval, stop)
         return
     with (
-        pressed() if keyboard else nullcontext() as keys,
+        pressed() if details else nullcontext() as keys,
         Devices().sampled() as devices,
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
@@ -74,7 +74,7 @@ def watch(
             most = 0
             if facts is not None:
                 size = console.width, console.height
-                lines, most = opened(state, facts, page, *size, keys is not None)
+                lines, most = opened(state, facts, page, *size, details if keys else None)
             live.update(Lines(lines), refresh=True)
             if ended and page.name == "status":
                 break
