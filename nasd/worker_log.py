@@ -1,6 +1,7 @@
 """What the workers of a candidate wrote to their logs, and go on to write."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from nasd.snapshot import Attempt, Candidate
 
 POLL_SECONDS = 0.5
 BLOCK = 1 << 16  # bytes that are read at once
+LONGEST = 1 << 14  # bytes of a line that are shown
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,51 @@ def _choose(found: Sequence[Attempt], wanted: Wanted) -> Attempt:
     )
 
 
-def tail(state: Path, which: Attempt, lines: int) -> tuple[bytes, int]:
-    """The last so many lines of an attempt's log, 0 for all of it, and the byte to go on from;
-    raises NasdError where the log is gone."""
+class Cutting:
+    """Passes text on a block at a time, and of a line no more than its first LONGEST bytes, with a
+    word on how much was left out."""
+
+    def __init__(self) -> None:
+        self._length = 0  # of the line so far
+
+    def __call__(self, block: bytes) -> bytes:
+        found = []
+        for piece in _lines(block):
+            ends = piece.endswith(b"\n")
+            text = piece[:-1] if ends else piece
+            found.append(text[: max(0, LONGEST - self._length)])
+            self._length += len(text)
+            if ends:
+                found += [self.rest(), b"\n"]
+        return b"".join(found)
+
+    def rest(self) -> bytes:
+        """The mark of the line that ends here, if it was cut."""
+        over, self._length = self._length - LONGEST, 0
+        return f" ... [{over:,} bytes more]".encode() if over > 0 else b""
+
+
+def _lines(block: bytes) -> list[bytes]:
+    return [one for one in re.split(rb"(?<=\n)", block) if one]
+
+
+def tail(state: Path, which: Attempt, lines: int) -> Iterator[bytes]:
+    """The last so many lines of an attempt's log, 0 for all of it, a block at a time and long lines
+    cut; raises NasdError where the log is gone."""
+    cut = Cutting()
+    at, end = bounds(state, which, lines)
+    yield from map(cut, read(state, which, at, end))
+    yield cut.rest()
+
+
+def bounds(state: Path, which: Attempt, lines: int) -> tuple[int, int]:
+    """Where the last so many lines of an attempt's log begin, and where it ends by now; raises
+    NasdError where the log is gone."""
     path = StateFolder(state).attempt(which.id).log
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            file.seek(_start(file, end, lines) if lines else 0)
-            return file.read(end - file.tell()), end
+            return (_start(file, end, lines) if lines else 0), end
     except FileNotFoundError:
         raise NasdError(
             f"the log of candidate {which.candidate}'s attempt {which.number} at {which.stage} is"
@@ -118,21 +156,23 @@ def follow(
     called between two looks.
     """
     current: Attempt | None = None
-    at, waits = 0, False
+    at, waits, cut = 0, False, Cutting()
     while True:
         # Before the log is read: what an ended attempt has written is all there by then.
         attempts, candidate = _attempts(state, wanted)
         if current is None and attempts:
             current = _choose(attempts, wanted)
             turn(current)
-            text, at = (b"", 0) if _starting(state, current) else tail(state, current, lines)
-            yield text
-        elif current is not None:
-            text, at = _rest(state, current, at)
-            yield text
+            at = 0 if _starting(state, current) else bounds(state, current, lines)[0]
+        if current is not None:
+            for block in read(state, current, at):
+                at += len(block)
+                yield cut(block)
         behind = 0 if current is None else current.id
         runs = any(one.id == behind and one.live for one in attempts)
         later = [one for one in attempts if one.id > behind and not runs]
+        if not runs:
+            yield cut.rest()
         left = wanted.stage is not None and candidate.stage != wanted.stage
         if current is not None and not runs and wanted.number is not None:
             return
@@ -153,15 +193,17 @@ def _starting(state: Path, which: Attempt) -> bool:
     return which.live and not StateFolder(state).attempt(which.id).log.exists()
 
 
-def _rest(state: Path, which: Attempt, at: int) -> tuple[bytes, int]:
-    """What an attempt has written from byte `at` on; nothing as long as there is no file."""
+def read(state: Path, which: Attempt, at: int, end: int | None = None) -> Iterator[bytes]:
+    """An attempt's log from byte `at` on, to `end` or as far as it goes; nothing as long as there
+    is no file."""
     try:
         with StateFolder(state).attempt(which.id).log.open("rb") as file:
             file.seek(at)
-            content = file.read()
+            while block := file.read(BLOCK if end is None else min(BLOCK, end - at)):
+                at += len(block)
+                yield block
     except FileNotFoundError:
-        return b"", at
-    return content, at + len(content)
+        return
 
 
 def _attempts(state: Path, wanted: Wanted) -> tuple[list[Attempt], Candidate]:

@@ -14,10 +14,11 @@ from nasd.lifecycle import State
 from nasd.protocol import Outcome, Spec
 from nasd.snapshot import Attempt
 from nasd.tick import Tick
-from nasd.worker_log import Wanted
+from nasd.worker_log import BLOCK, LONGEST, Wanted
 from tests.conftest import advance, all_succeed, drive, make_tick, small_config
 
 MANY = 10_000  # turns
+CUT = b" ... [180,224 bytes more]"
 
 
 def first_is_lost(spec: Spec, before: int) -> tuple[float, Outcome | None]:
@@ -76,7 +77,9 @@ def followed(tick: Tick, wanted: Wanted) -> tuple[str, list[Attempt | None]]:
         (b"a\nb\nc\n", 9, b"a\nb\nc\n"),
         (b"a\nb\nc\n", 0, b"a\nb\nc\n"),
         (b"\n\n\n", 2, b"\n\n"),
-        (b"x" * 10 + b"\n" + b"y" * (3 << 16) + b"\nz\n", 2, b"y" * (3 << 16) + b"\nz\n"),
+        (b"x\n" + b"y" * LONGEST + b"\nz\n", 2, b"y" * LONGEST + b"\nz\n"),
+        (b"x\n" + b"y" * (3 << 16) + b"\nz", 2, b"y" * LONGEST + CUT + b"\nz"),
+        (b"y" * (3 << 16), 0, b"y" * LONGEST + CUT),
         (b"a\n" * (1 << 17), 2, b"a\na\n"),
     ],
 )
@@ -84,9 +87,8 @@ def test_the_last_lines_of_a_log(search: Tick, content: bytes, lines: int, shown
     until_it_runs(search, 1)
     attempt = worker_log.attempt(search.state.path, Wanted(1))
     search.state.attempt(attempt.id).log.write_bytes(content)
-    text, end = worker_log.tail(search.state.path, attempt, lines)
+    text = b"".join(worker_log.tail(search.state.path, attempt, lines))
     assert text == shown
-    assert end == len(content)
 
 
 def test_the_newest_attempt_is_taken_or_that_of_a_stage_and_number(search: Tick):
@@ -115,7 +117,7 @@ def test_what_is_not_there_is_said(search: Tick):
     attempt = worker_log.attempt(state, Wanted(3))
     search.state.attempt(attempt.id).log.unlink()
     with pytest.raises(NasdError, match="candidate 3's attempt 1 at pretrain_0 is gone"):
-        worker_log.tail(state, attempt, 10)
+        list(worker_log.tail(state, attempt, 10))
 
 
 def test_the_command_prints_the_log_alone_and_says_elsewhere_whose_it_is(search: Tick):
@@ -176,3 +178,19 @@ def test_an_attempt_that_has_not_begun_to_write_is_waited_for(search: Tick, tmp_
 
     pieces = worker_log.follow(search.state.path, Wanted(1, None, 1), 5, lambda _: None, wait)
     assert b"".join(pieces) == b"here\n"
+
+
+def test_a_huge_line_is_read_a_block_at_a_time_and_cut_also_where_it_is_followed(search: Tick):
+    until_it_runs(search, 1)
+    attempt = worker_log.attempt(search.state.path, Wanted(1))
+    log = search.state.attempt(attempt.id).log
+    with log.open("wb") as file:
+        file.truncate(1 << 28)  # a line of 256 MiB, of which nothing takes room on the disk
+    pieces = [len(one) for one in worker_log.tail(search.state.path, attempt, 10)]
+    assert max(pieces) <= BLOCK
+    assert LONGEST < sum(pieces) < LONGEST + 100
+    log.write_bytes(b"y" * (3 << 16) + b"\nz\n")
+    pieces = worker_log.follow(
+        search.state.path, Wanted(1, None, 1), 5, lambda _: None, turning(search)
+    )
+    assert b"".join(pieces) == b"y" * LONGEST + CUT + b"\nz\n"

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument, candidates
 from nasd.cli.numbers import MOST_ID, real, whole
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def status(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -25,6 +26,8 @@ def status(
 ) -> None:
     """Show what the search is doing. Works with the daemon down.
 
+    With --watch it takes keys: ? shows which.
+
     Example: nasd status --watch
     """
     folder = state_folder(config, state)
@@ -35,18 +38,19 @@ def status(
         with kept():
             print(view.text(view.report(folder)))
         return
+    from nasd.cli.details import details
     from nasd.status.watch import show
     from nasd.status.watch import watch as keep_watching
 
     if watch:
         try:
-            keep_watching(folder, interval)
+            keep_watching(folder, interval, details=details)
         except KeyboardInterrupt:
             return
     show(folder)
 
 
-@app.command(name="show", rich_help_panel=LOOK)
+@app.command(cls=Command, name="show", rich_help_panel=LOOK)
 def show_candidate(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -72,7 +76,7 @@ def show_candidate(
     show(render(found))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def log(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -100,7 +104,7 @@ def log(
 
     With --follow also what it writes from now on, and then what the candidate's
     next attempts write, until it is final or you press Ctrl-C. Whose log it is,
-    standard error says.
+    standard error says. Of a line of more than 16 KiB only the beginning is shown.
 
     Example: nasd log 7 --stage finetune --follow
     """
@@ -127,7 +131,8 @@ def log(
     else:
         which = worker_log.attempt(folder, wanted)
         say(which)
-        _write(worker_log.tail(folder, which, lines)[0])
+        for text in worker_log.tail(folder, which, lines):
+            _write(text)
 
 
 def _write(text: bytes) -> None:
@@ -135,7 +140,7 @@ def _write(text: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def events(
     candidate: Annotated[
         str | None,
@@ -168,7 +173,7 @@ def events(
         show(history.render(found))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def report(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -206,7 +211,7 @@ def report(
     print(f"\nwrote {page}")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(cls=Command, rich_help_panel=LOOK)
 def tensorboard(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,

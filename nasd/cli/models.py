@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.completion import scored_candidates
 from nasd.cli.options import MODELS, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(cls=Command, rich_help_panel=MODELS)
 def export(
     candidate: Annotated[
         str,
@@ -78,7 +79,7 @@ def _named(candidate: int) -> str:
     return f"candidate {candidate}" if candidate else "the baseline, the unmodified seed,"
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(cls=Command, rich_help_panel=MODELS)
 def answer(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported model.")],
     question: Annotated[str, typer.Option("--question", "-q", help="What to look for.")],
@@ -107,7 +108,7 @@ def answer(
         print(f"{found.answer}  ({found.score:.2f})")
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(cls=Command, rich_help_panel=MODELS)
 def score(
     predictions: Annotated[Path, typer.Argument(help='JSON: {"question id": "answer", …}.')],
     dataset: Annotated[Path, typer.Argument(help="Questions in SQuAD v1.1's JSON form.")],

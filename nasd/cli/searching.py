@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.numbers import real, whole
 from nasd.cli.options import SEARCH, ConfigOption, app, show
 from nasd.errors import NasdError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nasd.config import Config
 
 
-@app.command(rich_help_panel=SEARCH)
+@app.command(cls=Command, rich_help_panel=SEARCH)
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write config.toml.")] = Path(),
     preset: Annotated[str, typer.Option(help="thesis, minilm or demo.")] = "thesis",
@@ -23,6 +24,14 @@ def init(
         list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, may be repeated.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a config.toml.")] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget-gpu-hours",
+            help="Fit population, generations and data to so many GPU-hours (on CPUs slot-hours),"
+            " by simulating the search; what --set names stays as set.",
+        ),
+    ] = None,
 ) -> None:
     """Write a config.toml to begin with.
 
@@ -31,11 +40,11 @@ def init(
     from nasd.leaving import go_on
     from nasd.presets import write_preset
 
-    path = write_preset(preset, folder, set_ or [], force)
+    path = write_preset(preset, folder, set_ or [], force, budget, print)
     print(f"wrote {path}; check it, then: {go_on(path)}")
 
 
-@app.command(rich_help_panel=SEARCH)
+@app.command(cls=Command, rich_help_panel=SEARCH)
 def run(
     config: ConfigOption = Path("config.toml"),
     watch: Annotated[bool, typer.Option("--watch", help="Show the live view meanwhile.")] = False,
@@ -92,7 +101,7 @@ def say_why(state: Path) -> None:
         raise NasdError(f"halted: {experiment.reason}")
 
 
-@app.command(rich_help_panel=SEARCH)
+@app.command(cls=Command, rich_help_panel=SEARCH)
 def simulate(
     config: ConfigOption = Path("config.toml"),
     tflops: Annotated[
@@ -157,7 +166,7 @@ def simulate(
         Console().print(render(data))
 
 
-@app.command(rich_help_panel=SEARCH)
+@app.command(cls=Command, rich_help_panel=SEARCH)
 def doctor(
     config: ConfigOption = Path("config.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,

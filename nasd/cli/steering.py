@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
 from nasd.errors import NasdError
@@ -26,7 +27,7 @@ def _ask(
     print(ask(state_folder(config, state), action, why, not no_wait, **more))
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def pause(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -42,7 +43,7 @@ def pause(
     _ask(config, state, "pause", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def drain(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -56,7 +57,7 @@ def drain(
     _ask(config, state, "drain", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def resume(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -70,7 +71,7 @@ def resume(
     _ask(config, state, "resume", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def stop(
     config: ConfigOption = Path("config.toml"),
     state: StateOption = None,
@@ -86,7 +87,7 @@ def stop(
     _ask(config, state, "stop", why, no_wait)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def budget(
     gpu_hours: Annotated[str, typer.Argument(help="In all, or none for no limit.")],
     config: ConfigOption = Path("config.toml"),
@@ -116,7 +117,7 @@ def budget(
     _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def retry(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -134,7 +135,7 @@ def retry(
     _ask(config, state, "retry", why, no_wait, who=candidate)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def cut(
     candidate: CandidateArgument,
     config: ConfigOption = Path("config.toml"),
@@ -149,7 +150,7 @@ def cut(
     _ask(config, state, "cut", why, no_wait, who=candidate)
 
 
-@app.command(rich_help_panel=STEER)
+@app.command(cls=Command, rich_help_panel=STEER)
 def inject(
     genotype: Annotated[
         Path,

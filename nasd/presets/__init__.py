@@ -1,7 +1,8 @@
 """The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
 
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ def preset_text(name: str) -> str:
     return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
 
 
-def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) -> Path:
+def write_preset(
+    name: str,
+    folder: Path,
+    settings: Sequence[str],
+    force: bool,
+    budget: float | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Writes config.toml into `folder`, with each KEY=VALUE of `settings` put in its place.
+
+    budget: GPU-hours in all that the rest is fitted to; `tell` is told each choice, a line each.
 
     The result is checked before it is written. The demo's data is made beside it. A stage is
     addressed by its name: stages.finetune.epochs=2.
@@ -39,6 +49,22 @@ def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) 
         raise NasdError(
             f"{path} is there already: choose another folder, or write over it with --force"
         )
+    if budget is not None:
+        if not 0 < budget < math.inf:
+            raise NasdError(
+                f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
+            )
+        from nasd.forecast import fitting
+
+        fixed = frozenset(one.partition("=")[0].strip() for one in settings)
+        parsed = config.parse(tomllib.loads(text), name)
+        keys, told = fitting.fit(parsed, path, budget, fixed)
+        for key, value in keys.items():
+            _set(document, f"{key}={value}")
+        for line in told:
+            tell(line)
+        text = tomlkit.dumps(document)
+        config.parse(tomllib.loads(text), f"{name} with --budget-gpu-hours")
     folder.mkdir(parents=True, exist_ok=True)
     if name == "demo":
         from nasd.demo import write_demo_data

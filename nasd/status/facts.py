@@ -53,6 +53,7 @@ class Facts:
     devices: Mapping[str, Device]
     known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
     trouble: str = ""
+    chosen: int | None = None  # the candidate that a person has chosen in the live view
 
     @property
     def state(self) -> str:

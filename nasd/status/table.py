@@ -115,10 +115,10 @@ def _row(widths: Mapping[str, int], cells: Mapping[str, str | Text]) -> Text:
 
 def candidates(facts: Facts, width: int, most: int | None) -> list[Text]:
     """A heading, and at most so many lines in all; the last one counts those left out."""
-    everyone = _everyone(facts)
-    shown, rest = everyone, ""
-    if most is not None and len(everyone) + 1 > most:
-        shown, left = _chosen(facts, everyone, max(0, most - 2))
+    all_of_them = everyone(facts)
+    shown, rest = all_of_them, ""
+    if most is not None and len(all_of_them) + 1 > most:
+        shown, left = _chosen(facts, all_of_them, max(0, most - 2))
         states = Counter(one.state for one in left)
         parts = [f"{states[state]} {state}" for state in _FIRST if states[state]]
         rest = f"and {len(left):,} more: {', '.join(parts)}"
@@ -129,7 +129,7 @@ def candidates(facts: Facts, width: int, most: int | None) -> list[Text]:
 
 def height_of(facts: Facts) -> int:
     """Lines that all of them take."""
-    return len(_everyone(facts)) + 1
+    return len(everyone(facts)) + 1
 
 
 def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
@@ -143,7 +143,8 @@ def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
     return [fit(one, width) for one in found]
 
 
-def _everyone(facts: Facts) -> list[Candidate]:
+def everyone(facts: Facts) -> list[Candidate]:
+    """Newborn, parents and baseline, in the order of the rows."""
     born = {one.id for one in facts.born}
     parents = [one for one in facts.parents if one.id not in born and not one.is_baseline]
     return [*facts.born, *parents, facts.snapshot.baseline]
@@ -155,9 +156,15 @@ def _chosen(
     """Those that say most of where the search is, in their old order; and the others."""
     born = {one.id for one in facts.born}
 
-    def weight(one: Candidate) -> tuple[int, int, int, int]:
+    def weight(one: Candidate) -> tuple[bool, int, int, int, int]:
         place = _FIRST.index(one.state)
-        return (place > 0, not one.is_baseline, one.id not in born, facts.ranks.get(one.id, place))
+        return (
+            one.id != facts.chosen,
+            place > 0,
+            not one.is_baseline,
+            one.id not in born,
+            facts.ranks.get(one.id, place),
+        )
 
     by_weight = sorted(everyone, key=weight)
     chosen = {one.id for one in by_weight[:most]}
@@ -196,6 +203,8 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
         },
     )
     row.stylize_before(_style(facts, one))
+    if one.id == facts.chosen:
+        row.stylize("reverse")
     return row
 
 

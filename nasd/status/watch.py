@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from nasd import snapshot
 from nasd.errors import NasdError
+from nasd.status import table
 from nasd.status.devices import Devices
 from nasd.status.events import event
 from nasd.status.facts import Reader, read
+from nasd.status.keys import pressed
+from nasd.status.page_view import Details, opened
+from nasd.status.pages import Page, turned
 from nasd.status.summary import summary
 from nasd.status.text import Lines, line, wrapped
 from nasd.status.view import view
@@ -29,31 +35,57 @@ def show(state: Path, console: Console | None = None) -> None:
     console.print(Lines(view(facts, console.width)), soft_wrap=True)
 
 
-def watch(state: Path, interval: float = 1.0, stop: Callable[[], bool] = lambda: False) -> None:
-    """The live view until the search ends, or `stop()`; without a terminal, events as they come."""
+def watch(
+    state: Path,
+    interval: float = 1.0,
+    stop: Callable[[], bool] = lambda: False,
+    details: Details | None = None,
+) -> None:
+    """The live view until the search ends, or `stop()`; without a terminal, events as they come.
+
+    details: of a candidate, for its pages; with them keys are taken, where standard input is a
+    terminal (only in the main thread), and a page that is open stays open behind the end.
+    """
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
         follow(state, interval, stop)
         return
     with (
+        pressed() if details else nullcontext() as keys,
         Devices().sampled() as devices,
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         reader = Reader(state, devices)
-        ended = False
-        while not ended:
-            ended = stop()
-            try:
-                facts = reader.read()
-            except NasdError as error:
-                told = wrapped(f"waiting: {error}", console.width, console.height)
-                lines = [line(one) for one in told]
-            else:
-                ended = ended or facts.state != "running"
-                lines = view(facts, console.width, console.height)
+        page: Page | None = Page()
+        ended, facts, due = False, None, 0.0
+        lines: list[Text] = []
+        while page is not None and not (ended and page.name == "status"):
+            ended = ended or stop()
+            if time.monotonic() >= due:
+                due = time.monotonic() + interval
+                try:
+                    facts = reader.read()
+                except NasdError as error:
+                    facts = None
+                    told = wrapped(f"waiting: {error}", console.width, console.height)
+                    lines = [line(one) for one in told]
+                else:
+                    ended = ended or facts.state != "running"
+            most = 0
+            if facts is not None:
+                size = console.width, console.height
+                lines, most = opened(state, facts, page, *size, details if keys else None)
             live.update(Lines(lines), refresh=True)
-            if not ended:
+            if ended and page.name == "status":
+                break
+            if keys is None:
                 time.sleep(interval)
+                continue
+            for key in keys.wait(max(0.0, due - time.monotonic())):
+                ids = [] if facts is None else [one.id for one in table.everyone(facts)]
+                page = turned(page, key, ids, most)
+                if page is None:
+                    break
 
 
 def follow(state: Path, interval: float, stop: Callable[[], bool]) -> None:

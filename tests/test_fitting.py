@@ -1,0 +1,53 @@
+"""A search that is fitted to a budget."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasd.config import load
+from nasd.errors import NasdError
+from nasd.forecast.fitting import Plan, choose
+from nasd.presets import write_preset
+
+
+def price(plan: Plan) -> float:
+    heads = 1 + plan.mu + plan.lambda_ * plan.generations
+    return heads * (plan.sequences / 1e4 + plan.finetune)
+
+
+@given(st.floats(0.1, 1e5), st.integers(100, 10**7))
+def test_what_is_chosen_is_paid_and_the_data_that_the_rest_pays_is_taken(hours, most) -> None:
+    plan = choose(hours, most, 5_000, 100, price)
+    if plan is None:
+        assert price(Plan(1, 1, 1, 100, 0.1)) > hours
+        return
+    assert price(plan) <= hours
+    assert 100 <= plan.sequences <= most
+    more = Plan(
+        plan.mu, plan.lambda_, plan.generations, int(1.05 * plan.sequences) + 3, plan.finetune
+    )
+    assert plan.sequences == most or price(more) > hours
+
+
+def test_a_budget_writes_a_config_whose_simulation_keeps_within_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    set_ = ["population.mu=3", "population.tournament=2"]
+    path = write_preset("thesis", tmp_path, set_, False, 24, told.append)
+    config = load(path)
+    assert config.experiment.budget_gpu_hours == 24
+    assert config.population.mu == 3
+    assert "population.mu=3 as set" in told or "population.mu as set" in told
+    spent = next(one for one in told if one.startswith("simulated: "))
+    assert float(spent.split()[1]) <= 24
+    data = tomllib.loads(path.read_text())
+    assert any(str(data["data"]["mlm"]["max_sequences"]) in one for one in told)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0, -1, float("nan")])
+def test_a_budget_below_the_smallest_search_is_refused_by_its_key(tmp_path, budget) -> None:
+    with pytest.raises(NasdError, match=r"experiment\.budget_gpu_hours"):
+        write_preset("thesis", tmp_path / "new", [], False, budget)
+    assert not (tmp_path / "new").exists()
