@@ -19,6 +19,7 @@ from nasd.genotype import (
     FeedForward,
     Genotype,
     Lineage,
+    ModuleLineage,
     Origin,
     distance,
     parameters,
@@ -108,7 +109,7 @@ def _mutate_encoder(
     wants_to_add = rng.random() < rates.encoder_add
     # At a limit of the space the other direction is taken.
     if may_add and (wants_to_add or not may_remove):
-        fresh = BlockLineage(None, True, tuple("added" for _ in template.ffns))
+        fresh = BlockLineage.of(None, True, ["added"] * len(template.ffns))
         blocks.insert(rng.randint(0, len(blocks)), (template, fresh))
     elif may_remove:
         del blocks[rng.randrange(len(blocks))]
@@ -117,17 +118,17 @@ def _mutate_encoder(
 def _mutate_ffns(
     block: Block, lineage: BlockLineage, space: SearchSpace, rates: Mutation, rng: random.Random
 ) -> tuple[Block, BlockLineage]:
-    ffns, origins = list(block.ffns), list(lineage.ffns)
+    ffns, modules = list(block.ffns), list(lineage.ffns)
     if rng.random() < rates.ffn_add and len(ffns) < space.ffns:
         ffns.append(draw_ffn(space, rng))
-        origins.append("added")
+        modules.append(ModuleLineage("fresh", block=lineage.source))
     else:
         place = rng.randrange(len(ffns))
         fresh = _other_ffn(ffns[place], space, rng)
-        if fresh != ffns[place] and origins[place] == "kept":  # in a new block it stays "added"
-            origins[place] = "altered"
+        if fresh != ffns[place]:
+            modules[place] = replace(modules[place], transfer="fresh")
         ffns[place] = fresh
-    return replace(block, ffns=tuple(ffns)), replace(lineage, ffns=tuple(origins))
+    return replace(block, ffns=tuple(ffns)), replace(lineage, ffns=tuple(modules))
 
 
 def _alter_attention(
@@ -137,7 +138,9 @@ def _alter_attention(
         return block, lineage
     while (heads := draw_heads(space, rng)) == block.heads:
         pass
-    return replace(block, heads=heads), replace(lineage, attention_new=True)
+    return replace(block, heads=heads), replace(
+        lineage, attention=replace(lineage.attention, transfer="fresh")
+    )
 
 
 def _other_ffn(current: FeedForward, space: SearchSpace, rng: random.Random) -> FeedForward:
@@ -264,7 +267,7 @@ def align(child: Genotype, parent: Genotype, width: int) -> tuple[int, Lineage]:
         elif j and most[i][j] == most[i][j - 1]:
             j -= 1
         else:
-            blocks.append(BlockLineage(None, True, tuple("added" for _ in mine[i - 1].ffns)))
+            blocks.append(BlockLineage.of(None, True, ["added"] * len(mine[i - 1].ffns)))
             i -= 1
     return most[-1][-1], tuple(reversed(blocks))
 
@@ -287,7 +290,7 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
         return 0, None
     same = block.heads == source.heads
     gain = best[0] + norm + same * parameters_of_attention(width)
-    return gain, BlockLineage(index, not same, best[1])
+    return gain, BlockLineage.of(index, not same, best[1])
 
 
 def _pick_parents(

@@ -57,24 +57,17 @@ def _modules(lineage: Lineage) -> Iterator[tuple[str, str | None]]:
     for index, block in enumerate(lineage):
         child = f"encoder.blocks.{index}"
         parent = None if block.source is None else f"encoder.blocks.{block.source}"
-        yield f"{child}.attention", None if block.attention_new else _below(parent, "attention")
+        yield f"{child}.attention", None if block.attention.new else _below(parent, "attention")
         yield f"{child}.attention_norm", _below(parent, "attention_norm")
-        for number, (origin, place) in enumerate(zip(block.ffns, _places(block.ffns), strict=True)):
-            kept, added = origin == "kept", origin == "added"
-            yield f"{child}.ffns.{number}", _below(parent, f"ffns.{place}") if kept else None
-            yield (
-                f"{child}.ffn_norms.{number}",
-                None if added else _below(parent, f"ffn_norms.{place}"),
-            )
+        for number, ffn in enumerate(block.ffns):
+            stood = parent if ffn.place is not None else None
+            kept = None if ffn.new else stood
+            yield f"{child}.ffns.{number}", _below(kept, f"ffns.{ffn.place}")
+            yield f"{child}.ffn_norms.{number}", _below(stood, f"ffn_norms.{ffn.place}")
 
 
 def _below(parent: str | None, name: str) -> str | None:
     return None if parent is None else f"{parent}.{name}"
-
-
-def _places(ffns: tuple[str, ...]) -> list[int]:
-    """Where each feed-forward network stands among the parent's, which are all but the added."""
-    return [sum(origin != "added" for origin in ffns[:number]) for number in range(len(ffns))]
 
 
 def _check(child: Architecture, lineage: Lineage, parent: Architecture) -> None:
@@ -92,8 +85,10 @@ def _check(child: Architecture, lineage: Lineage, parent: Architecture) -> None:
         source = parent.blocks[block.source]
         if not block.attention_new and shape.heads != source.heads:
             raise ValueError(f"block {index}: its attention is not block {block.source}'s")
-        if sum(origin != "added" for origin in block.ffns) != len(source.ffns):
-            raise ValueError(f"block {index}: its FFNs are not block {block.source}'s")
-        for origin, ffn, place in zip(block.ffns, shape.ffns, _places(block.ffns), strict=True):
-            if origin == "kept" and ffn != source.ffns[place]:
+        for ffn, made in zip(shape.ffns, block.ffns, strict=True):
+            if made.place is None:
+                continue
+            if not 0 <= made.place < len(source.ffns):
+                raise ValueError(f"block {index}: block {block.source} has no FFN {made.place}")
+            if not made.new and ffn != source.ffns[made.place]:
                 raise ValueError(f"block {index}: an FFN is not block {block.source}'s")
