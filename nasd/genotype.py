@@ -206,6 +206,15 @@ def new_modules(lineage: Lineage) -> int:
     return sum(block.attention.new + sum(ffn.new for ffn in block.ffns) for block in lineage)
 
 
+def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The name of each block's line of descent: the parent's block's, or one of its own where it is
+    new in this candidate. parents: the names of the parents' blocks."""
+    return tuple(
+        f"{child}.{index}" if line.source is None else parents[line.attention.parent][line.source]
+        for index, line in enumerate(lineage)
+    )
+
+
 def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]:
     """What a mutation did to the parent, module by module, in words; blocks count from 1."""
     found = []

@@ -250,16 +250,7 @@ OPERATORS = {
 }  # fmt: skip
 
 
-# -- ancestry ------------------------------------------------------------------------------------
-
-
-def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The name of each block's line of descent: the parent's block's, or one of its own where it is
-    new in this candidate. parents: those of the child's parents."""
-    return tuple(
-        f"{child}.{index}" if line.source is None else parents[line.attention.parent][line.source]
-        for index, line in enumerate(lineage)
-    )
+# -- alignment -----------------------------------------------------------------------------------
 
 
 def _aligned(one: Sequence[str], other: Sequence[str]) -> list[tuple[int | None, int | None]]:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nasd.config import SearchSpace
-from nasd.genotype import Block, FeedForward, Genotype, distance, unchanged
+from nasd.genotype import Block, FeedForward, Genotype, ancestry, distance, unchanged
 from nasd.keeping import informed
-from nasd.operators import OPERATORS, Draft, ancestry, crossed
+from nasd.operators import OPERATORS, Draft, crossed
 from nasd.variation import check_genotype
 from nasd.worker.inherit import born
 from tests.test_transfers import generator, model_of, outputs, windows
