@@ -206,6 +206,13 @@ def new_modules(lineage: Lineage) -> int:
     return sum(block.attention.new + sum(ffn.new for ffn in block.ffns) for block in lineage)
 
 
+def ranks_any(lineage: Lineage) -> bool:
+    """Whether a module is the most telling part of what stood there, which takes text to tell."""
+    return any(
+        module.transfer == "ranked" for line in lineage for module in (line.attention, *line.ffns)
+    )
+
+
 def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """The name of each block's line of descent: the parent's block's, or one of its own where it is
     new in this candidate. parents: the names of the parents' blocks."""

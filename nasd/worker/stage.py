@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nasd.config import Stage
-from nasd.genotype import BlockLineage, Genotype
+from nasd.genotype import BlockLineage, Genotype, ranks_any
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.streams import stream_seed
 from nasd.worker import phenotype
@@ -297,8 +297,7 @@ def _born(spec: Spec, kind: type[phenotype.Model], fresh: torch.Generator) -> ph
     folders = [Path(one) for one in (spec.weights, spec.second_weights) if one is not None]
     parents = [phenotype.load(kind, folder, spec.dropout) for folder in folders]
     seen = None
-    modules = [module for block in lineage for module in (block.attention, *block.ffns)]
-    if any(module.transfer == "ranked" for module in modules):
+    if ranks_any(lineage):
         if kind is phenotype.QuestionAnswering:
             seen = for_questions(Path(spec.qa_cache), spec.seed)
         else:
