@@ -213,7 +213,7 @@ def _networks(block: Block) -> str:
 def _new(origin: BlockLineage) -> str:
     if origin.source is None:
         return "all"
-    made = [f"network {n}" for n, how in enumerate(origin.ffns, start=1) if how != "kept"]
+    made = [f"network {n}" for n, how in enumerate(origin.ffns, start=1) if how.new]
     return ", ".join((["attention"] if origin.attention_new else []) + made)
 
 

@@ -40,6 +40,7 @@ Minutes = Annotated[Real, Field(gt=0, le=525_600)]  # a year
 Gigabytes = Annotated[Real, Field(ge=0, le=10**9)]
 Size = Annotated[Whole, Field(ge=1, le=genotype.LARGEST)]
 Blocks = Annotated[Whole, Field(ge=1, le=genotype.MOST_BLOCKS)]
+Steps = Annotated[Whole, Field(ge=1, le=100)]
 Layers = Annotated[Whole, Field(ge=2, le=genotype.MOST_LAYERS)]
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
@@ -145,14 +146,50 @@ class Mutation(Section):
     """Probability, for each block, that the attention is altered."""
 
 
+OPERATORS = (
+    "widen", "narrow", "deepen", "flatten", "switch", "add_ffn", "drop_ffn",
+    "more_heads", "fewer_heads", "add_block", "drop_block", "cross",
+)  # fmt: skip
+
+
 class Variation(Section):
-    initial: Mutation
+    transfers: Literal["fresh", "informed"] = "fresh"
+    """How modules begin that are not their parent's: `fresh`, drawn anew; `informed`, so that what
+    is added changes nothing at first, what is larger computes what stood there, and what is smaller
+    is its most telling part, refitted."""
+    inherit_from: Literal["mlm", "task"] = "mlm"
+    """Where a child's weights come from: its parent's last MLM stage, or its fine-tuned weights,
+    head and all."""
+    operators: dict[str, Annotated[Real, Field(ge=0, le=1e6)]] | None = None
+    """The share of each small step in the space by which children differ from their parents, as
+    `{ narrow = 2, fewer_heads = 1 }`; without it they mutate as `initial` and `offspring` say."""
+    steps: tuple[Steps, Steps] = (1, 2)
+    """The fewest and the most of these small steps for a child."""
+    adaptive: Annotated[bool, Field(strict=True)] = False
+    """Let the shares of operators follow what their children have gained."""
+    initial: Mutation | None = None
     """Of the baseline, into the initial population."""
-    offspring: Mutation
+    offspring: Mutation | None = None
     """Of a parent, into a candidate of a later generation."""
     min_distance: Count = 1
     """In so many modules at least do two of the initial population differ, and each from the
     baseline."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.operators is None and (self.initial is None or self.offspring is None):
+            missing = "initial" if self.initial is None else "offspring"
+            raise ValueError(f"{missing} is missing: give it, or the shares of operators")
+        for name in self.operators or {}:
+            if name not in OPERATORS:
+                raise ValueError(f"operators: there is no {name}; take of {', '.join(OPERATORS)}")
+        if self.operators is not None and not any(self.operators.values()):
+            raise ValueError("operators: give at least one of them a share above 0")
+        if self.steps[0] > self.steps[1]:
+            raise ValueError("steps must be [fewest, most], with fewest <= most")
+        if self.adaptive and self.operators is None:
+            raise ValueError("adaptive has a meaning only where operators have shares")
+        return self
 
 
 class Population(Section):
@@ -361,8 +398,14 @@ class Config(Section):
                 )
             if not any(stage.task == "qa" and stage.train == "all" for stage in ladder):
                 raise ValueError(f"stages: nothing trains the {who} for question answering")
-        if not any(stage.task == "mlm" and stage.train != "head" for stage in self.stages):
+        languages = [one for one in self.stages if one.task == "mlm" and one.train != "head"]
+        if self.variation.inherit_from == "mlm" and not languages:
             raise ValueError("stages: at least one MLM stage must train the candidates")
+        if self.variation.inherit_from == "task" and languages:
+            raise ValueError(
+                f"stages.{languages[0].name}: children that start from their parents' fine-tuned"
+                ' weights climb no MLM stage; take it out, or variation.inherit_from = "mlm"'
+            )
         return self
 
 

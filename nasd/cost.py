@@ -161,7 +161,7 @@ def example_flop(
         attention = 4 * width**2 * tokens + (4 * width**2 + 4 * width * tokens) * seen
         modules.append((attention, origin.attention_new))
         modules += [
-            (2 * weights_of_ffn(ffn, width) * seen, made != "kept")
+            (2 * weights_of_ffn(ffn, width) * seen, made.new)
             for ffn, made in zip(block.ffns, origin.ffns, strict=True)
         ]
     if masks is None:
@@ -249,7 +249,7 @@ def memory_gb(
         new += sum(
             weights_of_ffn(ffn, width)
             for ffn, made in zip(block.ffns, origin.ffns, strict=True)
-            if made != "kept"
+            if made.new
         )
     trained = {"all": weights, "new": new, "head": width**2, "none": 0}[stage.train]
     backward = 0.0 if stage.train == "none" else float(micro * tokens * kept)

@@ -517,7 +517,7 @@ def _blocks(candidate: Candidate) -> Iterator[BlockRow]:
             attention="added" if new else "altered" if origin.attention_new else "kept",
             networks=tuple(
                 Network(ffn.activation, ffn.sizes, made)
-                for ffn, made in zip(block.ffns, origin.ffns, strict=True)
+                for ffn, made in zip(block.ffns, origin.origins, strict=True)
             ),
         )
 

@@ -7,8 +7,8 @@ same architecture always has the same hash. Which modules still wait for their f
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from typing import Any, Literal, Self
 
@@ -17,6 +17,7 @@ from nasd.readable import shown
 
 Activation = Literal["relu", "gelu"]
 Origin = Literal["kept", "altered", "added"]
+Transfer = Literal["kept", "fresh", "identity", "ranked"]
 
 # Of what an architecture may be made at all. So its parameters can be counted in SQLite's 64 bits.
 MOST_BLOCKS = 1000
@@ -128,29 +129,84 @@ class Genotype:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockLineage:
-    """Where one block's modules come from.
+class ModuleLineage:
+    """How one module, an attention or a feed-forward network, gets its weights.
 
-    source: the parent's block whose weights this one keeps, None for a block that is wholly new.
-    attention_new: the attention is initialised afresh.
-    ffns: for each feed-forward network: kept, altered (in its place, fresh), or added (fresh, and
-        with a layer norm of its own that is fresh too).
+    transfer: `kept`, as they were; `fresh`, drawn anew (thesis 4.2.1); `identity`, grown so that
+    the child computes what the parent did; `ranked`, the most important part of what stood there,
+    refitted. parent: which of the candidate's parents (0, or 1 of a crossover). block: that
+    parent's block in which it stands, None for a block that is new. place: which of that block's
+    FFNs it continues, None for one that is added, and for an attention.
     """
 
-    source: int | None
-    attention_new: bool
-    ffns: tuple[Origin, ...]
+    transfer: Transfer
+    parent: int = 0
+    block: int | None = None
+    place: int | None = None
+
+    @property
+    def new(self) -> bool:
+        """Whether it waits for training of its own."""
+        return self.transfer != "kept"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLineage:
+    """Where one block's modules come from; its norms are those of the places they stand at."""
+
+    attention: ModuleLineage
+    ffns: tuple[ModuleLineage, ...]
+
+    @classmethod
+    def of(cls, source: int | None, attention_new: bool, origins: Sequence[Origin]) -> Self:
+        """As the thesis has it: what is not kept is fresh, and a block keeps all its FFNs.
+
+        source: the parent's block that this one continues, None for one that is wholly new.
+        """
+        ffns, place = [], 0
+        for origin in origins:
+            stood = None if origin == "added" else place
+            place += origin != "added"
+            transfer: Transfer = "kept" if origin == "kept" else "fresh"
+            ffns.append(ModuleLineage(transfer, 0, source, stood))
+        attention = ModuleLineage("fresh" if attention_new else "kept", 0, source)
+        return cls(attention, tuple(ffns))
+
+    @property
+    def source(self) -> int | None:
+        """The parent's block that this one continues; None for one that is wholly new."""
+        return self.attention.block
+
+    @property
+    def attention_new(self) -> bool:
+        return self.attention.new
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """For each FFN: kept, altered (in its place, other weights), or added (with its norm)."""
+        return tuple(
+            "kept" if not ffn.new else "added" if ffn.place is None else "altered"
+            for ffn in self.ffns
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "source": self.source,
-            "attention_new": self.attention_new,
-            "ffns": list(self.ffns),
+            "attention": self.attention.to_json(),
+            "ffns": [ffn.to_json() for ffn in self.ffns],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(data["source"], data["attention_new"], tuple(data["ffns"]))
+        """Inverse of `to_json`; takes what nasd 0.1 wrote as well."""
+        if "attention" not in data:
+            return cls.of(data["source"], data["attention_new"], data["ffns"])
+        return cls(
+            ModuleLineage(**data["attention"]),
+            tuple(ModuleLineage(**ffn) for ffn in data["ffns"]),
+        )
 
 
 Lineage = tuple[BlockLineage, ...]
@@ -159,15 +215,29 @@ Lineage = tuple[BlockLineage, ...]
 def unchanged(genotype: Genotype) -> Lineage:
     """The lineage of an exact copy: every module kept."""
     return tuple(
-        BlockLineage(index, False, tuple("kept" for _ in block.ffns))
+        BlockLineage.of(index, False, ["kept"] * len(block.ffns))
         for index, block in enumerate(genotype.blocks)
     )
 
 
 def new_modules(lineage: Lineage) -> int:
     """How many modules (attentions and feed-forward networks) still wait for training."""
-    return sum(
-        block.attention_new + sum(origin != "kept" for origin in block.ffns) for block in lineage
+    return sum(block.attention.new + sum(ffn.new for ffn in block.ffns) for block in lineage)
+
+
+def ranks_any(lineage: Lineage) -> bool:
+    """Whether a module is the most telling part of what stood there, which takes text to tell."""
+    return any(
+        module.transfer == "ranked" for line in lineage for module in (line.attention, *line.ffns)
+    )
+
+
+def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The name of each block's line of descent: the parent's block's, or one of its own where it is
+    new in this candidate. parents: the names of the parents' blocks."""
+    return tuple(
+        f"{child}.{index}" if line.source is None else parents[line.attention.parent][line.source]
+        for index, line in enumerate(lineage)
     )
 
 
@@ -183,12 +253,13 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
         before = parent.blocks[origin.source]
         if origin.attention_new:
             found.append(f"{here}: {block.heads} heads instead of {before.heads}")
-        for place, (ffn, made) in enumerate(zip(block.ffns, origin.ffns, strict=True)):
-            if made == "altered":
-                was = before.ffns[place].in_words
-                found.append(f"{here}: FFN {ffn.in_words} instead of {was}")
-            elif made == "added":
+        for ffn, origin_of in zip(block.ffns, origin.ffns, strict=True):
+            if origin_of.new and origin_of.place is None:
                 found.append(f"{here}: FFN {ffn.in_words} added")
+            elif origin_of.new:
+                assert origin_of.place is not None
+                was = before.ffns[origin_of.place].in_words
+                found.append(f"{here}: FFN {ffn.in_words} instead of {was}")
     kept = {origin.source for origin in lineage}
     gone = [index for index in range(len(parent.blocks)) if index not in kept]
     return found + [f"the parent's block {index + 1} removed" for index in gone]

@@ -96,8 +96,8 @@ def weights_of(
     """The (candidate, stage) whose weights this candidate's stage starts from, and whether they
     are the parent's, to be inherited by lineage.
 
-    Within a ladder a stage starts where the one before it ended. The first stage inherits from
-    the parent's last MLM stage: the head that fine-tuning trained is no use to MLM.
+    Within a ladder a stage starts where the one before it ended. The first one inherits what its
+    parent leaves to its children (see `left_by`).
     """
     steps = steps_of(snapshot, config, candidate)
     position = steps.index(candidate.stage)
@@ -105,16 +105,36 @@ def weights_of(
         return (candidate.id, steps[position - 1]), False
     if candidate.parent is None:
         return None, False
-    parent = snapshot.candidates[candidate.parent]
-    return (parent.id, _mlm_stages(snapshot, config, parent)[-1]), True
+    return (candidate.parent, left_by(snapshot, config, candidate.parent)), True
 
 
-def _mlm_stages(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
-    """The stages that leave a model with an MLM head; prepare does."""
+def second_weights_of(
+    snapshot: Snapshot, config: Config, candidate: Candidate
+) -> tuple[int, str] | None:
+    """The same of the second parent of a crossover, where the stage inherits."""
+    if candidate.second is None or not weights_of(snapshot, config, candidate)[1]:
+        return None
+    return candidate.second, left_by(snapshot, config, candidate.second)
+
+
+def left_by(snapshot: Snapshot, config: Config, parent: int) -> str:
+    """The stage whose weights a candidate leaves to its children: its last MLM stage, as the head
+    that fine-tuning trained is no use to MLM; or, with variation.inherit_from = "task", the last
+    one that trains."""
+    return leaving(snapshot, config, snapshot.candidates[parent])[-1]
+
+
+def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
+    """The stages that leave a model such as children begin from; prepare leaves one with an MLM
+    head."""
+    task = "mlm" if config.variation.inherit_from == "mlm" else "qa"
     names = []
     for name in steps_of(snapshot, config, candidate):
         stage = stage_named(config, name)
-        if stage is None or stage.task == "mlm":
+        if stage is None:
+            if task == "mlm":
+                names.append(name)
+        elif stage.task == task and stage.train != "none":
             names.append(name)
     return names
 
@@ -124,5 +144,5 @@ def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
     if snapshot.experiment.prepared is None:
         return False
     steps = steps_of(snapshot, config, snapshot.baseline)
-    last = steps.index(_mlm_stages(snapshot, config, snapshot.baseline)[-1])
+    last = steps.index(left_by(snapshot, config, snapshot.baseline.id))
     return snapshot.baseline.final or steps.index(snapshot.baseline.stage) > last

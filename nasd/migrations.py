@@ -4,6 +4,9 @@ Never edit a step that has landed: add one. `SCHEMA` counts them, so that an old
 newer database without importing anything heavy.
 """
 
+import json
+
+from nasd.genotype import BlockLineage, ancestry
 from nasd.lifecycle import AttemptState, Phase, State
 from nasd.snapshot import SCHEMA
 from nasd.sqlite import Database, Migrations
@@ -170,6 +173,35 @@ def m003_steering(db: Database) -> None:
     ) STRICT;
     """
     _execute(db, statements)
+
+
+@migrations()
+def m004_parentage(db: Database) -> None:
+    """Two parents; each block's line of descent, by which their blocks are aligned; and which
+    operators made a candidate."""
+    statements = """
+    CREATE TABLE parentage (
+        child INTEGER NOT NULL REFERENCES candidate,
+        place INTEGER NOT NULL CHECK (place IN (0, 1)),
+        parent INTEGER NOT NULL REFERENCES candidate,
+        PRIMARY KEY (child, place)
+    ) STRICT;
+    CREATE INDEX parentage_parent ON parentage (parent);
+    INSERT INTO parentage SELECT id, 0, parent FROM candidate WHERE parent IS NOT NULL;
+    ALTER TABLE candidate ADD COLUMN ancestry TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE candidate ADD COLUMN operators TEXT NOT NULL DEFAULT '[]';
+    """
+    _execute(db, statements)
+    lines: dict[int, tuple[str, ...]] = {}
+    for number, parent, text in db.execute(
+        "SELECT id, parent, lineage FROM candidate ORDER BY id"
+    ).fetchall():
+        lineage = tuple(BlockLineage.from_json(block) for block in json.loads(text))
+        founder = tuple(f"{number}.{index}" for index in range(len(lineage)))
+        lines[number] = founder if parent is None else ancestry(lineage, number, [lines[parent]])
+        db.execute(
+            "UPDATE candidate SET ancestry = ? WHERE id = ?", (json.dumps(lines[number]), number)
+        )
 
 
 def _execute(db: Database, statements: str) -> None:

@@ -142,16 +142,19 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
             baseline.genotype, config.search_space, config.variation, config.population.mu, seed
         )
         measure = diversity([one.genotype for one in mutants], snapshot.experiment.backbone)
-        births = tuple(Bred(baseline.id, one.genotype, one.lineage) for one in mutants)
+        births = tuple(
+            Bred(baseline.id, one.genotype, one.lineage, operators=one.operators) for one in mutants
+        )
         return Breed(0, births, first_stage, {"diversity": measure})
     parents = [
-        Parent(member.candidate, snapshot.candidates[member.candidate].genotype, point)
+        Parent(member.candidate, one.genotype, point, one.ancestry)
         for member in snapshot.members
         if member.generation == generation and member.role == "parent"
+        for one in [snapshot.candidates[member.candidate]]
         for point in points(snapshot, [member.candidate])
     ]
     if not parents:  # nobody of the last generation was scored: begin again from the baseline
-        parents = [Parent(baseline.id, baseline.genotype, (0.0, 1.0))]
+        parents = [Parent(baseline.id, baseline.genotype, (0.0, 1.0), baseline.ancestry)]
     bred = offspring(
         parents,
         baseline.genotype,

@@ -55,6 +55,7 @@ class Spec(Message):
     lineage: list[dict[str, Any]]
     weights: str | None  # the folder to start from; None: the seed itself
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
+    second_weights: str | None = None  # those of the second parent of a crossover
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself
     qa_cache: str

@@ -62,11 +62,7 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     generation = snapshot.generation
     assert generation is not None
     here = steps.index(candidate.stage)
-    mlm = [
-        step
-        for step in steps
-        if (stage := ladder.stage_named(config, step)) is not None and stage.task == "mlm"
-    ]
+    left = ladder.leaving(snapshot, config, candidate)
     newest = candidate.generation == generation.number
     match candidate.state:
         case State.FAILED if not newest or generation.phase is not Phase.CLIMBING:
@@ -82,9 +78,9 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             if any(
                 one.candidate == candidate.id and (one.survives or not selected) for one in members
             ):
-                return {mlm[-1], answering_stage(config)}
+                return {left[-1], answering_stage(config)}
             return set()
-    behind = {step for step in mlm if steps.index(step) < here}
+    behind = {step for step in left if steps.index(step) < here}
     return {steps[here - 1], *sorted(behind, key=steps.index)[-1:]} if here else set()
 
 

@@ -21,7 +21,7 @@ from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
-SCHEMA = 3  # how many migrations this version of nasd knows
+SCHEMA = 4  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -81,6 +81,14 @@ class Candidate:
     state: State
     reason: str
     retried_after: int = 0  # the newest attempt when a person had it tried again
+    second: int | None = None  # of a crossover: the parent whom its lineage calls 1
+    ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
+    operators: tuple[str, ...] = ()  # by which it was made, where they have names
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """None for the baseline, two for a child of a crossover."""
+        return tuple(one for one in (self.parent, self.second) if one is not None)
 
     @cached_property
     def genotype(self) -> Genotype:
@@ -477,7 +485,8 @@ def _curve(text: str) -> list[tuple[int, float]]:
 
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
-    " retried_after"
+    " retried_after, (SELECT parentage.parent FROM parentage WHERE child = id AND place = 1),"
+    " ancestry, operators"
 )
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
@@ -499,6 +508,9 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         state=State(row[8]),
         reason=row[9],
         retried_after=row[10],
+        second=row[11],
+        ancestry=tuple(_decoded(row[12])),
+        operators=tuple(_decoded(row[13])),
     )
 
 
@@ -560,7 +572,7 @@ def _read(
         play = (
             "IN (WITH RECURSIVE line (id) AS ("
             f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
-            " UNION SELECT parent FROM candidate JOIN line USING (id) WHERE parent IS NOT NULL)"
+            " UNION SELECT parent FROM parentage JOIN line ON child = id)"
             f" SELECT id FROM line) AND {everyone}"
         )
         met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"

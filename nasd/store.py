@@ -16,7 +16,7 @@ from typing import Any
 from nasd import snapshot
 from nasd.database_file import damaged, fault
 from nasd.errors import NasdError
-from nasd.genotype import Backbone, Genotype, Lineage, parameters, unchanged
+from nasd.genotype import Backbone, Genotype, ancestry, parameters, unchanged
 from nasd.lifecycle import (
     ATTEMPT_TRANSITIONS,
     NEXT_PHASE,
@@ -149,9 +149,8 @@ class Store:
                 state="running",
                 created_at=now,
             )
-            self._bear(
-                BASELINE, None, None, baseline, unchanged(baseline), backbone, first_stage, now
-            )
+            founder = Bred(BASELINE, baseline, unchanged(baseline))
+            self._bear(BASELINE, None, founder, backbone, first_stage, now)
 
     def change_config(self, config: Mapping[str, Any], changes: str, now: float) -> None:
         """Another config for what comes; the daemon has checked that it may change so. A budget of
@@ -307,16 +306,7 @@ class Store:
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
             first = self._value("SELECT max(id) FROM candidate") + 1
             for number, birth in enumerate(births, first):
-                self._bear(
-                    number,
-                    generation,
-                    birth.parent,
-                    birth.genotype,
-                    birth.lineage,
-                    backbone,
-                    first_stage,
-                    now,
-                )
+                self._bear(number, generation, birth, backbone, first_stage, now)
                 self._insert("member", generation=generation, candidate=number, role="offspring")
             for injection, place in (injections or {}).items():
                 self._db.execute(
@@ -492,26 +482,37 @@ class Store:
         self,
         number: int,
         generation: int | None,
-        parent: int | None,
-        genotype: Genotype,
-        lineage: Lineage,
+        birth: Bred,
         backbone: Backbone,
         stage: str,
         now: float,
     ) -> None:
+        """generation: None for the baseline, which has no parents."""
+        founder = generation is None
+        parents = (
+            [] if founder else [one for one in (birth.parent, birth.second) if one is not None]
+        )
+        lines = tuple(f"{number}.{index}" for index in range(len(birth.lineage)))
+        if not founder:
+            lines = ancestry(birth.lineage, number, [self._ancestry(one) for one in parents])
         self._insert(
             "candidate",
             id=number,
             generation=generation,
-            parent=parent,
-            genotype=json.dumps(genotype.to_json()),
-            hash=genotype.hash,
-            lineage=json.dumps([block.to_json() for block in lineage]),
-            parameters=parameters(genotype, backbone),
+            parent=None if founder else birth.parent,
+            genotype=json.dumps(birth.genotype.to_json()),
+            hash=birth.genotype.hash,
+            lineage=json.dumps([block.to_json() for block in birth.lineage]),
+            parameters=parameters(birth.genotype, backbone),
             stage=stage,
             state=str(target(None, Event.BORN)),
+            ancestry=json.dumps(lines),
+            operators=json.dumps(birth.operators),
         )
-        detail = str(genotype) if parent is None else f"from {parent}: {genotype}"
+        for place, parent in enumerate(parents):
+            self._insert("parentage", child=number, place=place, parent=parent)
+        detail = f"from {' and '.join(map(str, parents))}: " if parents else ""
+        detail += str(birth.genotype)
         self._log(
             now,
             candidate=number,
@@ -520,6 +521,12 @@ class Store:
             stage=stage,
             detail=detail,
         )
+
+    def _ancestry(self, candidate: int) -> list[str]:
+        found: list[str] = json.loads(
+            self._value("SELECT ancestry FROM candidate WHERE id = ?", candidate)
+        )
+        return found
 
     def _advance(
         self,

@@ -477,6 +477,7 @@ class Tick:
     def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int, slots: int) -> Spec:
         prepared = snapshot.experiment.prepared or {}
         origin, inherits = ladder.weights_of(snapshot, self.config, candidate)
+        second = ladder.second_weights_of(snapshot, self.config, candidate)
         earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
         stage = ladder.stage_named(self.config, candidate.stage)
         task = candidate.stage if stage is None else stage.task
@@ -494,6 +495,7 @@ class Tick:
             lineage=[block.to_json() for block in candidate.lineage],
             weights=None if origin is None else str(self.state.result(*origin)),
             inherits=inherits,
+            second_weights=None if second is None else str(self.state.result(*second)),
             cache=str(self.state.cache),
             mlm_cache=self._cache(prepared.get("mlm_cache")),
             qa_cache=self._cache(prepared.get("qa_cache")),

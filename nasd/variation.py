@@ -1,7 +1,7 @@
-"""How one genotype comes from another: mutation, the two ways it makes a generation, and the
-adoption of one that a person made.
+"""How one genotype comes from others: mutation or small steps, the two ways that makes a
+generation, and the adoption of one that a person made.
 
-Thesis 4.2.1 (mutation), 4.2.2 (the initial population) and 4.2.3 (mating). There is no crossover.
+Thesis 4.2.1 (mutation), 4.2.2 (the initial population) and 4.2.3 (mating, without crossover).
 All of it is pure: the same arguments give the same genotypes.
 """
 
@@ -19,6 +19,7 @@ from nasd.genotype import (
     FeedForward,
     Genotype,
     Lineage,
+    ModuleLineage,
     Origin,
     distance,
     parameters,
@@ -26,6 +27,8 @@ from nasd.genotype import (
     parameters_of_ffn,
     unchanged,
 )
+from nasd.keeping import informed
+from nasd.operators import OPERATORS, Draft
 from nasd.pareto import SIZE, Point, crowding, ranks, tournament
 from nasd.streams import stream
 
@@ -34,10 +37,18 @@ TRIES = 1000  # mutations per individual before the search space counts as exhau
 
 @dataclass(frozen=True, slots=True)
 class Offspring:
-    """A mutant of the baseline."""
+    """A mutant. operators: by which it was made, where they have names; crosses: whether it has
+    modules of a second parent."""
 
     genotype: Genotype
     lineage: Lineage
+    operators: tuple[str, ...] = ()
+
+    @property
+    def crosses(self) -> bool:
+        return any(
+            module.parent for line in self.lineage for module in (line.attention, *line.ffns)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class Parent:
     candidate: int
     genotype: Genotype
     point: Point
+    ancestry: tuple[str, ...] = ()  # the line of descent of each block
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,12 @@ class Bred:
     parent: int
     genotype: Genotype
     lineage: Lineage
+    second: int | None = None  # of a crossover: the parent whom the lineage calls 1
+    operators: tuple[str, ...] = ()
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        return (self.parent,) if self.second is None else (self.parent, self.second)
 
 
 def draw_heads(space: SearchSpace, rng: random.Random) -> int:
@@ -108,7 +126,7 @@ def _mutate_encoder(
     wants_to_add = rng.random() < rates.encoder_add
     # At a limit of the space the other direction is taken.
     if may_add and (wants_to_add or not may_remove):
-        fresh = BlockLineage(None, True, tuple("added" for _ in template.ffns))
+        fresh = BlockLineage.of(None, True, ["added"] * len(template.ffns))
         blocks.insert(rng.randint(0, len(blocks)), (template, fresh))
     elif may_remove:
         del blocks[rng.randrange(len(blocks))]
@@ -117,17 +135,17 @@ def _mutate_encoder(
 def _mutate_ffns(
     block: Block, lineage: BlockLineage, space: SearchSpace, rates: Mutation, rng: random.Random
 ) -> tuple[Block, BlockLineage]:
-    ffns, origins = list(block.ffns), list(lineage.ffns)
+    ffns, modules = list(block.ffns), list(lineage.ffns)
     if rng.random() < rates.ffn_add and len(ffns) < space.ffns:
         ffns.append(draw_ffn(space, rng))
-        origins.append("added")
+        modules.append(ModuleLineage("fresh", block=lineage.source))
     else:
         place = rng.randrange(len(ffns))
         fresh = _other_ffn(ffns[place], space, rng)
-        if fresh != ffns[place] and origins[place] == "kept":  # in a new block it stays "added"
-            origins[place] = "altered"
+        if fresh != ffns[place]:
+            modules[place] = replace(modules[place], transfer="fresh")
         ffns[place] = fresh
-    return replace(block, ffns=tuple(ffns)), replace(lineage, ffns=tuple(origins))
+    return replace(block, ffns=tuple(ffns)), replace(lineage, ffns=tuple(modules))
 
 
 def _alter_attention(
@@ -137,7 +155,9 @@ def _alter_attention(
         return block, lineage
     while (heads := draw_heads(space, rng)) == block.heads:
         pass
-    return replace(block, heads=heads), replace(lineage, attention_new=True)
+    return replace(block, heads=heads), replace(
+        lineage, attention=replace(lineage.attention, transfer="fresh")
+    )
 
 
 def _other_ffn(current: FeedForward, space: SearchSpace, rng: random.Random) -> FeedForward:
@@ -148,10 +168,53 @@ def _other_ffn(current: FeedForward, space: SearchSpace, rng: random.Random) -> 
     return fresh
 
 
+def child_of(
+    parents: Sequence[Genotype],
+    ancestry: Sequence[Sequence[str]],
+    baseline: Genotype,
+    space: SearchSpace,
+    variation: Variation,
+    rates: Mutation | None,
+    shares: Mapping[str, float],
+    rng: random.Random,
+) -> Offspring:
+    """One child, by the thesis's mutation at these rates, or by small steps at these shares; its
+    modules begin as `variation.transfers` says. It may be equal to its parent."""
+    if variation.operators is None:
+        assert rates is not None
+        genotype, lineage = mutate(parents[0], baseline, space, rates, rng)
+        made: tuple[str, ...] = ()
+    else:
+        draft = Draft.of(parents, ancestry)
+        made = _step(draft, space, shares, rng.randint(*variation.steps), rng)
+        genotype, lineage = draft.genotype, draft.lineage
+    if variation.transfers == "informed":
+        lineage = informed(genotype, lineage, parents)
+    return Offspring(genotype, lineage, made)
+
+
+def _step(
+    draft: Draft, space: SearchSpace, shares: Mapping[str, float], count: int, rng: random.Random
+) -> tuple[str, ...]:
+    """Takes `count` small steps, or fewer where there is no room; a crossover only as the first."""
+    names = [name for name in OPERATORS if shares.get(name, 0) > 0]
+    made: list[str] = []
+    for number in range(count):
+        pool = [one for one in names if OPERATORS[one].parents == 1 or not number]
+        while pool:
+            name = rng.choices(pool, [shares[one] for one in pool])[0]
+            if OPERATORS[name].apply(draft, space, rng):
+                made.append(name)
+                break
+            pool.remove(name)
+    return tuple(made)
+
+
 def initial_population(
     baseline: Genotype, space: SearchSpace, variation: Variation, mu: int, seed: int
 ) -> list[Offspring]:
-    """Diverse mutants of the baseline, by the aggressive rates of variation.initial (thesis 4.2.2).
+    """Diverse mutants of the baseline, by the aggressive rates of variation.initial (thesis 4.2.2),
+    or by small steps.
 
     Each lies at least variation.min_distance from the baseline and from every other one; mutants
     that do not are drawn again. Raises NasdError if the search space gives no more of them.
@@ -161,9 +224,19 @@ def initial_population(
         known = [baseline, *(other.genotype for other in population)]
         for attempt in range(TRIES):
             rng = stream(seed, 0, "initial", individual * TRIES + attempt)
-            genotype, lineage = mutate(baseline, baseline, space, variation.initial, rng)
-            if all(distance(genotype, other) >= variation.min_distance for other in known):
-                population.append(Offspring(genotype, lineage))
+            mutant = child_of(
+                [baseline],
+                (),
+                baseline,
+                space,
+                variation,
+                variation.initial,
+                variation.operators or {},
+                rng,
+            )
+            far = variation.min_distance
+            if all(distance(mutant.genotype, other) >= far for other in known):
+                population.append(mutant)
                 break
         else:
             raise NasdError(
@@ -202,25 +275,41 @@ def offspring(
     taken: Collection[str],
     seed: int,
     generation: int,
+    shares: Mapping[str, float] | None = None,
 ) -> list[Bred]:
     """The children of a generation: lambda mutants of parents picked in pairs (thesis 4.2.3).
 
     Each parent of a pair is mutated into one child; of the last pair only the first if lambda is
     odd. A child whose hash is `taken`, or is that of its parent or of a child before it, is drawn
     again from the same parent; raises NasdError if that leads nowhere. `taken` holds the hashes
-    of all candidates of the experiment, the baseline among them.
+    of all candidates of the experiment, the baseline among them. shares: of the operators, where
+    they have taken others than the config's.
     """
     known = set(taken)
     children: list[Bred] = []
-    for index, parent in enumerate(
-        _pick_parents(parents, lambda_, tournament_size, seed, generation)
-    ):
+    picked = _pick_parents(parents, lambda_ + lambda_ % 2, tournament_size, seed, generation)
+    for index, parent in enumerate(picked[:lambda_]):
+        partner = picked[index ^ 1]
+        both = [parent] if partner.candidate == parent.candidate else [parent, partner]
         for attempt in range(TRIES):
             rng = stream(seed, generation, "mutate", index * TRIES + attempt)
-            genotype, lineage = mutate(parent.genotype, baseline, space, variation.offspring, rng)
+            child = child_of(
+                [one.genotype for one in both],
+                [one.ancestry for one in both],
+                baseline,
+                space,
+                variation,
+                variation.offspring,
+                shares if shares is not None else variation.operators or {},
+                rng,
+            )
+            genotype = child.genotype
             if genotype != parent.genotype and genotype.hash not in known:
                 known.add(genotype.hash)
-                children.append(Bred(parent.candidate, genotype, lineage))
+                second = partner.candidate if child.crosses else None
+                children.append(
+                    Bred(parent.candidate, genotype, child.lineage, second, child.operators)
+                )
                 break
         else:
             raise NasdError(
@@ -264,7 +353,7 @@ def align(child: Genotype, parent: Genotype, width: int) -> tuple[int, Lineage]:
         elif j and most[i][j] == most[i][j - 1]:
             j -= 1
         else:
-            blocks.append(BlockLineage(None, True, tuple("added" for _ in mine[i - 1].ffns)))
+            blocks.append(BlockLineage.of(None, True, ["added"] * len(mine[i - 1].ffns)))
             i -= 1
     return most[-1][-1], tuple(reversed(blocks))
 
@@ -287,7 +376,7 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
         return 0, None
     same = block.heads == source.heads
     gain = best[0] + norm + same * parameters_of_attention(width)
-    return gain, BlockLineage(index, not same, best[1])
+    return gain, BlockLineage.of(index, not same, best[1])
 
 
 def _pick_parents(

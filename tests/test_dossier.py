@@ -92,7 +92,7 @@ def test_what_is_new_in_a_block_is_marked_as_the_lineage_says(search: Tick):
             assert row.heads == block.heads
             assert row.source == (None if origin.source is None else origin.source + 1)
             assert (row.attention != "kept") == origin.attention_new
-            assert tuple(network.origin for network in row.networks) == origin.ffns
+            assert tuple(network.origin for network in row.networks) == origin.origins
 
 
 def test_costs_add_up_to_the_ledger(search: Tick):

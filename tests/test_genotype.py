@@ -14,6 +14,7 @@ from nasd.genotype import (
     BlockLineage,
     FeedForward,
     Genotype,
+    ModuleLineage,
     changes,
     distance,
     new_modules,
@@ -48,9 +49,25 @@ def test_json_round_trip(genotype: Genotype) -> None:
 @given(genotypes)
 @settings(deadline=None)
 def test_lineage_round_trip(genotype: Genotype) -> None:
-    lineage = (*unchanged(genotype), BlockLineage(None, True, ("added", "added")))
+    lineage = (*unchanged(genotype), BlockLineage.of(None, True, ("added", "added")))
     text = json.dumps([block.to_json() for block in lineage])
     assert tuple(BlockLineage.from_json(block) for block in json.loads(text)) == lineage
+
+
+def test_a_lineage_that_an_earlier_version_wrote_is_read() -> None:
+    """Candidates of a search that began with nasd 0.1 are still in its database."""
+    wrote = {"source": 1, "attention_new": True, "ffns": ["added", "kept", "altered"]}
+    line = BlockLineage.from_json(wrote)
+    assert line == BlockLineage(
+        ModuleLineage("fresh", 0, 1),
+        (
+            ModuleLineage("fresh", 0, 1, None),
+            ModuleLineage("kept", 0, 1, 0),
+            ModuleLineage("fresh", 0, 1, 1),
+        ),
+    )
+    assert line.origins == ("added", "kept", "altered")
+    assert BlockLineage.from_json(line.to_json()) == line
 
 
 @given(genotypes, genotypes)
@@ -117,9 +134,9 @@ def test_an_exact_copy_has_nothing_new() -> None:
 
 def test_new_modules_are_attentions_and_ffns() -> None:
     lineage = (
-        BlockLineage(0, False, ("kept", "altered")),
-        BlockLineage(None, True, ("added",)),
-        BlockLineage(1, True, ("kept", "added")),
+        BlockLineage.of(0, False, ("kept", "altered")),
+        BlockLineage.of(None, True, ("added",)),
+        BlockLineage.of(1, True, ("kept", "added")),
     )
     assert new_modules(lineage) == 1 + 2 + 2
 
@@ -204,9 +221,9 @@ def test_what_a_mutation_changed_is_told_module_by_module():
         )
     )
     lineage = (
-        BlockLineage(0, True, ("kept", "added")),
-        BlockLineage(None, True, ("added",)),
-        BlockLineage(1, False, ("kept", "altered")),
+        BlockLineage.of(0, True, ("kept", "added")),
+        BlockLineage.of(None, True, ("added",)),
+        BlockLineage.of(1, False, ("kept", "altered")),
     )
     assert changes(child, lineage, parent) == [
         "block 1: 4 heads instead of 12",

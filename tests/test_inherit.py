@@ -23,10 +23,10 @@ NEW = FeedForward("relu", (10,))
 # block, 2 with its FFN altered, 0 as it was; so every module moved or changed but block 0's.
 CHILD = Genotype((Block(2, (NEW, B, C)), Block(4, (NEW, A)), Block(6, (NEW,)), Block(3, (A,))))
 LINEAGE: Lineage = (
-    BlockLineage(1, True, ("added", "kept", "kept")),
-    BlockLineage(None, True, ("added", "added")),
-    BlockLineage(2, False, ("altered",)),
-    BlockLineage(0, False, ("kept",)),
+    BlockLineage.of(1, True, ("added", "kept", "kept")),
+    BlockLineage.of(None, True, ("added", "added")),
+    BlockLineage.of(2, False, ("altered",)),
+    BlockLineage.of(0, False, ("kept",)),
 )
 # What every module of CHILD comes from, written out by hand.
 KEPT = {
@@ -75,7 +75,7 @@ def test_an_adopted_genotype_inherits_by_the_lineage_that_was_found_for_it(folde
     made = Genotype((Block(4, (C, B, C)), Block(6, (NEW,)), Block(2, (A, NEW)), Block(6, (C,))))
     _, lineage = align(made, PARENT, 12)
     assert [block.source for block in lineage] == [1, None, None, 2]
-    assert lineage[0] == BlockLineage(1, False, ("added", "kept", "kept"))
+    assert lineage[0] == BlockLineage.of(1, False, ("added", "kept", "kept"))
     parent = phenotype.load_state(folder)
     model = inherit(made, lineage, folder, generator())
     place = "encoder.blocks.3."
@@ -150,8 +150,8 @@ KEEP = unchanged(PARENT)
     ("child", "lineage", "message"),
     [
         (PARENT, KEEP[:2], "a lineage of 2 blocks for 3"),
-        (PARENT, (BlockLineage(0, False, ()), *KEEP[1:]), "block 0: .* number of FFNs"),
-        (PARENT, (*KEEP[:2], BlockLineage(7, False, ("kept",))), "no block 7"),
+        (PARENT, (BlockLineage.of(0, False, ()), *KEEP[1:]), "block 0: .* number of FFNs"),
+        (PARENT, (*KEEP[:2], BlockLineage.of(7, False, ("kept",))), "no block 7"),
         (
             Genotype((Block(4, (A,)), *PARENT.blocks[1:])),
             KEEP,
@@ -163,9 +163,9 @@ KEEP = unchanged(PARENT)
             "block 0: an FFN is not block 0's",
         ),
         (
-            Genotype((Block(3, (A,)), Block(4, (B,)), PARENT.blocks[2])),
-            (KEEP[0], BlockLineage(1, False, ("kept",)), KEEP[2]),
-            "block 1: its FFNs are not block 1's",
+            Genotype((Block(3, (A, B)), *PARENT.blocks[1:])),
+            (BlockLineage.of(0, False, ("kept", "kept")), *KEEP[1:]),
+            "block 0: block 0 has no FFN 1",
         ),
     ],
 )

@@ -219,9 +219,9 @@ def test_least_squares_is_silent_where_data_says_nothing():
 
 def test_each_kind_of_mutation_is_counted_once():
     lineage = (
-        BlockLineage(0, True, ("kept", "added")),
-        BlockLineage(None, True, ("added",)),  # a new block's parts are part of it
-        BlockLineage(2, False, ("altered",)),
+        BlockLineage.of(0, True, ("kept", "added")),
+        BlockLineage.of(None, True, ("added",)),  # a new block's parts are part of it
+        BlockLineage.of(2, False, ("altered",)),
     )
     assert mutations(lineage, BASELINE) == {
         "block added": 1,

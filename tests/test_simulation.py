@@ -238,7 +238,7 @@ def test_the_operations_of_distilbert_are_those_that_were_counted():
     """MFLOP a token at 512 tokens: 271 for training with the head and the last block on the masks
     alone, 134 where one FFN of block 3 trains."""
     lineage = list(unchanged(DISTILBERT.baseline))
-    lineage[3] = BlockLineage(3, False, ("altered",))
+    lineage[3] = BlockLineage.of(3, False, ("altered",))
     assert flop_per_token(77, "all") == pytest.approx(271, rel=0.01)
     assert flop_per_token(77, "new", tuple(lineage)) == pytest.approx(134, rel=0.03)
     assert flop_per_token(77, "none") == pytest.approx(271 / 3, rel=0.01)
@@ -289,7 +289,7 @@ CONFIG = thesis_config()
 def candidate_of(blocks: list[Any]) -> tuple[Genotype, Lineage]:
     genotype = Genotype(tuple(Block(heads, tuple(f for f, _ in ffns)) for heads, _, ffns in blocks))
     lineage = tuple(
-        BlockLineage(index, new, tuple(made for _, made in ffns))
+        BlockLineage.of(index, new, tuple(made for _, made in ffns))
         for index, (_, new, ffns) in enumerate(blocks)
     )
     return genotype, lineage

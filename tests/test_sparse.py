@@ -330,7 +330,7 @@ def extremes() -> Iterator[tuple[Genotype, Lineage]]:
         for heads, activation in ((1, "relu"), (12, "gelu")):
             ffn = FeedForward(activation, (size,) * (layers - 1))
             genotype = Genotype((BlockGenes(heads, (ffn,) * ffns),) * blocks)
-            new = BlockLineage(None, True, ("added",) * ffns)
+            new = BlockLineage.of(None, True, ("added",) * ffns)
             yield genotype, (new,) * blocks
 
 

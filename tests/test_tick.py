@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from nasd import tick as tick_module
 from nasd.config import Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.genotype import Backbone, Block, BlockLineage, FeedForward, Genotype
 from nasd.lifecycle import AttemptState, Phase, State
 from nasd.protocol import Outcome, Spec, read
 from nasd.store import BASELINE
 from nasd.tick import Tick
 from tests.conftest import (
+    ROOT,
     Clock,
     FakeLauncher,
     Script,
@@ -50,6 +52,7 @@ from tests.faults import (
     story_in,
 )
 
+STORY = ROOT / "tests/data/thesis_story.json"
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
 
 
@@ -67,6 +70,35 @@ def thesis(tmp_path_factory: pytest.TempPathFactory) -> Tick:
     """The thesis's search as shipped (mu 8, lambda 12, 3 generations, 4 slots), at its end."""
     with without_summaries():
         return run_thesis(StateFolder(tmp_path_factory.mktemp("thesis") / "state"))
+
+
+def test_the_search_of_the_thesis_is_what_it_was_in_the_version_that_told_its_story(
+    thesis: Tick,
+) -> None:
+    """tests/data/thesis_story.json was recorded before the modules moved into rooms, by this very
+    search: the same population, lineages, decisions, scores and events come of the same seed."""
+    told = json.loads(STORY.read_text())
+    now = json.loads(json.dumps(story(thesis.store), default=str, skipkeys=True))
+    assert (now["state"], now["generations"]) == (told["state"], told["generations"])
+    assert now["events"] == told["events"]
+    assert now["candidates"].keys() == told["candidates"].keys()
+    for number, before in told["candidates"].items():
+        one = now["candidates"][number]
+        assert [*one[:3], *one[4:]] == [*before[:3], *before[4:]], number
+        lineage = [BlockLineage.from_json(block) for block in json.loads(one[3])]
+        assert lineage == [BlockLineage.from_json(block) for block in before[3]]
+    assert len(now["decisions"]) == len(told["decisions"])
+    for one, before in zip(now["decisions"], told["decisions"], strict=True):
+        assert one[:3] == before[:3]
+        payload = {key: one[3].get(key) for key in before[3]}  # it may say more by now
+        assert payload == before[3]
+    members = json.loads(json.dumps([astuple(one) for one in thesis.store.read().members]))
+    assert members == told["members"]
+    results = [
+        [*key, one.metrics, one.curve, one.steps]
+        for key, one in thesis.store.read().results.items()
+    ]
+    assert json.loads(json.dumps(results)) == told["results"]
 
 
 def run_thesis(state: StateFolder) -> Tick:

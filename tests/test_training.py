@@ -52,7 +52,7 @@ def altered(shop: Workshop) -> tuple[Genotype, tuple[BlockLineage, ...]]:
     blocks = list(shop.baseline.blocks)
     lineage = list(unchanged(shop.baseline))
     blocks[1] = replace(blocks[1], ffns=(FeedForward("relu", (96,)),))
-    lineage[1] = replace(lineage[1], ffns=("altered",))
+    lineage[1] = BlockLineage.of(1, False, ("altered",))
     return Genotype(tuple(blocks)), tuple(lineage)
 
 

@@ -91,21 +91,21 @@ def check_lineage(child: Genotype, lineage: Lineage, parent: Genotype, baseline:
     """What the lineage says of each module is so."""
     assert len(lineage) == len(child.blocks)
     for block, line in zip(child.blocks, lineage, strict=True):
-        assert len(line.ffns) == len(block.ffns)
+        assert len(line.origins) == len(block.ffns)
         if line.source is None:
             assert line.attention_new
-            assert set(line.ffns) == {"added"}
+            assert set(line.origins) == {"added"}
             assert len(block.ffns) - len(baseline.blocks[0].ffns) in (0, 1)
             continue
         source = parent.blocks[line.source]
         assert line.attention_new == (block.heads != source.heads)
         assert len(block.ffns) - len(source.ffns) in (0, 1)
         assert ["added"] * (len(block.ffns) - len(source.ffns)) == list(
-            line.ffns[len(source.ffns) :]
+            line.origins[len(source.ffns) :]
         )
-        for ffn, origin, old in zip(block.ffns, line.ffns, source.ffns, strict=False):
+        for ffn, origin, old in zip(block.ffns, line.origins, source.ffns, strict=False):
             assert origin == ("kept" if ffn == old else "altered")
-        assert sum(origin != "kept" for origin in line.ffns) <= 1
+        assert sum(origin != "kept" for origin in line.origins) <= 1
     kept = [line.source for line in lineage if line.source is not None]
     assert kept == sorted(set(kept))  # the order stands, and nothing is used twice
     assert len(parent.blocks) - len(kept) in (0, 1)
@@ -179,7 +179,7 @@ def test_an_added_block_copies_the_first_of_the_baseline_with_fresh_weights() ->
         places[place] += 1
         assert child.blocks[place] == first
         assert lineage[place].attention_new
-        assert lineage[place].ffns == ("added", "added")
+        assert lineage[place].origins == ("added", "added")
         assert [line.source for line in lineage if line.source is not None] == [*range(6)]
     assert set(places) == set(range(7))
     assert all(140 < count < 260 for count in places.values())  # uniform: 200 each
@@ -224,7 +224,7 @@ def test_a_full_block_has_an_ffn_altered_where_one_was_to_be_added() -> None:
         child, lineage = mutate(
             BASELINE, BASELINE, space(ffns=1), rates(ffn=1, ffn_add=1), random.Random(seed)
         )
-        assert all(line.ffns == ("altered",) for line in lineage)
+        assert all(line.origins == ("altered",) for line in lineage)
         assert all(block.ffns != BASELINE.blocks[0].ffns for block in child.blocks)
 
 
@@ -235,7 +235,7 @@ def test_any_ffn_of_a_block_may_be_altered() -> None:
     altered = Counter[int]()
     for _ in range(600):
         _, lineage = mutate(parent, BASELINE, SPACE, rates(ffn=1), rng)
-        altered.update(line.ffns.index("altered") for line in lineage)
+        altered.update(line.origins.index("altered") for line in lineage)
     assert all(330 < altered[index] < 470 for index in range(3))  # uniform: 400 each
 
 
@@ -268,7 +268,7 @@ def test_further_mutations_of_a_new_block_leave_it_wholly_new() -> None:
         )
         (place,) = (index for index, line in enumerate(lineage) if line.source is None)
         assert lineage[place].attention_new
-        assert set(lineage[place].ffns) == {"added"}
+        assert set(lineage[place].origins) == {"added"}
         assert child.blocks[place] != BASELINE.blocks[0]
         shapes.add(len(child.blocks[place].ffns))
     assert shapes == {1, 2}
@@ -287,8 +287,8 @@ def test_mutations_are_as_frequent_as_their_rates() -> None:
             if line.source is not None:
                 visits += 1
                 modules["attention"] += line.attention_new
-                modules["added"] += "added" in line.ffns
-                modules["altered"] += "altered" in line.ffns
+                modules["added"] += "added" in line.origins
+                modules["altered"] += "altered" in line.origins
     # The bounds are four standard deviations and more.
     assert blocks[1] / draws == pytest.approx(0.2 * 2 / 3, abs=0.03)
     assert blocks[-1] / draws == pytest.approx(0.2 / 3, abs=0.03)
@@ -520,7 +520,7 @@ def inherited(child: Genotype, lineage: Lineage, width: int) -> int:
         if origin.source is None:
             continue
         total += 2 * width + (0 if origin.attention_new else 4 * (width * width + width))
-        for ffn, how in zip(block.ffns, origin.ffns, strict=True):
+        for ffn, how in zip(block.ffns, origin.origins, strict=True):
             widths = (width, *ffn.sizes, width)
             weights = sum(a * b + b for a, b in pairwise(widths))
             total += {"kept": weights + 2 * width, "altered": 2 * width, "added": 0}[how]
@@ -537,15 +537,17 @@ def test_the_lineage_of_an_adopted_genotype_is_one_that_weights_can_be_inherited
     sources = [block.source for block in lineage if block.source is not None]
     assert sources == sorted(set(sources))
     for block, origin in zip(child.blocks, lineage, strict=True):
-        assert len(origin.ffns) == len(block.ffns)
+        assert len(origin.origins) == len(block.ffns)
         if origin.source is None:
             assert origin.attention_new
-            assert set(origin.ffns) == {"added"}
+            assert set(origin.origins) == {"added"}
             continue
         source = parent.blocks[origin.source]
         assert origin.attention_new == (block.heads != source.heads)
         theirs = [
-            (ffn, how) for ffn, how in zip(block.ffns, origin.ffns, strict=True) if how != "added"
+            (ffn, how)
+            for ffn, how in zip(block.ffns, origin.origins, strict=True)
+            if how != "added"
         ]
         assert len(theirs) == len(source.ffns)
         for (ffn, how), there in zip(theirs, source.ffns, strict=True):

@@ -98,7 +98,7 @@ def hours_of(config: Config, subject: Subject) -> float:
     baseline, volumes = subject.seed.baseline, subject.volumes
     if config.data.mlm.max_sequences is not None:
         volumes = replace(volumes, mlm_train_sequences=config.data.mlm.max_sequences)
-    lineage = tuple(BlockLineage(None, True, _all_added(one)) for one in baseline.blocks)
+    lineage = tuple(BlockLineage.of(None, True, _all_added(one)) for one in baseline.blocks)
     population = config.population
     total = prepare_seconds(subject.machine, config.data.mlm, volumes)
     founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)

@@ -615,7 +615,7 @@ def mutations(lineage: Lineage, parent: Genotype) -> Counter[str]:
             found["block added"] += 1
             continue
         found["attention altered"] += block.attention_new
-        for origin in block.ffns:
+        for origin in block.origins:
             if origin != "kept":
                 found[f"FFN {origin}"] += 1
     return +found

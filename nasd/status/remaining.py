@@ -205,7 +205,7 @@ class _Work:
     def _as_if_bred(self) -> Candidate:
         """The baseline, as if a feed-forward network in its middle were new."""
         blocks = [block.to_json() for block in self._snapshot.baseline.lineage]
-        blocks[len(blocks) // 2]["ffns"][0] = "altered"
+        blocks[len(blocks) // 2]["ffns"][0]["transfer"] = "fresh"
         return replace(self._snapshot.baseline, id=-1, lineage_json=json.dumps(blocks))
 
     def _job_of(self, candidate: Candidate) -> _Job:

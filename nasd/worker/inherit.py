@@ -1,17 +1,33 @@
-"""An offspring's weights: the parent's wherever they fit, fresh ones in new modules (thesis 4.2.1).
+"""A child's weights, from its parents' by its lineage, module by module from below.
 
-The layer norms belong to the block, not to the module before them: an altered module is drawn
-afresh while the norm at its place stays. Embeddings and the MLM head are always kept.
+What each kind of transfer does with a module is nasd.worker.transfers' matter; here is the order,
+what the child computes so far, and what its parents computed at the same place. The layer norms
+belong to the block, not to the module before them: a module is exchanged while the norm at its
+place stays. Embeddings and the head are the first parent's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor, nn
 
-from nasd.genotype import Genotype, Lineage
-from nasd.worker import phenotype
-from nasd.worker.phenotype import Architecture, MaskedLM
+from nasd.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
+from nasd.worker import phenotype, transfers
+from nasd.worker.phenotype import Architecture, Block, Encoder, MaskedLM, Model
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Unlabelled text, of the training part, by which modules are ranked and refitted.
+
+    input_ids, attention_mask: [n, l]; the mask is 0 where a token is padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
 
 
 def inherit(
@@ -23,61 +39,175 @@ def inherit(
 ) -> MaskedLM:
     """The child's model on the CPU, from the parent's MaskedLM in `folder`.
 
-    Only altered and added modules draw from `generator`, from the embeddings upwards. dropout:
-    overrides the parent's. Raises ValueError where the lineage does not lead from the parent's
-    architecture to the child's.
+    dropout: overrides the parent's. Otherwise as `born`.
     """
     parent = phenotype.load(MaskedLM, folder, dropout)
-    arch = parent.architecture.with_blocks(child.to_json()["blocks"])
-    _check(arch, lineage, parent.architecture)
-    model = phenotype.empty(MaskedLM, arch)
-    for name, source in _modules(lineage):
-        module = model.get_submodule(name)
-        if source is None:
-            phenotype.initialise(module, generator, arch.initializer_range)
-        else:
-            module.load_state_dict(parent.get_submodule(source).state_dict())
+    return born(child, lineage, [parent], generator)
+
+
+@torch.no_grad()
+def born(
+    child: Genotype,
+    lineage: Lineage,
+    parents: Sequence[Model],
+    generator: torch.Generator,
+    windows: Windows | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """The child's model on the CPU; `lineage` says which of the parents' modules it continues.
+
+    Only what is drawn anew draws from `generator`, from the embeddings upwards. Without windows,
+    `ranked` goes by the weights alone. say: takes what did not go as one would wish. Raises
+    ValueError where the lineage does not lead from the parents' architectures to the child's.
+    """
+    first = parents[0]
+    arch = first.architecture.with_blocks(child.to_json()["blocks"])
+    _check(arch, lineage, [parent.architecture for parent in parents])
+    model = phenotype.empty(type(first), arch)
+    model.encoder.embeddings.load_state_dict(first.encoder.embeddings.state_dict())
+    model.get_submodule(first.head_name).load_state_dict(
+        first.get_submodule(first.head_name).state_dict()
+    )
+    model.eval()
+    traces = [_Trace(parent.eval().encoder, windows) for parent in parents]
+    mine = _Trace(model.encoder, windows)
+    for index, block in enumerate(lineage):
+        for note in _fill(index, block, mine, traces, generator, arch.initializer_range):
+            say(f"block {index + 1}: {note}")
     return model
+
+
+class _Trace:
+    """What an encoder computes on the windows, layer by layer, as far as it is asked for.
+
+    Layer 0 is the embeddings; behind it come, for each block, its attention and its FFNs, each with
+    the norm behind it.
+    """
+
+    def __init__(self, encoder: Encoder, windows: Windows | None) -> None:
+        self.encoder = encoder
+        self.windows = windows
+        self._sums: list[Tensor] = []
+
+    @property
+    def layers(self) -> list[tuple[nn.Module, nn.LayerNorm]]:
+        embeddings = self.encoder.embeddings
+        found: list[tuple[nn.Module, nn.LayerNorm]] = [(embeddings, embeddings.norm)]
+        for block in self.encoder.blocks:
+            found += cast("list[tuple[nn.Module, nn.LayerNorm]]", cast("Block", block).layers())
+        return found
+
+    def layer(self, block: int, place: int | None = None) -> int:
+        """The number of a block's attention, or of its FFN at this place."""
+        below = sum(len(cast("Block", one).layers()) for one in self.encoder.blocks[:block])
+        return 1 + below + (0 if place is None else 1 + place)
+
+    def sum(self, layer: int) -> Tensor:
+        """What the layer and what goes past it give together, before its norm, [n, l, w]."""
+        assert self.windows is not None
+        while len(self._sums) <= layer:
+            number = len(self._sums)
+            if number == 0:
+                embeddings, ids = self.encoder.embeddings, self.windows.input_ids
+                states = embeddings.word(ids) + embeddings.position.weight[: ids.shape[1]]
+            else:
+                states, module = self.states(number - 1), self.layers[number][0]
+                mask = self.windows.attention_mask.bool()[:, None, None, :]
+                attends = isinstance(module, phenotype.Attention)
+                states = states + (module(states, states, mask) if attends else module(states))
+            self._sums.append(states)
+        return self._sums[layer]
+
+    def states(self, layer: int) -> Tensor:
+        """Behind the layer's norm, as that is just now, [n, l, w]."""
+        states: Tensor = self.layers[layer][1](self.sum(layer))
+        return states
+
+
+def _fill(
+    index: int,
+    lineage: BlockLineage,
+    mine: _Trace,
+    traces: Sequence[_Trace],
+    generator: torch.Generator,
+    spread: float,
+) -> list[str]:
+    """Fills a block of the child's; all below it is filled. Returns what is to be noted."""
+    block = cast("Block", mine.encoder.blocks[index])
+    if lineage.source is None and lineage.attention.transfer == "identity":
+        layers = mine.layers
+        own = layers[mine.layer(index) :][: len(block.layers())]
+        transfers.added_block(
+            own,
+            layers[mine.layer(index) - 1][1],
+            _neighbour(mine if index else traces[0], max(0, index - 1)),
+            generator,
+            spread,
+        )
+        return []
+    notes: list[str] = []
+    modules: list[tuple[int | None, ModuleLineage]] = [(None, lineage.attention)]
+    modules += enumerate(lineage.ffns)
+    for place, module in modules:
+        layer = mine.layer(index, place)
+        parent = traces[module.parent]
+        source = None
+        if module.block is not None and (place is None or module.place is not None):
+            source = parent.layer(module.block, module.place)
+        part, norm = mine.layers[layer]
+        stood = (None, None) if source is None else parent.layers[source]
+        site = transfers.Site(
+            module=cast("transfers.Part", part),
+            norm=norm,
+            below=mine.layers[layer - 1][1],
+            source=cast("transfers.Part | None", stood[0]),
+            source_norm=stood[1],
+            generator=generator,
+            spread=spread,
+        )
+        if mine.windows is not None and source is not None:
+            site.mask = mine.windows.attention_mask
+            site.states = lambda layer=layer: mine.states(layer - 1)
+            site.target = lambda parent=parent, source=source: parent.sum(source)
+        transfers.TRANSFERS[module.transfer](site)
+        notes += site.notes
+    return notes
+
+
+def _neighbour(
+    trace: _Trace, block: int
+) -> tuple[list[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm]:
+    """The layers of a block, each with the norm behind it, and the norm below the first."""
+    first = trace.layer(block)
+    count = len(cast("Block", trace.encoder.blocks[block]).layers())
+    return trace.layers[first : first + count], trace.layers[first - 1][1]
 
 
 def new_parameters(model: MaskedLM, lineage: Lineage) -> set[str]:
     """Names of the parameters, in `model`, of the modules that are not yet trained."""
     return {
         f"{module}.{name}"
-        for module, source in _modules(lineage)
-        if source is None
+        for module in _new_modules(lineage)
         for name, _ in model.get_submodule(module).named_parameters()
     }
 
 
-def _modules(lineage: Lineage) -> Iterator[tuple[str, str | None]]:
-    """Every module of the child, and the one of the parent that it continues."""
-    yield "encoder.embeddings", "encoder.embeddings"
-    yield "head", "head"
+def _new_modules(lineage: Lineage) -> Iterator[str]:
+    """Modules that wait for training, and the norms of places that are new."""
     for index, block in enumerate(lineage):
-        child = f"encoder.blocks.{index}"
-        parent = None if block.source is None else f"encoder.blocks.{block.source}"
-        yield f"{child}.attention", None if block.attention_new else _below(parent, "attention")
-        yield f"{child}.attention_norm", _below(parent, "attention_norm")
-        for number, (origin, place) in enumerate(zip(block.ffns, _places(block.ffns), strict=True)):
-            kept, added = origin == "kept", origin == "added"
-            yield f"{child}.ffns.{number}", _below(parent, f"ffns.{place}") if kept else None
-            yield (
-                f"{child}.ffn_norms.{number}",
-                None if added else _below(parent, f"ffn_norms.{place}"),
-            )
+        here = f"encoder.blocks.{index}"
+        if block.attention.new:
+            yield f"{here}.attention"
+        if block.source is None:
+            yield f"{here}.attention_norm"
+        for number, ffn in enumerate(block.ffns):
+            if ffn.new:
+                yield f"{here}.ffns.{number}"
+                if ffn.place is None:
+                    yield f"{here}.ffn_norms.{number}"
 
 
-def _below(parent: str | None, name: str) -> str | None:
-    return None if parent is None else f"{parent}.{name}"
-
-
-def _places(ffns: tuple[str, ...]) -> list[int]:
-    """Where each feed-forward network stands among the parent's, which are all but the added."""
-    return [sum(origin != "added" for origin in ffns[:number]) for number in range(len(ffns))]
-
-
-def _check(child: Architecture, lineage: Lineage, parent: Architecture) -> None:
+def _check(child: Architecture, lineage: Lineage, parents: Sequence[Architecture]) -> None:
     """A module may only be kept where it is the same: heads and activations leave no trace in the
     weights, so a wrong lineage would otherwise go unseen."""
     if len(lineage) != len(child.blocks):
@@ -85,15 +215,24 @@ def _check(child: Architecture, lineage: Lineage, parent: Architecture) -> None:
     for index, (block, shape) in enumerate(zip(lineage, child.blocks, strict=True)):
         if len(block.ffns) != len(shape.ffns):
             raise ValueError(f"block {index}: its lineage has another number of FFNs")
-        if block.source is None:
-            continue
-        if not 0 <= block.source < len(parent.blocks):
-            raise ValueError(f"block {index}: the parent has no block {block.source}")
-        source = parent.blocks[block.source]
-        if not block.attention_new and shape.heads != source.heads:
-            raise ValueError(f"block {index}: its attention is not block {block.source}'s")
-        if sum(origin != "added" for origin in block.ffns) != len(source.ffns):
-            raise ValueError(f"block {index}: its FFNs are not block {block.source}'s")
-        for origin, ffn, place in zip(block.ffns, shape.ffns, _places(block.ffns), strict=True):
-            if origin == "kept" and ffn != source.ffns[place]:
-                raise ValueError(f"block {index}: an FFN is not block {block.source}'s")
+        modules = [block.attention, *block.ffns]
+        for place, made in enumerate(modules, -1):
+            if made.block is None:
+                if made.transfer in ("kept", "ranked"):
+                    raise ValueError(f"block {index}: nothing stood where a module is kept")
+                continue
+            if not 0 <= made.parent < len(parents):
+                raise ValueError(f"block {index}: there is no parent {made.parent}")
+            if not 0 <= made.block < len(parents[made.parent].blocks):
+                raise ValueError(f"block {index}: the parent has no block {made.block}")
+            source = parents[made.parent].blocks[made.block]
+            if place < 0:
+                if not made.new and shape.heads != source.heads:
+                    raise ValueError(f"block {index}: its attention is not block {made.block}'s")
+                continue
+            if made.place is None:
+                continue
+            if not 0 <= made.place < len(source.ffns):
+                raise ValueError(f"block {index}: block {made.block} has no FFN {made.place}")
+            if not made.new and shape.ffns[place] != source.ffns[made.place]:
+                raise ValueError(f"block {index}: an FFN is not block {made.block}'s")

@@ -36,13 +36,13 @@ def check(spec: Spec, progress: Progress) -> None:
         prepare.check(kind, cache, progress)
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
-    weights = Path(spec.weights)
-    try:
-        digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
-    except Damaged as damage:
-        if weights.name != PREPARE:
-            raise Damaged(damage.path, f"{damage.what}: {REMEDY}") from damage
-        _seed_again(spec, weights, damage, progress)
+    for weights in map(Path, filter(None, (spec.weights, spec.second_weights))):
+        try:
+            digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
+        except Damaged as damage:
+            if weights.name != PREPARE:
+                raise Damaged(damage.path, f"{damage.what}: {REMEDY}") from damage
+            _seed_again(spec, weights, damage, progress)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from nasd import digests
 from nasd.config import Stage
-from nasd.genotype import BlockLineage, Genotype
+from nasd.genotype import BlockLineage, Genotype, ranks_any
 from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.ranks import RENDEZVOUS_VARIABLE
 from nasd.streams import stream_seed
@@ -303,17 +303,16 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
         stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
     )
     if stage.task == "qa":
-        with inputs.reading(weights):
-            answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
+        if spec.inherits:
+            answering = _born(spec, phenotype.QuestionAnswering, fresh)
+        else:
+            with inputs.reading(weights):
+                answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
         packs = _packs(spec, answering.architecture, ranks)
         return QaTask.load(answering, Path(spec.qa_cache), packs)
-    genotype = Genotype.from_json(spec.genotype)
     lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
     if spec.inherits:
-        from nasd.worker.inherit import inherit
-
-        with inputs.reading(weights):
-            model = inherit(genotype, lineage, weights, fresh, spec.dropout)
+        model = _born(spec, phenotype.MaskedLM, fresh)
     else:
         with inputs.reading(weights):
             model = phenotype.load(phenotype.MaskedLM, weights, spec.dropout)
@@ -329,6 +328,32 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
     fixed = stream_seed(spec.seed, 0, "masks") if spec.fixed_masks else None
     return MlmTask(model, corpus, spec.data.mlm.mask_share, trains, fixed)
+
+
+def _born(spec: Spec, kind: type[phenotype.Model], fresh: torch.Generator) -> phenotype.Model:
+    """The child, from its parents' weights; what does not go as one would wish is said."""
+    from nasd.worker.inherit import born
+    from nasd.worker.windows import for_language, for_questions
+
+    lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
+    folders = [Path(one) for one in (spec.weights, spec.second_weights) if one is not None]
+    parents = []
+    for folder in folders:
+        with inputs.reading(folder):
+            parents.append(phenotype.load(kind, folder, spec.dropout))
+    seen = None
+    if ranks_any(lineage):
+        if kind is phenotype.QuestionAnswering:
+            seen = for_questions(Path(spec.qa_cache), spec.seed)
+        else:
+            seen = for_language(Path(spec.mlm_cache), spec.seed)
+    began = time.monotonic()
+    model = born(Genotype.from_json(spec.genotype), lineage, parents, fresh, seen, print)
+    if seen is not None:
+        tokens = int(seen.attention_mask.sum())
+        taken = time.monotonic() - began
+        print(f"born of {len(parents)}, refitted by {tokens} tokens, in {taken:.1f} s", flush=True)
+    return model
 
 
 def _packs(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:

@@ -128,7 +128,12 @@ def fill(state: StateFolder, candidates: int) -> None:
 def _lineage(one: Genotype) -> str:
     """As if its first block's attention had been altered."""
     first, *others = unchanged(one)
-    return json.dumps([b.to_json() for b in (replace(first, attention_new=True), *others)])
+    return json.dumps(
+        [
+            b.to_json()
+            for b in (replace(first, attention=replace(first.attention, transfer="fresh")), *others)
+        ]
+    )
 
 
 def put_in_play(state: StateFolder, before: int, count: int) -> None:

@@ -204,9 +204,9 @@ def lineage_of(case: str, genotype: Genotype) -> Lineage:
     """Which of the modules are new."""
     blocks = list(unchanged(genotype))
     if case == "ffn":
-        blocks[FFN_BLOCK] = BlockLineage(FFN_BLOCK, False, ("altered",))
+        blocks[FFN_BLOCK] = BlockLineage.of(FFN_BLOCK, False, ("altered",))
     elif case == "last_block":
-        blocks[-1] = BlockLineage(None, True, ("added",))
+        blocks[-1] = BlockLineage.of(None, True, ("added",))
     return tuple(blocks)
 
 

@@ -1,0 +1,40 @@
+"""Which texts modules are ranked and refitted by: a few dozen, of the training part alone.
+
+They follow from the experiment's seed, so every child of a search sees the same ones, and a retry
+makes the same weights.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nasd.streams import stream_seed
+from nasd.worker.corpus import MlmCorpus
+from nasd.worker.inherit import Windows
+from nasd.worker.passages import QaFeatures
+
+TOKENS = 8192  # at most, so that a refit takes seconds
+
+
+def for_questions(cache: Path, seed: int) -> Windows:
+    """Of the training questions in a cache, each with its context."""
+    train = QaFeatures.load(cache / "train")
+    batch = train.batch(_drawn(train.lengths, seed))
+    return Windows(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]))
+
+
+def for_language(cache: Path, seed: int) -> Windows:
+    """Of the training sequences of a corpus, unmasked."""
+    corpus = MlmCorpus.load(cache)
+    chosen = _drawn(np.full(len(corpus.train), corpus.length), seed)
+    ids = torch.from_numpy(corpus.sequences(corpus.train[chosen]))
+    return Windows(ids, torch.ones_like(ids))
+
+
+def _drawn(lengths: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """So many examples in random order as TOKENS hold, and one at least."""
+    order = np.random.default_rng(stream_seed(seed, 0, "windows")).permutation(len(lengths))
+    held = np.cumsum(lengths[order]) <= TOKENS
+    return np.sort(order[: max(1, int(held.sum()))])

@@ -1,0 +1,279 @@
+"""What children know of their parents: exact growth, ranked shrinking, and refits that hold."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nasd.genotype import Block, BlockLineage, FeedForward, Genotype, ModuleLineage, unchanged
+from nasd.keeping import holds, informed
+from nasd.worker import phenotype, transfers
+from nasd.worker.inherit import Windows, born
+from nasd.worker.phenotype import Architecture, MaskedLM, QuestionAnswering
+
+WIDTH, VOCABULARY, TOKENS = 24, 50, 12
+SIZES = st.sampled_from([8, 16, 24, 48])
+
+
+def ffn(layers: int = 2) -> Any:
+    return st.builds(
+        FeedForward,
+        st.sampled_from(["relu", "gelu"]),
+        st.lists(SIZES, min_size=1, max_size=layers).map(tuple),
+    )
+
+
+BLOCK = st.builds(
+    Block, st.sampled_from([2, 3, 4, 6]), st.lists(ffn(), min_size=1, max_size=2).map(tuple)
+)
+GENOTYPE = st.builds(Genotype, st.lists(BLOCK, min_size=1, max_size=3).map(tuple))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(genotype: Genotype, seed: int = 0, kind: Any = QuestionAnswering) -> Any:
+    """With weights of a trained model's scale, and norms that are not plain."""
+    arch = Architecture(VOCABULARY, TOKENS, WIDTH, ()).with_blocks(genotype.to_json()["blocks"])
+    model = phenotype.empty(kind, arch)
+    draws = generator(seed)
+    phenotype.initialise(model, draws, 0.2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.empty_like(weight).normal_(0, 0.2, generator=draws))
+    return model.eval()
+
+
+def windows(count: int = 24, seed: int = 1) -> Windows:
+    ids = torch.randint(1, VOCABULARY, (count, TOKENS), generator=generator(seed))
+    mask = torch.ones_like(ids)
+    mask[::3, TOKENS - 4 :] = 0
+    return Windows(ids, mask)
+
+
+def outputs(model: Any, seen: Windows) -> torch.Tensor:
+    with torch.no_grad():
+        states = model.encoder(seen.input_ids, seen.attention_mask)
+    return states[seen.attention_mask.bool()]
+
+
+@st.composite
+def growths(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
+    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper."""
+    parent = draw(GENOTYPE)
+    blocks, lines = [], []
+    for index, block in enumerate(parent.blocks):
+        if draw(st.booleans()):
+            like = draw(st.sampled_from([block, draw(BLOCK)]))
+            blocks.append(like)
+            lines.append(BlockLineage.of(None, True, ["added"] * len(like.ffns)))
+        ffns, modules = [], []
+        for place, one in enumerate(block.ffns):
+            larger = draw(st.lists(st.integers(0, 9), max_size=1))
+            sizes = [size + draw(st.integers(0, 5)) for size in one.sizes]
+            if larger:  # one more layer behind any of these
+                at = draw(st.integers(0, len(sizes) - 1))
+                factor = draw(st.sampled_from([1, 2]))
+                sizes.insert(at + 1, factor * one.sizes[at] + larger[0])
+            grown = FeedForward(one.activation, tuple(sizes))
+            ffns.append(grown)
+            modules.append(ModuleLineage("kept" if grown == one else "fresh", 0, index, place))
+            if draw(st.booleans()):
+                ffns.append(draw(ffn()))
+                modules.append(ModuleLineage("fresh", 0, index, None))
+        blocks.append(Block(block.heads, tuple(ffns)))
+        lines.append(BlockLineage(ModuleLineage("kept", 0, index), tuple(modules)))
+    child = Genotype(tuple(blocks))
+    return parent, child, informed(child, tuple(lines), [parent])
+
+
+@given(growths(), st.integers(0, 3))
+@settings(deadline=None, max_examples=60)
+def test_a_child_that_only_grew_computes_what_its_parent_does(drawn: Any, seed: int) -> None:
+    parent, child, lineage = drawn
+    assert all(
+        module.transfer in transfers.EXACT
+        for line in lineage
+        for module in (line.attention, *line.ffns)
+    )
+    model = model_of(parent, seed)
+    grown = born(child, lineage, [model], generator(seed))
+    torch.testing.assert_close(
+        outputs(grown, windows()), outputs(model, windows()), atol=1e-5, rtol=1e-5
+    )
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=15)
+def test_children_of_children_that_only_grew_do_so_too(data: Any) -> None:
+    parent, child, lineage = data.draw(growths())
+    first = model_of(parent)
+    model = born(child, lineage, [first], generator())
+    blocks = tuple(
+        replace(block, ffns=(*block.ffns, FeedForward("gelu", (16,)))) for block in child.blocks
+    )
+    lines = tuple(
+        replace(line, ffns=(*line.ffns, ModuleLineage("identity", 0, index, None)))
+        for index, line in enumerate(unchanged(child))
+    )
+    grown = born(Genotype(blocks), lines, [model], generator())
+    torch.testing.assert_close(
+        outputs(grown, windows()), outputs(first, windows()), atol=1e-5, rtol=1e-5
+    )
+
+
+@given(ffn(3), ffn(3))
+@settings(deadline=None, max_examples=200)
+def test_what_is_said_to_hold_another_network_can_be_grown_from_it(one: Any, other: Any) -> None:
+    arch = Architecture(VOCABULARY, TOKENS, WIDTH, ())
+
+    def network(shape: FeedForward) -> phenotype.FeedForward:
+        return phenotype.FeedForward(
+            phenotype.FeedForwardShape(shape.activation, shape.sizes), arch
+        )
+
+    grown = transfers.grow(
+        network(other), network(one), lambda rows, columns: torch.zeros(rows, columns)
+    )
+    assert (grown is not None) == holds(one, other)
+
+
+@st.composite
+def changes(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
+    """Any child: blocks gone, other heads, other FFNs, some gone, some added."""
+    parent = draw(GENOTYPE)
+    kept = draw(
+        st.lists(st.sampled_from(range(len(parent.blocks))), min_size=1, unique=True).map(sorted)
+    )
+    blocks, lines = [], []
+    for index in kept:
+        source = parent.blocks[index]
+        other = draw(BLOCK)
+        heads = draw(st.sampled_from([source.heads, other.heads]))
+        ffns, modules = [], []
+        for place, one in enumerate(source.ffns):
+            if len(source.ffns) > 1 and place == 0 and draw(st.booleans()):
+                continue
+            drawn = draw(st.one_of(st.just(one), ffn()))
+            ffns.append(drawn)
+            modules.append(ModuleLineage("kept" if drawn == one else "fresh", 0, index, place))
+        blocks.append(Block(heads, tuple(ffns)))
+        attention = ModuleLineage("kept" if heads == source.heads else "fresh", 0, index)
+        lines.append(BlockLineage(attention, tuple(modules)))
+    child = Genotype(tuple(blocks))
+    return parent, child, informed(child, tuple(lines), [parent])
+
+
+@given(changes(), st.sampled_from(["many", "few", "equal", "none"]))
+@settings(deadline=None, max_examples=80)
+def test_any_child_has_finite_weights_and_a_shape_that_fits_whatever_there_is_to_refit_by(
+    drawn: Any, seen: str
+) -> None:
+    parent, child, lineage = drawn
+    text = {"many": windows(), "few": windows(1), "equal": windows(), "none": None}[seen]
+    if seen == "equal":  # every token the same: all covariances are singular
+        assert text is not None
+        text = replace(text, input_ids=torch.ones_like(text.input_ids))
+    said: list[str] = []
+    model = born(child, lineage, [model_of(parent)], generator(), text, said.append)
+    assert all(bool(weight.isfinite().all()) for weight in model.state_dict().values())
+    assert bool(outputs(model, windows()).isfinite().all())
+    new = [m.transfer for line in lineage for m in (line.attention, *line.ffns)]
+    if seen in ("few", "none") and "ranked" in new:
+        assert any("too few tokens" in one for one in said)
+
+
+@given(changes())
+@settings(deadline=None, max_examples=10)
+def test_the_same_windows_and_seed_give_the_same_weights(drawn: Any) -> None:
+    parent, child, lineage = drawn
+    one, other = (
+        born(child, lineage, [model_of(parent)], generator(3), windows()).state_dict()
+        for _ in range(2)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+RICH = Genotype(
+    (
+        Block(6, (FeedForward("gelu", (48,)),)),
+        Block(6, (FeedForward("gelu", (48,)),)),
+        Block(6, (FeedForward("gelu", (48,)),)),
+    )
+)
+SMALLER = {
+    "half of an FFN": Block(6, (FeedForward("gelu", (24,)),)),
+    "another activation": Block(6, (FeedForward("relu", (48,)),)),
+    "fewer heads": Block(3, (FeedForward("gelu", (48,)),)),
+    "more heads": Block(12, (FeedForward("gelu", (48,)),)),
+    "deeper and narrower": Block(6, (FeedForward("gelu", (24, 16)),)),
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_what_is_ranked_is_nearer_to_the_parent_than_what_is_drawn_anew_and_refits_help(
+    name: str,
+) -> None:
+    parent = model_of(RICH, 5)
+    block = SMALLER[name]
+    child = Genotype((RICH.blocks[0], block, RICH.blocks[2]))
+    thesis = BlockLineage.of(
+        1, block.heads != 6, ["kept" if block.ffns == RICH.blocks[1].ffns else "altered"]
+    )
+    keep = unchanged(RICH)
+    fresh = (keep[0], thesis, keep[2])
+    lineage = informed(child, fresh, [RICH])
+    assert "ranked" in {lineage[1].attention.transfer, *(one.transfer for one in lineage[1].ffns)}
+    truth, unseen = parent, windows(40, seed=9)
+
+    def gap(made: Any) -> float:
+        return float((outputs(made, unseen) - outputs(truth, unseen)).square().mean())
+
+    drawn = gap(born(child, fresh, [parent], generator()))
+    plain = gap(born(child, lineage, [parent], generator()))
+    fitted = gap(born(child, lineage, [parent], generator(), windows(200)))
+    assert fitted < plain
+    assert fitted < drawn
+
+
+def test_where_a_block_is_gone_the_next_one_is_refitted_to_what_it_now_sees() -> None:
+    parent = model_of(RICH, 5)
+    child = Genotype((RICH.blocks[0], RICH.blocks[2]))
+    keep = unchanged(RICH)
+    plain = (keep[0], keep[2])
+    lineage = informed(child, plain, [RICH])
+    assert lineage[0] == keep[0]
+    assert {lineage[1].attention.transfer, lineage[1].ffns[0].transfer} == {"ranked"}
+    unseen = windows(40, seed=9)
+    truth = outputs(parent, unseen)
+    gaps = [
+        float(
+            (outputs(born(child, one, [parent], generator(), seen), unseen) - truth).square().mean()
+        )
+        for one, seen in ((plain, None), (lineage, windows(200)))
+    ]
+    assert gaps[1] < gaps[0]
+
+
+def test_a_child_of_two_parents_has_blocks_of_both() -> None:
+    one, other = model_of(RICH, 1), model_of(RICH, 2)
+    keep = unchanged(RICH)
+    second = BlockLineage(ModuleLineage("kept", 1, 1), (ModuleLineage("kept", 1, 1, 0),))
+    model = born(RICH, (keep[0], second, keep[2]), [one, other], generator())
+    state = model.state_dict()
+    for name, weight in state.items():
+        source = other if name.startswith("encoder.blocks.1.") else one
+        assert torch.equal(weight, source.state_dict()[name]), name
+
+
+def test_a_language_model_is_born_with_its_head(tmp_path: Path) -> None:
+    parent = model_of(RICH, kind=MaskedLM)
+    model = born(RICH, unchanged(RICH), [parent], generator())
+    assert isinstance(model, MaskedLM)
+    assert torch.equal(model.head.bias, parent.head.bias)
