@@ -1,12 +1,13 @@
 """The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
 
+import os
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nasd import config
+from nasd import config, written
 from nasd.errors import NasdError
 from nasd.protocol import write_atomically
 
@@ -24,7 +25,8 @@ def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) 
     """Writes config.toml into `folder`, with each KEY=VALUE of `settings` put in its place.
 
     The result is checked before it is written. The demo's data is made beside it. A stage is
-    addressed by its name: stages.finetune.epochs=2.
+    addressed by its name: stages.finetune.epochs=2. force: in the place of a config that is there,
+    which then lies beside it with another name, unless it is the same.
     """
     import tomlkit
 
@@ -35,11 +37,18 @@ def write_preset(name: str, folder: Path, settings: Sequence[str], force: bool) 
     text = tomlkit.dumps(document)
     path = folder / "config.toml"
     config.parse(tomllib.loads(text), f"{name} with --set" if settings else name)
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise NasdError(
             f"{path} is there already: choose another folder, or write over it with --force"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise NasdError(f"{path} is no file of its own: choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_bytes() != text.encode():
+            written.aside(path)
+    except OSError as error:
+        raise NasdError(f"{folder} cannot be written: {error.strerror}") from error
     if name == "demo":
         from nasd.demo import write_demo_data
 
