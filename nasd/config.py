@@ -165,8 +165,6 @@ class Variation(Section):
     `{ narrow = 2, fewer_heads = 1 }`; without it they mutate as `initial` and `offspring` say."""
     steps: tuple[Steps, Steps] = (1, 2)
     """The fewest and the most of these small steps for a child."""
-    adaptive: Annotated[bool, Field(strict=True)] = False
-    """Let the shares of operators follow what their children have gained."""
     initial: Mutation | None = None
     """Of the baseline, into the initial population."""
     offspring: Mutation | None = None
@@ -187,8 +185,6 @@ class Variation(Section):
             raise ValueError("operators: give at least one of them a share above 0")
         if self.steps[0] > self.steps[1]:
             raise ValueError("steps must be [fewest, most], with fewest <= most")
-        if self.adaptive and self.operators is None:
-            raise ValueError("adaptive has a meaning only where operators have shares")
         return self
 
 

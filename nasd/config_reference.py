@@ -68,7 +68,9 @@ def _fields(model: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def _section(annotation: Any) -> type[Section] | None:
-    """The section that a key holds, alone or as a list."""
+    """The section that a key holds, alone, as a list, or where it may be left out."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(one for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) is tuple:
         annotation = get_args(annotation)[0]
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
@@ -91,6 +93,8 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         case origin if origin is tuple:
             inside = re.sub("number|text", r"\g<0>s", _type(arguments[0]))
             return f"{'list of' if arguments[-1] is Ellipsis else 'two'} {inside}"
+        case origin if origin is dict:
+            return f"table of {re.sub('number', 'numbers', _type(arguments[1]), count=1)}"
     return f"{PLAIN[annotation]} {_limit_words(ranges.limits(metadata))}".rstrip()
 
 

@@ -117,6 +117,7 @@ def _run(
             stack.callback(gpus.close)
             tick.health = gpus.look
         tick.say = say
+        tick.told = lambda: bool(leaving.told)
         return _serve(tick, leaving)
 
 

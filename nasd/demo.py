@@ -28,6 +28,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from nasd.errors import NasdError
+
 PEOPLE = (
     "Mara", "Tom", "Ines", "Otto", "Lena", "Hugo", "Nora", "Felix", "Ada", "Boris",
     "Clara", "David", "Edith", "Frank", "Greta", "Henry", "Iris", "Jonas", "Karin",
@@ -133,7 +135,15 @@ class Fact:
 
 
 def write_demo_data(folder: Path, seed: int = 0) -> None:
-    """Write ``corpus.txt`` and ``squad.json`` into ``folder``."""
+    """Write ``corpus.txt`` and ``squad.json`` into ``folder``.
+
+    Raises NasdError where files of these names hold anything else.
+    """
+    texts = {"corpus.txt": corpus_text(seed=seed), "squad.json": squad_text(seed=seed)}
+    for name, text in texts.items():
+        path = folder / name
+        if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == text.encode()):
+            raise NasdError(f"{path} is not the demo's own: choose another folder, or move it away")
     folder.mkdir(parents=True, exist_ok=True)
     write_corpus(folder / "corpus.txt", seed=seed)
     write_squad(folder / "squad.json", seed=seed)
@@ -146,8 +156,12 @@ def write_corpus(path: Path, *, seed: int = 0, documents: int = 150) -> None:
 
 def write_squad(path: Path, *, seed: int = 0, articles: int = 30) -> None:
     """Write the question-answering set as SQuAD v1.1 JSON."""
-    squad = squad_data(seed=seed, articles=articles)
-    _write(path, json.dumps(squad, indent=1) + "\n")
+    _write(path, squad_text(seed=seed, articles=articles))
+
+
+def squad_text(*, seed: int = 0, articles: int = 30) -> str:
+    """The question-answering set as SQuAD v1.1 JSON."""
+    return json.dumps(squad_data(seed=seed, articles=articles), indent=1) + "\n"
 
 
 def corpus_text(*, seed: int = 0, documents: int = 150) -> str:

@@ -4,7 +4,6 @@ Reads the database and the weights, and changes neither, so a daemon may be at w
 folder is made beside its place and put there whole; a child process writes what takes torch.
 """
 
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,25 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nasd import card, child, lookup, snapshot
+from nasd import card, child, lookup, snapshot, written
 from nasd import config as config_module
 from nasd.config import PREPARE, Config
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
 from nasd.lifecycle import State
-from nasd.protocol import Spec, read, sync_folder, write_atomically
+from nasd.protocol import Spec, read, write_atomically
 from nasd.retention import answering_stage
 from nasd.snapshot import Candidate, Snapshot
 
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
-# All that an export ever writes: a folder with anything else in it is never replaced.
-FILES = {
-    CARD, WEIGHTS, "model.onnx", "config.json",
-    "pretrained.py", "phenotype.py", "spans.py",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "__pycache__",
-}  # fmt: skip
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 SHOWN = 12  # candidates in a message
 
@@ -57,7 +49,7 @@ def export(
     name: its number, `baseline`, or `best`. wish: what `best` is to mean.
     force: replace an exported model that stands there.
     """
-    folder = folder.expanduser().resolve()
+    folder = _expanded(folder)
     check_place(folder, force)
     if onnx:
         check_onnx()
@@ -71,8 +63,8 @@ def export(
         raise _collected(snap, state, config, candidate)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            made = Path(beside) / folder.name
+        with written.beside(folder) as beside:
+            made = beside / "model"
             made.mkdir()
             told = _write(state, snap, config, candidate, made, onnx)
             # As all other files: safetensors lets none but the owner read its own.
@@ -80,7 +72,8 @@ def export(
             files = card.Files(weights_bytes=(made / WEIGHTS).stat().st_size, **told)
             about = card.text(snap, config, candidate, files, time.time())
             write_atomically(made / CARD, about.encode())
-            _put(made, folder, Path(beside) / "replaced")
+            written.vouch(made)
+            written.put(made, folder)
     except OSError as error:
         raise NasdError(
             f"{folder} cannot be written ({error.strerror or error}): choose another folder, or"
@@ -92,21 +85,22 @@ def export(
 
 
 def check_place(folder: Path, force: bool) -> None:
-    """Raises NasdError unless `folder` is new, empty, or an exported model that may be replaced."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise NasdError(f"{folder} is a file: choose another folder")
-    content = {path.name for path in folder.iterdir()}
-    foreign = sorted(content - FILES)
-    if foreign:
-        raise NasdError(
-            f"{folder} holds {foreign[0]}, which is of no exported model: choose another folder"
-        )
-    if content and not force:
+    """Raises NasdError unless `folder` is new, empty, or a model that nasd wrote there, which may
+    be replaced if nothing was changed or added since."""
+    written.check_replaceable(folder, "choose another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
         raise NasdError(
             f"{folder} is not empty: choose another folder, or replace the model there with --force"
         )
+
+
+def _expanded(folder: Path) -> Path:
+    """With ~ in full, and no link on the way; raises NasdError for a user who is not known."""
+    try:
+        folder = folder.expanduser()
+        return folder.parent.resolve() / folder.name if folder.name else folder.resolve()
+    except (RuntimeError, OSError) as error:
+        raise NasdError(f"{folder}: {error}") from None
 
 
 def check_onnx() -> None:
@@ -189,16 +183,3 @@ def _config_folder(state: Path, snap: Snapshot) -> str:
         return read(Spec, StateFolder(state).attempt(snap.attempts[0].id).spec).config_folder
     except (NasdError, IndexError):
         return str(state.resolve().parent)
-
-
-def _put(made: Path, folder: Path, replaced: Path) -> None:
-    """Renames a folder to its place; what stands there goes to `replaced`."""
-    if folder.exists():
-        folder.rename(replaced)
-    try:
-        made.rename(folder)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(folder)
-        raise
-    sync_folder(folder.parent)

@@ -158,8 +158,12 @@ def read(kind: type[M], path: Path) -> M:
     """Reads a message; raises NasdError naming the file if it is damaged or of another version."""
     try:
         return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise NasdError(f"{path} is missing or damaged: {error}") from error
+    except OSError as error:
+        raise NasdError(f"{path} is missing or damaged: {error.strerror}") from error
+    except ValidationError:  # which quotes what the file holds, whoever put it there
+        raise NasdError(
+            f"{path} is missing or damaged: it holds no {kind.__name__.lower()} of this version"
+        ) from None
 
 
 class Heartbeat(Message):

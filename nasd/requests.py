@@ -3,6 +3,8 @@
     requests/<time>-<random>.json   written whole or not at all; gone once it is answered
 
 A request waits for as long as no daemon runs. Its answer stands in the database, under the same id.
+Whatever else lies in that folder, or is no request, is read with care and told of without a word of
+what it holds.
 """
 
 import errno
@@ -13,11 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nasd.errors import NasdError
-from nasd.protocol import Message, read, write
+from nasd.protocol import Message, write
+from nasd.strangers import content, shown
 
+LARGEST = 1 << 18  # bytes of a request: a genotype of hundreds of blocks
+LONGEST_WHY = 1000
 Action = Literal["pause", "drain", "resume", "stop", "budget", "retry", "cut", "inject", "regret"]
 
 
@@ -28,17 +33,20 @@ class Request(Message):
     genotype: to inject.
     """
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
     action: Action
-    who: str
+    who: Annotated[str, Field(max_length=200)]
     at: Annotated[float, Field(allow_inf_nan=False)]
-    why: str = ""
-    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    candidate: int | None = None
+    why: Annotated[str, Field(max_length=LONGEST_WHY)] = ""
+    gpu_hours: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    candidate: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     genotype: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        for text in (self.who, self.why):
+            if not text.isprintable():
+                raise ValueError("who and why are one line of plain text each")
         if (self.candidate is not None) != (self.action in ("retry", "cut")):
             raise ValueError("candidate belongs to retry and cut")
         if (self.genotype is not None) != (self.action == "inject"):
@@ -66,9 +74,14 @@ def new(action: Action, why: str = "", **arguments: Any) -> Request:
         action=action,
         who=who(),
         at=now.timestamp(),
-        why=" ".join(why.split()),
+        why=_line(why)[:LONGEST_WHY],
         **arguments,
     )
+
+
+def _line(text: str) -> str:
+    """As one line of plain text: what a terminal would act on, or cannot show, is left out."""
+    return "".join(one for one in " ".join(text.split()) if one.isprintable())
 
 
 def who() -> str:
@@ -78,7 +91,7 @@ def who() -> str:
     except KeyError:
         name = f"uid {os.getuid()}"
     before = os.environ.get("SUDO_USER", "")
-    return f"{before} as {name}" if before and before != name else name
+    return _line(f"{before} as {name}" if before and before != name else name)[:200]
 
 
 def place(folder: Path, request: Request) -> Path:
@@ -106,12 +119,25 @@ def _owner(folder: Path) -> int:
 
 def waiting(folder: Path) -> list[Path]:
     """The requests that are not answered yet, or not removed yet, the oldest first."""
-    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    try:
+        with os.scandir(folder) as found:
+            names = [one.name for one in found]
+    except FileNotFoundError:
+        return []
+    return [folder / one for one in sorted(names) if one.endswith(".json") and one[0] != "."]
+
+
+def named(path: Path) -> str:
+    """The id that the name of a file gives it, whether it is a request or not."""
+    return shown(path.stem, 100)
 
 
 def load(path: Path) -> Request:
-    """Raises NasdError if the file is damaged, or none of its name's."""
-    request = read(Request, path)
+    """Raises NasdError, which tells nothing of what the file holds, if it is no request."""
+    try:
+        request = Request.model_validate_json(content(path, LARGEST))
+    except ValidationError:
+        raise NasdError(f"{shown(path.name)} is damaged, or no request") from None
     if request.id != path.stem:
-        raise NasdError(f"{path} is damaged: it holds the request {request.id}")
+        raise NasdError(f"{shown(path.name)} is damaged: it holds a request of another name")
     return request

@@ -79,6 +79,7 @@ class Tick:
     health: Health = dict
     free_bytes: Callable[[Path], int] = free_bytes
     say: Callable[[str], None] = lambda text: None
+    told: Callable[[], bool] = bool  # whether the daemon has been told to leave
 
     def __post_init__(self) -> None:
         daemon = self.config.daemon
@@ -94,7 +95,14 @@ class Tick:
         self._healthy_since: dict[str, float] = {}
         # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
         self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
-        self._inbox = Inbox(self.store, self.config, self.state, self.clock, self._end_by_request)
+        self._inbox = Inbox(
+            self.store,
+            self.config,
+            self.state,
+            self.clock,
+            self._end_by_request,
+            lambda: self.told(),
+        )
         self.leaves = False  # somebody has asked the daemon to
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age

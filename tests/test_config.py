@@ -140,6 +140,8 @@ def test_no_number_is_without_a_range_and_a_message_about_one_is_short(key: str,
     value: Any = number
     if "tuple" in str(NUMBERS[key].annotation):
         value = [number, number]
+    if "dict" in str(NUMBERS[key].annotation):
+        value = {"narrow": number}
     with pytest.raises(NasdError) as caught:
         parse(small_dict(**{key: value}), "c.toml")
     sentence = str(caught.value)

@@ -22,7 +22,7 @@ from nasd import answer as oracle
 from nasd import card, child, cli, daemon_lock, digests, snapshot
 from nasd.demo import squad_data
 from nasd.errors import NasdError
-from nasd.export import FILES, WEIGHTS, Exported, export
+from nasd.export import WEIGHTS, Exported, export
 from nasd.folders import StateFolder
 from nasd.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.lifecycle import State
@@ -266,14 +266,18 @@ def test_it_loads_answers_and_survives_a_round_trip_where_there_is_no_nasd(
     for (text, score, start, end), asked in zip(answers, questions(), strict=True):
         assert asked.context[start:end] == text
         assert 0 < score <= 1
-    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES & {
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
         "config.json", WEIGHTS, "pretrained.py", "phenotype.py", "spans.py",
     }  # fmt: skip
 
 
 def test_it_holds_what_an_export_may_hold_and_no_pickle(home: Exported) -> None:
     names = {path.name for path in home.folder.iterdir()}
-    assert names <= FILES
+    assert names <= {
+        "README.md", WEIGHTS, "model.onnx", "config.json", ".nasd-files.json",
+        "pretrained.py", "phenotype.py", "spans.py",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    }  # fmt: skip
     assert {"README.md", WEIGHTS, "config.json", "tokenizer.json", "pretrained.py"} <= names
     assert not {Path(name).suffix for name in names} & {".bin", ".pt", ".pkl"}
     modes = {path.stat().st_mode for path in home.folder.iterdir()}
@@ -584,15 +588,13 @@ def test_collected_weights_are_told_with_those_that_are_kept(
 
 def test_a_place_that_is_taken_is_refused(finished: StateFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "is a file" in refused(finished, "9", tmp_path / "file", force=True)
+    assert "is no folder" in refused(finished, "9", tmp_path / "file", force=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     for force in (False, True):
         sentence = refused(finished, "9", tmp_path / "notes", force=force)
-        assert "holds notes.txt, which is of no exported model" in sentence
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / WEIGHTS).write_text("old")
-    assert "with --force" in refused(finished, "9", tmp_path / "model")
+        assert "holds notes.txt, which nasd did not write: choose another folder" in sentence
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_is_named(finished: StateFolder, tmp_path: Path) -> None:
@@ -605,9 +607,8 @@ def test_an_exported_model_is_replaced_whole_if_told_to(
     finished: StateFolder, home: Exported, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(home.folder, tmp_path / "model")
-    (folder / "model.onnx").write_text("of the old one")
+    assert "with --force" in refused(finished, "9", folder)
     export(finished.path, "0", folder, force=True)
-    assert not (folder / "model.onnx").exists()
     assert "small, baseline" in (folder / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -622,6 +623,22 @@ def test_a_model_with_a_flipped_bit_is_refused_and_one_of_an_earlier_nasd_is_not
     assert f"{home / WEIGHTS} is damaged" in refused(search, "9", tmp_path / "home" / "model")
     (home / digests.SEAL).unlink()
     export(search.path, "9", tmp_path / "home" / "model")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "__pycache__/x.pyc", "config.json/a"])
+def test_what_a_person_put_into_an_exported_model_or_changed_there_is_never_removed(
+    name: str, finished: StateFolder, home: Exported, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(home.folder, tmp_path / "model")
+    mine = folder / name
+    if mine.parent.is_file():
+        mine.parent.unlink()
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    sentence = refused(finished, "0", folder, force=True)
+    assert f"holds {name.split('/')[0]}" in sentence
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.usefixtures("here")

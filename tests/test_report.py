@@ -712,20 +712,36 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_new_report_takes_the_place_of_the_old_one(complete: Facts, tmp_path: Path):
     page = write.write(complete, tmp_path / "report")
-    (page.parent / "stale.txt").write_text("of an older nasd")
+    page.write_text("damaged")
+    with pytest.raises(NasdError, match=r"holds index.html, which was changed since nasd wrote it"):
+        write.write(complete, tmp_path / "report")
+    page.unlink()
+    (page.parent / "report.json").unlink()
     assert write.write(complete, tmp_path / "report") == page
-    assert not (page.parent / "stale.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_report_of_an_earlier_version_is_moved_aside_whole(complete: Facts, tmp_path: Path):
+    old = tmp_path / "reports" / "search"
+    old.mkdir(parents=True)
+    (old / "report.json").write_text("{}")
+    (old / "index.html").write_text("old")
+    write.write(complete, old)
+    assert (old / "index.html").read_text() != "old"
+    before = tmp_path / "reports" / "search.before"
+    assert contents(before) == {"report.json": b"{}", "index.html": b"old"}
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_folder_that_holds_something_else_is_never_replaced(complete: Facts, tmp_path: Path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(NasdError, match=r"holds no report: name another folder with --out"):
+    (tmp_path / "report.json").write_text("mine as well")
+    with pytest.raises(NasdError, match=r"holds precious.txt, .*: name another folder with --out"):
         write.write(complete, tmp_path)
-    with pytest.raises(NasdError, match="holds no report"):
+    with pytest.raises(NasdError, match="is no folder"):
         write.write(complete, tmp_path / "precious.txt")
-    assert contents(tmp_path) == {"precious.txt": b"mine"}
+    assert contents(tmp_path) == {"precious.txt": b"mine", "report.json": b"mine as well"}
     (tmp_path / "empty").mkdir()
     assert write.write(complete, tmp_path / "empty").is_file()
 

@@ -1,13 +1,14 @@
 """The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
 
 import math
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nasd import config
+from nasd import config, written
 from nasd.errors import NasdError
 from nasd.protocol import write_atomically
 
@@ -34,7 +35,8 @@ def write_preset(
     budget: GPU-hours in all that the rest is fitted to; `tell` is told each choice, a line each.
 
     The result is checked before it is written. The demo's data is made beside it. A stage is
-    addressed by its name: stages.finetune.epochs=2.
+    addressed by its name: stages.finetune.epochs=2. force: in the place of a config that is there,
+    which then lies beside it with another name, unless it is the same.
     """
     import tomlkit
 
@@ -45,7 +47,7 @@ def write_preset(
     text = tomlkit.dumps(document)
     path = folder / "config.toml"
     config.parse(tomllib.loads(text), f"{name} with --set" if settings else name)
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise NasdError(
             f"{path} is there already: choose another folder, or write over it with --force"
         )
@@ -65,7 +67,14 @@ def write_preset(
             tell(line)
         text = tomlkit.dumps(document)
         config.parse(tomllib.loads(text), f"{name} with --budget-gpu-hours")
-    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise NasdError(f"{path} is no file of its own: choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_bytes() != text.encode():
+            written.aside(path)
+    except OSError as error:
+        raise NasdError(f"{folder} cannot be written: {error.strerror}") from error
     if name == "demo":
         from nasd.demo import write_demo_data
 

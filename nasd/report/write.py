@@ -2,14 +2,12 @@
 
     <folder>/  index.html  figures/  tables/  report.json
 
-All of it is made beside the folder and put in its place when it is whole. report.json marks the
-folder as a report, and nothing else is ever replaced by one.
+All of it is made beside the folder and put in its place when it is whole. What stands there is
+replaced only as far as nasd wrote it (nasd.written).
 """
 
 import json
-import os
 import re
-import shutil
 import time
 import types
 import typing
@@ -18,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nasd import __version__, daemon_lock, protocol, snapshot
+from nasd import __version__, daemon_lock, protocol, snapshot, written
 from nasd import config as config_module
 from nasd.errors import NasdError
 from nasd.folders import StateFolder
@@ -64,33 +62,26 @@ def default_folder(state: Path, facts: Facts) -> Path:
 def write(facts: Facts, folder: Path) -> Path:
     """The report in a folder, in the place of an older one; the path of its page.
 
-    Raises NasdError if the folder holds something else, or cannot be written.
+    A report of an earlier nasd, which kept no list of what it wrote, is moved aside. Raises
+    NasdError if the folder holds anything that nasd did not write, or cannot be written.
     """
-    folder = folder.resolve()
-    if folder.exists() and not _replaceable(folder):
-        raise NasdError(
-            f"{folder} is there already and holds no report: name another folder with --out"
-        )
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder = folder.parent.resolve() / folder.name
+    earlier = (folder / MARKER).is_file() and not written.vouched(folder)
+    if not (earlier and folder.parent.name == "reports"):
+        written.check_replaceable(folder, "name another folder with --out")
     try:
-        new.mkdir(parents=True)
-        _fill(new, facts)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with written.beside(folder) as beside:
+            made = beside / "report"
+            made.mkdir()
+            _fill(made, facts)
+            written.vouch(made)
+            if earlier:
+                written.aside(folder)
+            written.put(made, folder)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise NasdError(f"the report cannot be written to {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return folder / "index.html"
-
-
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
 
 
 def _fill(folder: Path, facts: Facts) -> None:
