@@ -506,11 +506,14 @@ def _below(data: Any, part: int | str) -> Any:
 
 
 def _field(loc: Sequence[int | str]) -> FieldInfo | None:
-    """The field that an error is about; its place in a list does not matter."""
+    """The field that an error is about; its place in a list or a table does not matter."""
     names = [part for part in loc if isinstance(part, str)]
-    model = _model(names[:-1]) if names else None
-    fields = model.model_fields.items() if model is not None else ()
-    return next((field for name, field in fields if names[-1] in (name, field.alias)), None)
+    for last in range(len(names) - 1, -1, -1):
+        model = _model(names[:last])
+        if model is not None:
+            fields = model.model_fields.items()
+            return next((one for key, one in fields if names[last] in (key, one.alias)), None)
+    return None
 
 
 def _model(loc: Sequence[int | str]) -> type[Section] | None:
