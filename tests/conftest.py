@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nasd import config as config_module
-from nasd.config import PREPARE, Config
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype
-from nasd.lifecycle import Event
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, read, write
-from nasd.snapshot import Snapshot
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.contract import config as config_module
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, Spec, read, write
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Event
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
+from nasd.views.board import Board
 
 settings.register_profile(
     "nasd",
@@ -154,11 +155,11 @@ def to_toml(data: Mapping[str, Any]) -> str:
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Any]:
-    """This process as the only rank of a group: nasd.worker.task.Ranks."""
+    """This process as the only rank of a group: nasd.worker.tasks.task.Ranks."""
     import torch
     import torch.distributed as dist
 
-    from nasd.worker.task import Ranks
+    from nasd.worker.tasks.task import Ranks
 
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
@@ -216,7 +217,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_summaries() -> Iterator[None]:
     """Nothing of the daemon's for TensorBoard, where that is not what is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nasd.board.Board._write", lambda board, runs: None)
+        patch.setattr("nasd.views.board.Board._write", lambda board, runs: None)
         yield
 
 
@@ -389,6 +390,7 @@ def make_tick(
         clock,
         monotonic=clock,
         free_bytes=lambda path: 1 << 50,
+        artist=Board,
     )
 
 

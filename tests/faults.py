@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from nasd import tick as tick_module
-from nasd.config import PREPARE, Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Genotype
-from nasd.gpus import Gpu, GpuProcess
-from nasd.lifecycle import AttemptState
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, write
-from nasd.snapshot import Attempt, Snapshot, opened
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Genotype
+from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, write
+from nasd.control import tick as tick_module
+from nasd.control.tick import Tick
+from nasd.launch.gpus import Gpu, GpuProcess
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState
+from nasd.record.snapshot import Attempt, Snapshot, opened
+from nasd.record.store import Store
 from tests.conftest import (
     Clock,
     FakeLauncher,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.genotype import Genotype, unchanged
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.snapshot import Attempt, Snapshot
-from nasd.store import BASELINE
+from nasd.contract.config import Config
+from nasd.contract.genotype import Genotype, unchanged
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.store import BASELINE
 from tests.conftest import drive, make_tick, prepared, small_config
 
 CONFIG = small_config()

@@ -14,16 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.genotype import Genotype, Lineage
-from nasd.worker import activations, phenotype
-from nasd.worker.activations import GB, Shelf
-from nasd.worker.inherit import inherit, new_parameters
-from nasd.worker.mlm import MlmTask
-from nasd.worker.phenotype import MaskedLM
-from nasd.worker.progress import quiet
-from nasd.worker.stop import Stopped
-from nasd.worker.task import Ranks
-from nasd.worker.train import freeze, train
+from nasd.contract.genotype import Genotype, Lineage
+from nasd.worker.model import phenotype
+from nasd.worker.model.inherit import inherit, new_parameters
+from nasd.worker.model.phenotype import MaskedLM
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training import activations
+from nasd.worker.training.activations import GB, Shelf
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.stop import Stopped
+from nasd.worker.training.train import freeze, train
 from tests.damage import flip_a_bit
 from tests.test_phenotype import built, generator
 from tests.test_sparse import (

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import backups, snapshot
-from nasd.folders import StateFolder
-from nasd.lifecycle import Phase
-from nasd.snapshot import Snapshot
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.control import backups
+from nasd.control.tick import Tick
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
 from tests.conftest import begin, open_quickly, small_config, story, without_summaries
 from tests.faults import (
     CIVIL,

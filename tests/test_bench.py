@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from nasd.errors import NasdError
-from nasd.genotype import Genotype
-from nasd.protocol import AttemptFolder, Heartbeat, read
-from nasd.slots import carrying
-from nasd.worker import phenotype
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.inherit import new_parameters
-from nasd.worker.mlm import MlmTask
-from nasd.worker.passages import QaFeatures
-from nasd.worker.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.qa import QaTask
-from nasd.worker.task import Task
-from nasd.worker.train import freeze
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Genotype
+from nasd.contract.protocol import AttemptFolder, Heartbeat, read
+from nasd.launch.local import carrying
+from nasd.worker.model import phenotype
+from nasd.worker.model.inherit import new_parameters
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.passages import QaFeatures
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Task
+from nasd.worker.training.train import freeze
 from tests.bench import flops, startup, training
 from tests.bench.cases import CASES, MASK_SHARE, ROWS, SHAPES, SQUAD_LENGTHS, Job, Shape, Side
 from tests.bench.pace import Finished, Segment
@@ -193,7 +193,7 @@ def job(folder: Path, case: str, side: Side, shape: Shape = TINY) -> Job:
 
 
 def test_the_spec_is_one_that_a_worker_reads(material: Path, tmp_path: Path) -> None:
-    from nasd.protocol import Spec, read, write
+    from nasd.contract.protocol import Spec, read, write
     from tests.bench import ours
 
     for case in CASES:

@@ -16,15 +16,15 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 
-from nasd import board
-from nasd.board import Board, Ledger
-from nasd.folders import StateFolder
-from nasd.lifecycle import State
-from nasd.protocol import Spec
-from nasd.protocol import read as read_message
-from nasd.snapshot import Snapshot, opened
-from nasd.snapshot import read as read_snapshot
-from nasd.tick import Tick
+from nasd.contract.protocol import Spec
+from nasd.contract.protocol import read as read_message
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Snapshot, opened
+from nasd.record.snapshot import read as read_snapshot
+from nasd.views import board
+from nasd.views.board import Board, Ledger
 from tests.boards import Reader, Run, read_board, read_run, steps
 from tests.conftest import Clock, drive, make_tick, small_config
 from tests.faults import (

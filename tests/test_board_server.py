@@ -13,11 +13,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from nasd import board_server
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.slots import wait_until
-from nasd.tick import Tick
+from nasd.contract.errors import NasdError
+from nasd.control.tick import Tick
+from nasd.launch.local import wait_until
+from nasd.record.folders import StateFolder
+from nasd.views import board_server
 from tests.conftest import drive, make_tick, small_config
 from tests.faults import begin_in
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nasd import digests
-from nasd.worker import checkpoint
+from nasd.contract import digests
+from nasd.worker.training import checkpoint
 
 
 def write(folder: Path, step: int) -> Path:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from nasd import __version__
 from nasd.cli import app
 from nasd.cli.options import state_folder
-from nasd.config import load
-from nasd.errors import NasdError
+from nasd.contract.config import load
+from nasd.contract.errors import NasdError
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nasd.cli import app
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 from tests.conftest import ROOT
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch._inductor.config
 
-from nasd.worker import compilation
-from nasd.worker.compilation import COST, GAIN, THREADS, Compilation, pays
-from nasd.worker.mlm import MlmTask
-from nasd.worker.phenotype import MaskedLM
-from nasd.worker.progress import quiet
-from nasd.worker.task import Ranks
-from nasd.worker.train import train
+from nasd.worker.model.phenotype import MaskedLM
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training import compilation
+from nasd.worker.training.compilation import COST, GAIN, THREADS, Compilation, pays
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import train
 from tests.test_phenotype import built
 from tests.test_sparse import STILL, corpus
 from tests.training import Notes, demo_config, run_of, stage

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nasd.folders import StateFolder
-from nasd.lifecycle import State
-from nasd.tick import Tick
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
 from tests.conftest import ROOT, drive, make_tick, small_config, small_dict, to_toml
 
 NASD = Path(sys.executable).with_name("nasd")

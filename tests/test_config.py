@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from nasd import config as config_module
-from nasd import ranges
-from nasd.config import (
+from nasd.contract import config as config_module
+from nasd.contract import ranges
+from nasd.contract.config import (
     Config,
     Corpus,
     Section,
@@ -22,7 +22,7 @@ from nasd.config import (
     load,
     parse,
 )
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT, small_config, small_dict, thesis_config, to_toml
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from nasd.config import Corpus, MlmData
-from nasd.errors import NasdError
-from nasd.worker import corpus, prepare, seed
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.mlm import GOLDEN, MlmTask, _mix, noise
-from nasd.worker.progress import DOWNLOAD, Progress, quiet
+from nasd.contract.config import Corpus, MlmData
+from nasd.contract.errors import NasdError
+from nasd.worker import prepare
+from nasd.worker.model import seed
+from nasd.worker.tasks import corpus
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import GOLDEN, MlmTask, _mix, noise
+from nasd.worker.training.progress import DOWNLOAD, Progress, quiet
 from tests.training import SOURCE, demo_config
 
 TEXT = "\n".join(f"mara keeps a red kite in the old mill {n}." for n in range(2000)) + "\n\n"
@@ -106,9 +108,9 @@ def test_a_hub_data_set_is_read_by_its_column(texts: Path, tokenizer: Any) -> No
 def test_questions_of_the_hub_are_those_of_the_file(texts: Path) -> None:
     import datasets
 
-    from nasd.config import QaData
-    from nasd.demo import write_demo_data
-    from nasd.squad import read_squad
+    from nasd.contract.config import QaData
+    from nasd.contract.squad import read_squad
+    from nasd.presets.demo import write_demo_data
 
     write_demo_data(texts)
     questions = read_squad(texts / "squad.json")
@@ -141,7 +143,7 @@ def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None
 def test_a_cache_is_found_again_until_what_made_it_changes(
     texts: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nasd.demo import write_demo_data
+    from nasd.presets.demo import write_demo_data
 
     write_demo_data(texts / "demo-data")
     settings = demo_config().data
@@ -196,7 +198,7 @@ def test_json_lines_give_their_column_and_never_their_braces(texts: Path, tokeni
 def test_caches_of_files_from_before_names_were_names_count_no_more_and_all_others_do(
     texts: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nasd.demo import write_demo_data
+    from nasd.presets.demo import write_demo_data
 
     keys: list[dict[str, Any]] = []
     key_of = prepare._key
@@ -221,7 +223,7 @@ def test_caches_of_files_from_before_names_were_names_count_no_more_and_all_othe
 
 
 def test_a_failed_build_leaves_nothing_behind(texts: Path, tokenizer: Any) -> None:
-    from nasd.demo import write_demo_data
+    from nasd.presets.demo import write_demo_data
 
     write_demo_data(texts / "demo-data")
     (texts / "demo-data" / "squad.json").write_text("{}")

@@ -14,15 +14,18 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd import config as config_module
-from nasd import daemon, daemon_lock, formats, preflight, slots
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState
-from nasd.protocol import TOKEN_VARIABLE, AttemptFolder, Outcome, Spec
-from nasd.slots import LocalLauncher, wait_until
-from nasd.store import Store
+from nasd.contract import config as config_module
+from nasd.contract import formats
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder, Outcome, Spec
+from nasd.control import daemon, preflight
+from nasd.launch import local
+from nasd.launch.local import LocalLauncher, wait_until
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState
+from nasd.record.store import Store
 from tests.conftest import (
     BACKBONE,
     BASELINE,
@@ -194,9 +197,9 @@ def test_what_does_not_fit_together_is_named_and_nothing_is_written(
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(slots.gpus, "list_gpus", lambda: [{"index": 0}])
+    monkeypatch.setattr(local.gpus, "list_gpus", lambda: [{"index": 0}])
     with pytest.raises(NasdError, match=r"slots\.devices: cuda:1 is not on this machine \(cuda:0"):
-        slots.devices(small_config(slots__devices=["cuda:0", "cuda:1"]).slots)
+        local.devices(small_config(slots__devices=["cuda:0", "cuda:1"]).slots)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +210,10 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     ],
 )
 def test_auto_takes_the_gpus_or_else_a_share_of_the_cores_each(monkeypatch, gpus, expected):
-    monkeypatch.setattr(slots.gpus, "list_gpus", lambda: gpus)
+    monkeypatch.setattr(local.gpus, "list_gpus", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
     settings = small_config(slots__devices="auto", slots__threads=2).slots
-    assert slots.devices(settings) == expected
+    assert local.devices(settings) == expected
 
 
 def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
@@ -354,7 +357,7 @@ def test_a_real_daemon_refuses_another_config_and_takes_another_tick(complete: P
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from nasd import daemon_lock
+from nasd.record import daemon_lock
 with daemon_lock.hold(Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "600"])
     print(child.pid, flush=True)
@@ -485,7 +488,7 @@ def test_a_turn_that_fails_is_logged_and_tried_again(state: StateFolder, caplog)
 LEASHED = """
 import os, subprocess, sys
 child = subprocess.Popen(
-    [sys.executable, "-m", "nasd.leash", str(os.getpid()), "sleep", "600"],
+    [sys.executable, "-m", "nasd.contract.leash", str(os.getpid()), "sleep", "600"],
     start_new_session=True,
 )
 while open(f"/proc/{child.pid}/comm").read() != "sleep\\n":
@@ -506,7 +509,7 @@ def test_a_leashed_process_dies_with_its_parent_even_in_a_session_of_its_own():
 
 def test_a_leash_whose_parent_died_before_it_runs_nothing(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "nasd.leash", "999999999", "touch", str(tmp_path / "ran")],
+        [sys.executable, "-m", "nasd.contract.leash", "999999999", "touch", str(tmp_path / "ran")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         timeout=PATIENCE,
     )
@@ -517,7 +520,8 @@ def test_a_leash_whose_parent_died_before_it_runs_nothing(tmp_path: Path):
 IN_A_CONTAINER = """
 import os, subprocess, sys
 assert os.getpid() == 1
-sys.exit(subprocess.run([sys.executable, "-m", "nasd.leash", "1", "sh", "-c", "exit 7"]).returncode)
+command = [sys.executable, "-m", "nasd.contract.leash", "1", "sh", "-c", "exit 7"]
+sys.exit(subprocess.run(command).returncode)
 """
 
 
@@ -537,7 +541,16 @@ def test_a_daemon_that_is_process_1_of_its_container_can_start_workers():
 
 def test_a_leash_hands_through_the_command_and_its_exit_code():
     done = subprocess.run(
-        [sys.executable, "-m", "nasd.leash", str(os.getpid()), "sh", "-c", "echo $0; exit 7", "hi"],
+        [
+            sys.executable,
+            "-m",
+            "nasd.contract.leash",
+            str(os.getpid()),
+            "sh",
+            "-c",
+            "echo $0; exit 7",
+            "hi",
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         timeout=PATIENCE,
@@ -575,13 +588,13 @@ def with_token(token: str, code: str = "import time; time.sleep(600)", *argument
 
 
 def carries(token: str) -> bool:
-    return bool(slots.carrying(token))
+    return bool(local.carrying(token))
 
 
 def test_clear_ends_all_processes_of_its_token_and_no_other():
     launcher = LocalLauncher(1)
     with with_token("mine") as one, with_token("mine") as two, with_token("other") as other:
-        assert wait_until(lambda: len(slots.carrying("mine")) == 2 and carries("other"), PATIENCE)
+        assert wait_until(lambda: len(local.carrying("mine")) == 2 and carries("other"), PATIENCE)
         assert launcher.clear("mine") == 2
         assert gone(one.pid)
         assert gone(two.pid)
@@ -603,7 +616,7 @@ def test_stop_asks_the_ranks_and_not_what_started_them():
     more: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE}
     with (
         python(ASKED, "-m", "nasd.worker", **more) as rank,
-        python(ASKED, "-m", "nasd.ranks", **more) as starter,
+        python(ASKED, "-m", "nasd.contract.ranks", **more) as starter,
     ):
         for one in (rank, starter):
             assert one.stdout.readline() == "ready\n"

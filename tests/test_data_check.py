@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nasd import caveats, doctor, preflight
 from nasd.cli import app
-from nasd.config import Config, load
-from nasd.demo import write_demo_data
-from nasd.errors import NasdError
+from nasd.contract.config import Config, load
+from nasd.contract.errors import NasdError
+from nasd.contract.squad import read_squad
+from nasd.control import preflight
 from nasd.presets import write_preset
-from nasd.squad import read_squad
-from nasd.worker import data_check, prepare, seed
-from nasd.worker.progress import quiet
+from nasd.presets.demo import write_demo_data
+from nasd.views import caveats, doctor
+from nasd.worker import data_check, prepare
+from nasd.worker.model import seed
+from nasd.worker.training.progress import quiet
 from tests.training import SOURCE, demo_config
 
 WORLD = "mara keeps a red kite in the old mill of the town by the sea .\n"

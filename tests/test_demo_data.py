@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nasd import demo
+from nasd.presets import demo
 
 # What a guesser who understands the question's first word would choose among.
 CANDIDATES = {

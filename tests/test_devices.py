@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nasd.gpus import GpuProcess
-from nasd.lifecycle import AttemptState
-from nasd.slots import wait_until
-from nasd.snapshot import Attempt
-from nasd.status import devices
-from nasd.status.devices import Device, Devices, Question
+from nasd.launch.gpus import GpuProcess
+from nasd.launch.local import wait_until
+from nasd.record.lifecycle import AttemptState
+from nasd.record.snapshot import Attempt
+from nasd.views.status import devices
+from nasd.views.status.devices import Device, Devices, Question
 from tests.test_gpus import World, library, world
 
 __all__ = ["library", "world"]  # fixtures

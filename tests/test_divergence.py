@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nasd.worker.divergence import WINDOW, DivergenceMonitor
+from nasd.worker.training.divergence import WINDOW, DivergenceMonitor
 
 
 def feed(monitor: DivergenceMonitor, count: int, loss: float, norm: float) -> str | None:

@@ -15,14 +15,16 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from nasd import backups, daemon_lock, doctor, retention
 from nasd.cli import app
-from nasd.doctor import Finding, machine, search, service, sources
-from nasd.doctor.case import Case
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
+from nasd.contract.errors import NasdError
+from nasd.control import backups, retention
 from nasd.presets import write_preset
-from nasd.store import Store
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
+from nasd.views import doctor
+from nasd.views.doctor import Finding, machine, search, service, sources
+from nasd.views.doctor.case import Case
 from tests import test_gpus, test_service
 from tests.conftest import (
     BACKBONE,

@@ -13,15 +13,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nasd import daemon_lock, dossier, dossier_view, history
 from nasd.cli import app
-from nasd.dossier import Dossier
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import Phase, State
-from nasd.protocol import Heartbeat, Outcome, Spec, write
-from nasd.snapshot import Snapshot
-from nasd.tick import Tick
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Heartbeat, Outcome, Spec, write
+from nasd.control.tick import Tick
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Snapshot
+from nasd.views import dossier, dossier_view, history
+from nasd.views.dossier import Dossier
 from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config
 
 DIVERGED, UNLUCKY = 5, 4

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from nasd import snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState, State
+from nasd.contract.errors import NasdError
+from nasd.launch.local import wait_until
 from nasd.presets import write_preset
-from nasd.slots import wait_until
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, State
 from tests.boards import read_board, read_run
 
 TINY = (

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from nasd import endings
-from nasd.endings import INTERRUPTED
-from nasd.lifecycle import AttemptState, Event, State
-from nasd.protocol import Outcome
-from nasd.snapshot import Attempt, Snapshot
-from nasd.store import BASELINE
+from nasd.contract.protocol import Outcome
+from nasd.policy import endings
+from nasd.policy.endings import INTERRUPTED
+from nasd.record.lifecycle import AttemptState, Event, State
+from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.store import BASELINE
 from tests.conftest import prepared
 from tests.snapshots import (
     CONFIG,

@@ -18,18 +18,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from nasd import answer as oracle
-from nasd import card, child, cli, daemon_lock, digests, snapshot
-from nasd.demo import squad_data
-from nasd.errors import NasdError
-from nasd.export import WEIGHTS, Exported, export
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype
-from nasd.lifecycle import State
-from nasd.lookup import find
-from nasd.snapshot import Snapshot
-from nasd.squad import Question
-from nasd.worker.spans import Found, Judged, best_answer, probability
+from nasd import cli
+from nasd.contract import digests
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.contract.squad import Question
+from nasd.export import answer as oracle
+from nasd.export.export import WEIGHTS, Exported, export
+from nasd.launch import child
+from nasd.presets.demo import squad_data
+from nasd.record import daemon_lock, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.lookup import find
+from nasd.record.snapshot import Snapshot
+from nasd.views import card
+from nasd.worker.model.spans import Found, Judged, best_answer, probability
 from tests.conftest import (
     ROOT,
     begin,
@@ -61,7 +65,7 @@ CONTEXT = "Mara keeps a red kite in the old mill."
 def give_weights(state: StateFolder, candidate: int, stage: str, blocks: Any) -> None:
     import torch
 
-    from nasd.worker import phenotype
+    from nasd.worker.model import phenotype
 
     arch = phenotype.Architecture(
         BACKBONE.vocab_size, BACKBONE.positions, BACKBONE.width, (), initializer_range=0.5
@@ -122,8 +126,9 @@ def home(finished: StateFolder, tmp_path_factory: pytest.TempPathFactory) -> Exp
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child's work is done in this process, where torch is imported once and for all."""
-    from nasd.worker import answer, pretrained
+    from nasd.worker import answer
     from nasd.worker import export as writer
+    from nasd.worker.model import pretrained
 
     work = {"nasd.worker.answer": answer.answer_to, "nasd.worker.export": writer.answer_to}
     monkeypatch.setattr(child, "ask", lambda module, question, environment: work[module](question))
@@ -193,8 +198,8 @@ def judged_as_in_the_search(model: Path) -> dict[str, str]:
     import torch
     from transformers import AutoTokenizer
 
-    from nasd.worker import phenotype
-    from nasd.worker.passages import build_features, decode
+    from nasd.worker.model import phenotype
+    from nasd.worker.tasks.passages import build_features, decode
 
     net = phenotype.load(phenotype.QuestionAnswering, model).eval()
     asked = questions()
@@ -216,7 +221,7 @@ def check_alone(python: str, home: Exported, model: Path, out: Path) -> str:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from nasd.worker import phenotype
+    from nasd.worker.model import phenotype
 
     net = phenotype.load(phenotype.QuestionAnswering, model).eval()
     arch = net.architecture
@@ -326,7 +331,7 @@ def invoke(*arguments: str, given: str | None = None) -> str:
 
 
 def test_the_command_answers_as_the_model_does(home: Exported) -> None:
-    from nasd.worker.pretrained import NasdForQuestionAnswering
+    from nasd.worker.model.pretrained import NasdForQuestionAnswering
 
     context = questions()[-1].context
     found = NasdForQuestionAnswering.from_pretrained(home.folder).answer(QUESTION, context)
@@ -711,7 +716,7 @@ def test_a_child_that_dies_is_no_answer(tmp_path: Path) -> None:
 def test_without_the_extra_it_is_named(
     finished: StateFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nasd.export.ONNX_MODULES", ("onnx_of_nobody",))
+    monkeypatch.setattr("nasd.export.export.ONNX_MODULES", ("onnx_of_nobody",))
     sentence = refused(finished, "9", tmp_path / "x", onnx=True)
     assert sentence.startswith("--onnx needs onnx_of_nobody: install the extra")
 
@@ -721,7 +726,7 @@ def test_onnx_gives_the_same_logits(finished: StateFolder, tmp_path: Path) -> No
 
     runtime = pytest.importorskip("onnxruntime", reason="bin/setup onnx")
     pytest.importorskip("onnxscript", reason="bin/setup onnx")
-    from nasd.worker import phenotype
+    from nasd.worker.model import phenotype
 
     done = export(finished.path, "9", tmp_path / "model", onnx=True)
     assert done.files.onnx_difference is not None

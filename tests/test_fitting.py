@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.config import load
-from nasd.errors import NasdError
-from nasd.forecast.fitting import Plan, choose
+from nasd.contract.config import load
+from nasd.contract.errors import NasdError
 from nasd.presets import write_preset
+from nasd.views.forecast.fitting import Plan, choose
 
 
 def price(plan: Plan) -> float:

@@ -13,14 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nasd import cli
-from nasd.config import load
-from nasd.cost import CPU_THREAD
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.forecast import view
-from nasd.forecast.as_json import forecast
-from nasd.forecast.premises import gather
-from nasd.virtual_time import run
+from nasd.contract.config import load
+from nasd.contract.errors import NasdError
+from nasd.estimate.cost import CPU_THREAD
+from nasd.record.folders import StateFolder
+from nasd.views.forecast import view
+from nasd.views.forecast.as_json import forecast
+from nasd.views.forecast.premises import gather
+from nasd.views.forecast.virtual_time import run
 from tests.conftest import BASELINE, ROOT, small_config, thesis_config, to_toml
 from tests.test_simulation import SMALL_VOLUMES, simulated
 

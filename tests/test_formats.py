@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd import formats, squad
-from nasd.errors import NasdError
-from nasd.worker import hub
+from nasd.contract import formats, squad
+from nasd.contract.errors import NasdError
+from nasd.worker.tasks import hub
 
 LINES = ["mara keeps a red kite", "in the old mill, with ünï", "x"]
 ROWS = [{"text": text, "n": n} for n, text in enumerate(LINES)]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.errors import NasdError
-from nasd.genotype import (
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import (
     Backbone,
     Block,
     BlockLineage,

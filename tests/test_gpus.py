@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nasd import gpus
-from nasd.folders import StateFolder
-from nasd.gpus import Gpu, GpuProcess, GpuWatch
-from nasd.slots import wait_until
+from nasd.launch import gpus
+from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch
+from nasd.launch.local import wait_until
+from nasd.record.folders import StateFolder
 from tests.conftest import ROOT, Clock, drive, make_tick, small_config
 
 PATIENCE = 60.0  # for what takes a moment on a busy machine
@@ -310,7 +310,7 @@ def test_close_ends_a_child_that_hangs(world: World):
 
 
 PARENT = """
-from nasd.gpus import GpuWatch
+from nasd.launch.gpus import GpuWatch
 watch = GpuWatch(["cuda:0"])
 watch.look()
 print(watch._question._process.pid, flush=True)

@@ -13,15 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import digests
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.protocol import AttemptFolder, Spec
-from nasd.worker import inputs, phenotype, prepare
+from nasd.contract import digests
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Spec
+from nasd.worker import inputs, prepare
 from nasd.worker.__main__ import _judged
-from nasd.worker.progress import Progress, quiet
+from nasd.worker.model import phenotype
 from nasd.worker.stage import run as run_stage
-from nasd.worker.task import Ranks
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training.progress import Progress, quiet
 from tests.damage import flip_a_bit
 from tests.training import Never, Workshop, demo_config, make_workshop, stage, weights, work
 
@@ -58,7 +59,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def seed_folder(shop: Workshop) -> Path:
     """As prepare leaves it."""
-    from nasd.worker.seed import load_tokenizer
+    from nasd.worker.model.seed import load_tokenizer
 
     folder = shop.folder / "candidates" / "0" / "prepare"
     source = spec_of(shop).source

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from nasd import ladder
-from nasd.lifecycle import Event, Phase, State
-from nasd.store import BASELINE
+from nasd.policy import ladder
+from nasd.record.lifecycle import Event, Phase, State
+from nasd.record.store import BASELINE
 from tests.conftest import small_config
 from tests.snapshots import (
     CONFIG,

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd import daemon, interpreter, leaving
-from nasd.leaving import Leaving
-from nasd.lifecycle import Event
+from nasd.contract import interpreter
+from nasd.contract.protocol import Outcome, Spec
+from nasd.control import daemon, leaving
+from nasd.control.leaving import Leaving
+from nasd.launch.local import wait_until
 from nasd.presets import write_preset
-from nasd.protocol import Outcome, Spec
-from nasd.slots import wait_until
+from nasd.record.lifecycle import Event
 from tests.conftest import all_succeed, drive, make_tick, small_config, story
 from tests.test_end_to_end import TINY, read, workers
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from nasd.lifecycle import (
+from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     FINAL,
     LIVE_ATTEMPT,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nasd import daemon_lock
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
+from nasd.record import daemon_lock
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])

@@ -2,12 +2,12 @@
 
 import pytest
 
-from nasd import lookup
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.snapshot import Snapshot
-from nasd.status import standing
-from nasd.store import BASELINE
+from nasd.contract.errors import NasdError
+from nasd.record import lookup
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import BASELINE
+from nasd.views.status import standing
 from tests.conftest import drive, make_tick, small_config
 
 

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.worker import micro_batch, phenotype
-from nasd.worker.micro_batch import STEPS, WORTH, Memory, Trials, best, key_of, sizes
-from nasd.worker.progress import quiet
-from nasd.worker.qa import QaTask
-from nasd.worker.task import Ranks
-from nasd.worker.train import freeze, train
+from nasd.worker.model import phenotype
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training import micro_batch
+from nasd.worker.training.micro_batch import STEPS, WORTH, Memory, Trials, best, key_of, sizes
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import freeze, train
 from tests.test_phenotype import built
 from tests.test_sparse import features
 from tests.training import Notes, demo_config, run_of, stage

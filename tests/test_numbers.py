@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from nasd.cli import app
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import LARGEST, MOST_BLOCKS, Backbone, Genotype, parameters
-from nasd.readable import shown
-from nasd.store import Store
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import LARGEST, MOST_BLOCKS, Backbone, Genotype, parameters
+from nasd.contract.readable import shown
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
 from tests.conftest import BASELINE
 
 HUGE = "9" * 5000

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.config import SearchSpace
-from nasd.genotype import Block, FeedForward, Genotype, ancestry, distance, unchanged
-from nasd.keeping import informed
-from nasd.operators import OPERATORS, Draft, crossed
-from nasd.variation import check_genotype
-from nasd.worker.inherit import born
+from nasd.contract.config import SearchSpace
+from nasd.contract.genotype import Block, FeedForward, Genotype, ancestry, distance, unchanged
+from nasd.search.variation.breeding import check_genotype
+from nasd.search.variation.keeping import informed
+from nasd.search.variation.operators import OPERATORS, Draft, crossed
+from nasd.worker.model.inherit import born
 from tests.test_transfers import generator, model_of, outputs, windows
 
 WIDTH = 24

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.pareto import SIZE, Point, crowding, hypervolume, ranks, survivors, tournament
+from nasd.search.pareto import SIZE, Point, crowding, hypervolume, ranks, survivors, tournament
 
 INF = math.inf
 
@@ -247,5 +247,5 @@ def test_an_objective_that_is_no_number_is_a_bug(wrong: float) -> None:
 
 
 def test_importing_it_brings_neither_numpy_nor_moocore() -> None:
-    code = "import sys, nasd.pareto; sys.exit(bool({'numpy', 'moocore'} & set(sys.modules)))"
+    code = "import sys, nasd.search.pareto; sys.exit(bool({'numpy', 'moocore'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

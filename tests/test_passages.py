@@ -17,12 +17,12 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nasd import squad
-from nasd.errors import NasdError
-from nasd.squad import Question
-from nasd.worker import metrics
-from nasd.worker.passages import CLS, QaFeatures, build_features, decode
-from nasd.worker.spans import Floats, Ints, Span, n_best_spans
+from nasd.contract import squad
+from nasd.contract.errors import NasdError
+from nasd.contract.squad import Question
+from nasd.worker.model.spans import Floats, Ints, Span, n_best_spans
+from nasd.worker.tasks import metrics
+from nasd.worker.tasks.passages import CLS, QaFeatures, build_features, decode
 
 WORDS = ["kite", "drum", "lamp", "red", "blue", "old", "mill", "who", "has", "the", "in"]
 PUNCTUATION = [".", ",", "?", "-", "'"]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nasd import genotype
-from nasd.genotype import Backbone, Genotype
-from nasd.worker import phenotype, seed
-from nasd.worker.phenotype import Architecture, Encoder, MaskedLM, QuestionAnswering
+from nasd.contract import genotype
+from nasd.contract.genotype import Backbone, Genotype
+from nasd.worker.model import phenotype, seed
+from nasd.worker.model.phenotype import Architecture, Encoder, MaskedLM, QuestionAnswering
 
 ARCH = Architecture(vocab_size=31, positions=16, width=12, blocks=()).with_blocks(
     [
@@ -354,7 +354,7 @@ def test_the_phenotype_needs_neither_nasd_nor_transformers() -> None:
 def auto() -> Any:
     import transformers
 
-    from nasd.worker import pretrained  # noqa: F401  # registers the classes
+    from nasd.worker.model import pretrained  # noqa: F401  # registers the classes
 
     return {
         None: transformers.AutoModel,

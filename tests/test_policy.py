@@ -9,20 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd import pareto, policy, scheduling
-from nasd.config import Config
-from nasd.endings import INTERRUPTED
-from nasd.lifecycle import Event, Phase, State
-from nasd.policy import (
-    Cutoff,
-    Halt,
-    OpenGeneration,
-    Select,
-    StartSelecting,
-)
-from nasd.protocol import Outcome
-from nasd.snapshot import Member, Snapshot, StageResult
-from nasd.store import BASELINE
+from nasd.contract.config import Config
+from nasd.contract.protocol import Outcome
+from nasd.policy import decisions, scheduling
+from nasd.policy.decisions import Cutoff, Halt, OpenGeneration, Select, StartSelecting
+from nasd.policy.endings import INTERRUPTED
+from nasd.record.lifecycle import Event, Phase, State
+from nasd.record.snapshot import Member, Snapshot, StageResult
+from nasd.record.store import BASELINE
+from nasd.search import pareto
 from tests.conftest import small_config
 from tests.snapshots import (
     CONFIG,
@@ -60,7 +55,7 @@ __all__ = ["begun", "generation_0", "generation_1"]  # fixtures
 def test_generation_0_waits_for_all_that_its_weights_come_from(
     begun, stage, state, has_head, opens
 ):
-    found = policy.next_decision(baseline_at(begun, stage, state, has_head), CONFIG)
+    found = decisions.next_decision(baseline_at(begun, stage, state, has_head), CONFIG)
     assert found == (OpenGeneration(0, ()) if opens else None)
 
 
@@ -74,7 +69,7 @@ def test_generation_0_is_mu_different_mutants_of_the_baseline(generation_0):
 def test_an_experiment_that_does_not_run_decides_and_starts_nothing(generation_0):
     for state in ("halted", "complete"):
         still = replace(generation_0, experiment=replace(generation_0.experiment, state=state))
-        assert policy.next_decision(still, CONFIG) is None
+        assert decisions.next_decision(still, CONFIG) is None
         assert scheduling.starts(still, CONFIG, SLOTS, 0.0) == []
 
 
@@ -125,7 +120,7 @@ def keeping(share: float) -> Config:
 def test_the_cutoff_keeps_the_share_with_the_lowest_losses(
     generation_1, losses, others, keep, kept
 ):
-    decision = policy.next_decision(at_the_cutoff(generation_1, losses, others), keeping(keep))
+    decision = decisions.next_decision(at_the_cutoff(generation_1, losses, others), keeping(keep))
     assert isinstance(decision, Cutoff)
     assert decision.kept == kept
     assert set(decision.cut) == set(losses) - set(kept)
@@ -139,7 +134,7 @@ def test_the_cutoff_keeps_the_share_with_the_lowest_losses(
 def test_no_candidate_is_cut_that_is_better_than_one_kept(generation_1, drawn, keep):
     losses = {n: loss for n, loss in enumerate(drawn, 4) if loss is not None}
     diverged = {n: DIVERGED for n in range(4, 8) if n not in losses}
-    decision = policy.next_decision(at_the_cutoff(generation_1, losses, diverged), keeping(keep))
+    decision = decisions.next_decision(at_the_cutoff(generation_1, losses, diverged), keeping(keep))
     if not losses:
         assert decision == StartSelecting(1)
         return
@@ -154,12 +149,12 @@ def test_no_candidate_is_cut_that_is_better_than_one_kept(generation_1, drawn, k
 def test_the_cutoff_waits_until_all_have_finished_the_stage(generation_1, state):
     losses = {4: 3.0, 5: 1.0, 6: 2.0}
     found = at_the_cutoff(generation_1, losses, {7: ("pretrain_0", state)})
-    assert policy.next_decision(found, CONFIG) is None
+    assert decisions.next_decision(found, CONFIG) is None
 
 
 def test_the_cutoff_says_what_it_saw_and_why(generation_1):
     found = at_the_cutoff(generation_1, {4: 3.0, 5: 1.0, 6: 2.0}, {7: DIVERGED})
-    decision = policy.next_decision(found, CONFIG)
+    decision = decisions.next_decision(found, CONFIG)
     assert isinstance(decision, Cutoff)
     assert decision.payload == {
         "rule": "the lowest 2 of 4 by the last evaluation loss",
@@ -181,12 +176,12 @@ def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
     second = ("pretrain_1", State.WAITING)
     found = put(generation_1, {4: ("pretrain_0", State.CUT), 5: DIVERGED, 6: second, 7: second})
     found = with_results(found, "pretrain_1", {6: {"loss": 2.0}, 7: {"loss": 1.0}})
-    decision = policy.next_decision(found, config)
+    decision = decisions.next_decision(found, config)
     assert isinstance(decision, Cutoff)
     assert (decision.stage, decision.kept, set(decision.cut)) == ("pretrain_1", (7,), {6})
     # and what still climbs below holds the upper one back
     under_way = put(found, {4: ("pretrain_0", State.RUNNING)})
-    assert policy.next_decision(under_way, config) is None
+    assert decisions.next_decision(under_way, config) is None
 
 
 # -- selection and the next generation -----------------------------------------------------------
@@ -206,8 +201,8 @@ def ended(snapshot: Snapshot) -> Snapshot:
 
 def test_selection_comes_when_every_candidate_is_at_an_end(generation_1):
     there = {4: ("evaluate", State.SCORED), 5: ("pretrain_0", State.CUT), 6: DIVERGED}
-    assert policy.next_decision(put(generation_1, there), CONFIG) is None
-    assert policy.next_decision(put(generation_1, {**there, 7: DIVERGED}), CONFIG) == (
+    assert decisions.next_decision(put(generation_1, there), CONFIG) is None
+    assert decisions.next_decision(put(generation_1, {**there, 7: DIVERGED}), CONFIG) == (
         StartSelecting(1)
     )
 
@@ -215,12 +210,12 @@ def test_selection_comes_when_every_candidate_is_at_an_end(generation_1):
 @given(st.dictionaries(st.integers(4, 7), st.integers(0, 100).map(float)))
 def test_selection_takes_the_best_mu_of_parents_and_scored_offspring(generation_1, scores):
     found = in_phase(scored(generation_1, scores), Phase.SELECTING)
-    decision = policy.next_decision(found, CONFIG)
+    decision = decisions.next_decision(found, CONFIG)
     assert isinstance(decision, Select)
     parents = {m.candidate for m in found.members if m.generation == 1 and m.role == "parent"}
     pool = sorted(parents | set(scores))
     assert sorted(decision.members) == pool  # who was cut or failed has no part in it
-    points = policy.points(found, pool)
+    points = decisions.points(found, pool)
     best = {pool[index] for index in pareto.survivors(points, CONFIG.population.mu)}
     assert {one for one, (survives, _, _) in decision.members.items() if survives} == best
     assert [rank for _, rank, _ in decision.members.values()] == pareto.ranks(points)
@@ -234,7 +229,7 @@ def test_the_survivors_are_the_parents_of_the_next_generation(generation_1):
         for one in generation_1.members
     )
     found = replace(in_phase(ended(generation_1), Phase.COMPLETE), members=members)
-    assert policy.next_decision(found, CONFIG) == OpenGeneration(2, (2, 4, 6))
+    assert decisions.next_decision(found, CONFIG) == OpenGeneration(2, (2, 4, 6))
 
 
 def test_offspring_come_from_parents_only_and_have_genotypes_of_their_own(generation_1):
@@ -249,34 +244,34 @@ def test_offspring_come_from_parents_only_and_have_genotypes_of_their_own(genera
 def test_where_nobody_was_scored_the_next_generation_begins_from_the_baseline(generation_1):
     members = tuple(one for one in generation_1.members if one.role != "parent")
     found = replace(in_phase(generation_1, Phase.BREEDING), members=members)
-    decision = policy.next_decision(found, CONFIG)
-    assert isinstance(decision, policy.Breed)
+    decision = decisions.next_decision(found, CONFIG)
+    assert isinstance(decision, decisions.Breed)
     assert [one.parent for one in decision.births] == [BASELINE] * CONFIG.population.lambda_
 
 
 def test_a_selection_among_nobody_has_no_survivors(generation_1):
     members = (Member(1, 4, "offspring", None, None, None),)
     found = replace(in_phase(generation_1, Phase.SELECTING), members=members)
-    decision = policy.next_decision(put(found, {4: DIVERGED}), CONFIG)
+    decision = decisions.next_decision(put(found, {4: DIVERGED}), CONFIG)
     assert isinstance(decision, Select)
     assert (decision.members, decision.payload["survivors"]) == ({}, [])
 
 
 def test_the_same_snapshot_gives_the_same_decision(generation_1):
     found = in_phase(generation_1, Phase.BREEDING)
-    assert policy.next_decision(found, CONFIG) == policy.next_decision(found, CONFIG)
+    assert decisions.next_decision(found, CONFIG) == decisions.next_decision(found, CONFIG)
 
 
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [(State.SCORED, policy.Complete()), (State.RUNNING, None), (State.PENDING, None)],
+    [(State.SCORED, decisions.Complete()), (State.RUNNING, None), (State.PENDING, None)],
 )
 def test_the_search_is_complete_behind_the_last_generation_and_the_baselines_score(
     generation_1, state, expected
 ):
     found = put(in_phase(ended(generation_1), Phase.COMPLETE), {BASELINE: ("evaluate", state)})
     config = small_config(experiment__generations=1)
-    assert policy.next_decision(found, config) == expected
+    assert decisions.next_decision(found, config) == expected
 
 
 @pytest.mark.parametrize("generations", [1, 2])
@@ -285,9 +280,9 @@ def test_nothing_follows_a_complete_generation_while_a_cut_candidate_is_trained_
 ):
     found = in_phase(ended(generation_1), Phase.COMPLETE)
     config = small_config(experiment__generations=generations)
-    assert policy.next_decision(found, config) is not None
+    assert decisions.next_decision(found, config) is not None
     revived = put(found, {5: ("pretrain_1", State.PENDING)})
-    assert policy.next_decision(revived, config) is None
+    assert decisions.next_decision(revived, config) is None
     assert [one.candidate for one in scheduling.starts(revived, config, SLOTS, 0.0)] == [5]
 
 
@@ -296,7 +291,7 @@ def test_nothing_follows_a_complete_generation_while_a_cut_candidate_is_trained_
 
 def test_a_baseline_that_fails_halts_the_search(begun):
     found = put(begun, {BASELINE: ("prepare", State.FAILED)}, reason="diverged: NaN")
-    assert policy.next_decision(found, CONFIG) == (
+    assert decisions.next_decision(found, CONFIG) == (
         Halt("the baseline failed at prepare: diverged: NaN")
     )
 
@@ -305,9 +300,9 @@ def test_an_error_of_the_baseline_that_comes_back_halts_with_the_workers_words(b
     error = Outcome(verdict="error", message="squad.json is gone")
     once = lost(BASELINE, 1, "error", stage="prepare")
     assert ends(begun, BASELINE, error, *once).event is Event.INTERRUPT
-    assert policy.next_decision(with_attempts(begun, *once), CONFIG) is None
+    assert decisions.next_decision(with_attempts(begun, *once), CONFIG) is None
     twice = lost(BASELINE, 2, "error", stage="prepare")
-    assert policy.next_decision(with_attempts(begun, *twice), CONFIG) == (
+    assert decisions.next_decision(with_attempts(begun, *twice), CONFIG) == (
         Halt("candidate 0 at prepare: boom (see attempts/101/worker.log)")
     )
 
@@ -315,7 +310,7 @@ def test_an_error_of_the_baseline_that_comes_back_halts_with_the_workers_words(b
 @pytest.mark.parametrize(("times", "halts"), [(5, False), (6, True)])
 def test_attempts_lost_in_a_row_halt_the_search_beyond_the_retries(generation_1, times, halts):
     assert CONFIG.daemon.infrastructure_retries == 5
-    decision = policy.next_decision(with_attempts(generation_1, *lost(4, times)), CONFIG)
+    decision = decisions.next_decision(with_attempts(generation_1, *lost(4, times)), CONFIG)
     assert isinstance(decision, Halt) == halts
     if halts:
         assert "candidate 4 at pretrain_0 lost 6 attempts in a row" in decision.reason
@@ -327,7 +322,7 @@ def test_a_damaged_file_that_a_second_attempt_finds_so_too_halts_with_its_name(
 ):
     said = "/state/candidates/1/pretrain_1/model.safetensors is damaged"
     told = [replace(one, message=said) for one in lost(4, times, "machine")]
-    decision = policy.next_decision(with_attempts(generation_1, *told), CONFIG)
+    decision = decisions.next_decision(with_attempts(generation_1, *told), CONFIG)
     if halts:
         assert isinstance(decision, Halt)
         assert said in decision.reason
@@ -340,11 +335,11 @@ def test_data_at_fault_halt_at_the_first_attempt_of_prepare_and_may_be_tried_aga
     [told] = lost(BASELINE, 1, "invalid", "prepare")
     told = replace(told, message="data.qa.files: squad.json holds no questions")
     halted = with_attempts(at_prepare, told)
-    decision = policy.next_decision(halted, CONFIG)
+    decision = decisions.next_decision(halted, CONFIG)
     assert isinstance(decision, Halt)
     assert "squad.json holds no questions" in decision.reason
     resumed = replace(halted, experiment=replace(halted.experiment, resumed_after=told.id))
-    assert policy.next_decision(resumed, CONFIG) is None
+    assert decisions.next_decision(resumed, CONFIG) is None
 
 
 def test_three_candidates_in_a_row_with_the_same_error_halt_the_search_until_a_person_has_looked(
@@ -356,15 +351,15 @@ def test_three_candidates_in_a_row_with_the_same_error_halt_the_search_until_a_p
         for one in lost(candidate, 1, "error")
     ]
     two = put(generation_1, {4: ("pretrain_0", State.FAILED), 5: ("pretrain_0", State.FAILED)})
-    assert not isinstance(policy.next_decision(with_attempts(two, *failed[:2]), CONFIG), Halt)
+    assert not isinstance(decisions.next_decision(with_attempts(two, *failed[:2]), CONFIG), Halt)
     three = with_attempts(two, *failed)
-    decision = policy.next_decision(three, CONFIG)
+    decision = decisions.next_decision(three, CONFIG)
     assert isinstance(decision, Halt)
     assert "3 candidates in a row failed at pretrain_0 with the same error: boom" in decision.reason
     assert "`nasd retry 4`, `nasd retry 5`" in decision.reason
     assert "nasd retry 6" not in decision.reason  # it is not charged, and goes on by itself
     seen = replace(three, experiment=replace(three.experiment, resumed_after=206))
-    assert not isinstance(policy.next_decision(seen, CONFIG), Halt)
+    assert not isinstance(decisions.next_decision(seen, CONFIG), Halt)
 
 
 def test_a_generation_in_which_all_failed_of_errors_halts_the_search_until_a_person_has_looked(
@@ -378,41 +373,41 @@ def test_a_generation_in_which_all_failed_of_errors_halts_the_search_until_a_per
         for one in lost(number, 1, "error")
     ]
     found = with_attempts(put(generation_1, gone, "error: boom"), *failed)
-    decision = policy.next_decision(found, CONFIG)
+    decision = decisions.next_decision(found, CONFIG)
     assert isinstance(decision, Halt)
     assert "all 4 candidates of generation 1 failed" in decision.reason
     seen = replace(found, experiment=replace(found.experiment, resumed_after=300))
-    assert isinstance(policy.next_decision(seen, CONFIG), StartSelecting)
+    assert isinstance(decisions.next_decision(seen, CONFIG), StartSelecting)
     diverged = put(found, gone, "diverged: NaN")
-    assert isinstance(policy.next_decision(diverged, CONFIG), StartSelecting)
+    assert isinstance(decisions.next_decision(diverged, CONFIG), StartSelecting)
 
 
 def test_attempts_that_a_killed_daemon_took_along_never_halt_the_search(generation_1):
     went = [replace(one, verdict=INTERRUPTED) for one in lost(4, 40)]
-    assert policy.next_decision(with_attempts(generation_1, *went), CONFIG) is None
+    assert decisions.next_decision(with_attempts(generation_1, *went), CONFIG) is None
     assert 4 in [one[0] for one in started(with_attempts(generation_1, *went), now=2010.0)]
 
 
 def test_who_gets_on_between_losses_never_halts_the_search(generation_1):
     row = [replace(one, reached=10 * (n + 1)) for n, one in enumerate(lost(4, 40))]
-    assert policy.next_decision(with_attempts(generation_1, *row), CONFIG) is None
+    assert decisions.next_decision(with_attempts(generation_1, *row), CONFIG) is None
 
 
 def test_a_row_of_losses_counts_from_the_last_one_that_got_on(generation_1):
     before = lost(4, 5)
     row = [replace(one, reached=10) for one in lost(4, 6)]  # the first one got there, no other
     found = with_attempts(generation_1, *before, *row)
-    assert isinstance(policy.next_decision(found, CONFIG), policy.Halt)
-    assert policy.next_decision(with_attempts(generation_1, *before, *row[:5]), CONFIG) is None
+    assert isinstance(decisions.next_decision(found, CONFIG), decisions.Halt)
+    assert decisions.next_decision(with_attempts(generation_1, *before, *row[:5]), CONFIG) is None
 
 
 def test_a_halt_is_forgotten_with_the_resumption(generation_1):
     found = with_attempts(generation_1, *lost(4, 6))
     resumed = replace(found, experiment=replace(found.experiment, resumed_after=200))
-    assert policy.next_decision(resumed, CONFIG) is None
+    assert decisions.next_decision(resumed, CONFIG) is None
     assert 4 in [one[0] for one in started(resumed, now=2006.0)]
 
 
 def test_lost_attempts_of_different_candidates_do_not_add_up(generation_1):
     found = with_attempts(generation_1, *lost(4, 4), *lost(5, 4))
-    assert policy.next_decision(found, CONFIG) is None
+    assert decisions.next_decision(found, CONFIG) is None

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nasd.worker import phenotype
-from nasd.worker.mlm import MlmTask
-from nasd.worker.qa import QaTask
+from nasd.worker.model import phenotype
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.qa import QaTask
 from tests.bench.quality import dense, judge, kept
 from tests.test_phenotype import built
 from tests.test_sparse import STILL, corpus, features

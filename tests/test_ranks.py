@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd import interpreter, ranks
-from nasd.slots import wait_until
+from nasd.contract import interpreter, ranks
+from nasd.launch.local import wait_until
 from tests.conftest import ROOT
 from tests.training import Launched, Workshop, demo_config, launched, make_workshop, stage
 
@@ -272,10 +272,10 @@ def test_an_attempts_environment_has_no_place_of_another_and_no_empty_path(
 
 # The second and the last name -P themselves, the third goes on as it was begun.
 ALLOWED = {
-    "nasd/interpreter.py",
-    "nasd/board_server.py",
-    "nasd/daemon.py",
-    "nasd/doctor/service.py",
+    "nasd/contract/interpreter.py",
+    "nasd/views/board_server.py",
+    "nasd/control/daemon.py",
+    "nasd/views/doctor/service.py",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nasd import readable
+from nasd.contract import readable
 
 
 @pytest.mark.parametrize(

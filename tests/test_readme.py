@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from nasd.cli import app
-from nasd.config import Config, Section
-from nasd.config_reference import BEGIN, markdown, up_to_date
-from nasd.errors import NasdError
-from nasd.lifecycle import diagram
+from nasd.contract.config import Config, Section
+from nasd.contract.config_reference import BEGIN, markdown, up_to_date
+from nasd.contract.errors import NasdError
+from nasd.record.lifecycle import diagram
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -47,7 +47,7 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 
 def test_the_config_is_documented_as_its_models_have_it() -> None:
-    assert up_to_date(README) == README, "run: python -m nasd.config_reference README.md"
+    assert up_to_date(README) == README, "run: python -m nasd.contract.config_reference README.md"
 
 
 def test_every_key_says_what_it_means() -> None:

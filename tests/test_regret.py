@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nasd import daemon, daemon_lock, policy, retention
 from nasd.cli import app
-from nasd.config import Config
-from nasd.dossier import compile_dossier
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import Phase, State
-from nasd.report import words
-from nasd.report.facts import Facts
-from nasd.report.page import _survival, render
-from nasd.report.regret import offer, price, stopped
-from nasd.report.write import notes, read, write
-from nasd.snapshot import Snapshot
-from nasd.tick import Tick
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.control import daemon, retention
+from nasd.control.tick import Tick
+from nasd.policy import decisions
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Snapshot
+from nasd.views.dossier import compile_dossier
+from nasd.views.report import words
+from nasd.views.report.facts import Facts
+from nasd.views.report.page import _survival, render
+from nasd.views.report.regret import offer, price, stopped
+from nasd.views.report.write import notes, read, write
 from tests.conftest import (
     FakeLauncher,
     all_succeed,
@@ -336,7 +338,7 @@ def test_nobody_pays_unasked(complete: Path):
 
 def test_where_a_daemon_serves_it_is_asked(complete: Path, monkeypatch):
     monkeypatch.setattr(daemon_lock, "held", lambda lock: True)
-    monkeypatch.setattr("nasd.asking.PATIENCE_SECONDS", -1e9)
+    monkeypatch.setattr("nasd.cli.asking.PATIENCE_SECONDS", -1e9)
     done = RUNNER.invoke(app, ["report", "--regret", "--yes", "--config", str(complete)])
     assert done.exception is None, done.output
     assert "once they are through, `nasd report` shows" in done.output
@@ -344,4 +346,4 @@ def test_where_a_daemon_serves_it_is_asked(complete: Path, monkeypatch):
     tick = make_tick(state, PATIENT)
     tick()
     assert tick.store.read().experiment.state == "running"
-    assert policy.next_decision(tick.store.read(), PATIENT) is None
+    assert decisions.next_decision(tick.store.read(), PATIENT) is None

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from nasd.config import Config
-from nasd.cost import Machine, Volumes
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype
-from nasd.lifecycle import Phase, State
-from nasd.protocol import Heartbeat, read
-from nasd.simulation import SimulatedLauncher
-from nasd.snapshot import Snapshot
-from nasd.status.facts import Reader
-from nasd.status.remaining import Remaining, remaining
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.virtual_time import VirtualClock, run
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.contract.protocol import Heartbeat, read
+from nasd.control.tick import Tick
+from nasd.estimate.cost import Machine, Volumes
+from nasd.launch.simulated import SimulatedLauncher
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
+from nasd.views.forecast.virtual_time import VirtualClock, run
+from nasd.views.status.facts import Reader
+from nasd.views.status.remaining import Remaining, remaining
 from tests.conftest import begin, small_config, thesis_config
 
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
@@ -133,7 +133,7 @@ def test_it_shrinks_as_an_attempt_gets_on(search: Search):
 
 
 def test_a_search_of_another_nasd_has_no_end_and_is_shown_all_the_same(tmp_path: Path):
-    from nasd.status.view import view
+    from nasd.views.status.view import view
     from tests.conftest import drive, make_tick
     from tests.test_status import in_phase
 

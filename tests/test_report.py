@@ -23,24 +23,26 @@ from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
-from nasd import cli, readable, snapshot
-from nasd import config as config_module
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import BlockLineage, unchanged
-from nasd.lifecycle import AttemptState, State
-from nasd.report import statistics, words, write
-from nasd.report.descent import framed, tree_places
-from nasd.report.drawing import COLOURS, apart, some_of
-from nasd.report.facts import MUTATIONS, TABLES, Facts, in_words, mutations
-from nasd.report.figures import drawings
-from nasd.report.losses import missed
-from nasd.report.page import render, toml
-from nasd.report.regret import price, stopped
-from nasd.snapshot import Attempt, Snapshot, StageResult
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.variation import mutate
+from nasd import cli
+from nasd.contract import config as config_module
+from nasd.contract import readable
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, unchanged
+from nasd.control.tick import Tick
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Attempt, Snapshot, StageResult
+from nasd.record.store import Store
+from nasd.search.variation.breeding import mutate
+from nasd.views.report import statistics, words, write
+from nasd.views.report.descent import framed, tree_places
+from nasd.views.report.drawing import COLOURS, apart, some_of
+from nasd.views.report.facts import MUTATIONS, TABLES, Facts, in_words, mutations
+from nasd.views.report.figures import drawings
+from nasd.views.report.losses import missed
+from nasd.views.report.page import render, toml
+from nasd.views.report.regret import price, stopped
 from tests.conftest import BASELINE, START, drive, make_tick, small_config
 from tests.test_status import WHEN, one_diverges
 
@@ -810,5 +812,5 @@ def test_a_folder_without_an_experiment_is_one_sentence(tmp_path: Path):
 
 
 def test_a_report_needs_no_training_libraries():
-    probe = "import sys, nasd.report.write; sys.exit('torch' in sys.modules)"
+    probe = "import sys, nasd.views.report.write; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import policy, retention
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.genotype import parameters
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.snapshot import Member, Snapshot
-from nasd.store import BASELINE
-from nasd.tick import Tick
+from nasd.contract.config import Config
+from nasd.contract.genotype import parameters
+from nasd.control import retention
+from nasd.control.tick import Tick
+from nasd.policy import decisions
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.snapshot import Member, Snapshot
+from nasd.record.store import BASELINE
 from tests.conftest import (
     BACKBONE,
     Clock,
@@ -413,7 +414,7 @@ def models_stand_at_the_end(tick: Tick) -> None:
     standing = weights_on_disk(tick.state)
     assert found.generation is not None
     scored = [one.id for one in found.candidates.values() if one.state is State.SCORED]
-    at = dict(zip(scored, policy.points(found, scored), strict=True))
+    at = dict(zip(scored, decisions.points(found, scored), strict=True))
     front = [
         one
         for one, (quality, size) in at.items()

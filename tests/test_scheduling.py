@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd import ladder, scheduling
-from nasd.config import Config
-from nasd.endings import BACKOFF_SECONDS
-from nasd.genotype import Block, FeedForward, Genotype
-from nasd.lifecycle import AttemptState, State
-from nasd.protocol import Heartbeat
-from nasd.snapshot import Quarantine, Snapshot
-from nasd.store import BASELINE
+from nasd.contract.config import Config
+from nasd.contract.genotype import Block, FeedForward, Genotype
+from nasd.contract.protocol import Heartbeat
+from nasd.policy import ladder, scheduling
+from nasd.policy.endings import BACKOFF_SECONDS
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Quarantine, Snapshot
+from nasd.record.store import BASELINE
 from tests.conftest import small_config
 from tests.snapshots import (
     CONFIG,

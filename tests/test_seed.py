@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nasd import genotype
-from nasd.errors import NasdError
-from nasd.genotype import Backbone, Block, FeedForward, Genotype
-from nasd.worker import phenotype, seed
-from nasd.worker.phenotype import MaskedLM
+from nasd.contract import genotype
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.worker.model import phenotype, seed
+from nasd.worker.model.phenotype import MaskedLM
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
 BERT_SHAPE = {

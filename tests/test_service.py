@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from nasd.notify import notify, watchdog_seconds
+from nasd.control.notify import notify, watchdog_seconds
 from tests.conftest import ROOT, small_dict, to_toml
 
 UNITS = ["nasd.service", "nasd-tensorboard.service"]

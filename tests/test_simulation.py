@@ -15,9 +15,27 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nasd import ladder, scheduling
-from nasd.config import PREPARE, Config, Stage
-from nasd.cost import (
+from nasd.contract.config import PREPARE, Config, Stage
+from nasd.contract.genotype import (
+    Block,
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    Lineage,
+    parameters,
+    unchanged,
+)
+from nasd.contract.protocol import (
+    AttemptFolder,
+    Heartbeat,
+    Outcome,
+    Spec,
+    read,
+    read_metrics,
+    write,
+)
+from nasd.control.tick import Tick
+from nasd.estimate.cost import (
     Machine,
     Timeline,
     Volumes,
@@ -27,21 +45,8 @@ from nasd.cost import (
     memory_gb,
     schedule,
 )
-from nasd.folders import StateFolder
-from nasd.forecast.premises import DISTILBERT
-from nasd.genotype import (
-    Block,
-    BlockLineage,
-    FeedForward,
-    Genotype,
-    Lineage,
-    parameters,
-    unchanged,
-)
-from nasd.lifecycle import AttemptState, State
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, read_metrics, write
-from nasd.scheduling import WIDEN_SECONDS
-from nasd.simulation import (
+from nasd.estimate.surrogate import Surrogate, Trained
+from nasd.launch.simulated import (
     ECC,
     Fate,
     SimulatedLauncher,
@@ -49,11 +54,14 @@ from nasd.simulation import (
     newest_checkpoint,
     save_checkpoint,
 )
-from nasd.snapshot import Snapshot
-from nasd.surrogate import Surrogate, Trained
-from nasd.tick import Tick
-from nasd.variation import initial_population, mutate
-from nasd.virtual_time import VirtualClock, run
+from nasd.policy import ladder, scheduling
+from nasd.policy.scheduling import WIDEN_SECONDS
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Snapshot
+from nasd.search.variation.breeding import initial_population, mutate
+from nasd.views.forecast.premises import DISTILBERT
+from nasd.views.forecast.virtual_time import VirtualClock, run
 from tests.conftest import (
     BACKBONE,
     BASELINE,
@@ -255,7 +263,7 @@ def test_the_operations_of_distilbert_are_those_that_were_counted():
 def test_steps_and_evaluations_are_those_of_the_training_loop(
     examples: int, batch: int, epochs: float, evaluations: int
 ):
-    from nasd.worker.train import Schedule
+    from nasd.worker.training.train import Schedule
 
     stage = (
         thesis_config()

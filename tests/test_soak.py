@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from nasd import config as config_module
-from nasd import snapshot
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState, State
+from nasd.contract import config as config_module
+from nasd.contract.config import Config
+from nasd.contract.protocol import TOKEN_VARIABLE
+from nasd.launch.local import wait_until
+from nasd.launch.simulated import save_checkpoint
 from nasd.presets import write_preset
-from nasd.protocol import TOKEN_VARIABLE
-from nasd.simulation import save_checkpoint
-from nasd.slots import wait_until
-from nasd.snapshot import Snapshot
-from nasd.store import Store
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
 from tests.conftest import story, thesis_config
 from tests.soak import __main__ as command
 from tests.soak import mischief, real, report, simulated

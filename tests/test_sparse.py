@@ -17,22 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nasd.config import Mutation, SearchSpace
-from nasd.genotype import Block as BlockGenes
-from nasd.genotype import BlockLineage, FeedForward, Genotype, Lineage
-from nasd.squad import Question
-from nasd.streams import stream_seed
-from nasd.variation import mutate
-from nasd.worker import checkpoint, phenotype
-from nasd.worker.corpus import MlmCorpus, SpecialTokens
-from nasd.worker.inherit import inherit, new_parameters
-from nasd.worker.mlm import MlmTask
-from nasd.worker.passages import QaFeatures
-from nasd.worker.phenotype import Block, MaskedLM, QuestionAnswering
-from nasd.worker.progress import quiet
-from nasd.worker.qa import QaTask
-from nasd.worker.task import Ranks, Task, autocast
-from nasd.worker.train import Order, Schedule, train
+from nasd.contract.config import Mutation, SearchSpace
+from nasd.contract.genotype import Block as BlockGenes
+from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, Lineage
+from nasd.contract.squad import Question
+from nasd.contract.streams import stream_seed
+from nasd.search.variation.breeding import mutate
+from nasd.worker.model import phenotype
+from nasd.worker.model.inherit import inherit, new_parameters
+from nasd.worker.model.phenotype import Block, MaskedLM, QuestionAnswering
+from nasd.worker.tasks.corpus import MlmCorpus, SpecialTokens
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.passages import QaFeatures
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Ranks, Task, autocast
+from nasd.worker.training import checkpoint
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import Order, Schedule, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
 from tests.training import Notes, demo_config, run_of, stage
 

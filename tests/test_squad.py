@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd import squad
-from nasd.errors import NasdError
-from nasd.squad import Question
+from nasd.contract import squad
+from nasd.contract.errors import NasdError
+from nasd.contract.squad import Question
 
 # --- the official score ---------------------------------------------------------------------
 

@@ -26,17 +26,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nasd import ladder, policy, requests, retention, scheduling
-from nasd.config import PREPARE, Config
-from nasd.daemon import _begin
-from nasd.folders import StateFolder
-from nasd.genotype import Block, FeedForward, Genotype
-from nasd.lifecycle import Event, Phase, State
-from nasd.pareto import ranks
-from nasd.protocol import Outcome, Spec, read
-from nasd.snapshot import Candidate, Snapshot
-from nasd.store import Store
-from nasd.tick import GB, Tick
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.genotype import Block, FeedForward, Genotype
+from nasd.contract.protocol import Outcome, Spec, read
+from nasd.control import retention
+from nasd.control.daemon import _begin
+from nasd.control.tick import GB, Tick
+from nasd.policy import decisions, ladder, scheduling
+from nasd.record import requests
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Event, Phase, State
+from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.store import Store
+from nasd.search.pareto import ranks
 from tests.conftest import BASELINE, small_config, story, without_summaries
 from tests.faults import (
     GPUS,
@@ -164,10 +166,10 @@ def undisturbed(name: str, meddling: Meddling) -> dict[str, Any]:
 class CheckedTick(Tick):
     """What is decided from what is in play follows from the whole search just the same."""
 
-    def _apply(self, decision: policy.Decision) -> None:
+    def _apply(self, decision: decisions.Decision) -> None:
         whole = self.store.read()
-        assert decision == policy.next_decision(whole, self.config)
-        if isinstance(decision, policy.Breed):
+        assert decision == decisions.next_decision(whole, self.config)
+        if isinstance(decision, decisions.Breed):
             assert self.store.in_play().taken == whole.taken
         super()._apply(decision)
 
@@ -181,7 +183,7 @@ def descended_from(found: Snapshot, config: Config, candidate: Candidate) -> tup
 
 def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
     """The weights that somebody will start from, and the models that a person wants, told without
-    nasd.retention."""
+    nasd.control.retention."""
     wanted = set()
     newest = -1 if found.generation is None else found.generation.number
     climbs = found.generation is not None and found.generation.phase is Phase.CLIMBING
@@ -202,7 +204,7 @@ def must_stand(found: Snapshot, config: Config) -> set[tuple[int, str]]:
             if one.state is State.SCORED:
                 wanted |= {descended_from(found, config, one), (one.id, "finetune")}
     scored = [one.id for one in found.candidates.values() if one.state is State.SCORED]
-    best = ranks(policy.points(found, scored))
+    best = ranks(decisions.points(found, scored))
     wanted |= {(one, "finetune") for one, rank in zip(scored, best, strict=True) if rank == 0}
     return wanted
 
@@ -536,7 +538,7 @@ class Search(RuleBasedStateMachine):
     def what_is_in_play_decides(self, found: Snapshot) -> None:
         now, slots = self.box.wall(), self.config.slots.devices
         in_play = self.tick.store.in_play()
-        assert policy.next_decision(in_play, self.config) == policy.next_decision(
+        assert decisions.next_decision(in_play, self.config) == decisions.next_decision(
             found, self.config
         )
         assert scheduling.starts(in_play, self.config, slots, now) == scheduling.starts(

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from nasd import daemon_lock, snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import Phase, State
-from nasd.protocol import Heartbeat, Outcome, Spec, write
-from nasd.status import as_json
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Heartbeat, Outcome, Spec, write
+from nasd.control.tick import Tick
+from nasd.record import daemon_lock, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.store import Store
+from nasd.views.status import as_json
 from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, small_dict, to_toml
 
 CANDIDATE_KEYS = {

@@ -16,20 +16,23 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from nasd import caveats, daemon_lock, pareto, readable
-from nasd.folders import StateFolder
-from nasd.gpus import GpuProcess
-from nasd.lifecycle import Phase, State
-from nasd.policy import REFERENCE
-from nasd.protocol import Heartbeat, Outcome, Spec, write
-from nasd.snapshot import LoggedEvent, Quarantine
-from nasd.status import events, marks, standing
-from nasd.status.devices import Device
-from nasd.status.facts import Facts, Reader, read
-from nasd.status.summary import summary
-from nasd.status.text import Lines
-from nasd.status.view import view
-from nasd.status.watch import follow
+from nasd.contract import readable
+from nasd.contract.protocol import Heartbeat, Outcome, Spec, write
+from nasd.launch.gpus import GpuProcess
+from nasd.policy.decisions import REFERENCE
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import LoggedEvent, Quarantine
+from nasd.search import pareto
+from nasd.views import caveats
+from nasd.views.status import events, marks, standing
+from nasd.views.status.devices import Device
+from nasd.views.status.facts import Facts, Reader, read
+from nasd.views.status.summary import summary
+from nasd.views.status.text import Lines
+from nasd.views.status.view import view
+from nasd.views.status.watch import follow
 from tests.bench.control import fill, put_in_play
 from tests.conftest import (
     ROOT,

@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from nasd import asking, daemon, daemon_lock, endings, requests, scheduling, snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Block, FeedForward, Genotype
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.protocol import Heartbeat, Outcome, Spec
-from nasd.slots import wait_until
-from nasd.snapshot import Snapshot
-from nasd.status import as_json
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.cli import asking
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Block, FeedForward, Genotype
+from nasd.contract.protocol import Heartbeat, Outcome, Spec
+from nasd.control import daemon
+from nasd.control.tick import Tick
+from nasd.launch.local import wait_until
+from nasd.policy import endings, scheduling
+from nasd.record import daemon_lock, requests, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
+from nasd.views.status import as_json
 from tests.conftest import ROOT, all_succeed, drive, events_of, make_tick, small_config, story
 from tests.faults import (
     PATIENT,
@@ -897,8 +900,9 @@ def test_a_byte_order_mark_before_a_genotype_is_no_part_of_it(box: Box):
 SERVE = """
 import sys, time
 from pathlib import Path
-from nasd import daemon, daemon_lock
-from nasd.folders import StateFolder
+from nasd.control import daemon
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
 from tests.conftest import all_succeed, make_tick, small_config
 
 state = StateFolder(Path(sys.argv[1]))

@@ -13,16 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import migrations as migration_steps
-from nasd import snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Block, FeedForward, Genotype, parameters, unchanged
-from nasd.lifecycle import LIVE_ATTEMPT, AttemptState, Event, ImpossibleTransition, Phase, State
-from nasd.migrations import migrations
-from nasd.sqlite import Database
-from nasd.store import BASELINE, StageRecord, Store
-from nasd.variation import Bred
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Block, FeedForward, Genotype, parameters, unchanged
+from nasd.record import migrations as migration_steps
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import (
+    LIVE_ATTEMPT,
+    AttemptState,
+    Event,
+    ImpossibleTransition,
+    Phase,
+    State,
+)
+from nasd.record.migrations import migrations
+from nasd.record.sqlite import Database
+from nasd.record.store import BASELINE, StageRecord, Store
+from nasd.search.variation.breeding import Bred
 from tests.conftest import BACKBONE, begin, events_of, open_quickly, prepared, small_config
 
 TABLES = ("experiment", "generation", "candidate", "attempt", "lease", "result", "decision")

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from nasd import requests, strangers
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.snapshot import events, opened
-from nasd.tick import Tick
+from nasd.contract import strangers
+from nasd.contract.errors import NasdError
+from nasd.control.tick import Tick
+from nasd.record import requests
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import events, opened
 from tests.conftest import make_tick, small_config, without_summaries
 
 SECRET = "my secret words"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nasd.summaries import Summaries, scalars, text, write_run
-from nasd.worker.train import Curves, MetricsFile
+from nasd.contract.summaries import Summaries, scalars, text, write_run
+from nasd.worker.training.train import Curves, MetricsFile
 from tests.boards import Reader, read_run, steps
 from tests.conftest import ROOT
 
@@ -129,8 +129,9 @@ def test_one_who_is_only_evaluated_and_again_has_one_point(tmp_path: Path):
 
 PROBE = """
 import sys
-from nasd import board, board_server, tick
-from nasd.summaries import Summaries, text, write_run
+from nasd.views import board, board_server
+from nasd.control import tick
+from nasd.contract.summaries import Summaries, text, write_run
 from pathlib import Path
 write_run(Path(sys.argv[1]), [text("card", "one", 1.0)], 1.0)
 with Summaries(Path(sys.argv[1]), 0) as summaries:

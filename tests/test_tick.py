@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import tick as tick_module
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, BlockLineage, FeedForward, Genotype
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.protocol import Outcome, Spec, read
-from nasd.store import BASELINE
-from nasd.tick import Tick
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, BlockLineage, FeedForward, Genotype
+from nasd.contract.protocol import Outcome, Spec, read
+from nasd.control import tick as tick_module
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.store import BASELINE
 from tests.conftest import (
     ROOT,
     Clock,

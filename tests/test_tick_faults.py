@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd import digests, scheduling
-from nasd.endings import BACKOFF_SECONDS, INTERRUPTED
-from nasd.folders import StateFolder
-from nasd.gpus import Gpu
-from nasd.lifecycle import AttemptState, State
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read_metrics, write
-from nasd.snapshot import Snapshot
-from nasd.store import BASELINE
-from nasd.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
+from nasd.contract import digests
+from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read_metrics, write
+from nasd.control.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
+from nasd.launch.gpus import Gpu
+from nasd.policy import scheduling
+from nasd.policy.endings import BACKOFF_SECONDS, INTERRUPTED
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import BASELINE
 from tests.conftest import (
     FakeLauncher,
     all_succeed,

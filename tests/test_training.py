@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from nasd import squad
-from nasd.errors import NasdError
-from nasd.genotype import BlockLineage, FeedForward, Genotype, unchanged
-from nasd.protocol import AttemptFolder, Outcome, write
-from nasd.worker import phenotype
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.mlm import MlmTask
+from nasd.contract import squad
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, unchanged
+from nasd.contract.protocol import AttemptFolder, Outcome, write
+from nasd.worker.model import phenotype
 from nasd.worker.prepare import test_questions as questions_of
-from nasd.worker.qa import QaTask
 from nasd.worker.stage import _packs
 from nasd.worker.stage import run as run_stage
-from nasd.worker.stop import Stopped
-from nasd.worker.task import Ranks, ahead
-from nasd.worker.train import Order, Run, Schedule, _batches, train
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Ranks, ahead
+from nasd.worker.training.stop import Stopped
+from nasd.worker.training.train import Order, Run, Schedule, _batches, train
 from tests.test_phenotype import built
 from tests.test_sparse import features
 from tests.training import (

@@ -9,11 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.genotype import Block, BlockLineage, FeedForward, Genotype, ModuleLineage, unchanged
-from nasd.keeping import holds, informed
-from nasd.worker import phenotype, transfers
-from nasd.worker.inherit import Windows, born
-from nasd.worker.phenotype import Architecture, MaskedLM, QuestionAnswering
+from nasd.contract.genotype import (
+    Block,
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    ModuleLineage,
+    unchanged,
+)
+from nasd.search.variation.keeping import holds, informed
+from nasd.worker.model import phenotype, transfers
+from nasd.worker.model.inherit import Windows, born
+from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
 
 WIDTH, VOCABULARY, TOKENS = 24, 50, 12
 SIZES = st.sampled_from([8, 16, 24, 48])

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nasd import daemon, daemon_lock, requests, retention, snapshot, unusable
 from nasd.cli import app
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.protocol import AttemptFolder, Outcome, Spec
-from nasd.status import facts
-from nasd.store import Store
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Outcome, Spec
+from nasd.control import daemon, retention, unusable
+from nasd.record import daemon_lock, requests, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
+from nasd.views.status import facts
 from tests.conftest import Clock, all_succeed, make_tick, small_config, story, to_toml
 from tests.damage import bound_by_modes, read_only
 from tests.faults import Box, small_search

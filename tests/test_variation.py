@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.config import Mutation, SearchSpace, Variation
-from nasd.errors import NasdError
-from nasd.genotype import (
+from nasd.contract.config import Mutation, SearchSpace, Variation
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import (
     Backbone,
     Block,
     FeedForward,
@@ -20,8 +20,8 @@ from nasd.genotype import (
     parameters,
     unchanged,
 )
-from nasd.streams import stream, stream_seed
-from nasd.variation import (
+from nasd.contract.streams import stream, stream_seed
+from nasd.search.variation.breeding import (
     Parent,
     adopted,
     align,
@@ -514,7 +514,7 @@ FAR = st.tuples(spaces, seeds)
 
 
 def inherited(child: Genotype, lineage: Lineage, width: int) -> int:
-    """Parameters of blocks that the lineage keeps, told without nasd.variation."""
+    """Parameters of blocks that the lineage keeps, told without nasd.search.variation.breeding."""
     total = 0
     for block, origin in zip(child.blocks, lineage, strict=True):
         if origin.source is None:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasd.cli.details import details
-from nasd.status.facts import read
-from nasd.status.keys import names
-from nasd.status.page_view import opened
-from nasd.status.pages import PAGES, STEPS, Page, turned
+from nasd.views.status.facts import read
+from nasd.views.status.keys import names
+from nasd.views.status.page_view import opened
+from nasd.views.status.pages import PAGES, STEPS, Page, turned
 from tests.conftest import ROOT
 from tests.test_status_view import searches_on_disk  # noqa: F401
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import apscheduler.schedulers.base
 import pytest
 
-from nasd import daemon, leaving
-from nasd.folders import StateFolder
-from nasd.slots import wait_until
-from nasd.watchdog import Watchdog
+from nasd.control import daemon, leaving
+from nasd.control.watchdog import Watchdog
+from nasd.launch.local import wait_until
+from nasd.record.folders import StateFolder
 from tests.conftest import ROOT, make_tick, small_config
 
 PATIENCE = 60.0
@@ -96,8 +96,8 @@ def test_a_clock_that_jumps_does_not_keep_the_daemon_from_turning(
 HANGING = """
 import sys, time
 from pathlib import Path
-from nasd import daemon
-from nasd.folders import StateFolder
+from nasd.control import daemon
+from nasd.record.folders import StateFolder
 from tests.conftest import Clock, make_tick, small_config
 
 folder = Path(sys.argv[1])

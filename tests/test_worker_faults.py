@@ -25,20 +25,21 @@ import torch
 import torch.distributed as dist
 
 import nasd.worker
-from nasd import digests, leash
-from nasd.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
-from nasd.worker import checkpoint, phenotype
+from nasd.contract import digests, leash
+from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
 from nasd.worker import stage as stage_module
-from nasd.worker import train as train_module
 from nasd.worker.__main__ import _machine_failed
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.micro_batch import halved, share_of
-from nasd.worker.mlm import MlmTask
-from nasd.worker.progress import DOWNLOAD, Pulse
-from nasd.worker.qa import QaTask
+from nasd.worker.model import phenotype
 from nasd.worker.stage import run as run_stage
-from nasd.worker.task import Ranks
-from nasd.worker.train import Curves, MetricsFile, Order, Schedule, train
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training import checkpoint
+from nasd.worker.training import train as train_module
+from nasd.worker.training.micro_batch import halved, share_of
+from nasd.worker.training.progress import DOWNLOAD, Pulse
+from nasd.worker.training.train import Curves, MetricsFile, Order, Schedule, train
 from tests.boards import read_run, steps
 from tests.training import (
     Launched,
@@ -481,7 +482,7 @@ class TestHeartbeat:
     def test_patience_is_written_at_once_and_taken_back_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from nasd.worker import progress
+        from nasd.worker.training import progress
 
         monkeypatch.setattr(progress, "_age_of_parent", lambda: 7.0)
         monkeypatch.setattr(
@@ -573,7 +574,7 @@ class TestHeartbeat:
 
 
 def test_a_leashed_process_offers_itself_to_the_out_of_memory_killer() -> None:
-    command = ["-m", "nasd.leash", str(os.getpid()), "cat", "/proc/self/oom_score_adj"]
+    command = ["-m", "nasd.contract.leash", str(os.getpid()), "cat", "/proc/self/oom_score_adj"]
     ended = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == leash._OOM_SCORE
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nasd import worker_log
 from nasd.cli import app
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import State
-from nasd.protocol import Outcome, Spec
-from nasd.snapshot import Attempt
-from nasd.tick import Tick
-from nasd.worker_log import BLOCK, LONGEST, Wanted
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Outcome, Spec
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Attempt
+from nasd.views import worker_log
+from nasd.views.worker_log import BLOCK, LONGEST, Wanted
 from tests.conftest import advance, all_succeed, drive, make_tick, small_config
 
 MANY = 10_000  # turns

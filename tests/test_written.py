@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nasd import written
-from nasd.errors import NasdError
+from nasd.contract import written
+from nasd.contract.errors import NasdError
 
 
 def make(folder: Path, **files: str) -> Path:

@@ -10,14 +10,14 @@ from typing import Any
 import psutil
 import torch
 
-from nasd.config import Config, Stage, parse
-from nasd.demo import write_demo_data
-from nasd.genotype import Genotype, Lineage, unchanged
+from nasd.contract.config import Config, Stage, parse
+from nasd.contract.genotype import Genotype, Lineage, unchanged
+from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
+from nasd.launch.local import LocalLauncher, wait_until
 from nasd.presets import preset_text
-from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
-from nasd.slots import LocalLauncher, wait_until
-from nasd.worker.progress import quiet
-from nasd.worker.train import Run
+from nasd.presets.demo import write_demo_data
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import Run
 
 SOURCE = "package:nasd/demo_seed"
 
@@ -86,7 +86,8 @@ class Workshop:
 
 
 def make_workshop(folder: Path) -> Workshop:
-    from nasd.worker import phenotype, prepare, seed
+    from nasd.worker import prepare
+    from nasd.worker.model import phenotype, seed
 
     write_demo_data(folder / "demo-data")
     tokenizer = seed.load_tokenizer(SOURCE, folder)

@@ -16,8 +16,8 @@ from nasd.cli import steering
 # isort: split
 from nasd.cli import models
 from nasd.cli.options import app
-from nasd.errors import NasdError
-from nasd.interpreter import keep_asserts
+from nasd.contract.errors import NasdError
+from nasd.contract.interpreter import keep_asserts
 
 __all__ = ["app", "looking", "main", "models", "searching", "steering"]
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nasd import config as config_module
-from nasd import daemon_lock, lookup, requests, snapshot, steering
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.requests import Action, Request
+from nasd.contract import config as config_module
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.policy import steering
+from nasd.record import daemon_lock, lookup, requests, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.requests import Action, Request
 
 LOOK_SECONDS = 0.1
 PATIENCE_SECONDS = 15.0  # beyond two turns: a turn may write a backup
@@ -35,9 +36,9 @@ def ask(
 ) -> str:
     """What came of it, in words; raises NasdError if it is refused.
 
-    arguments: of nasd.requests.Request. Not wait: the daemon's answer is not waited for. settings:
-    that the next daemon will have, where none serves; by default those of the last one. who: the
-    candidate that it is about, by any name that nasd.lookup knows.
+    arguments: of nasd.record.requests.Request. Not wait: the daemon's answer is not waited for.
+    settings: that the next daemon will have, where none serves; by default those of the last one.
+    who: the candidate that it is about, by any name that nasd.record.lookup knows.
     """
     folder = StateFolder(state)
     with snapshot.opened(state) as connection:

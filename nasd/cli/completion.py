@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nasd.cli.options import state_folder
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 Offer = tuple[str, str]  # a word, and what it is
 
@@ -23,7 +23,7 @@ def scored_candidates(ctx: typer.Context, incomplete: str) -> list[Offer]:
 
 
 def _offers(ctx: typer.Context, incomplete: str, scored: bool) -> list[Offer]:
-    from nasd import lookup, snapshot
+    from nasd.record import lookup, snapshot
 
     config, state = ctx.params.get("config") or "config.toml", ctx.params.get("state")
     try:

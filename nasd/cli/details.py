@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from nasd import dossier, dossier_view, worker_log
-from nasd.status.text import line
+from nasd.views import dossier, dossier_view, worker_log
+from nasd.views.status.text import line
 
 LOG_LINES = 500
 

@@ -32,15 +32,15 @@ def status(
     """
     folder = state_folder(config, state)
     if as_json:
-        from nasd.bulk import kept
-        from nasd.status import as_json as view
+        from nasd.contract.bulk import kept
+        from nasd.views.status import as_json as view
 
         with kept():
             print(view.text(view.report(folder)))
         return
     from nasd.cli.details import details
-    from nasd.status.watch import show
-    from nasd.status.watch import watch as keep_watching
+    from nasd.views.status.watch import show
+    from nasd.views.status.watch import watch as keep_watching
 
     if watch:
         try:
@@ -65,13 +65,13 @@ def show_candidate(
 
     Example: nasd show 7
     """
-    from nasd import dossier
+    from nasd.views import dossier
 
     found = dossier.compile_dossier(state_folder(config, state), candidate)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    from nasd.dossier_view import render
+    from nasd.views.dossier_view import render
 
     show(render(found))
 
@@ -108,8 +108,8 @@ def log(
 
     Example: nasd log 7 --stage finetune --follow
     """
-    from nasd import worker_log
-    from nasd.snapshot import Attempt
+    from nasd.record.snapshot import Attempt
+    from nasd.views import worker_log
 
     folder = state_folder(config, state)
     wanted = worker_log.find(folder, candidate, stage, attempt)
@@ -164,7 +164,7 @@ def events(
 
     Example: nasd events 7 --last 20
     """
-    from nasd import history
+    from nasd.views import history
 
     found = history.read(state_folder(config, state), candidate, last)
     if as_json:
@@ -197,9 +197,9 @@ def report(
 
     Example: nasd report --out search-report
     """
-    from nasd.bulk import kept
-    from nasd.report import words
-    from nasd.report.write import default_folder, read, write
+    from nasd.contract.bulk import kept
+    from nasd.views.report import words
+    from nasd.views.report.write import default_folder, read, write
 
     folder = state_folder(config, state)
     if regret and not _trained_on(folder, config if state is None else None, yes):
@@ -229,7 +229,7 @@ def tensorboard(
 
     Example: nasd tensorboard --port 6007
     """
-    from nasd import board_server
+    from nasd.views import board_server
 
     board_server.serve(state_folder(config, state), host, port)
 
@@ -241,13 +241,15 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
     import sys
     import time
 
-    from nasd import asking, daemon_lock, slots
-    from nasd import config as config_module
+    from nasd.cli import asking
     from nasd.cli.searching import say_why, serve
-    from nasd.errors import NasdError
-    from nasd.folders import StateFolder
-    from nasd.report.regret import offer
-    from nasd.report.write import read
+    from nasd.contract import config as config_module
+    from nasd.contract.errors import NasdError
+    from nasd.launch import local
+    from nasd.record import daemon_lock
+    from nasd.record.folders import StateFolder
+    from nasd.views.report.regret import offer
+    from nasd.views.report.write import read
 
     facts = read(folder)
     served = daemon_lock.held(StateFolder(folder).lock)
@@ -261,7 +263,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
             " config, with --config, and not by --state"
         )
     asking.check(folder, "regret", settings)
-    found = slots.devices(settings.slots, begun=True)
+    found = local.devices(settings.slots, begun=True)
     print(offer(facts.snapshot, settings, len(found), facts.unit, time.time()))
     if not yes:
         if not sys.stdin.isatty():

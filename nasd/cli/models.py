@@ -10,7 +10,7 @@ import typer
 from nasd.cli.command import Command
 from nasd.cli.completion import scored_candidates
 from nasd.cli.options import MODELS, ConfigOption, StateOption, app, state_folder
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 
 @app.command(cls=Command, rich_help_panel=MODELS)
@@ -60,9 +60,9 @@ def export(
 
     Example: nasd export best my-model --smallest-within 1
     """
-    from nasd import export as door
-    from nasd.lookup import Wish
-    from nasd.readable import of_baseline
+    from nasd.contract.readable import of_baseline
+    from nasd.export import export as door
+    from nasd.record.lookup import Wish
 
     wish = Wish(smallest_within, max_parameters)
     done = door.export(state_folder(config, state), candidate, folder, onnx, force, wish)
@@ -94,7 +94,7 @@ def answer(
     """
     from dataclasses import asdict
 
-    from nasd import answer as oracle
+    from nasd.export import answer as oracle
 
     if context == "-":
         try:
@@ -117,6 +117,6 @@ def score(
 
     Example: nasd score predictions.json dev-v1.1.json
     """
-    from nasd import squad
+    from nasd.contract import squad
 
     print(json.dumps(squad.score(squad.read_predictions(predictions), squad.read_squad(dataset))))

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from nasd.errors import NasdError
-from nasd.readable import shown
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import shown
 
 MOST_ID = 2**63 - 1  # what SQLite can hold
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nasd import __version__
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 WIDE = 1000  # columns of what is piped
 NARROW = 72  # columns below which the terminal breaks the lines of a table
@@ -49,7 +49,7 @@ def state_folder(config: Path, state: Path | None) -> Path:
             raise NasdError(f"there is no folder {state}: name a state folder with --state")
         beside = state / "state"  # the folder of a config was meant
         return beside if not (state / "nasd.db").exists() and beside.is_dir() else state
-    from nasd import toml
+    from nasd.contract import toml
 
     try:
         settings = toml.parse(config.read_text(encoding="utf-8-sig"), str(config))

@@ -1,7 +1,9 @@
 """Commands that begin a search, or say how one would go: init, run, simulate, doctor."""
 
 import json
+import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +12,10 @@ import typer
 from nasd.cli.command import Command
 from nasd.cli.numbers import real, whole
 from nasd.cli.options import SEARCH, ConfigOption, app, show
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 if TYPE_CHECKING:
-    from nasd.config import Config
+    from nasd.contract.config import Config
 
 
 @app.command(cls=Command, rich_help_panel=SEARCH)
@@ -37,10 +39,19 @@ def init(
 
     Example: nasd init --preset minilm --set experiment.seed=3 my-search
     """
-    from nasd.leaving import go_on
+    from nasd.control.leaving import go_on
     from nasd.presets import write_preset
 
-    path = write_preset(preset, folder, set_ or [], force, budget, print)
+    fit = None
+    if budget is not None:
+        if not 0 < budget < math.inf:
+            raise NasdError(
+                f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
+            )
+        from nasd.views.forecast.fitting import fit as fitted
+
+        fit = partial(fitted, budget=budget)
+    path = write_preset(preset, folder, set_ or [], force, fit, print)
     print(f"wrote {path}; check it, then: {go_on(path)}")
 
 
@@ -56,45 +67,46 @@ def run(
 
     Example: nasd run --config config.toml
     """
-    from nasd.config import load
+    from nasd.contract.config import load
 
     settings = load(config)
     state = config.resolve().parent / settings.experiment.state
     if fresh or not (state / "nasd.db").exists():
         print("checking the seed and the data ...", file=sys.stderr, flush=True)
     if watch:
-        from nasd.watching import run_watched
+        from nasd.cli.watching import run_watched
 
         complete = run_watched(settings, config, state, fresh)
     else:
         complete = serve(settings, config, fresh)
     if complete:
-        from nasd.status.watch import show as show_end
+        from nasd.views.status.watch import show as show_end
 
         show_end(state)
         return
     say_why(state)
-    from nasd.leaving import go_on
+    from nasd.control.leaving import go_on
 
     print(f"stopped; to go on: {go_on(config)}", file=sys.stderr)
 
 
 def serve(settings: "Config", config: Path, fresh: bool = False) -> bool:
-    """As nasd.daemon.run, with its log on standard error."""
+    """As nasd.control.daemon.run, with its log on standard error."""
     import logging
 
-    from nasd import daemon
+    from nasd.control import daemon
+    from nasd.views.board import Board
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
-    return daemon.run(settings, config, fresh)
+    return daemon.run(settings, config, fresh, artist=Board)
 
 
 def say_why(state: Path) -> None:
     """Raises NasdError if the search has halted, and not just been stopped."""
-    from nasd.status import facts
+    from nasd.views.status import facts
 
     experiment = facts.read(state).snapshot.experiment
     if experiment.state == "halted":
@@ -143,9 +155,9 @@ def simulate(
     """
     from rich.console import Console
 
-    from nasd.config import load
-    from nasd.forecast.as_json import forecast
-    from nasd.forecast.view import render
+    from nasd.contract.config import load
+    from nasd.views.forecast.as_json import forecast
+    from nasd.views.forecast.view import render
 
     settings = load(config)
     # Shown only on a terminal, and never within the output.
@@ -181,7 +193,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from nasd import doctor as practice
+    from nasd.views import doctor as practice
 
     with Console(stderr=True).status("looking"):
         findings = list(practice.examine(config))

@@ -10,8 +10,8 @@ import typer
 from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
-from nasd.errors import NasdError
-from nasd.readable import shown
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import shown
 
 MOST_HOURS = 10**9  # as of experiment.budget_gpu_hours
 
@@ -22,7 +22,7 @@ NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for t
 def _ask(
     config: Path, state: Path | None, action: Any, why: str, no_wait: bool, **more: Any
 ) -> None:
-    from nasd.asking import ask
+    from nasd.cli.asking import ask
 
     print(ask(state_folder(config, state), action, why, not no_wait, **more))
 
@@ -170,7 +170,7 @@ def inject(
 
     Example: nasd inject genotype.json --why "what if it were narrow"
     """
-    from nasd.config import load
+    from nasd.contract.config import load
 
     try:
         wanted = json.loads(genotype.read_text(encoding="utf-8-sig"))

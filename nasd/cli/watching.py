@@ -6,10 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-from nasd import daemon
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.status.watch import watch
+from nasd.contract.config import Config
+from nasd.control import daemon
+from nasd.record.folders import StateFolder
+from nasd.views.board import Board
+from nasd.views.status.watch import watch
 
 
 def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> bool:
@@ -46,7 +47,7 @@ def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> 
     viewer = threading.Thread(target=view, daemon=True)
     viewer.start()
     try:
-        return daemon.run(config, config_path, fresh, begin, tell)
+        return daemon.run(config, config_path, fresh, begin, tell, Board)
     finally:
         ended.set()
         began.set()

@@ -20,10 +20,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from nasd import genotype, ranges, toml
-from nasd.errors import NasdError
-from nasd.genotype import Activation
-from nasd.readable import shown
+from nasd.contract import genotype, ranges, toml
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Activation
+from nasd.contract.readable import shown
 
 # Strict: "8" and true are no numbers, whatever Python thinks.
 Whole = Annotated[int, Field(strict=True)]

@@ -1,6 +1,6 @@
-"""Every key of a config, as the tables of README.md: made from the models in nasd.config.
+"""Every key of a config, as the tables of README.md: made from the models in nasd.contract.config.
 
-python -m nasd.config_reference README.md      brings the tables in the file up to date
+python -m nasd.contract.config_reference README.md      brings the tables in the file up to date
 """
 
 import json
@@ -15,11 +15,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nasd import ranges
-from nasd.config import Config, Section
-from nasd.errors import NasdError
+from nasd.contract import ranges
+from nasd.contract.config import Config, Section
+from nasd.contract.errors import NasdError
 
-BEGIN = "<!-- generated: python -m nasd.config_reference README.md -->"
+BEGIN = "<!-- generated: python -m nasd.contract.config_reference README.md -->"
 END = "<!-- end of what is generated -->"
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}

@@ -17,8 +17,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 import xxhash
 
-from nasd.errors import NasdError
-from nasd.protocol import write_atomically
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import write_atomically
 
 SEAL = "digests.json"
 SUFFIX = ".digest"

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from nasd.errors import NasdError
-from nasd.readable import shown
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import shown
 
 Form = Literal["text", "JSON", "JSON lines", "CSV", "Parquet"]
 

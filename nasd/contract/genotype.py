@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from typing import Any, Literal, Self
 
-from nasd.errors import NasdError
-from nasd.readable import shown
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import shown
 
 Activation = Literal["relu", "gelu"]
 Origin = Literal["kept", "altered", "added"]

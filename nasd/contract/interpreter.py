@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 # What tells a process its place among others. One who starts nasd from within a job of theirs has
 # them set, and Hugging Face's libraries and torch act on them.
@@ -47,7 +47,7 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 def nasd() -> Path:
     """How nasd is called: bin/nasd of its checkout, or the command of an environment without one.
     As short as it can be typed from here."""
-    checkout = Path(__file__).resolve().parents[1] / "bin/nasd"
+    checkout = Path(__file__).resolve().parents[2] / "bin/nasd"
     path = checkout if checkout.exists() else Path(sys.executable).with_name("nasd")
     try:
         return path.relative_to(Path.cwd())

@@ -1,6 +1,6 @@
 """Runs a command that cannot outlive the process that started it.
 
-    python -m nasd.leash PARENT_PID COMMAND [ARGUMENT ...]
+    python -m nasd.contract.leash PARENT_PID COMMAND [ARGUMENT ...]
 
 Workers are in a session of their own, so killing the daemon's process group does not reach them.
 The kernel does: `PR_SET_PDEATHSIG` kills a process when the thread that started it dies,

@@ -5,7 +5,7 @@
                     checked        there once what is read of earlier steps was found whole
                     metrics.jsonl  one line per log step and per evaluation
                     worker.log     standard output and error of the worker
-                    checkpoints/   whole directories, see nasd.worker.checkpoint
+                    checkpoints/   whole directories, see nasd.worker.training.checkpoint
                     result/        what the stage leaves behind: the model, or the predictions
                     outcome.json   the verdict: written last, whole or not at all
 
@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nasd.config import Data, Stage
-from nasd.errors import NasdError
+from nasd.contract.config import Data, Stage
+from nasd.contract.errors import NasdError
 
 TOKEN_VARIABLE = "NASD_RUN_TOKEN"
 
@@ -73,7 +73,7 @@ class Spec(Message):
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
-    digest: str = ""  # of all the rest, see nasd.digests
+    digest: str = ""  # of all the rest, see nasd.contract.digests
 
 
 class Prepared(Message):
@@ -120,7 +120,7 @@ class Outcome(Message):
     seconds: float = 0.0
     has_result: bool = False
     prepared: Prepared | None = None
-    digest: str = ""  # of all the rest, see nasd.digests
+    digest: str = ""  # of all the rest, see nasd.contract.digests
 
 
 class AttemptFolder:

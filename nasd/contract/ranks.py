@@ -1,6 +1,6 @@
 """Starts the ranks of an attempt on this machine, and ends them all when one of them fails.
 
-    python -m nasd.ranks COUNT ATTEMPT_FOLDER
+    python -m nasd.contract.ranks COUNT ATTEMPT_FOLDER
 
 The ranks find each other by a file in a folder that nobody else can enter: no socket is opened for
 that, and no other user can answer one. One rank alone opens none at all. A rank is told its place
@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from nasd import interpreter
-from nasd.leash import die_with_parent
+from nasd.contract import interpreter
+from nasd.contract.leash import die_with_parent
 
 RENDEZVOUS_VARIABLE = "NASD_RENDEZVOUS"
 WORKER = "nasd.worker"

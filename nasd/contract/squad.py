@@ -16,9 +16,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from nasd import formats
-from nasd.errors import NasdError
-from nasd.readable import shown
+from nasd.contract import formats
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import shown
 
 PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 ARTICLES = re.compile(r"\b(a|an|the)\b")

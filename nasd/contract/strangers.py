@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 
 def content(path: Path, limit: int) -> bytes:

@@ -3,7 +3,7 @@
 import tomllib
 from typing import Any
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 
 def parse(text: str, origin: str) -> dict[str, Any]:

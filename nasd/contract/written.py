@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nasd.errors import NasdError
-from nasd.protocol import sync_folder, write_atomically
-from nasd.strangers import content
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import sync_folder, write_atomically
+from nasd.contract.strangers import content
 
 LIST = ".nasd-files.json"
 LARGEST_LIST = 1 << 20  # bytes

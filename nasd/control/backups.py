@@ -8,8 +8,8 @@ import calendar
 import time
 from pathlib import Path
 
-from nasd.folders import StateFolder
-from nasd.store import Store
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
 
 KEPT = 8
 _NAME = "nasd-%Y%m%d-%H%M%S.db"

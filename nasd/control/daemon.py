@@ -15,15 +15,18 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from nasd import daemon_lock, home, notify, preflight, privacy, slots, snapshot, unusable
-from nasd.config import PREPARE, Config, check_against_slots, parse
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.gpus import GpuWatch
-from nasd.leaving import Leaving, Tell, on_stderr
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.watchdog import Watchdog
+from nasd.contract.config import PREPARE, Config, check_against_slots, parse
+from nasd.contract.errors import NasdError
+from nasd.control import notify, preflight, unusable
+from nasd.control.leaving import Leaving, Tell, on_stderr
+from nasd.control.pictures import Artist, unseen
+from nasd.control.tick import Tick
+from nasd.control.watchdog import Watchdog
+from nasd.launch import home, local
+from nasd.launch.gpus import GpuWatch
+from nasd.record import daemon_lock, privacy, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
 
 log = logging.getLogger("nasd")
 
@@ -46,20 +49,26 @@ def run(
     fresh: bool = False,
     on_begin: Callable[[], None] = lambda: None,
     tell: Tell = on_stderr,
+    artist: Artist = unseen,
 ) -> bool:
     """Runs the search until it is complete, halted, or told to stop; whether it is complete.
 
     Begins the experiment if the state folder holds none, and goes on with it otherwise. With
     `fresh`, an experiment that is there is set aside first. `on_begin` is called once nothing
-    stands in the way; `tell` has a line for whoever stops it. Raises NasdError for whatever the
-    user can mend, before anything is written.
+    stands in the way; `tell` has a line for whoever stops it; `artist` draws what people see of
+    the search. Raises NasdError for whatever the user can mend, before anything is written.
     """
     with Leaving(config_path, tell) as leaving:
-        return _run(config, config_path, fresh, on_begin, leaving)
+        return _run(config, config_path, fresh, on_begin, leaving, artist)
 
 
 def _run(
-    config: Config, config_path: Path, fresh: bool, on_begin: Callable[[], None], leaving: Leaving
+    config: Config,
+    config_path: Path,
+    fresh: bool,
+    on_begin: Callable[[], None],
+    leaving: Leaving,
+    artist: Artist,
 ) -> bool:
     folder = config_path.resolve().parent
     state = StateFolder(folder / config.experiment.state)
@@ -67,7 +76,7 @@ def _run(
     if not fresh:
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
-    devices = slots.devices(config.slots, begun=began is not None)
+    devices = local.devices(config.slots, begun=began is not None)
     if began is not None:
         _changes(began, state, config, config_path)
     else:
@@ -110,7 +119,9 @@ def _run(
             log.warning("%s", opened)
         with unusable.refused(state):
             tick = Tick(
-                store, config, folder, state, devices, slots.LocalLauncher(config.slots.threads)
+                *(store, config, folder, state, devices),
+                local.LocalLauncher(config.slots.threads),
+                artist=artist,
             )
         if any(device.startswith("cuda") for device in devices):
             gpus = GpuWatch(devices)

@@ -1,4 +1,4 @@
-"""Applies what people ask of a running search: the daemon's side of nasd.requests.
+"""Applies what people ask of a running search: the daemon's side of nasd.record.requests.
 
 A request is answered in one transaction with its effect, and only then removed. Whoever is killed
 in between finds it answered, and removes it; so nothing is done twice.
@@ -13,15 +13,27 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nasd import requests, retention, steering
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import Event
-from nasd.requests import Request
-from nasd.snapshot import Attempt, Snapshot
-from nasd.steering import Accepted, Cut, Inject, Pause, Refused, Retry, Revive, SetBudget, Stop
-from nasd.store import Store
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.control import retention
+from nasd.policy import steering
+from nasd.policy.steering import (
+    Accepted,
+    Cut,
+    Inject,
+    Pause,
+    Refused,
+    Retry,
+    Revive,
+    SetBudget,
+    Stop,
+)
+from nasd.record import requests
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Event
+from nasd.record.requests import Request
+from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.store import Store
 
 log = logging.getLogger("nasd")
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nasd import child
-from nasd.config import Config, check_against_seed
-from nasd.errors import NasdError
-from nasd.formats import check_texts
-from nasd.genotype import Backbone, Genotype
-from nasd.squad import read_all, split
-from nasd.streams import stream_seed
-from nasd.variation import check_genotype
+from nasd.contract.config import Config, check_against_seed
+from nasd.contract.errors import NasdError
+from nasd.contract.formats import check_texts
+from nasd.contract.genotype import Backbone, Genotype
+from nasd.contract.squad import read_all, split
+from nasd.contract.streams import stream_seed
+from nasd.launch import child
+from nasd.search.variation.breeding import check_genotype
 
 SEED_TIMEOUT_SECONDS = 900  # a hub's model may have to be fetched first
 
@@ -27,7 +27,7 @@ class Seed:
     backbone: Backbone
     baseline: Genotype
     has_mlm_head: bool
-    # Of the data, see nasd.caveats.
+    # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
 
 

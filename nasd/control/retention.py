@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nasd import endings, ladder
-from nasd.config import PREPARE, Config
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
-from nasd.lifecycle import Phase, State
-from nasd.pareto import ranks
-from nasd.protocol import AttemptFolder, checkpoints_below
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.contract.protocol import AttemptFolder, checkpoints_below
+from nasd.policy import endings, ladder
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Candidate, Snapshot
+from nasd.search.pareto import ranks
 
 BYTES = 4  # of a weight, in float32
 OPTIMIZER = 2  # AdamW's two moments, each as large as the weights

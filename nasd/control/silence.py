@@ -7,8 +7,8 @@ file has changed since the last look, and how much monotonic time has passed sin
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nasd.errors import NasdError
-from nasd.protocol import AttemptFolder, Heartbeat, read
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Heartbeat, read
 
 
 @dataclass

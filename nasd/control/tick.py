@@ -15,15 +15,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import backups, digests, endings, gpus, ladder, policy, retention, scheduling
-from nasd.board import Board, first_step, shared_curve
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.gpus import Gpu
-from nasd.inbox import Inbox
-from nasd.lifecycle import AttemptState, Event
-from nasd.protocol import (
+from nasd.contract import digests
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import (
     AttemptFolder,
     Heartbeat,
     Outcome,
@@ -33,10 +28,18 @@ from nasd.protocol import (
     write,
     write_atomically,
 )
-from nasd.silence import Silence
-from nasd.slots import Launcher, wait_until
-from nasd.snapshot import Attempt, Candidate, Snapshot
-from nasd.store import StageRecord, Store
+from nasd.control import backups, retention
+from nasd.control.inbox import Inbox
+from nasd.control.pictures import Artist, unseen
+from nasd.control.silence import Silence
+from nasd.launch import gpus
+from nasd.launch.gpus import Gpu
+from nasd.launch.local import Launcher, wait_until
+from nasd.policy import curves, decisions, endings, ladder, scheduling
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState, Event
+from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.store import StageRecord, Store
 
 log = logging.getLogger("nasd")
 
@@ -65,7 +68,8 @@ class Tick:
     """What a turn needs. `config_folder`: where relative data paths start. `clock`: of the wall,
     for the record; `monotonic`: for time that passes, whatever happens to the wall's clock.
     `health`: of the GPUs, by slot; None while it is not known. `free_bytes`: of a folder's disk.
-    `say`: tells people what is in the way of its turns, where that cannot be recorded.
+    `artist`: draws what people see. `say`: tells people what is in the way of its turns, where that
+    cannot be recorded.
     """
 
     store: Store
@@ -80,6 +84,7 @@ class Tick:
     free_bytes: Callable[[Path], int] = free_bytes
     say: Callable[[str], None] = lambda text: None
     told: Callable[[], bool] = bool  # whether the daemon has been told to leave
+    artist: Artist = unseen
 
     def __post_init__(self) -> None:
         daemon = self.config.daemon
@@ -87,7 +92,7 @@ class Tick:
             self.monotonic, 60 * daemon.start_minutes, 60 * daemon.stall_minutes
         )
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
-        self._board = Board(self.state, self.store)
+        self._board = self.artist(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
         self._asked: set[int] = set()  # attempts that this daemon has asked to stop
         self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
@@ -374,20 +379,22 @@ class Tick:
         """Applies decisions until nothing more follows from what is recorded."""
         before = self.store.in_play().generations
         try:
-            while (decision := policy.next_decision(self.store.in_play(), self.config)) is not None:
+            while (
+                decision := decisions.next_decision(self.store.in_play(), self.config)
+            ) is not None:
                 self._apply(decision)
         finally:  # once for all that a turn decides, whatever ended it
             if self.store.in_play().generations != before:
                 self._board.show_search()
 
-    def _apply(self, decision: policy.Decision) -> None:
+    def _apply(self, decision: decisions.Decision) -> None:
         now = self.clock()
         match decision:
-            case policy.OpenGeneration(number, parents):
+            case decisions.OpenGeneration(number, parents):
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case policy.Breed(generation, births, first_stage, payload, injections):
+            case decisions.Breed(generation, births, first_stage, payload, injections):
                 born = self.store.record_births(
                     generation, births, payload, first_stage, now, injections
                 )
@@ -395,20 +402,20 @@ class Tick:
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
-            case policy.Cutoff(generation, stage, next_stage, kept, cut, payload):
+            case decisions.Cutoff(generation, stage, next_stage, kept, cut, payload):
                 self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
                 self._board.show_all()
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
-            case policy.StartSelecting(generation):
+            case decisions.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
-            case policy.Select(generation, members, payload):
+            case decisions.Select(generation, members, payload):
                 self.store.record_selection(generation, members, payload, now)
                 self._board.show_all()
                 log.info("generation %d: survivors %s", generation, payload["survivors"])
-            case policy.Complete():
+            case decisions.Complete():
                 self.store.complete(now)
                 log.info("the search is complete")
-            case policy.Halt(reason):
+            case decisions.Halt(reason):
                 self.store.halt(reason, now)
                 log.error("halted: %s", reason)
 
@@ -508,8 +515,8 @@ class Tick:
             mlm_cache=self._cache(prepared.get("mlm_cache")),
             qa_cache=self._cache(prepared.get("qa_cache")),
             tensorboard=str(self.state.curves(candidate.generation, candidate.id, task)),
-            first_step=first_step(snapshot, candidate),
-            shared_curve=shared_curve(candidate, task),
+            first_step=curves.first_step(snapshot, candidate),
+            shared_curve=curves.shared_curve(candidate, task),
             precision=self.config.slots.precision,
             threads=self.config.slots.threads,
             checkpoint_minutes=self.config.daemon.checkpoint_minutes,

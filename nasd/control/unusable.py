@@ -12,9 +12,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from nasd.database_file import damaged
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
+from nasd.contract.errors import NasdError
+from nasd.record.database_file import damaged
+from nasd.record.folders import StateFolder
 
 log = logging.getLogger("nasd")
 

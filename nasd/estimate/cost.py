@@ -1,7 +1,7 @@
 """How long training takes, worked out: from tokens, FLOP a token, and the rate of a slot.
 
-Meant to be believed, as far as its inputs are right; nasd.forecast rests on it, and the order in
-which nasd.scheduling starts attempts.
+Meant to be believed, as far as its inputs are right; nasd.views.forecast rests on it, and the order
+in which nasd.policy.scheduling starts attempts.
 """
 
 import math
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from nasd.config import MlmData, QaData, Stage
-from nasd.genotype import (
+from nasd.contract.config import MlmData, QaData, Stage
+from nasd.contract.genotype import (
     Backbone,
     Genotype,
     Lineage,
@@ -182,7 +182,7 @@ def example_flop(
 
 
 def schedule(stage: Stage, examples: int) -> tuple[int, int, int]:
-    """(batch, steps of an epoch, steps), as nasd.worker.train deals them out."""
+    """(batch, steps of an epoch, steps), as nasd.worker.training.train deals them out."""
     assert stage.epochs is not None
     batch = min(stage.batch, examples)
     per_epoch = examples // batch
@@ -190,7 +190,7 @@ def schedule(stage: Stage, examples: int) -> tuple[int, int, int]:
 
 
 def evaluation_steps(stage: Stage, per_epoch: int, steps: int) -> tuple[int, ...]:
-    """After how many steps nasd.worker.train evaluates, in order."""
+    """After how many steps nasd.worker.training.train evaluates, in order."""
     share = per_epoch / min(stage.evaluations, per_epoch)
     found = []
     for number in range(1, int(steps / share) + 1):

@@ -1,13 +1,14 @@
 """What the stages of an experiment ask for, and how fast they were: slot-seconds an operation.
 
-Pure functions of a snapshot, by nasd.cost's operations; prices and times to the end rest on them.
+Pure functions of a snapshot, by nasd.estimate.cost's operations; prices and times to the end rest
+on them.
 """
 
 from collections.abc import MutableMapping
 
-from nasd.config import Config
-from nasd.cost import Volumes, work
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import Config
+from nasd.estimate.cost import Volumes, work
+from nasd.record.snapshot import Candidate, Snapshot
 
 
 class Effort:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import mean
 
-from nasd.genotype import Backbone, Genotype, distance, weights_of_ffn
-from nasd.streams import stream
+from nasd.contract.genotype import Backbone, Genotype, distance, weights_of_ffn
+from nasd.contract.streams import stream
 
 # Masked-LM perplexities of BERT with 768 wide blocks, by number of blocks: 5.84 with 3, 4.68 with
 # 6, 3.99 with 12 (Devlin et al. 2019, Table 6). Through their logarithms goes

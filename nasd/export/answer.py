@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import child
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
+from nasd.launch import child
 
 KIND = "NasdForQuestionAnswering"
 

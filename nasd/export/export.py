@@ -11,15 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nasd import card, child, lookup, snapshot, written
-from nasd import config as config_module
-from nasd.config import PREPARE, Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import State
-from nasd.protocol import Spec, read, write_atomically
-from nasd.retention import answering_stage
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract import config as config_module
+from nasd.contract import written
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Spec, read, write_atomically
+from nasd.control.retention import answering_stage
+from nasd.launch import child
+from nasd.record import lookup, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Candidate, Snapshot
+from nasd.views import card
 
 CARD = "README.md"
 WEIGHTS = "model.safetensors"

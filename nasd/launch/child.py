@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from nasd import home, interpreter
-from nasd.errors import NasdError
+from nasd.contract import interpreter
+from nasd.contract.errors import NasdError
+from nasd.launch import home
 
 # For a child that works beside a search, on what lies on the disk: a GPU that somebody else is on
 # gets no new attempts.
@@ -39,7 +40,7 @@ def ask(
                 lent["HOME"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="nasd-"))
             done = subprocess.run(
                 [
-                    *interpreter.command("nasd.leash", str(os.getpid())),
+                    *interpreter.command("nasd.contract.leash", str(os.getpid())),
                     *interpreter.command(module),
                 ],
                 input=json.dumps(question),

@@ -1,6 +1,6 @@
 """Asks the driver how its GPUs are, in a process of its own: NVML can hang.
 
-    python -m nasd.gpus [SLOT ...]      a line of JSON for each GPU, {"end": ...} behind them
+    python -m nasd.launch.gpus [SLOT ...]      a line of JSON for each GPU, {"end": ...} behind them
 
 Each question is a new child. One that stayed would keep the devices open, so that nobody could
 reset a GPU, and it would not see one that came back: that takes a new nvmlInit.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nasd import interpreter
+from nasd.contract import interpreter
 
 TIMEOUT_SECONDS = 20.0
 MOST_TIMEOUTS = 16  # however much a child says: a box has about so many GPUs
@@ -198,8 +198,8 @@ class _Question:
         try:
             self._process = subprocess.Popen(
                 [
-                    *interpreter.command("nasd.leash", str(os.getpid())),
-                    *interpreter.command("nasd.gpus", *slots),
+                    *interpreter.command("nasd.contract.leash", str(os.getpid())),
+                    *interpreter.command("nasd.launch.gpus", *slots),
                 ],
                 env=interpreter.environment(),
                 stdin=subprocess.DEVNULL,

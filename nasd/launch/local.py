@@ -1,7 +1,7 @@
 """Slots and launchers: what attempts run on, and what starts and stops them.
 
 A launcher is the seam for other machines: start, watch and stop one attempt, which is a folder
-with a spec. The local one runs `nasd.ranks` on this machine, also for a single rank.
+with a spec. The local one runs `nasd.contract.ranks` on this machine, also for a single rank.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import psutil
 
-from nasd import gpus, interpreter
-from nasd.config import Slots
-from nasd.errors import NasdError
-from nasd.protocol import TOKEN_VARIABLE, AttemptFolder
+from nasd.contract import interpreter
+from nasd.contract.config import Slots
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder
+from nasd.launch import gpus
 
 KILL_SECONDS = 10.0
 # Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
@@ -81,7 +82,7 @@ class Launcher(Protocol):
 
 
 class LocalLauncher:
-    """`nasd.ranks` on this machine; one rank a slot."""
+    """`nasd.contract.ranks` on this machine; one rank a slot."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -90,8 +91,8 @@ class LocalLauncher:
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
-            *interpreter.command("nasd.leash", str(os.getpid())),
-            *interpreter.command("nasd.ranks", str(len(slots)), str(folder.path)),
+            *interpreter.command("nasd.contract.leash", str(os.getpid())),
+            *interpreter.command("nasd.contract.ranks", str(len(slots)), str(folder.path)),
         ]
         gpus_visible = [slot.split(":")[1] for slot in slots if slot.startswith("cuda:")]
         environment = LOOPBACK | {

@@ -1,9 +1,9 @@
 """A search without training: workers that are nothing but the files that real ones would write.
 
 A launcher whose attempts pass in virtual time, with learning curves and scores from
-nasd.surrogate and hours from nasd.cost; nasd.virtual_time drives a search with it. All else is the
-real thing: tick, policy, store, protocol. So a search of weeks passes in seconds, and every fault
-can be had at will.
+nasd.estimate.surrogate and hours from nasd.estimate.cost; nasd.views.forecast.virtual_time drives a
+search with it. All else is the real thing: tick, policy, store, protocol. So a search of weeks
+passes in seconds, and every fault can be had at will.
 """
 
 import contextlib
@@ -17,18 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd import digests
-from nasd.config import Stage
-from nasd.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.genotype import (
-    Backbone,
-    BlockLineage,
-    Genotype,
-    parameters,
-)
-from nasd.protocol import (
+from nasd.contract import digests
+from nasd.contract.config import Stage
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, BlockLineage, Genotype, parameters
+from nasd.contract.protocol import (
     AttemptFolder,
     Heartbeat,
     Outcome,
@@ -41,7 +35,8 @@ from nasd.protocol import (
     write,
     write_atomically,
 )
-from nasd.surrogate import Surrogate, Trained
+from nasd.estimate.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
+from nasd.estimate.surrogate import Surrogate, Trained
 
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
@@ -112,8 +107,8 @@ class SimulatedLauncher:
     checksums), result/ and outcome.json. What will happen follows from the note that `start`
     returns, the files in the attempt's folder, and the clock; so another instance takes over what
     an earlier one has started (a killed daemon's, with a cluster's queue behind it). With
-    `leashed`, attempts die with the instance that started them, as they do with nasd.slots' local
-    launcher: they leave no outcome, and their progress up to the last look.
+    `leashed`, attempts die with the instance that started them, as they do with nasd.launch.local'
+    local launcher: they leave no outcome, and their progress up to the last look.
 
     fate: what becomes of an attempt, given its spec and how many came before it at this stage.
     Asked once, when it starts. Candidates that diverge (`diverging`, see Surrogate) or do not fit
@@ -465,7 +460,8 @@ class SimulatedLauncher:
 
 
 def save_checkpoint(folder: Path, step: int) -> Path:
-    """A checkpoint as nasd.worker.checkpoint lays it out, without any weights; keeps two."""
+    """A checkpoint as nasd.worker.training.checkpoint lays it out, without any weights; keeps
+    two."""
     final, temporary = folder / f"step-{step:09d}", folder / f".step-{step:09d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

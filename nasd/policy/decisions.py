@@ -9,15 +9,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nasd.config import Config, Stage
-from nasd.endings import all_failed, epidemic, worn_out
-from nasd.errors import NasdError
-from nasd.ladder import seed_weights_stand
-from nasd.lifecycle import Phase, State
-from nasd.pareto import Point, crowding, hypervolume, ranks, survivors
-from nasd.scheduling import budget, budget_spent
-from nasd.snapshot import Candidate, Snapshot
-from nasd.variation import Bred, Parent, adopted, diversity, initial_population, offspring
+from nasd.contract.config import Config, Stage
+from nasd.contract.errors import NasdError
+from nasd.policy.endings import all_failed, epidemic, worn_out
+from nasd.policy.ladder import seed_weights_stand
+from nasd.policy.scheduling import budget, budget_spent
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Candidate, Snapshot
+from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
+from nasd.search.variation.breeding import (
+    Bred,
+    Parent,
+    adopted,
+    diversity,
+    initial_population,
+    offspring,
+)
 
 REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
 

@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nasd.config import Config
-from nasd.ladder import after, stage_named
-from nasd.lifecycle import AttemptState, Event, State
-from nasd.protocol import Outcome
-from nasd.snapshot import Attempt, Candidate, Snapshot
+from nasd.contract.config import Config
+from nasd.contract.protocol import Outcome
+from nasd.policy.ladder import after, stage_named
+from nasd.record.lifecycle import AttemptState, Event, State
+from nasd.record.snapshot import Attempt, Candidate, Snapshot
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MACHINE_RETRIES = 1  # as does a file that was missing or damaged: it may have been the reading

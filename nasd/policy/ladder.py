@@ -4,10 +4,10 @@ Which stages those are, where it goes from the one it has finished, what is stil
 which weights it starts from.
 """
 
-from nasd.config import PREPARE, Config, Stage
-from nasd.cost import Volumes, work
-from nasd.lifecycle import Event, Phase
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import PREPARE, Config, Stage
+from nasd.estimate.cost import Volumes, work
+from nasd.record.lifecycle import Event, Phase
+from nasd.record.snapshot import Candidate, Snapshot
 
 
 def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
@@ -78,8 +78,8 @@ def way(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[Stage
 
 
 def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> float:
-    """Floating-point operations on its way, as nasd.cost expects them; 0 before prepare has counted
-    the data."""
+    """Floating-point operations on its way, as nasd.estimate.cost expects them; 0 before prepare
+    has counted the data."""
     if snapshot.experiment.prepared is None:
         return 0.0
     volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)

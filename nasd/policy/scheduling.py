@@ -8,13 +8,13 @@ anything once the budget is spent.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nasd.config import Config
-from nasd.cost import Volumes
-from nasd.endings import attempts_at, backs_off, setbacks
-from nasd.ladder import slots_needed, stage_named, steps_of, way, work_ahead
-from nasd.lifecycle import State
-from nasd.protocol import Heartbeat
-from nasd.snapshot import Attempt, Snapshot
+from nasd.contract.config import Config
+from nasd.contract.protocol import Heartbeat
+from nasd.estimate.cost import Volumes
+from nasd.policy.endings import attempts_at, backs_off, setbacks
+from nasd.policy.ladder import slots_needed, stage_named, steps_of, way, work_ahead
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Attempt, Snapshot
 
 WIDEN_SECONDS = 600.0  # that an attempt has behind it and before it, to be stopped for more slots
 WIDER = 1.5  # times as many slots, at the least

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nasd import endings, ladder, scheduling
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.genotype import Genotype
-from nasd.lifecycle import Phase, State
-from nasd.requests import Request
-from nasd.snapshot import PAUSED, Attempt, Candidate, Snapshot
-from nasd.variation import check_genotype
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Genotype
+from nasd.policy import endings, ladder, scheduling
+from nasd.record.lifecycle import Phase, State
+from nasd.record.requests import Request
+from nasd.record.snapshot import PAUSED, Attempt, Candidate, Snapshot
+from nasd.search.variation.breeding import check_genotype
 
 
 class Refused(NasdError):

@@ -1,17 +1,18 @@
 """The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
 
-import math
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nasd import config, written
-from nasd.errors import NasdError
-from nasd.protocol import write_atomically
+from nasd.contract import config, written
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import write_atomically
 
+# From a config, where it will lie, and the keys that are fixed, to values for others, in words.
+Fit = Callable[[config.Config, Path, frozenset[str]], tuple[Mapping[str, Any], Sequence[str]]]
 PRESETS = ("thesis", "minilm", "demo")
 
 
@@ -27,12 +28,12 @@ def write_preset(
     folder: Path,
     settings: Sequence[str],
     force: bool,
-    budget: float | None = None,
+    fit: Fit | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Writes config.toml into `folder`, with each KEY=VALUE of `settings` put in its place.
 
-    budget: GPU-hours in all that the rest is fitted to; `tell` is told each choice, a line each.
+    fit: chooses values for what `settings` leaves open; `tell` is told each choice, a line each.
 
     The result is checked before it is written. The demo's data is made beside it. A stage is
     addressed by its name: stages.finetune.epochs=2. force: in the place of a config that is there,
@@ -51,16 +52,9 @@ def write_preset(
         raise NasdError(
             f"{path} is there already: choose another folder, or write over it with --force"
         )
-    if budget is not None:
-        if not 0 < budget < math.inf:
-            raise NasdError(
-                f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
-            )
-        from nasd.forecast import fitting
-
+    if fit is not None:
         fixed = frozenset(one.partition("=")[0].strip() for one in settings)
-        parsed = config.parse(tomllib.loads(text), name)
-        keys, told = fitting.fit(parsed, path, budget, fixed)
+        keys, told = fit(config.parse(tomllib.loads(text), name), path, fixed)
         for key, value in keys.items():
             _set(document, f"{key}={value}")
         for line in told:
@@ -76,7 +70,7 @@ def write_preset(
     except OSError as error:
         raise NasdError(f"{folder} cannot be written: {error.strerror}") from error
     if name == "demo":
-        from nasd.demo import write_demo_data
+        from nasd.presets.demo import write_demo_data
 
         write_demo_data(folder / "demo-data")
     write_atomically(path, text.encode())

@@ -28,7 +28,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 PEOPLE = (
     "Mara", "Tom", "Ines", "Otto", "Lena", "Hugo", "Nora", "Felix", "Ada", "Boris",

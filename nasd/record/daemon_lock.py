@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 LOOK_SECONDS = 0.1
 LONGEST = 2000  # characters of what is in its way

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nasd.protocol import AttemptFolder
+from nasd.contract.protocol import AttemptFolder
 
 
 class StateFolder:

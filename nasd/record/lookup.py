@@ -3,10 +3,10 @@
 import sqlite3
 from dataclasses import dataclass
 
-from nasd.errors import NasdError
-from nasd.lifecycle import State
-from nasd.readable import of_baseline, shown
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import of_baseline, shown
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Candidate, Snapshot
 
 BASELINE, BEST = "baseline", "best"
 

@@ -6,10 +6,10 @@ newer database without importing anything heavy.
 
 import json
 
-from nasd.genotype import BlockLineage, ancestry
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.snapshot import SCHEMA
-from nasd.sqlite import Database, Migrations
+from nasd.contract.genotype import BlockLineage, ancestry
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.snapshot import SCHEMA
+from nasd.record.sqlite import Database, Migrations
 
 migrations = Migrations("nasd")
 

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from nasd.errors import NasdError
-from nasd.protocol import Message, write
-from nasd.strangers import content, shown
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Message, write
+from nasd.contract.strangers import content, shown
 
 LARGEST = 1 << 18  # bytes of a request: a genotype of hundreds of blocks
 LONGEST_WHY = 1000

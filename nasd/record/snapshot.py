@@ -15,10 +15,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from nasd.database_file import damaged, readable, unreadable
-from nasd.errors import NasdError
-from nasd.genotype import Backbone, BlockLineage, Genotype, Lineage
-from nasd.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.record.database_file import damaged, readable, unreadable
+from nasd.record.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 SCHEMA = 4  # how many migrations this version of nasd knows

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nasd import snapshot
-from nasd.database_file import damaged, fault
-from nasd.errors import NasdError
-from nasd.genotype import Backbone, Genotype, ancestry, parameters, unchanged
-from nasd.lifecycle import (
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Genotype, ancestry, parameters, unchanged
+from nasd.contract.protocol import sync_folder
+from nasd.record import snapshot
+from nasd.record.database_file import damaged, fault
+from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     NEXT_PHASE,
     AttemptState,
@@ -27,11 +28,10 @@ from nasd.lifecycle import (
     State,
     target,
 )
-from nasd.protocol import sync_folder
-from nasd.requests import Request
-from nasd.snapshot import Holdings, Selected, Snapshot
-from nasd.sqlite import Database
-from nasd.variation import Bred
+from nasd.record.requests import Request
+from nasd.record.snapshot import Holdings, Selected, Snapshot
+from nasd.record.sqlite import Database
+from nasd.search.variation.breeding import Bred
 
 BASELINE = 0  # the id of the baseline
 
@@ -49,7 +49,7 @@ class StageRecord:
 class Store:
     def __init__(self, path: Path) -> None:
         """Opens the database and brings its schema up to date; an older one is backed up first."""
-        from nasd.migrations import migrations
+        from nasd.record.migrations import migrations
 
         self._path = path
         self._in_play: tuple[int, Snapshot] | None = None

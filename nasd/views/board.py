@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +43,14 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
     SessionStartInfo,
 )
 
-from nasd.card import ancestors, architecture, hours, table
-from nasd.folders import StateFolder, run_name
-from nasd.genotype import Genotype, new_modules
-from nasd.lifecycle import State
-from nasd.readable import of_baseline, share_of_baseline
-from nasd.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
-from nasd.store import Store
-from nasd.summaries import scalars, string, text, value, write_run
+from nasd.contract.genotype import Genotype, new_modules
+from nasd.contract.readable import of_baseline, share_of_baseline
+from nasd.contract.summaries import scalars, string, text, value, write_run
+from nasd.policy.curves import learning_curve
+from nasd.record.folders import StateFolder, run_name
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
+from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")
 
@@ -87,11 +87,25 @@ ABOUT = {
 }
 
 
+class Reads(Protocol):
+    """What it reads the search by: the store, of which it writes nothing."""
+
+    def read(self) -> Snapshot: ...
+
+    def in_play(self) -> Snapshot: ...
+
+    def lines(self, candidates: Iterable[int]) -> Snapshot: ...
+
+    def selected(self) -> list[Selected]: ...
+
+    def holdings(self) -> Holdings: ...
+
+
 class Board:
     """Writes behind the decisions, which stand. What a kill in between kept from being written, the
     next daemon writes at its start; what a full disk did, comes with what is shown next."""
 
-    def __init__(self, state: StateFolder, store: Store) -> None:
+    def __init__(self, state: StateFolder, store: Reads) -> None:
         self._state, self._store = state, store
         self._behind = False
 
@@ -149,25 +163,6 @@ class Board:
         except OSError as error:
             self._behind = True
             log.warning("TensorBoard's files could not be written: %s", error)
-
-
-def first_step(snapshot: Snapshot, candidate: Candidate) -> int:
-    """Where the curves of its stage begin: behind those of the same task before it."""
-    tasks = {stage["name"]: stage["task"] for stage in snapshot.experiment.config["stages"]}
-    return sum(
-        result.steps
-        for (owner, stage), result in snapshot.results.items()
-        if owner == candidate.id
-        and stage != candidate.stage
-        and tasks.get(stage) == tasks.get(candidate.stage)
-    )
-
-
-def shared_curve(candidate: Candidate, task: str) -> str:
-    """The tag that a generation's learning curves share; "" for those that are none of them."""
-    if task != "mlm" or candidate.generation is None:
-        return ""
-    return learning_curve(candidate.generation)
 
 
 # -- a candidate ---------------------------------------------------------------------------------
@@ -343,12 +338,6 @@ def threshold(cutoff: Decision) -> float:
     """The loss of the last one that was kept."""
     losses = cutoff.payload["losses"]
     return max(float(losses[str(one)]) for one in cutoff.payload["kept"])
-
-
-def learning_curve(generation: int) -> str:
-    """The tag of a generation's evaluation losses, all MLM stages in a row. One for each, so that
-    a chart shows one generation whatever runs are chosen."""
-    return f"learning_curves/{run_name(generation)}"
 
 
 def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Decision]) -> Iterator[Event]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-from nasd import interpreter
-from nasd.errors import NasdError
-from nasd.folders import StateFolder, run_name
-from nasd.snapshot import NoExperiment, opened, read
+from nasd.contract import interpreter
+from nasd.contract.errors import NasdError
+from nasd.record.folders import StateFolder, run_name
+from nasd.record.snapshot import NoExperiment, opened, read
 
 # It warns of every point that a resumed attempt did again, which buries the address.
 QUIET = (

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nasd import __version__
-from nasd.config import Config, Corpus, Stage
-from nasd.genotype import Block, BlockLineage, new_modules
-from nasd.readable import of_baseline
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import Config, Corpus, Stage
+from nasd.contract.genotype import Block, BlockLineage, new_modules
+from nasd.contract.readable import of_baseline
+from nasd.record.snapshot import Candidate, Snapshot
 
 # As the hub's own pages have it; what does not stand here is not known.
 LICENCES = {

@@ -19,8 +19,8 @@ def margin(questions: int, share: float = 0.5) -> float:
 
 
 def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
-    """known: as much of nasd.protocol.Prepared as is known. sampled: only the beginnings of texts
-    were looked at, which may differ from the whole."""
+    """known: as much of nasd.contract.protocol.Prepared as is known. sampled: only the beginnings
+    of texts were looked at, which may differ from the whole."""
     seen = "the beginnings of " if sampled else ""
     for key, what in (("mlm_unknown", f"{seen}the corpora"), ("qa_unknown", "the contexts")):
         share = known.get(key)

@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd import config as config_module
-from nasd import daemon_lock, ladder, lookup, scheduling, snapshot
-from nasd.card import ancestors
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.genotype import Origin, changes
-from nasd.lifecycle import State
-from nasd.protocol import Heartbeat, read, read_metrics
-from nasd.retention import answering_stage
-from nasd.snapshot import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
+from nasd.contract import config as config_module
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Origin, changes
+from nasd.contract.protocol import Heartbeat, read, read_metrics
+from nasd.control.retention import answering_stage
+from nasd.policy import ladder, scheduling
+from nasd.record import daemon_lock, lookup, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
+from nasd.views.card import ancestors
 
 Reached = Literal["done", "here", "ahead", "never"]
 

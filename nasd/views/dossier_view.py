@@ -8,9 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nasd.dossier import AttemptRow, BlockRow, Dossier, Left, Network, StageRow
-from nasd.lifecycle import State
-from nasd.readable import duration, moment, of_baseline, parameters, size, sparkline
+from nasd.contract.readable import duration, moment, of_baseline, parameters, size, sparkline
+from nasd.record.lifecycle import State
+from nasd.views.dossier import AttemptRow, BlockRow, Dossier, Left, Network, StageRow
 
 MARK = {"kept": "", "altered": "altered ", "added": "new "}
 FRESH = "bold yellow"  # what was drawn at random

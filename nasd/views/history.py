@@ -7,9 +7,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from nasd import lookup, snapshot
-from nasd.readable import moment
-from nasd.snapshot import LoggedEvent
+from nasd.contract.readable import moment
+from nasd.record import lookup, snapshot
+from nasd.record.snapshot import LoggedEvent
 
 
 def read(state: Path, name: str | None, last: int) -> list[LoggedEvent]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nasd import config as config_module
-from nasd import ladder, lookup, snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.snapshot import Attempt, Candidate
+from nasd.contract import config as config_module
+from nasd.contract.errors import NasdError
+from nasd.policy import ladder
+from nasd.record import lookup, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Attempt, Candidate
 
 POLL_SECONDS = 0.5
 BLOCK = 1 << 16  # bytes that are read at once

@@ -1,4 +1,5 @@
-"""`python -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt, started by `nasd.ranks`."""
+"""`python -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt, started by
+`nasd.contract.ranks`."""
 
 import contextlib
 import errno
@@ -7,11 +8,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from nasd import digests
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.leash import die_with_parent
-from nasd.protocol import (
+from nasd.contract import digests
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.leash import die_with_parent
+from nasd.contract.protocol import (
     EXIT_DONE,
     EXIT_NO_OUTCOME,
     TOKEN_VARIABLE,
@@ -21,7 +22,7 @@ from nasd.protocol import (
     read,
     write,
 )
-from nasd.worker.stop import StopRequest
+from nasd.worker.training.stop import StopRequest
 
 # Whichever rank comes to one of these has the verdict, and leaves at once: its peers may never come
 # back from waiting for it.

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nasd.errors import NasdError
-from nasd.leash import die_with_parent
+from nasd.contract.errors import NasdError
+from nasd.contract.leash import die_with_parent
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
-    from nasd.worker.pretrained import NasdForQuestionAnswering
+    from nasd.worker.model.pretrained import NasdForQuestionAnswering
 
     folder = Path(asked["folder"])
     try:

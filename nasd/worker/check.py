@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 
 def main() -> None:
@@ -23,8 +23,10 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.config import Data, Stage
-    from nasd.worker import data_check, hub, seed
+    from nasd.contract.config import Data, Stage
+    from nasd.worker import data_check
+    from nasd.worker.model import seed
+    from nasd.worker.tasks import hub
 
     source, folder = question["source"], Path(question["folder"])
     description = seed.describe(source, folder)

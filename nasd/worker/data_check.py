@@ -7,13 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nasd.config import Data, MlmData, Stage
-from nasd.errors import NasdError
-from nasd.squad import Question, read_all, split
-from nasd.streams import stream_seed
-from nasd.worker import corpus, spans
-from nasd.worker.passages import build_features
-from nasd.worker.progress import quiet
+from nasd.contract.config import Data, MlmData, Stage
+from nasd.contract.errors import NasdError
+from nasd.contract.squad import Question, read_all, split
+from nasd.contract.streams import stream_seed
+from nasd.worker.model import spans
+from nasd.worker.tasks import corpus
+from nasd.worker.tasks.passages import build_features
+from nasd.worker.training.progress import quiet
 
 CONTEXTS = 1000  # that are tokenised to see how much of them is unknown
 

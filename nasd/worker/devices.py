@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from nasd.errors import NasdError
+from nasd.contract.errors import NasdError
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Reads one JSON object from standard input, {"model", "tokenizer", "folder", "answering", "source",
 "base", "onnx"}: the folders of the model and of the tokenizer, the one to write, how a question is
 answered (see pretrained.ANSWERING), the seed and where its relative paths start. Prints one JSON
-line: the fields of nasd.card.Files but for the size, or {"error": one sentence}.
+line: the fields of nasd.views.card.Files but for the size, or {"error": one sentence}.
 """
 
 import json
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nasd import digests
-from nasd.errors import NasdError
-from nasd.leash import die_with_parent
+from nasd.contract import digests
+from nasd.contract.errors import NasdError
+from nasd.contract.leash import die_with_parent
 from nasd.worker.prepare import sync_tree
 
 CARD = "README.md"
@@ -54,8 +54,8 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    from nasd.worker import phenotype
-    from nasd.worker.pretrained import NasdConfig, NasdForQuestionAnswering
+    from nasd.worker.model import phenotype
+    from nasd.worker.model.pretrained import NasdConfig, NasdForQuestionAnswering
 
     try:
         if digests.sealed(model):
@@ -96,7 +96,7 @@ def about_seed(source: str, base: Path) -> dict[str, Any]:
     """Whether the seed is of the hub, and the licence in its model card where that is at hand."""
     from huggingface_hub import try_to_load_from_cache
 
-    from nasd.worker.seed import resolve
+    from nasd.worker.model.seed import resolve
 
     try:
         home = resolve(source, base)
@@ -127,7 +127,7 @@ def write_onnx(folder: Path) -> float:
     """
     import torch
 
-    from nasd.worker import phenotype
+    from nasd.worker.model import phenotype
 
     model = phenotype.load(phenotype.QuestionAnswering, folder).eval()
     positions = model.architecture.positions

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nasd import digests
-from nasd.config import PREPARE
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.protocol import Spec, sync_folder
-from nasd.worker import phenotype, prepare
-from nasd.worker.progress import DOWNLOAD, Progress
+from nasd.contract import digests
+from nasd.contract.config import PREPARE
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Spec, sync_folder
+from nasd.worker import prepare
+from nasd.worker.model import phenotype
+from nasd.worker.training.progress import DOWNLOAD, Progress
 
 WEIGHTS = (phenotype.CONFIG, phenotype.WEIGHTS)
 REMEDY = "put it back from a copy, or take a backup of the database from before it was made"
@@ -64,7 +65,7 @@ def _readable(weights: Path) -> None:
 
 
 def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -> None:
-    from nasd.worker.seed import load_tokenizer
+    from nasd.worker.model.seed import load_tokenizer
 
     print(f"{damage}; it is made again", flush=True)
     base = Path(spec.config_folder)
@@ -82,7 +83,7 @@ def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -
 
 def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) -> None:
     """The seed's weights as they were; they are not replaced by what differs from them."""
-    from nasd.worker.seed import load_tokenizer
+    from nasd.worker.model.seed import load_tokenizer
 
     print(f"{damage}; it is made again from the seed", flush=True)
     base = Path(spec.config_folder)

@@ -20,17 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from nasd import digests
-from nasd.config import Data, QaData
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.protocol import sync_folder
-from nasd.squad import Question, Questions, from_records, read_all, split
-from nasd.streams import stream_seed
-from nasd.worker import corpus, hub, phenotype
-from nasd.worker.passages import QaFeatures, build_features
-from nasd.worker.progress import DOWNLOAD, LONG, Progress
-from nasd.worker.seed import load_seed
+from nasd.contract import digests
+from nasd.contract.config import Data, QaData
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import sync_folder
+from nasd.contract.squad import Question, Questions, from_records, read_all, split
+from nasd.contract.streams import stream_seed
+from nasd.worker.model import phenotype
+from nasd.worker.model.seed import load_seed
+from nasd.worker.tasks import corpus, hub
+from nasd.worker.tasks.passages import QaFeatures, build_features
+from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
 
 VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
 SHOWN = 20  # faulty questions that the log names

@@ -10,20 +10,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd import digests
-from nasd.config import Stage
-from nasd.genotype import BlockLineage, Genotype, ranks_any
-from nasd.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
-from nasd.ranks import RENDEZVOUS_VARIABLE
-from nasd.streams import stream_seed
-from nasd.worker import inputs, phenotype
-from nasd.worker.allocator import keep_freed_memory
-from nasd.worker.compilation import Compilation, why_not
-from nasd.worker.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
-from nasd.worker.progress import DOWNLOAD, LONG, Pulse
-from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import EVALUATION_BATCH, Ranks, Task, autocast
-from nasd.worker.train import (
+from nasd.contract import digests
+from nasd.contract.config import Stage
+from nasd.contract.genotype import BlockLineage, Genotype, ranks_any
+from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
+from nasd.contract.ranks import RENDEZVOUS_VARIABLE
+from nasd.contract.streams import stream_seed
+from nasd.worker import inputs
+from nasd.worker.model import phenotype
+from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task, autocast
+from nasd.worker.training.allocator import keep_freed_memory
+from nasd.worker.training.compilation import Compilation, why_not
+from nasd.worker.training.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
+from nasd.worker.training.progress import DOWNLOAD, LONG, Pulse
+from nasd.worker.training.stop import Stopped, StopRequest
+from nasd.worker.training.train import (
     Curves,
     Diverged,
     MetricsFile,
@@ -160,7 +161,8 @@ def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
 
 
 def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
-    from nasd.worker import prepare, seed
+    from nasd.worker import prepare
+    from nasd.worker.model import seed
 
     base = Path(spec.config_folder)
     pulse("downloading", patience=DOWNLOAD)
@@ -184,7 +186,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
 def _fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
     """Whether each sequence keeps its masks while only new modules train, so that the activations
     below them can be kept. Decided once, as it changes what is learned."""
-    from nasd.worker.activations import GB, size_of
+    from nasd.worker.training.activations import GB, size_of
 
     wanted = spec.data.mlm.fixed_masks
     size = size_of(sequences, spec.data.mlm.tokens, width) / GB
@@ -268,8 +270,8 @@ def _compilation(
 def _share_activations(
     task: Task, spec: Spec, stage: Stage, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> None:
-    from nasd.worker import activations
-    from nasd.worker.mlm import MlmTask
+    from nasd.worker.tasks.mlm import MlmTask
+    from nasd.worker.training import activations
 
     assert stage.epochs is not None
     if not isinstance(task, MlmTask) or task.mask_seed is None:
@@ -292,9 +294,9 @@ def _share_activations(
 
 
 def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
-    from nasd.worker.corpus import MlmCorpus
-    from nasd.worker.mlm import MlmTask
-    from nasd.worker.qa import QaTask
+    from nasd.worker.tasks.corpus import MlmCorpus
+    from nasd.worker.tasks.mlm import MlmTask
+    from nasd.worker.tasks.qa import QaTask
 
     assert spec.weights is not None
     weights = Path(spec.weights)
@@ -322,7 +324,7 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
         case "head":
             trains = {name for name, _ in model.named_parameters() if name.startswith("head.")}
         case _:
-            from nasd.worker.inherit import new_parameters
+            from nasd.worker.model.inherit import new_parameters
 
             trains = new_parameters(model, lineage)
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
@@ -332,8 +334,8 @@ def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
 
 def _born(spec: Spec, kind: type[phenotype.Model], fresh: torch.Generator) -> phenotype.Model:
     """The child, from its parents' weights; what does not go as one would wish is said."""
-    from nasd.worker.inherit import born
-    from nasd.worker.windows import for_language, for_questions
+    from nasd.worker.model.inherit import born
+    from nasd.worker.tasks.windows import for_language, for_questions
 
     lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
     folders = [Path(one) for one in (spec.weights, spec.second_weights) if one is not None]
@@ -385,9 +387,9 @@ def _why_padded(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> str |
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
-    from nasd.worker.metrics import squad_scores
     from nasd.worker.prepare import test_questions
-    from nasd.worker.qa import QaTask
+    from nasd.worker.tasks.metrics import squad_scores
+    from nasd.worker.tasks.qa import QaTask
 
     assert spec.weights is not None and stage.task == "qa"
     pulse("loading", patience=LONG)

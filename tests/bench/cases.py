@@ -9,7 +9,7 @@ from pathlib import Path
 BLOCKS = 6
 FFN_BLOCK = 3  # in the middle: three blocks lie below it
 MASK_SHARE = 0.15
-EVALUATION_BATCH = 32  # nasd.worker.task's
+EVALUATION_BATCH = 32  # nasd.worker.tasks.task's
 # Tokens of the features of SQuAD v1.1 at 384 tokens, stride 128, with BERT's vocabulary: the 32
 # midpoints of equal shares of 9,331 features (40 articles of the development set; mean 177).
 SQUAD_TOKENS = 384

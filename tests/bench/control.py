@@ -24,15 +24,16 @@ import psutil
 from rich.console import Console
 
 import nasd
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Block, FeedForward, Genotype, unchanged
-from nasd.policy import next_decision
-from nasd.protocol import AttemptFolder, Heartbeat, write
-from nasd.status.facts import Reader
-from nasd.status.text import Lines
-from nasd.status.view import view
-from nasd.store import Store
-from nasd.tick import Tick
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, unchanged
+from nasd.contract.protocol import AttemptFolder, Heartbeat, write
+from nasd.control.tick import Tick
+from nasd.policy.decisions import next_decision
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
+from nasd.views.board import Board
+from nasd.views.status.facts import Reader
+from nasd.views.status.text import Lines
+from nasd.views.status.view import view
 from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
@@ -274,7 +275,9 @@ def ticks(state: StateFolder, generations: int) -> dict[str, list[float]]:
     _stand_in_weights(state, store)
     slots = tuple(f"cpu:{n}" for n in range(4))
     config = config.model_copy(update={"slots": config.slots.model_copy(update={"devices": slots})})
-    tick = Tick(*(store, config, state.path, state, slots, launcher, clock), monotonic=clock)
+    tick = Tick(
+        *(store, config, state.path, state, slots, launcher, clock), monotonic=clock, artist=Board
+    )
     tick.begin()
     tick()  # the backup at the start, and the generation that is due
     spent: dict[str, list[float]] = {}
@@ -377,17 +380,17 @@ def beside(other: Path, arguments: list[str]) -> None:
 AT_REST = """
 import sys
 from pathlib import Path
-from nasd import daemon
-from nasd.folders import StateFolder
-from nasd.slots import LocalLauncher
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.config import load
+from nasd.control import daemon
+from nasd.record.folders import StateFolder
+from nasd.launch.local import LocalLauncher
+from nasd.record.store import Store
+from nasd.control.tick import Tick
+from nasd.contract.config import load
 
 class Idle(LocalLauncher):
     # what is started only waits: the daemon watches as it watches training
     def start(self, folder, slots, token):
-        import nasd.protocol as p, os, subprocess, psutil, time
+        import nasd.contract.protocol as p, os, subprocess, psutil, time
         p.write(p.Heartbeat(doing="training", at=time.time()), folder.heartbeat)
         child = subprocess.Popen(["sleep", "100000"], env=os.environ | {p.TOKEN_VARIABLE: token})
         self._children[child.pid] = child
@@ -396,7 +399,7 @@ class Idle(LocalLauncher):
 state = StateFolder(Path(sys.argv[1]))
 config = load(Path(sys.argv[2]))
 slots = tuple(f"cpu:{n}" for n in range(4))
-daemon._serve(Tick(Store(state.database), config, state.path, state, slots, Idle(1)))
+daemon._serve(Tick(Store(state.database), config, state.path, state, slots, Idle(1), artist=Board))
 """
 
 

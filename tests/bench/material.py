@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertForQuestionAnswering
 
-from nasd.squad import Question
-from nasd.worker import phenotype
-from nasd.worker.corpus import SpecialTokens
-from nasd.worker.passages import QaFeatures
-from nasd.worker.seed import load_seed
-from nasd.worker.spans import NO_CHARACTERS
+from nasd.contract.squad import Question
+from nasd.worker.model import phenotype
+from nasd.worker.model.seed import load_seed
+from nasd.worker.model.spans import NO_CHARACTERS
+from nasd.worker.tasks.corpus import SpecialTokens
+from nasd.worker.tasks.passages import QaFeatures
 from tests.bench.cases import BLOCKS, EVALUATION_BATCH, Shape
 
 # The ids of [PAD], [UNK], [CLS], [SEP] and [MASK].

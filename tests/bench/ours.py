@@ -15,19 +15,21 @@ from unittest import mock
 import numpy as np
 import torch
 
-from nasd.config import Corpus, Data, MlmData, QaData, Stage
-from nasd.errors import NasdError
-from nasd.genotype import BlockLineage, Genotype, Lineage, unchanged
-from nasd.protocol import AttemptFolder, Spec
-from nasd.worker import phenotype, stage, train
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.mlm import MlmTask
-from nasd.worker.passages import QaFeatures
-from nasd.worker.phenotype import MaskedLM
-from nasd.worker.progress import Pulse
-from nasd.worker.stop import Stopped
-from nasd.worker.task import autocast, to_device
-from nasd.worker.train import Order, Schedule
+from nasd.contract.config import Corpus, Data, MlmData, QaData, Stage
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, Genotype, Lineage, unchanged
+from nasd.contract.protocol import AttemptFolder, Spec
+from nasd.worker import stage
+from nasd.worker.model import phenotype
+from nasd.worker.model.phenotype import MaskedLM
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.passages import QaFeatures
+from nasd.worker.tasks.task import autocast, to_device
+from nasd.worker.training import train
+from nasd.worker.training.progress import Pulse
+from nasd.worker.training.stop import Stopped
+from nasd.worker.training.train import Order, Schedule
 from tests.bench.cases import CASES, FFN_BLOCK, MASK_SHARE, Job
 from tests.bench.pace import Finished, Pacer
 

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nasd.errors import NasdError
-from nasd.leash import die_with_parent
+from nasd.contract.errors import NasdError
+from nasd.contract.leash import die_with_parent
 from tests.bench.cases import Job
 
 

@@ -33,19 +33,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from nasd.config import Config, Stage, parse
-from nasd.genotype import Genotype, Lineage
+from nasd.contract.config import Config, Stage, parse
+from nasd.contract.genotype import Genotype, Lineage
+from nasd.contract.streams import stream_seed
 from nasd.presets import preset_text
-from nasd.streams import stream_seed
-from nasd.variation import mutate
-from nasd.worker import activations, phenotype, prepare, qa, seed
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.inherit import inherit, new_parameters
-from nasd.worker.mlm import MlmTask
-from nasd.worker.progress import quiet
-from nasd.worker.qa import QaTask
-from nasd.worker.task import Ranks, Task
-from nasd.worker.train import Run, Schedule, freeze, train
+from nasd.search.variation.breeding import mutate
+from nasd.worker import prepare
+from nasd.worker.model import phenotype, seed
+from nasd.worker.model.inherit import inherit, new_parameters
+from nasd.worker.tasks import qa
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.task import Ranks, Task
+from nasd.worker.training import activations
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import Run, Schedule, freeze, train
 
 DROPOUT = 0.1
 EVALUATION_BATCH = 32

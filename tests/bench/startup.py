@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nasd.errors import NasdError
-from nasd.protocol import AttemptFolder, Heartbeat, read, write, write_atomically
-from nasd.slots import LocalLauncher
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Heartbeat, read, write, write_atomically
+from nasd.launch.local import LocalLauncher
 from tests.bench.cases import CASES, Job, Shape, Side
 from tests.bench.training import Figure, in_a_child, machine, prepare
 

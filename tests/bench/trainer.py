@@ -23,8 +23,8 @@ from transformers import (
     default_data_collator,
 )
 
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.passages import QaFeatures
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.passages import QaFeatures
 from tests.bench.cases import CASES, EVALUATION_BATCH, MASK_SHARE, Case, Job, Shape
 from tests.bench.material import CLS, MASK, PAD, SEP, UNK
 from tests.bench.pace import Pacer

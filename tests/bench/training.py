@@ -30,8 +30,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nasd.errors import NasdError
-from nasd.protocol import write_atomically
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import write_atomically
 from tests.bench import flops, pace
 from tests.bench.cases import CASES, ROWS, SHAPES, Job, Row, Shape, Side
 from tests.bench.pace import Done, Failed, Order, Ready, Segment

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nasd import digests
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import State
-from nasd.protocol import Heartbeat, Outcome, read, write_atomically
-from nasd.snapshot import Snapshot
+from nasd.contract import digests
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Heartbeat, Outcome, read, write_atomically
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Snapshot
 
 # Each of these is given the wall clock's time, and returns what it would do in words, and the deed:
 # so that the words can be written down first, whoever is killed between. None: there is nothing to

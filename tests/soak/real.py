@@ -17,16 +17,17 @@ from typing import Any
 
 import psutil
 
-from nasd import config as config_module
-from nasd import endings, snapshot
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import AttemptState
+from nasd.contract import config as config_module
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import TOKEN_VARIABLE, Heartbeat, read, read_metrics
+from nasd.launch.local import wait_until
+from nasd.policy import endings
 from nasd.presets import write_preset
-from nasd.protocol import TOKEN_VARIABLE, Heartbeat, read, read_metrics
-from nasd.slots import wait_until
-from nasd.snapshot import Attempt, Candidate, Snapshot
-from nasd.store import Store
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import AttemptState
+from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.store import Store
 from tests.conftest import ROOT, story
 from tests.soak import mischief
 from tests.soak.report import (
@@ -161,7 +162,7 @@ class Seen:
 
     @property
     def is_launcher(self) -> bool:
-        return "nasd.ranks" in self.command
+        return "nasd.contract.ranks" in self.command
 
     @property
     def is_rank(self) -> bool:

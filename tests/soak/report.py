@@ -13,12 +13,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from nasd import backups, retention, snapshot
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.lifecycle import ATTEMPT_TRANSITIONS, LIVE_ATTEMPT, TRANSITIONS, Event
-from nasd.protocol import TOKEN_VARIABLE
-from nasd.snapshot import Snapshot
+from nasd.contract.config import Config
+from nasd.contract.protocol import TOKEN_VARIABLE
+from nasd.control import backups, retention
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import ATTEMPT_TRANSITIONS, LIVE_ATTEMPT, TRANSITIONS, Event
+from nasd.record.snapshot import Snapshot
 
 SECONDS_OFF = 1e-3  # that a sum of floats may be off by
 SURE = 10.0  # slot-seconds to which it is known what was held, or it counts as not sure

@@ -22,19 +22,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nasd import config as config_module
-from nasd import daemon_lock
-from nasd import tick as tick_module
-from nasd.cost import Machine, Volumes
-from nasd.folders import StateFolder
-from nasd.genotype import Genotype
-from nasd.gpus import Gpu, GpuProcess
-from nasd.protocol import AttemptFolder, Spec
-from nasd.simulation import Fate, SimulatedLauncher
-from nasd.store import Store
-from nasd.surrogate import Surrogate
-from nasd.tick import GB, Tick
-from nasd.virtual_time import VirtualClock
+from nasd.contract import config as config_module
+from nasd.contract.genotype import Genotype
+from nasd.contract.protocol import AttemptFolder, Spec
+from nasd.control import tick as tick_module
+from nasd.control.tick import GB, Tick
+from nasd.estimate.cost import Machine, Volumes
+from nasd.estimate.surrogate import Surrogate
+from nasd.launch.gpus import Gpu, GpuProcess
+from nasd.launch.simulated import Fate, SimulatedLauncher
+from nasd.record import daemon_lock
+from nasd.record.folders import StateFolder
+from nasd.record.store import Store
+from nasd.views.forecast.virtual_time import VirtualClock
 from tests.soak import mischief
 
 VOLUMES = Volumes(10_000_000, 4096, 70_079, 17_520, 70_819, 17_705)  # the thesis's
@@ -202,7 +202,7 @@ def fate(life: Life, surrogate: Surrogate) -> Callable[[Spec, int], Fate]:
 
 
 def begin(tick: Tick) -> None:
-    """As nasd.daemon does, in virtual time."""
+    """As nasd.control.daemon does, in virtual time."""
     if tick.store.in_play().experiment.state == "halted":
         tick.store.resume(tick.clock())
     tick.begin()

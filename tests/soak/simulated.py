@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nasd import snapshot
-from nasd.config import Config
-from nasd.cost import Timeline, work
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.forecast import premises
-from nasd.genotype import BlockLineage, Genotype
-from nasd.protocol import AttemptFolder, Heartbeat, Spec, read
-from nasd.simulation import MARKER, SimulatedLauncher
-from nasd.snapshot import Attempt, Snapshot
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.virtual_time import VirtualClock, run
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, Genotype
+from nasd.contract.protocol import AttemptFolder, Heartbeat, Spec, read
+from nasd.control.tick import Tick
+from nasd.estimate.cost import Timeline, work
+from nasd.launch.simulated import MARKER, SimulatedLauncher
+from nasd.record import snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.store import Store
+from nasd.views.forecast import premises
+from nasd.views.forecast.virtual_time import VirtualClock, run
 from tests.conftest import ROOT, begin, open_quickly, story, thesis_config
 from tests.soak import mischief
 from tests.soak.report import (

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from nasd.config import Mutation, SearchSpace, Variation
-from nasd.errors import NasdError
-from nasd.genotype import (
+from nasd.contract.config import Mutation, SearchSpace, Variation
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import (
     Backbone,
     Block,
     BlockLineage,
@@ -27,10 +27,10 @@ from nasd.genotype import (
     parameters_of_ffn,
     unchanged,
 )
-from nasd.keeping import informed
-from nasd.operators import OPERATORS, Draft
-from nasd.pareto import SIZE, Point, crowding, ranks, tournament
-from nasd.streams import stream
+from nasd.contract.streams import stream
+from nasd.search.pareto import SIZE, Point, crowding, ranks, tournament
+from nasd.search.variation.keeping import informed
+from nasd.search.variation.operators import OPERATORS, Draft
 
 TRIES = 1000  # mutations per individual before the search space counts as exhausted
 
@@ -251,7 +251,8 @@ def initial_population(
 def diversity(genotypes: Sequence[Genotype], backbone: Backbone) -> dict[str, float]:
     """How far the genotypes lie apart, and how their sizes spread (thesis 4.2.2).
 
-    Distances are those of `nasd.genotype.distance` over all pairs, and 0 where there is no pair.
+    Distances are those of `nasd.contract.genotype.distance` over all pairs, and 0 where there is no
+    pair.
     """
     distances = [distance(one, other) for one, other in combinations(genotypes, 2)] or [0]
     sizes = [parameters(genotype, backbone) for genotype in genotypes] or [0]

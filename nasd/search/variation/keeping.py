@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from nasd.genotype import Block, BlockLineage, FeedForward, Genotype, Lineage, ModuleLineage
+from nasd.contract.genotype import (
+    Block,
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    Lineage,
+    ModuleLineage,
+)
 
 
 def informed(child: Genotype, lineage: Lineage, parents: Sequence[Genotype]) -> Lineage:
@@ -64,7 +71,7 @@ def _informed(block: Block, line: BlockLineage, source: Block, moved: bool) -> B
 def holds(ffn: FeedForward, other: FeedForward) -> bool:
     """Whether the FFN can compute exactly what the other one does: it has its activation, and in
     order its hidden layers, at least as wide, with room for them to pass through what lies behind
-    each (nasd.worker.transfers)."""
+    each (nasd.worker.model.transfers)."""
     own, wanted = other.sizes, ffn.sizes
     if ffn.activation != other.activation or len(wanted) < len(own):
         return False

@@ -1,8 +1,9 @@
 """The operators of variation: each makes one small change to a child that is being made.
 
-Beside the thesis's mutation (4.2.1, nasd.variation), which redraws modules, these go one step in
-the search space: one size, one layer, one number of heads, one network or one block more or less.
-A small step keeps nearly all that a parent knows, where a redraw loses it. All of it is pure.
+Beside the thesis's mutation (4.2.1, nasd.search.variation.breeding), which redraws modules, these
+go one step in the search space: one size, one layer, one number of heads, one network or one block
+more or less. A small step keeps nearly all that a parent knows, where a redraw loses it. All of it
+is pure.
 """
 
 import random
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from nasd.config import SearchSpace
-from nasd.genotype import (
+from nasd.contract.config import SearchSpace
+from nasd.contract.genotype import (
     Block,
     BlockLineage,
     FeedForward,

@@ -5,8 +5,8 @@ the lock file, which a daemon would write as well. `machine`, `sources`, `search
 them; `examination` calls them in their order.
 """
 
-from nasd.doctor.case import Finding
-from nasd.doctor.examination import examine
-from nasd.doctor.verdict import ready, render, to_json, verdict
+from nasd.views.doctor.case import Finding
+from nasd.views.doctor.examination import examine
+from nasd.views.doctor.verdict import ready, render, to_json, verdict
 
 __all__ = ["Finding", "examine", "ready", "render", "to_json", "verdict"]

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd.config import Config
-from nasd.folders import StateFolder
-from nasd.genotype import Backbone, Genotype
+from nasd.contract.config import Config
+from nasd.contract.genotype import Backbone, Genotype
+from nasd.record.folders import StateFolder
 
 GB = 1e9
 Mark = Literal["good", "note", "bad"]

@@ -1,5 +1,5 @@
-"""`python -m nasd.doctor.driver`: asks NVML for what `nasd.gpus` does not. NVML can hang, so this
-is a process of its own.
+"""`python -m nasd.views.doctor.driver`: asks NVML for what `nasd.launch.gpus` does not. NVML can
+hang, so this is a process of its own.
 
 Reads {"slots": ["cuda:0", ...]} and prints one JSON line: {"driver", "cuda", "persistent": {slot:
 true, false, or null where the device does not tell}}, or {"error": one sentence}.

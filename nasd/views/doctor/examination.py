@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nasd import home
-from nasd.config import load
-from nasd.doctor import machine, search, service, sources
-from nasd.doctor.case import Case, Finding
-from nasd.errors import NasdError
+from nasd.contract.config import load
+from nasd.contract.errors import NasdError
+from nasd.launch import home
+from nasd.views.doctor import machine, search, service, sources
+from nasd.views.doctor.case import Case, Finding
 
 Check = Callable[[Case], Iterator[Finding]]
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 
 import psutil
 
-from nasd import child, daemon_lock, gpus, interpreter
-from nasd import slots as slots_module
-from nasd.config import check_against_slots
-from nasd.cost import memory_gb
-from nasd.doctor.case import GB, Case, Finding
-from nasd.genotype import unchanged
-from nasd.readable import duration
+from nasd.contract import interpreter
+from nasd.contract.config import check_against_slots
+from nasd.contract.genotype import unchanged
+from nasd.contract.readable import duration
+from nasd.estimate.cost import memory_gb
+from nasd.launch import child, gpus
+from nasd.launch import local as slots_module
+from nasd.record import daemon_lock
+from nasd.views.doctor.case import GB, Case, Finding
 
 CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
 # What a rank takes of the machine's memory beside what its slot holds, generously: on a GPU also
@@ -51,7 +53,9 @@ def driver(case: Case) -> Iterator[Finding]:
         return
     try:
         told = child.ask(
-            "nasd.doctor.driver", {"slots": sorted(case.gpu_memory)}, timeout_seconds=CHILD_SECONDS
+            "nasd.views.doctor.driver",
+            {"slots": sorted(case.gpu_memory)},
+            timeout_seconds=CHILD_SECONDS,
         )
     except child.NoAnswer as error:
         yield Finding("driver", "note", f"the driver does not tell its version: {error}")

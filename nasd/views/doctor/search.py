@@ -4,9 +4,10 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from nasd import backups, daemon_lock, database_file, privacy, retention, snapshot, unusable
-from nasd.doctor.case import GB, Case, Finding
-from nasd.folders import StateFolder
+from nasd.control import backups, retention, unusable
+from nasd.record import daemon_lock, database_file, privacy, snapshot
+from nasd.record.folders import StateFolder
+from nasd.views.doctor.case import GB, Case, Finding
 
 
 def state(case: Case) -> Iterator[Finding]:

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nasd import interpreter
-from nasd.doctor.case import Case, Finding
+from nasd.contract import interpreter
+from nasd.views.doctor.case import Case, Finding
 
 UNITS = Path("/etc/systemd/system")
 SEARCH, BOARD = "nasd.service", "nasd-tensorboard.service"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
 
 

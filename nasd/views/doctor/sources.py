@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nasd import caveats, preflight
-from nasd.config import PREPARE
-from nasd.doctor.case import Case, Finding
+from nasd.contract.config import PREPARE
+from nasd.control import preflight
+from nasd.views import caveats
+from nasd.views.doctor.case import Case, Finding
 
 HUB_SECONDS = 5.0  # for an answer of the hub's
 CALLED = {"model": "model", "dataset": "data set"}

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nasd.config import PREPARE, Config
-from nasd.errors import NasdError
-from nasd.forecast import figures
-from nasd.forecast.premises import Subject, gather
-from nasd.forecast.search import Progress, Run, simulate
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.errors import NasdError
+from nasd.views.forecast import figures
+from nasd.views.forecast.premises import Subject, gather
+from nasd.views.forecast.search import Progress, Run, simulate
 
 
 def forecast(

@@ -6,13 +6,13 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from nasd import ladder
-from nasd.config import PREPARE, Config
-from nasd.cost import attempt_seconds, prepare_seconds
-from nasd.forecast.premises import Subject
-from nasd.forecast.search import Run
-from nasd.lifecycle import AttemptState
-from nasd.snapshot import Attempt, Snapshot
+from nasd.contract.config import PREPARE, Config
+from nasd.estimate.cost import attempt_seconds, prepare_seconds
+from nasd.policy import ladder
+from nasd.record.lifecycle import AttemptState
+from nasd.record.snapshot import Attempt, Snapshot
+from nasd.views.forecast.premises import Subject
+from nasd.views.forecast.search import Run
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd import readable
-from nasd.config import Config
-from nasd.cost import attempt_seconds, prepare_seconds
-from nasd.errors import NasdError
-from nasd.forecast.premises import Subject, gather
-from nasd.forecast.search import simulate
-from nasd.genotype import Block, BlockLineage
+from nasd.contract import readable
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Block, BlockLineage
+from nasd.estimate.cost import attempt_seconds, prepare_seconds
+from nasd.views.forecast.premises import Subject, gather
+from nasd.views.forecast.search import simulate
 
 KEY = "experiment.budget_gpu_hours"
 # (mu, lambda, generations), the largest first.
@@ -123,7 +123,7 @@ def hours_of(config: Config, subject: Subject) -> float:
 
 
 def fit(
-    config: Config, config_path: Path, budget: float, fixed: frozenset[str]
+    config: Config, config_path: Path, fixed: frozenset[str], budget: float
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
     budget does not pay the smallest search. fixed: keys that the person has set."""

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import preflight, snapshot
-from nasd.config import Config, check_against_slots
-from nasd.cost import Machine, Volumes
-from nasd.errors import NasdError
-from nasd.forecast import data, rates
-from nasd.genotype import Backbone, Block, FeedForward, Genotype, parameters
-from nasd.preflight import Seed
-from nasd.snapshot import Snapshot
+from nasd.contract.config import Config, check_against_slots
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.control import preflight
+from nasd.control.preflight import Seed
+from nasd.estimate.cost import Machine, Volumes
+from nasd.record import snapshot
+from nasd.record.snapshot import Snapshot
+from nasd.views.forecast import data, rates
 
 AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 DISTILBERT = Seed(

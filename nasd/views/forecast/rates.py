@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from nasd import config as config_module
-from nasd.config import Config
-from nasd.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
-from nasd.errors import NasdError
-from nasd.snapshot import Snapshot
+from nasd.contract import config as config_module
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
+from nasd.record.snapshot import Snapshot
 
 LEAST_MEASURED = 3  # attempts, before the time they take to start is believed
 

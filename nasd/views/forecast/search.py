@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasd import readable
-from nasd.config import PREPARE, Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.forecast.premises import Subject
-from nasd.simulation import SimulatedLauncher
-from nasd.snapshot import Snapshot
-from nasd.store import Store
-from nasd.tick import Tick
-from nasd.virtual_time import VirtualClock, run
+from nasd.contract import readable
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.errors import NasdError
+from nasd.control.tick import Tick
+from nasd.launch.simulated import SimulatedLauncher
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Snapshot
+from nasd.record.store import Store
+from nasd.views.forecast.premises import Subject
+from nasd.views.forecast.virtual_time import VirtualClock, run
 
 Progress = Callable[[str], None]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nasd import readable
+from nasd.contract import readable
 
 
 def render(data: dict[str, Any]) -> Any:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 
-from nasd.endings import BACKOFF_SECONDS
-from nasd.lifecycle import AttemptState, State
-from nasd.scheduling import WIDEN_SECONDS, budget
-from nasd.simulation import SimulatedLauncher
-from nasd.snapshot import Snapshot
-from nasd.tick import Tick
+from nasd.control.tick import Tick
+from nasd.launch.simulated import SimulatedLauncher
+from nasd.policy.endings import BACKOFF_SECONDS
+from nasd.policy.scheduling import WIDEN_SECONDS, budget
+from nasd.record.lifecycle import AttemptState, State
+from nasd.record.snapshot import Snapshot
 
 IDLE_TURNS = 1000
 

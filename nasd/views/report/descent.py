@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from nasd.lifecycle import State
-from nasd.readable import counted, number, signed
-from nasd.report.drawing import (
+from nasd.contract.readable import counted, number, signed
+from nasd.record.lifecycle import State
+from nasd.views.report.drawing import (
     ACCENT,
     BASE,
     CUT,
@@ -23,8 +23,8 @@ from nasd.report.drawing import (
     panels_on,
     told,
 )
-from nasd.report.facts import Facts
-from nasd.report.rows import BASELINE, CandidateRow
+from nasd.views.report.facts import Facts
+from nasd.views.report.rows import BASELINE, CandidateRow
 
 MOST_LEAVES = 160  # rows of the family tree
 LONGEST = 4.0  # times the median that an interval is drawn to be

@@ -21,8 +21,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nasd.readable import number, of_baseline
-from nasd.report.rows import BASELINE, CandidateRow
+from nasd.contract.readable import number, of_baseline
+from nasd.views.report.rows import BASELINE, CandidateRow
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
 # the others are of Okabe and Ito's set: both can be told apart by the colour-blind.

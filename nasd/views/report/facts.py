@@ -1,7 +1,7 @@
 """What an experiment has found so far, as tables: a pure function of a snapshot.
 
-Its tables (TABLES; their rows are in nasd.report.rows) are what figures are drawn from, and what is
-written as CSV and Parquet.
+Its tables (TABLES; their rows are in nasd.views.report.rows) are what figures are drawn from, and
+what is written as CSV and Parquet.
 """
 
 from collections import Counter
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasd.config import PREPARE
-from nasd.genotype import Genotype, Lineage
-from nasd.lifecycle import AttemptState, Phase, State
-from nasd.pareto import Point, hypervolume, ranks, survivors
-from nasd.policy import REFERENCE
-from nasd.report import statistics
-from nasd.report.rows import (
+from nasd.contract.config import PREPARE
+from nasd.contract.genotype import Genotype, Lineage
+from nasd.policy.decisions import REFERENCE
+from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.snapshot import Attempt, Candidate, Granted, Snapshot
+from nasd.search.pareto import Point, hypervolume, ranks, survivors
+from nasd.views.report import statistics
+from nasd.views.report.rows import (
     BASELINE,
     AttemptRow,
     CandidateRow,
@@ -36,8 +37,7 @@ from nasd.report.rows import (
     MutationRow,
     ProgressRow,
 )
-from nasd.report.statistics import Estimate
-from nasd.snapshot import Attempt, Candidate, Granted, Snapshot
+from nasd.views.report.statistics import Estimate
 
 Floats = NDArray[np.float64]
 # What mutation can do (thesis 4.2.1), in the order in which it is shown.

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
-from nasd.report.descent import family, helped
-from nasd.report.drawing import Drawing, styled
-from nasd.report.facts import Facts
-from nasd.report.fronts import pareto, volume
-from nasd.report.losses import all_curves, correlation, curves, missed
-from nasd.report.spending import cost
+from nasd.views.report.descent import family, helped
+from nasd.views.report.drawing import Drawing, styled
+from nasd.views.report.facts import Facts
+from nasd.views.report.fronts import pareto, volume
+from nasd.views.report.losses import all_curves, correlation, curves, missed
+from nasd.views.report.spending import cost
 
 DRAW: tuple[Callable[[Facts], Drawing], ...] = (
     pareto,

@@ -8,8 +8,8 @@ from statistics import quantiles
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nasd.readable import counted, hours, number, of_baseline, share_of_baseline, signed
-from nasd.report.drawing import (
+from nasd.contract.readable import counted, hours, number, of_baseline, share_of_baseline, signed
+from nasd.views.report.drawing import (
     ACCENT,
     BASE,
     FAINT,
@@ -29,8 +29,8 @@ from nasd.report.drawing import (
     some_of,
     told,
 )
-from nasd.report.facts import Facts
-from nasd.report.rows import BASELINE, CandidateRow, MemberRow
+from nasd.views.report.facts import Facts
+from nasd.views.report.rows import BASELINE, CandidateRow, MemberRow
 
 
 def pareto(facts: Facts) -> Drawing:

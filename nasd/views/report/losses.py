@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nasd.lifecycle import State
-from nasd.readable import counted, number
-from nasd.report.drawing import (
+from nasd.contract.readable import counted, number
+from nasd.record.lifecycle import State
+from nasd.views.report.drawing import (
     ACCENT,
     BASE,
     CUT,
@@ -31,8 +31,8 @@ from nasd.report.drawing import (
     some_of,
     told,
 )
-from nasd.report.facts import Facts
-from nasd.report.rows import BASELINE, CandidateRow
+from nasd.views.report.facts import Facts
+from nasd.views.report.rows import BASELINE, CandidateRow
 
 
 def curves(facts: Facts) -> Drawing:

@@ -9,11 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from nasd import __version__
-from nasd.readable import NOTHING, duration, hours, number, of_baseline, signed
-from nasd.report.drawing import COLOURS, Drawing
-from nasd.report.facts import TABLES, Facts
-from nasd.report.rows import CandidateRow, MissedRow
-from nasd.report.words import answer, instant, significant
+from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
+from nasd.views.report.drawing import COLOURS, Drawing
+from nasd.views.report.facts import TABLES, Facts
+from nasd.views.report.rows import CandidateRow, MissedRow
+from nasd.views.report.words import answer, instant, significant
 
 
 @dataclass
@@ -43,7 +43,7 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("nasd.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("nasd.views.report", "."), autoescape=True, undefined=StrictUndefined
     )
     experiment = facts.snapshot.experiment
     tables = _tables(facts)

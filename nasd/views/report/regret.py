@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from nasd.config import Config
-from nasd.errors import NasdError
-from nasd.pace import Effort
-from nasd.readable import counted, hours
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import counted, hours
+from nasd.estimate.pace import Effort
+from nasd.record.snapshot import Candidate, Snapshot
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def stopped(snapshot: Snapshot) -> tuple[Candidate, ...]:
 
 
 def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -> Price:
-    """What the stages behind their cutoff will take, by nasd.cost's operations and the time that
-    the experiment's attempts at these stages took for theirs, lost work included.
+    """What the stages behind their cutoff will take, by nasd.estimate.cost's operations and the
+    time that the experiment's attempts at these stages took for theirs, lost work included.
 
     Raises NasdError if nobody has finished one of these stages yet, so that its pace is not known.
     """

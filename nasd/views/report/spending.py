@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nasd.readable import counted, hours
-from nasd.report.drawing import ACCENT, BASE, CUT, INK, Drawing, key, panels_on
-from nasd.report.facts import Facts
-from nasd.report.rows import BASELINE
+from nasd.contract.readable import counted, hours
+from nasd.views.report.drawing import ACCENT, BASE, CUT, INK, Drawing, key, panels_on
+from nasd.views.report.facts import Facts
+from nasd.views.report.rows import BASELINE
 
 
 def cost(facts: Facts) -> Drawing:

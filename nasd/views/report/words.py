@@ -4,12 +4,12 @@ import math
 import time
 from itertools import groupby
 
-from nasd import caveats
-from nasd.lifecycle import State
-from nasd.readable import NOTHING, counted, duration, hours, number, of_baseline, signed
-from nasd.report.facts import Facts
-from nasd.report.rows import CandidateRow
-from nasd.report.statistics import spearman
+from nasd.contract.readable import NOTHING, counted, duration, hours, number, of_baseline, signed
+from nasd.record.lifecycle import State
+from nasd.views import caveats
+from nasd.views.report.facts import Facts
+from nasd.views.report.rows import CandidateRow
+from nasd.views.report.statistics import spearman
 
 NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
 

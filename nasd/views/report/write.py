@@ -3,7 +3,7 @@
     <folder>/  index.html  figures/  tables/  report.json
 
 All of it is made beside the folder and put in its place when it is whole. What stands there is
-replaced only as far as nasd wrote it (nasd.written).
+replaced only as far as nasd wrote it (nasd.contract.written).
 """
 
 import json
@@ -16,17 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nasd import __version__, daemon_lock, protocol, snapshot, written
-from nasd import config as config_module
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.lifecycle import Phase
-from nasd.readable import counted, hours
-from nasd.report.drawing import Drawing
-from nasd.report.facts import TABLES, Facts
-from nasd.report.figures import drawings
-from nasd.report.page import render
-from nasd.report.regret import price, stopped
+from nasd import __version__
+from nasd.contract import config as config_module
+from nasd.contract import protocol, written
+from nasd.contract.errors import NasdError
+from nasd.contract.readable import counted, hours
+from nasd.record import daemon_lock, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Phase
+from nasd.views.report.drawing import Drawing
+from nasd.views.report.facts import TABLES, Facts
+from nasd.views.report.figures import drawings
+from nasd.views.report.page import render
+from nasd.views.report.regret import price, stopped
 
 MARKER = "report.json"
 STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from nasd.genotype import text_of
-from nasd.readable import share_of_baseline
-from nasd.snapshot import Candidate, LoggedEvent, Snapshot
-from nasd.status import standing
-from nasd.status.attempts import Where
-from nasd.status.devices import Device
-from nasd.status.facts import Facts, read
+from nasd.contract.genotype import text_of
+from nasd.contract.readable import share_of_baseline
+from nasd.record.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.views.status import standing
+from nasd.views.status.attempts import Where
+from nasd.views.status.devices import Device
+from nasd.views.status.facts import Facts, read
 
 EVENTS = 20
 STARTING = {"doing": "starting", "step": 0, "steps": 0, "at": None}

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.protocol import Heartbeat, read, read_metrics
-from nasd.snapshot import Attempt, Snapshot
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Heartbeat, read, read_metrics
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Attempt, Snapshot
 
 COUNTING = ("training", "saving")  # what a worker does while it tells its stage's steps
 LATEST = 6  # lines of a learning curve that tell how fast it goes

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from nasd.readable import counted, of_baseline, share_of_baseline
-from nasd.status import marks
-from nasd.status.events import together
-from nasd.status.facts import Facts
-from nasd.status.text import fit, fitting, line
+from nasd.contract.readable import counted, of_baseline, share_of_baseline
+from nasd.views.status import marks
+from nasd.views.status.events import together
+from nasd.views.status.facts import Facts
+from nasd.views.status.text import fit, fitting, line
 
 # -- slots ---------------------------------------------------------------------------------------
 

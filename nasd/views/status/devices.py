@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from nasd.gpus import Gpu, GpuProcess, GpuWatch, foreign
-from nasd.snapshot import Attempt
+from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch, foreign
+from nasd.record.snapshot import Attempt
 
 INTERVAL_SECONDS = 2.0
 SHARE_OF_A_CORE = 0.03  # that asking for GPUs may take while somebody looks on

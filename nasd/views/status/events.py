@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from nasd.readable import clock, listed
-from nasd.snapshot import LoggedEvent
+from nasd.contract.readable import clock, listed
+from nasd.record.snapshot import LoggedEvent
 
 BASELINE = 0  # its number in the database
 # What became of a candidate, by the event's name.

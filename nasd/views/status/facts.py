@@ -7,18 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nasd import config as config_module
-from nasd import daemon_lock, snapshot
-from nasd.config import PREPARE, Config
-from nasd.errors import NasdError
-from nasd.folders import StateFolder
-from nasd.snapshot import Candidate, LoggedEvent, Member, Snapshot
-from nasd.status import standing
-from nasd.status.attempts import Listener, Where
-from nasd.status.devices import Device, Devices, Question
-from nasd.status.notices import Notice, notices
-from nasd.status.remaining import Remaining, remaining
-from nasd.status.waits import waits
+from nasd.contract import config as config_module
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.errors import NasdError
+from nasd.record import daemon_lock, snapshot
+from nasd.record.folders import StateFolder
+from nasd.record.snapshot import Candidate, LoggedEvent, Member, Snapshot
+from nasd.views.status import standing
+from nasd.views.status.attempts import Listener, Where
+from nasd.views.status.devices import Device, Devices, Question
+from nasd.views.status.notices import Notice, notices
+from nasd.views.status.remaining import Remaining, remaining
+from nasd.views.status.waits import waits
 
 EVENTS = 60
 
@@ -40,7 +40,7 @@ class Gained:
 class Facts:
     """snapshot: of the whole search, or of what is in play. config: None where it is of another
     nasd. served: whether a daemon is up. trouble: what is in its way. selections: as
-    nasd.snapshot.selections. where: live attempts, by candidate. devices: by slot, as far as
+    nasd.record.snapshot.selections. where: live attempts, by candidate. devices: by slot, as far as
     they are known."""
 
     snapshot: Snapshot

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from nasd.lifecycle import State
-from nasd.readable import about, counted, duration, hours, signed, soon
-from nasd.status import marks
-from nasd.status.facts import Facts
-from nasd.status.text import fit, fitting, line, wrapped
+from nasd.contract.readable import about, counted, duration, hours, signed, soon
+from nasd.record.lifecycle import State
+from nasd.views.status import marks
+from nasd.views.status.facts import Facts
+from nasd.views.status.text import fit, fitting, line, wrapped
 
 LABEL = 8
 LABELLED = 40  # columns, from which on the lines have labels

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nasd import caveats, endings, scheduling
-from nasd.config import Config
-from nasd.lifecycle import State
-from nasd.readable import about, counted
-from nasd.snapshot import PAUSED, Snapshot
-from nasd.status.attempts import Where
-from nasd.status.devices import Device
+from nasd.contract.config import Config
+from nasd.contract.readable import about, counted
+from nasd.policy import endings, scheduling
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import PAUSED, Snapshot
+from nasd.views import caveats
+from nasd.views.status.attempts import Where
+from nasd.views.status.devices import Device
 
 OVERDUE_SECONDS = 60.0  # of silence: a worker speaks every second, or says before that it will not
 GB = 1e9

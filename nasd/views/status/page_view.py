@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.text import Text
 
-from nasd.errors import NasdError
-from nasd.status import blocks
-from nasd.status.facts import Facts
-from nasd.status.pages import BACK, HELP, KEYS, Page
-from nasd.status.text import fitting, line, wrapped
-from nasd.status.view import view
+from nasd.contract.errors import NasdError
+from nasd.views.status import blocks
+from nasd.views.status.facts import Facts
+from nasd.views.status.pages import BACK, HELP, KEYS, Page
+from nasd.views.status.text import fitting, line, wrapped
+from nasd.views.status.view import view
 
 # Of the state, the page's name, the candidate and the width: a title, and lines.
 Details = Callable[[Path, str, int, int], tuple[str, list[Text]]]

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median
 
-from nasd import endings, ladder
-from nasd.config import Config, Stage
-from nasd.lifecycle import Phase, State
-from nasd.pace import Effort
-from nasd.protocol import Heartbeat
-from nasd.snapshot import Candidate, Snapshot
+from nasd.contract.config import Config, Stage
+from nasd.contract.protocol import Heartbeat
+from nasd.estimate.pace import Effort
+from nasd.policy import endings, ladder
+from nasd.record.lifecycle import Phase, State
+from nasd.record.snapshot import Candidate, Snapshot
 
 Beats = Mapping[int, Heartbeat]  # the newest that count the steps of a stage, by attempt
 

@@ -1,18 +1,19 @@
 """Who is ahead just now, before a selection says so. Both objectives are maximised.
 
-nasd.pareto's answers for two objectives, in plain Python: its library takes a quarter of a second
-to import, and a look at a search must not.
+nasd.search.pareto's answers for two objectives, in plain Python: its library takes a quarter of a
+second to import, and a look at a search must not.
 """
 
 from collections.abc import Sequence
 
-from nasd.lifecycle import State
-from nasd.pareto import Point
-from nasd.snapshot import Candidate, Snapshot
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Candidate, Snapshot
+from nasd.search.pareto import Point
 
 
 def ranks(points: Sequence[Point]) -> list[int]:
-    """As nasd.pareto.ranks: 0 for those that no other dominates, and so on with those removed."""
+    """As nasd.search.pareto.ranks: 0 for those that no other dominates, and so on with those
+    removed."""
     found = [0] * len(points)
     best: list[Point] = []  # of each front, the last point that joined it: the highest one yet
     order = sorted(range(len(points)), key=lambda at: (-points[at][1], -points[at][0]))
@@ -44,7 +45,7 @@ def ever(snapshot: Snapshot) -> list[Candidate]:
 
 
 def hypervolume(points: Sequence[Point]) -> float:
-    """As nasd.pareto.hypervolume above (0, 0): the area that the points dominate."""
+    """As nasd.search.pareto.hypervolume above (0, 0): the area that the points dominate."""
     area = height = 0.0
     for quality, size in sorted(points, key=lambda point: (-point[1], -point[0])):
         if quality > height:

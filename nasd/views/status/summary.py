@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.text import Text
 
-from nasd import interpreter
-from nasd.readable import of_baseline
-from nasd.snapshot import Candidate
-from nasd.status.facts import Facts
-from nasd.status.header import header
-from nasd.status.standing import ever
-from nasd.status.table import rows_of
-from nasd.status.text import fit, line
+from nasd.contract import interpreter
+from nasd.contract.readable import of_baseline
+from nasd.record.snapshot import Candidate
+from nasd.views.status.facts import Facts
+from nasd.views.status.header import header
+from nasd.views.status.standing import ever
+from nasd.views.status.table import rows_of
+from nasd.views.status.text import fit, line
 
 
 def summary(facts: Facts, state: Path, width: int) -> list[Text]:

@@ -6,13 +6,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 from rich.text import Text
 
-from nasd.lifecycle import State
-from nasd.readable import number, parameters, rate, share_of_baseline
-from nasd.snapshot import Candidate
-from nasd.status import marks
-from nasd.status.attempts import Where
-from nasd.status.facts import Facts
-from nasd.status.text import fit, line
+from nasd.contract.readable import number, parameters, rate, share_of_baseline
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import Candidate
+from nasd.views.status import marks
+from nasd.views.status.attempts import Where
+from nasd.views.status.facts import Facts
+from nasd.views.status.text import fit, line
 
 WHAT = 32  # columns, enough for most of what there is to say of a candidate
 # Who is shown where there is no room for all.

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from nasd.status import marks
+from nasd.views.status import marks
 
 GAP = 2
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from nasd.status import blocks, table
-from nasd.status.facts import Facts
-from nasd.status.header import header
-from nasd.status.text import GAP, beside, fitting, line
+from nasd.views.status import blocks, table
+from nasd.views.status.facts import Facts
+from nasd.views.status.header import header
+from nasd.views.status.text import GAP, beside, fitting, line
 
 WIDE = 116  # columns, from which on slots and front stand beside the candidates
 NARROW = 60  # below which there is room for the essentials alone

@@ -1,12 +1,13 @@
-"""Why a candidate waits, in a few words, by what nasd.scheduling and nasd.policy go by."""
+"""Why a candidate waits, in a few words, by what nasd.policy.scheduling and nasd.policy.decisions
+go by."""
 
 from collections.abc import Mapping
 
-from nasd import endings, ladder, policy, scheduling
-from nasd.config import Config
-from nasd.lifecycle import State
-from nasd.readable import about, counted
-from nasd.snapshot import PAUSED, Candidate, Snapshot
+from nasd.contract.config import Config
+from nasd.contract.readable import about, counted
+from nasd.policy import decisions, endings, ladder, scheduling
+from nasd.record.lifecycle import State
+from nasd.record.snapshot import PAUSED, Candidate, Snapshot
 
 
 def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> Mapping[int, str]:
@@ -54,6 +55,6 @@ def _for_cutoffs(snapshot: Snapshot, config: Config | None) -> dict[int, str]:
     born = snapshot.born_in(snapshot.generation.number)
     why = {}
     for stage in {one.stage for one in waiting}:
-        left = len(policy.under_way(config, born, stage))
+        left = len(decisions.under_way(config, born, stage))
         why[stage] = f"cutoff waits for {left} of {len(born)}"
     return {one.id: why[one.stage] for one in waiting}

@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from nasd import snapshot
-from nasd.errors import NasdError
-from nasd.status import table
-from nasd.status.devices import Devices
-from nasd.status.events import event
-from nasd.status.facts import Reader, read
-from nasd.status.keys import pressed
-from nasd.status.page_view import Details, opened
-from nasd.status.pages import Page, turned
-from nasd.status.summary import summary
-from nasd.status.text import Lines, line, wrapped
-from nasd.status.view import view
+from nasd.contract.errors import NasdError
+from nasd.record import snapshot
+from nasd.views.status import table
+from nasd.views.status.devices import Devices
+from nasd.views.status.events import event
+from nasd.views.status.facts import Reader, read
+from nasd.views.status.keys import pressed
+from nasd.views.status.page_view import Details, opened
+from nasd.views.status.pages import Page, turned
+from nasd.views.status.summary import summary
+from nasd.views.status.text import Lines, line, wrapped
+from nasd.views.status.view import view
 
 
 def show(state: Path, console: Console | None = None) -> None:

@@ -1,9 +1,9 @@
 """A child's weights, from its parents' by its lineage, module by module from below.
 
-What each kind of transfer does with a module is nasd.worker.transfers' matter; here is the order,
-what the child computes so far, and what its parents computed at the same place. The layer norms
-belong to the block, not to the module before them: a module is exchanged while the norm at its
-place stays. Embeddings and the head are the first parent's.
+What each kind of transfer does with a module is nasd.worker.model.transfers' matter; here is the
+order, what the child computes so far, and what its parents computed at the same place. The layer
+norms belong to the block, not to the module before them: a module is exchanged while the norm at
+its place stays. Embeddings and the head are the first parent's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nasd.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
-from nasd.worker import phenotype, transfers
-from nasd.worker.phenotype import Architecture, Block, Encoder, MaskedLM, Model
+from nasd.contract.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
+from nasd.worker.model import phenotype, transfers
+from nasd.worker.model.phenotype import Architecture, Block, Encoder, MaskedLM, Model
 
 
 @dataclass(frozen=True)

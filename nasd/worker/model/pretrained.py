@@ -264,7 +264,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         return self._tokenizer
 
 
-if __name__ == "nasd.worker.pretrained":
+if __name__ == "nasd.worker.model.pretrained":
     # A copy that lies beside a model is found through that model's config, and serves it alone.
     AutoConfig.register(MODEL_TYPE, NasdConfig, exist_ok=True)
     AutoModel.register(NasdConfig, NasdModel, exist_ok=True)

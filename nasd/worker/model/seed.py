@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nasd.errors import NasdError
-from nasd.genotype import Backbone, Genotype
-from nasd.worker import phenotype
-from nasd.worker.phenotype import Architecture, MaskedLM
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Genotype
+from nasd.worker.model import phenotype
+from nasd.worker.model.phenotype import Architecture, MaskedLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from nasd.worker.phenotype import ACTIVATIONS, Attention, FeedForward, initialise
+from nasd.worker.model.phenotype import ACTIVATIONS, Attention, FeedForward, initialise
 
 Part = Attention | FeedForward
 RIDGE = 0.01  # of the mean square of the units: how strongly a refit holds to what it starts from

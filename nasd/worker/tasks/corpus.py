@@ -22,12 +22,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nasd import formats
-from nasd.config import Corpus, MlmData
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.worker import hub
-from nasd.worker.progress import LONG, Progress
+from nasd.contract import formats
+from nasd.contract.config import Corpus, MlmData
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.worker.tasks import hub
+from nasd.worker.training.progress import LONG, Progress
 
 BATCH = 1000  # records tokenised at a time
 FILES = ("pieces.npy", "evaluation.npy", "train.npy", "manifest.json")

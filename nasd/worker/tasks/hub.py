@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nasd.config import Corpus, QaData
-from nasd.errors import NasdError
-from nasd.worker.progress import DOWNLOAD, Progress
+from nasd.contract.config import Corpus, QaData
+from nasd.contract.errors import NasdError
+from nasd.worker.training.progress import DOWNLOAD, Progress
 
 PATTERN = re.compile(r"[*?\[\]{}]|::|://")  # what is no plain name to fsspec
 

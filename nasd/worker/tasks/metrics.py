@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nasd.squad import Question
+from nasd.contract.squad import Question
 
 METRIC = Path(__file__).parent / "squad_metric"
 
 
 def squad_scores(predictions: Mapping[str, str], questions: Sequence[Question]) -> dict[str, float]:
-    """{"exact_match": %, "f1": %}, equal to nasd.squad.score.
+    """{"exact_match": %, "f1": %}, equal to nasd.contract.squad.score.
 
     evaluate wants one row of predictions per question. An empty id, which no question has, marks
     the row of one that was left out: it then scores 0, whatever its gold answers.

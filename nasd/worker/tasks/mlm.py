@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, portions, to_device
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
+from nasd.worker.training.progress import Progress
 
 EVALUATION_SEED = 0
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's increment
@@ -23,8 +23,8 @@ class MlmTask:
     means over masks is the mean over masks, however the batch is dealt out.
 
     mask_seed: fixes the masks of each sequence; with None they are drawn anew every time. known:
-    what the frozen prefix makes of every training sequence, see nasd.worker.activations; only
-    where the masks are fixed.
+    what the frozen prefix makes of every training sequence, see nasd.worker.training.activations;
+    only where the masks are fixed.
     """
 
     lengths: NDArray[np.int64] | None

@@ -1,7 +1,7 @@
 """Extractive question answering: questions to features, and logits back to answers.
 
-A feature is one window of a question (nasd.worker.spans). Features are stored unpadded, so that a
-batch is only as wide as its longest.
+A feature is one window of a question (nasd.worker.model.spans). Features are stored unpadded, so
+that a batch is only as wide as its longest.
 
 F: features, T: tokens of all features together, B: features of a batch, L: tokens of the longest.
 """
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from nasd.digests import Damaged
-from nasd.errors import NasdError
-from nasd.squad import Question
-from nasd.worker import spans
-from nasd.worker.progress import Progress, quiet
-from nasd.worker.spans import Encoded, Floats, Ints, Longs
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.squad import Question
+from nasd.worker.model import spans
+from nasd.worker.model.spans import Encoded, Floats, Ints, Longs
+from nasd.worker.training.progress import Progress, quiet
 
 if TYPE_CHECKING:  # it takes seconds to import, and training never tokenises
     from transformers import PreTrainedTokenizerBase

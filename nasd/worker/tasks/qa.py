@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.config import QaData
-from nasd.squad import Question
-from nasd.worker.passages import QaFeatures, decode
-from nasd.worker.phenotype import MaskedLM, Packing, QuestionAnswering
-from nasd.worker.progress import Progress
-from nasd.worker.task import Batch, Ranks, portions, to_device
+from nasd.contract.config import QaData
+from nasd.contract.squad import Question
+from nasd.worker.model.phenotype import MaskedLM, Packing, QuestionAnswering
+from nasd.worker.tasks.passages import QaFeatures, decode
+from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
+from nasd.worker.training.progress import Progress
 
 LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 

@@ -1,8 +1,8 @@
 """The seam between the training loop and what is trained for.
 
-A task knows its data, its model and head, its loss and its metric. The loop (nasd.worker.train)
-knows steps, ranks, the optimizer and checkpoints. A new task is one file that fits this protocol
-and one line in nasd.worker.stage.
+A task knows its data, its model and head, its loss and its metric. The loop
+(nasd.worker.training.train) knows steps, ranks, the optimizer and checkpoints. A new task is one
+file that fits this protocol and one line in nasd.worker.stage.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.worker.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.progress import Progress
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.training.progress import Progress
 
 Batch = dict[str, Tensor]
 Made = TypeVar("Made")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nasd.streams import stream_seed
-from nasd.worker.corpus import MlmCorpus
-from nasd.worker.inherit import Windows
-from nasd.worker.passages import QaFeatures
+from nasd.contract.streams import stream_seed
+from nasd.worker.model.inherit import Windows
+from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.passages import QaFeatures
 
 TOKENS = 8192  # at most, so that a refit takes seconds
 

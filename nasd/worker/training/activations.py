@@ -26,13 +26,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nasd import digests
-from nasd.digests import Damaged
-from nasd.worker.mlm import MlmTask
-from nasd.worker.phenotype import BlockShape
-from nasd.worker.progress import LONG, Progress
-from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import Ranks, autocast, to_device
+from nasd.contract import digests
+from nasd.contract.digests import Damaged
+from nasd.worker.model.phenotype import BlockShape
+from nasd.worker.tasks.mlm import MlmTask
+from nasd.worker.tasks.task import Ranks, autocast, to_device
+from nasd.worker.training.progress import LONG, Progress
+from nasd.worker.training.stop import Stopped, StopRequest
 
 FORMAT = 2
 CHUNK = 32  # sequences at once; always as many, for the same last bits

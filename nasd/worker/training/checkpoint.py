@@ -4,7 +4,7 @@
 
 The manifest holds the digests of the other three; those of an earlier nasd count as well.
 Everything is written under a temporary name, synced, and renamed. The random state is not saved:
-every step seeds its own generators from its number (see nasd.worker.train).
+every step seeds its own generators from its number (see nasd.worker.training.train).
 """
 
 import json
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nasd import digests
-from nasd.protocol import checkpoints_below, sync_folder
+from nasd.contract import digests
+from nasd.contract.protocol import checkpoints_below, sync_folder
 
 KEPT = 2
 FILES = {"model.safetensors", "optimizer.pt", "progress.json"}

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd.worker.phenotype import Encoder
-from nasd.worker.progress import LONG, Progress
-from nasd.worker.task import Ranks
+from nasd.worker.model.phenotype import Encoder
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training.progress import LONG, Progress
 
 COST = 120.0  # seconds that compiling the blocks of an architecture may take
 GAIN = 0.1  # of the time of a step that it can be expected to save

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from nasd import digests
-from nasd.config import Stage
-from nasd.protocol import write_atomically
-from nasd.worker.progress import LONG, Progress
-from nasd.worker.task import Ranks, Task, autocast, to_device
+from nasd.contract import digests
+from nasd.contract.config import Stage
+from nasd.contract.protocol import write_atomically
+from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
+from nasd.worker.training.progress import LONG, Progress
 
 SMALLEST = 4  # the first that is tried; smaller ones only where this does not fit
 STEPS = 3  # that are timed of each

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from nasd.protocol import Heartbeat
-from nasd.worker.stop import Stopped, StopRequest
+from nasd.contract.protocol import Heartbeat
+from nasd.worker.training.stop import Stopped, StopRequest
 
 HEARTBEAT_SECONDS = 0.5
 # Patience, in seconds, for what says nothing until it is done.

@@ -22,18 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nasd.config import Stage
-from nasd.errors import NasdError
-from nasd.streams import stream_seed
-from nasd.summaries import Summaries
-from nasd.worker import checkpoint
-from nasd.worker.compilation import Compilation, eagerly
-from nasd.worker.divergence import DivergenceMonitor
-from nasd.worker.micro_batch import Trials, halved, share_of
-from nasd.worker.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.progress import LONG, Progress
-from nasd.worker.stop import Stopped, StopRequest
-from nasd.worker.task import (
+from nasd.contract.config import Stage
+from nasd.contract.errors import NasdError
+from nasd.contract.streams import stream_seed
+from nasd.contract.summaries import Summaries
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.tasks.task import (
     EVALUATION_BATCH,
     Batch,
     Ranks,
@@ -43,6 +37,12 @@ from nasd.worker.task import (
     pinned,
     to_device,
 )
+from nasd.worker.training import checkpoint
+from nasd.worker.training.compilation import Compilation, eagerly
+from nasd.worker.training.divergence import DivergenceMonitor
+from nasd.worker.training.micro_batch import Trials, halved, share_of
+from nasd.worker.training.progress import LONG, Progress
+from nasd.worker.training.stop import Stopped, StopRequest
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from nasd.squad import Question, score
+from nasd.contract.squad import Question, score
 
 DESCRIPTION = "Exact match and F1 of SQuAD v1.1, as its official evaluation script has them."
 INPUTS = """

@@ -1,0 +1,1 @@
+"""The daemon: a turn reads the record, asks policy, and acts."""

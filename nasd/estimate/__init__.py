@@ -1,0 +1,1 @@
+"""What things will cost: operations, hours, losses."""

@@ -1,0 +1,1 @@
+"""Taking a model home, and asking it."""

@@ -1,0 +1,1 @@
+"""What attempts run on, and what starts and stops them."""

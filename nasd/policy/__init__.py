@@ -1,0 +1,1 @@
+"""Pure deciders: from a snapshot to what happens next. No I/O."""

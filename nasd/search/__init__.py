@@ -1,0 +1,2 @@
+"""The method: what is better, how genotypes vary, who goes on. Pure, and knows no search that
+runs."""

@@ -1,0 +1,1 @@
+"""How one genotype comes from others."""

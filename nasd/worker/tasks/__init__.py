@@ -1,0 +1,1 @@
+"""What is trained for, a file a task, and its data."""
