@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 def test_a_negative_budget_is_refused_in_a_sentence(number: str) -> None:
     result = CliRunner().invoke(app, ["budget", number])
     assert isinstance(result.exception, NasdError)
-    assert str(result.exception).endswith(f"above 0, or none, and not {number}")
+    assert str(result.exception).endswith(f", or none, and not {number}")
 
 
 def test_a_misspelt_option_is_told_with_what_it_is_like() -> None:

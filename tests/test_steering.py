@@ -236,9 +236,9 @@ def test_what_is_asked_while_nasd_is_down_waits_for_it(box: Box):
         (b"{", "damaged"),
         (b"\xff\xfe", "damaged"),
         (b'{"id": "x", "action": "explode", "who": "me", "at": 1.0}', "damaged"),
-        (b'{"id": "another", "action": "pause", "who": "me", "at": 1.0}', "the request another"),
+        (b'{"id": "another", "action": "pause", "who": "me", "at": 1.0}', "of another name"),
         (b'{"id": "x", "action": "pause", "who": "me", "at": NaN}', "damaged"),
-        (None, "damaged"),  # a folder
+        (None, "is no file"),  # a folder
     ],
 )
 def test_a_damaged_request_is_refused_and_set_aside(box: Box, content: bytes | None, words: str):
@@ -730,7 +730,7 @@ def test_a_request_without_its_candidate_is_damaged(box: Box):
     path = box.state.requests / "x.json"
     path.write_text('{"id": "x", "action": "cut", "who": "me", "at": 1.0}')
     tick()
-    assert "candidate belongs to retry and cut" in said(tick.store, "x")[1]
+    assert "x.json is damaged, or no request" in said(tick.store, "x")[1]
 
 
 # -- inject --------------------------------------------------------------------------------------

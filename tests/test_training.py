@@ -205,7 +205,7 @@ def test_training_lowers_the_loss_and_leaves_curves(shop: Workshop, tmp_path: Pa
 def test_a_learning_rate_beyond_reason_ends_with_the_verdict_diverged(
     shop: Workshop, tmp_path: Path
 ) -> None:
-    spec = shop.spec(stage(CONFIG, "pretrain_1", epochs=1, learning_rate=1e20))
+    spec = shop.spec(stage(CONFIG, "pretrain_1", epochs=1, learning_rate=1e3))
     folder, outcome = work(spec, tmp_path / "attempt", ranks=2)
     assert outcome is not None, folder.log.read_text()
     assert outcome.verdict == "diverged"

@@ -104,7 +104,8 @@ def log(
 
     With --follow also what it writes from now on, and then what the candidate's
     next attempts write, until it is final or you press Ctrl-C. Whose log it is,
-    standard error says. Of a line of more than 16 KiB only the beginning is shown.
+    standard error says. Of a line of more than 16 KiB only the beginning is
+    shown.
 
     Example: nasd log 7 --stage finetune --follow
     """

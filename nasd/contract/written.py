@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import sync_folder, write_atomically
@@ -30,7 +31,9 @@ def vouch(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    write_atomically(folder / LIST, json.dumps({"files": files}, indent=1).encode())
+    folders = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_dir()]
+    note = {"files": files, "folders": folders}
+    write_atomically(folder / LIST, json.dumps(note, indent=1).encode())
 
 
 def vouched(folder: Path) -> bool:
@@ -41,16 +44,15 @@ def vouched(folder: Path) -> bool:
 def stranger(folder: Path) -> str | None:
     """What stands in a folder that nasd did not write, or not so: the first of it, in words; None
     where there is nothing, as in an empty folder. Links are never followed."""
-    known = _listed(folder)
+    listed = _listed(folder)
+    known, folders = listed or ({}, [])
     for path in _below(folder):
         name = str(path.relative_to(folder))
-        if name == LIST and known is not None:
+        if name == LIST and listed is not None:
             continue
-        if known is None or name not in known:
-            if path.is_dir() and not path.is_symlink():
-                if known is None or not any(one.startswith(f"{name}{os.sep}") for one in known):
-                    return f"holds {name}, which nasd did not write"
-                continue
+        if name in folders and path.is_dir() and not path.is_symlink():
+            continue
+        if name not in known:
             return f"holds {name}, which nasd did not write"
         if not _is_file(path):
             return f"holds {name}, which is no file any more"
@@ -114,26 +116,29 @@ def _remove(folder: Path) -> None:
     """Removes what the list has, and the list, unless anything else is there."""
     if stranger(folder) is not None:
         return
-    folders = {folder}
-    for name in _listed(folder) or ():
+    files, folders = _listed(folder) or ({}, [])
+    for name in files:
         (folder / name).unlink(missing_ok=True)
-        folders |= set((folder / name).parents) - set(folder.parents)
     (folder / LIST).unlink(missing_ok=True)
     with suppress(OSError):  # somebody has put something there just now
-        for one in sorted(folders, key=lambda path: len(path.parts), reverse=True):
-            one.rmdir()
+        for name in (*sorted(folders, reverse=True), "."):  # what lies deeper comes first
+            (folder / name).rmdir()
 
 
-def _listed(folder: Path) -> dict[str, str] | None:
-    """The files of the list by their digests; None where there is none that could be read."""
+def _listed(folder: Path) -> tuple[dict[str, str], list[str]] | None:
+    """The files of the list by their digests, and the folders; None where there is no list that
+    could be read."""
     with suppress(NasdError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        files = json.loads(content(folder / LIST, LARGEST_LIST))["files"]
-        if all(_stays_within(name) and isinstance(found, str) for name, found in files.items()):
-            return dict(files)
+        note = json.loads(content(folder / LIST, LARGEST_LIST))
+        files, folders = dict(note["files"]), list(note["folders"])
+        if all(map(_stays_within, (*files, *folders))) and all(
+            isinstance(found, str) for found in files.values()
+        ):
+            return files, folders
     return None
 
 
-def _stays_within(name: str) -> bool:
+def _stays_within(name: Any) -> bool:
     parts = Path(name).parts
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 

@@ -122,7 +122,7 @@ def waiting(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as found:
             names = [one.name for one in found]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # who asks is told so
         return []
     return [folder / one for one in sorted(names) if one.endswith(".json") and one[0] != "."]
 

@@ -41,6 +41,8 @@ CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
 EVENTS_A_STAGE = 2
 LADDER = ("pretrain_0", "pretrain_1", "finetune", "evaluate")
 
+CANDIDATE = "id, generation, parent, genotype, hash, lineage, parameters, stage, state"
+
 
 def genotypes(count: int, seed: int = 0) -> list[Genotype]:
     """So many different ones, of about the size that a search comes to."""
@@ -93,7 +95,7 @@ def fill(state: StateFolder, candidates: int) -> None:
                 cut = generation > 0 and len(born) % 2 == 1
                 stages = LADDER[:1] if cut else LADDER
                 run(
-                    "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
+                    f"INSERT INTO candidate ({CANDIDATE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
                         *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
@@ -157,7 +159,7 @@ def put_in_play(state: StateFolder, before: int, count: int) -> None:
             done = {"cut": 1, "scored": 4}.get(fate, 1)
             candidate = before + 1 + place
             run(
-                "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
+                f"INSERT INTO candidate ({CANDIDATE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(candidate, number, draw.choice(parents), json.dumps(one.to_json())),
                     *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),

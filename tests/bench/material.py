@@ -43,6 +43,7 @@ def make(folder: Path, shape: Shape, steps: int, dropout: float | None = None) -
     ]
     rows = [asdict(question) for question in asked]
     (folder / "qa" / "test_questions.json").write_text(json.dumps(rows))
+    (folder / "qa" / "manifest.json").write_text("{}")
     (folder / "cache").mkdir()
 
 
