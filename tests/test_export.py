@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from nasd import cli
-from nasd.contract import digests
+from nasd.contract import digests, written
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.squad import Question
@@ -598,7 +598,7 @@ def test_a_place_that_is_taken_is_refused(finished: StateFolder, tmp_path: Path)
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     for force in (False, True):
         sentence = refused(finished, "9", tmp_path / "notes", force=force)
-        assert "holds notes.txt, which nasd did not write: choose another folder" in sentence
+        assert "has no list of what nasd wrote there: choose another folder" in sentence
     assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
 
 
@@ -628,6 +628,19 @@ def test_a_model_with_a_flipped_bit_is_refused_and_one_of_an_earlier_nasd_is_not
     assert f"{home / WEIGHTS} is damaged" in refused(search, "9", tmp_path / "home" / "model")
     (home / digests.SEAL).unlink()
     export(search.path, "9", tmp_path / "home" / "model")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_model_that_an_earlier_version_exported_is_moved_aside_whole(
+    finished: StateFolder, home: Exported, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(home.folder, tmp_path / "model")
+    (folder / written.LIST).unlink()
+    (folder / "README.md").write_text("with notes of mine")
+    assert "with --force" in refused(finished, "9", folder)
+    export(finished.path, "0", folder, force=True)
+    assert (tmp_path / "model.before" / "README.md").read_text() == "with notes of mine"
+    assert "small, baseline" in (folder / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("here")

@@ -39,8 +39,8 @@ def test_what_it_wrote_is_replaced_whole_and_nothing_is_left_beside(tmp_path: Pa
         (lambda f: (f / "sub/mine").write_text("x"), "holds sub/mine, which nasd did not write"),
         (lambda f: (f / "empty").mkdir(), "holds empty, which nasd did not write"),
         (lambda f: (f / "a.txt").write_text("x"), "holds a.txt, which was changed since"),
-        (lambda f: (f / written.LIST).write_text("{}"), "holds .nasd-files.json, which nasd did"),
-        (lambda f: (f / written.LIST).unlink(), "holds a.txt, which nasd did not write"),
+        (lambda f: (f / written.LIST).write_text("{}"), "has no list of what nasd wrote there"),
+        (lambda f: (f / written.LIST).unlink(), "has no list of what nasd wrote there"),
     ],
 )
 def test_anything_else_is_refused_by_name_and_stays(tmp_path: Path, spoil: Any, words: str) -> None:

@@ -46,6 +46,8 @@ def stranger(folder: Path) -> str | None:
     where there is nothing, as in an empty folder. Links are never followed."""
     listed = _listed(folder)
     known, folders = listed or ({}, [])
+    if listed is None and any(folder.iterdir()):
+        return "has no list of what nasd wrote there"
     for path in _below(folder):
         name = str(path.relative_to(folder))
         if name == LIST and listed is not None:

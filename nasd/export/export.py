@@ -26,6 +26,11 @@ from nasd.views import card
 
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
+EARLIER = {  # what an export of an earlier nasd could hold
+    CARD, WEIGHTS, "model.onnx", "config.json",
+    "pretrained.py", "phenotype.py", "spans.py",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+}  # fmt: skip
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 SHOWN = 12  # candidates in a message
 
@@ -76,6 +81,8 @@ def export(
             about = card.text(snap, config, candidate, files, time.time())
             write_atomically(made / CARD, about.encode())
             written.vouch(made)
+            if _of_an_earlier_nasd(folder):
+                written.aside(folder)
             written.put(made, folder)
     except OSError as error:
         raise NasdError(
@@ -88,13 +95,25 @@ def export(
 
 
 def check_place(folder: Path, force: bool) -> None:
-    """Raises NasdError unless `folder` is new, empty, or a model that nasd wrote there, which may
-    be replaced if nothing was changed or added since."""
-    written.check_replaceable(folder, "choose another folder")
+    """Raises NasdError unless `folder` is new, empty, or a model that nasd wrote there: it may be
+    replaced if nothing was changed or added since, or moved aside if it is of an earlier nasd."""
+    if not _of_an_earlier_nasd(folder):
+        written.check_replaceable(folder, "choose another folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise NasdError(
             f"{folder} is not empty: choose another folder, or replace the model there with --force"
         )
+
+
+def _of_an_earlier_nasd(folder: Path) -> bool:
+    """Whether it looks like a model that was exported before nasd kept a list of what it wrote."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and not written.vouched(folder)
+        and any(folder.iterdir())
+        and all(one.name in EARLIER and one.is_file() for one in folder.iterdir())
+    )
 
 
 def _expanded(folder: Path) -> Path:

@@ -68,8 +68,8 @@ def write(facts: Facts, folder: Path) -> Path:
     NasdError if the folder holds anything that nasd did not write, or cannot be written.
     """
     folder = folder.parent.resolve() / folder.name
-    earlier = (folder / MARKER).is_file() and not written.vouched(folder)
-    if not (earlier and folder.parent.name == "reports"):
+    earlier = not folder.is_symlink() and not written.vouched(folder) and _is_report(folder)
+    if not earlier:
         written.check_replaceable(folder, "name another folder with --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,12 @@ def write(facts: Facts, folder: Path) -> Path:
     except OSError as error:
         raise NasdError(f"the report cannot be written to {folder}: {error.strerror}") from error
     return folder / "index.html"
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether it is what an earlier nasd, which kept no list, wrote, and nothing besides."""
+    known = {MARKER, "index.html", "figures", "tables"}
+    return (folder / MARKER).is_file() and {one.name for one in folder.iterdir()} <= known
 
 
 def _fill(folder: Path, facts: Facts) -> None:
