@@ -739,9 +739,7 @@ def test_a_report_of_an_earlier_version_is_moved_aside_whole(complete: Facts, tm
 def test_a_folder_that_holds_something_else_is_never_replaced(complete: Facts, tmp_path: Path):
     (tmp_path / "precious.txt").write_text("mine")
     (tmp_path / "report.json").write_text("mine as well")
-    with pytest.raises(
-        NasdError, match=r"has no list of .*: name another folder with --out"
-    ):
+    with pytest.raises(NasdError, match=r"has no list of .*: name another folder with --out"):
         write.write(complete, tmp_path)
     with pytest.raises(NasdError, match="is no folder"):
         write.write(complete, tmp_path / "precious.txt")

@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""README.md and docs/ say what is so."""
 
 import re
 from collections.abc import Iterator
@@ -10,29 +10,51 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from nasd.cli import app
+from nasd.cli.config_reference import markdown
+from nasd.cli.documents import PARTS, up_to_date
 from nasd.contract.config import Config, Section
-from nasd.contract.config_reference import BEGIN, markdown, up_to_date
 from nasd.contract.errors import NasdError
-from nasd.record.lifecycle import diagram
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def test_the_lifecycle_diagram_is_the_table() -> None:
-    shown = re.search(r"```mermaid\n(.*?)\n```", README, re.DOTALL)
-    assert shown is not None
-    assert shown.group(1) == diagram()
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "AGENTS.md"]
 
 
-def test_every_command_is_documented() -> None:
-    for name in get_command(app).commands:  # type: ignore[attr-defined]
-        assert f"| `nasd {name}`" in README, name
+def test_the_readme_is_read_in_ten_minutes() -> None:
+    assert len(README.read_text().splitlines()) <= 150
 
 
-def test_every_file_it_names_exists() -> None:
-    root = Path(__file__).parents[1]
-    for name in re.findall(r"`(nasd/[\w/]+\.py|bin/[\w-]+|\.ci/run)", README):
-        assert (root / name).exists(), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_made_from_the_code_is_as_the_code_is(page: Path) -> None:
+    text = page.read_text()
+    assert up_to_date(text) == text, "run: .venv/bin/python -m nasd.cli.documents"
+
+
+def test_each_part_that_can_be_made_stands_in_some_page() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for name in PARTS:
+        assert f"<!-- generated: {name} -->" in text
+
+
+def test_a_part_of_no_name_is_refused() -> None:
+    with pytest.raises(NasdError, match="no generated part 'nothing'"):
+        up_to_date("<!-- generated: nothing -->\n<!-- end of what is generated -->")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_page_it_names_exists(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"`(nasd/[\w/]+(?:\.\w+|/)|bin/[\w-]+|tests/\w+\.py|\.ci/run)", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (page.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_it_names_is_one(page: Path) -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for name in re.findall(r"`(?:bin/)?nasd ([a-z]+)", page.read_text()):
+        assert name in known, name
 
 
 # -- the keys of the config ----------------------------------------------------------------------
@@ -44,10 +66,6 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, Section):
                 yield from sections(kind)
-
-
-def test_the_config_is_documented_as_its_models_have_it() -> None:
-    assert up_to_date(README) == README, "run: python -m nasd.contract.config_reference README.md"
 
 
 def test_every_key_says_what_it_means() -> None:
@@ -78,9 +96,3 @@ def test_types_defaults_and_limits_are_told() -> None:
         "| `lambda` | whole number from 1 to 1,000,000 | *needed* |",
     ):
         assert any(row.startswith(start) for row in rows), start
-
-
-def test_a_file_without_marks_is_not_touched() -> None:
-    for text in ("", BEGIN):
-        with pytest.raises(NasdError, match="there is no line"):
-            up_to_date(text)

@@ -1,13 +1,8 @@
-"""Every key of a config, as the tables of README.md: made from the models in nasd.contract.config.
-
-python -m nasd.contract.config_reference README.md      brings the tables in the file up to date
-"""
+"""Every key of a config, as the tables of docs/config.md: made from the models of nasd.contract."""
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,10 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from nasd.contract import ranges
 from nasd.contract.config import Config, Section
-from nasd.contract.errors import NasdError
 
-BEGIN = "<!-- generated: python -m nasd.contract.config_reference README.md -->"
-END = "<!-- end of what is generated -->"
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
 
@@ -116,25 +108,3 @@ def _default(field: FieldInfo) -> str:
     if field.default in (None, ()):
         return ""
     return f"`{json.dumps(field.default)}`"
-
-
-def up_to_date(text: str) -> str:
-    """The text with the tables between its marks as they should be; raises NasdError without
-    marks."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise NasdError(f"there is no line {BEGIN!r} with a line {END!r} behind it")
-    return f"{head}{BEGIN}\n\n{markdown()}\n\n{END}{tail}"
-
-
-def main() -> None:
-    try:
-        for path in map(Path, sys.argv[1:]):
-            path.write_text(up_to_date(path.read_text(encoding="utf-8")), encoding="utf-8")
-    except (NasdError, OSError) as error:
-        sys.exit(f"config_reference: {error}")
-
-
-if __name__ == "__main__":
-    main()
