@@ -71,7 +71,7 @@ def _as_json(value: Any) -> str:
 
 
 class Section(BaseModel):
-    # The texts below the keys are what README.md says of them.
+    # The texts below the keys are what docs/config.md says of them.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 

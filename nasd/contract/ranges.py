@@ -1,4 +1,4 @@
-"""The range that a key's type allows its number, in words: for messages, and for README.md."""
+"""The range that a key's type allows its number, in words: for messages, and for docs/config.md."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args

@@ -19,5 +19,5 @@ def parse(text: str, origin: str) -> dict[str, Any]:
         line = max(range(len(lines)), key=lambda at: sum(map(str.isdigit, lines[at])))
         raise NasdError(
             f"{origin}: line {line + 1}: a number of thousands of digits is out of every key's"
-            " range; the table of all keys in README.md shows the ranges"
+            " range; docs/config.md shows the ranges"
         ) from None

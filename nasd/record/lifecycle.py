@@ -111,7 +111,7 @@ NEXT_PHASE = {
 
 
 def diagram() -> str:
-    """The transition table as a Mermaid state diagram; the README shows exactly this text."""
+    """The transition table as a Mermaid state diagram; docs/architecture.md shows exactly this."""
     lines = ["stateDiagram-v2"]
     for edge in TRANSITIONS:
         source = edge.source or "[*]"

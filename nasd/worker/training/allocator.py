@@ -1,8 +1,8 @@
 """Memory on a CPU: what a step has freed stays with the process, for the next step.
 
 glibc asks the kernel for every large block anew and gives it back as soon as it is freed, so that
-each step pays for having its activations mapped and cleared again (figures in the README). A GPU's
-memory is kept by torch itself.
+each step pays for having its activations mapped and cleared again (figures in docs/decisions.md). A
+GPU's memory is kept by torch itself.
 """
 
 import contextlib

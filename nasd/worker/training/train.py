@@ -91,7 +91,7 @@ class Order:
     """Which examples make up a step's global batch: a new permutation every epoch.
 
     Drawn without regard to length: batches of examples alike make a worse model than random ones
-    (figures in the README), so that padding is avoided inside of a batch, or nowhere.
+    (figures in docs/decisions.md), so that padding is avoided inside of a batch, or nowhere.
     """
 
     def __init__(self, schedule: Schedule, seed: int, stage: str) -> None:
