@@ -1,6 +1,7 @@
 """A search that is fitted to a budget."""
 
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from nasd.contract.config import load
 from nasd.contract.errors import NasdError
 from nasd.presets import write_preset
-from nasd.views.forecast.fitting import Plan, choose
+from nasd.views.forecast.fitting import Plan, choose, fit
 
 
 def price(plan: Plan) -> float:
@@ -35,7 +36,7 @@ def test_what_is_chosen_is_paid_and_the_data_that_the_rest_pays_is_taken(hours, 
 def test_a_budget_writes_a_config_whose_simulation_keeps_within_it(tmp_path: Path) -> None:
     told: list[str] = []
     set_ = ["population.mu=3", "population.tournament=2"]
-    path = write_preset("thesis", tmp_path, set_, False, 24, told.append)
+    path = write_preset("thesis", tmp_path, set_, False, partial(fit, budget=24), told.append)
     config = load(path)
     assert config.experiment.budget_gpu_hours == 24
     assert config.population.mu == 3
@@ -49,5 +50,5 @@ def test_a_budget_writes_a_config_whose_simulation_keeps_within_it(tmp_path: Pat
 @pytest.mark.parametrize("budget", [0.01, 0, -1, float("nan")])
 def test_a_budget_below_the_smallest_search_is_refused_by_its_key(tmp_path, budget) -> None:
     with pytest.raises(NasdError, match=r"experiment\.budget_gpu_hours"):
-        write_preset("thesis", tmp_path / "new", [], False, budget)
+        write_preset("thesis", tmp_path / "new", [], False, partial(fit, budget=budget))
     assert not (tmp_path / "new").exists()

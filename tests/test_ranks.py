@@ -85,7 +85,7 @@ def test_ranks_tell_each_other_nothing_but_numbers() -> None:
 def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
     """So many ranks that run `code`, under a starter of their own."""
     starter = (
-        "import sys; from pathlib import Path; from nasd import ranks;"
+        "import sys; from pathlib import Path; from nasd.contract import ranks;"
         " sys.exit(ranks.run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))"
     )
     return subprocess.Popen(

@@ -202,7 +202,7 @@ def test_the_packaged_bert_keeps_its_outputs() -> None:
 def test_reading_a_seed_does_not_import_transformers(seeds: Any) -> None:
     folder = seeds("BertModel")[0]
     code = (
-        "import sys; from pathlib import Path; from nasd.worker import seed;"
+        "import sys; from pathlib import Path; from nasd.worker.model import seed;"
         f"seed.describe({str(folder)!r}, Path('.')); seed.load_seed({str(folder)!r}, Path('.'));"
         "print('transformers' in sys.modules)"
     )

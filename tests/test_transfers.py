@@ -49,7 +49,7 @@ def model_of(genotype: Genotype, seed: int = 0, kind: Any = QuestionAnswering) -
     arch = Architecture(VOCABULARY, TOKENS, WIDTH, ()).with_blocks(genotype.to_json()["blocks"])
     model = phenotype.empty(kind, arch)
     draws = generator(seed)
-    phenotype.initialise(model, draws, 0.2)
+    phenotype.initialise(model, draws, 0.15)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

@@ -1,7 +1,6 @@
 """Commands that begin a search, or say how one would go: init, run, simulate, doctor."""
 
 import json
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,10 +43,6 @@ def init(
 
     fit = None
     if budget is not None:
-        if not 0 < budget < math.inf:
-            raise NasdError(
-                f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
-            )
         from nasd.views.forecast.fitting import fit as fitted
 
         fit = partial(fitted, budget=budget)

@@ -5,6 +5,7 @@ of MLM, and then as many sequences as the budget pays. `fit` has its choice simu
 again for less where the simulated search takes more than the budget.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +128,10 @@ def fit(
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
     budget does not pay the smallest search. fixed: keys that the person has set."""
+    if not 0 < budget < math.inf:
+        raise NasdError(
+            f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
+        )
     subject = gather(config, config_path)
     unit = "GPU-hours" if subject.slots[0].startswith("cuda") else "slot-hours"
     trained = [one for one in config.stages if one.task == "mlm" and one.epochs is not None]
