@@ -10,7 +10,7 @@ python3 -m venv "$there/venv"
 "$there/venv/bin/pip" install --quiet --disable-pip-version-check datasets==5.2.0
 echo "a line" >"$there/corpus.txt"
 read_it() {
-    env -u XDG_CACHE_HOME HF_HUB_OFFLINE=1 "$@" "$there/venv/bin/python" - "$there/corpus.txt" <<'PY'
+    env -u XDG_CACHE_HOME "$@" HF_HUB_OFFLINE=1 "$there/venv/bin/python" - "$there/corpus.txt" <<'PY'
 import sys
 
 try:
