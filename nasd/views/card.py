@@ -131,11 +131,10 @@ def _front_matter(
     card = ModelCardData(
         license=licence,
         library_name="transformers",
-        pipeline_tag="question-answering",
         base_model=config.seed_model.source if files.seed_of_hub else None,
         datasets=list(dict.fromkeys(hub for hub in hubs if hub)) or None,
         metrics=["exact_match", "f1"],
-        tags=["nasd", "neural-architecture-search", "custom_code"],
+        tags=["question-answering", "nasd", "neural-architecture-search", "custom_code"],
         model_name=name,
         eval_results=[
             EvalResult(

@@ -39,7 +39,10 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
     if loading["missing_keys"]:  # transformers would draw them at random
         missing = sorted(loading["missing_keys"])[0]
         raise NasdError(f"the model in {folder} lacks the weights {missing}: export it again")
-    found = model.answer(asked["question"], asked["context"])
+    try:
+        found = model.answer(asked["question"], asked["context"])
+    except ValueError as error:  # it is of the tokenizer
+        raise NasdError(str(error)) from error
     return {
         "answer": found.text,
         "score": found.score,

@@ -6,10 +6,12 @@ answered (see pretrained.ANSWERING), the seed and where its relative paths start
 line: the fields of nasd.views.card.Files but for the size, or {"error": one sentence}.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from nasd.worker.prepare import sync_tree
 
 CARD = "README.md"
 ONNX = "model.onnx"
+TOKENIZER = "PreTrainedTokenizerFast"
 ONNX_TOLERANCE = 1e-4  # of a logit
 
 
@@ -81,6 +84,7 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     try:
         copy.save_pretrained(folder)
         words.save_pretrained(folder)
+        name_the_tokenizer(folder)
         written = phenotype.load_state(folder)
     except (OSError, SafetensorError) as error:
         raise NasdError(f"{folder} cannot be written: {error}") from error
@@ -90,6 +94,15 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     ):
         raise NasdError(f"what stands in {folder} is not what was written: check the disk")
     return sum(parameter.numel() for parameter in source.parameters())
+
+
+def name_the_tokenizer(folder: Path) -> None:
+    """Gives the tokenizer the class name that transformers 4 and 5 both know: 5 writes one of its
+    own, which 4 refuses. All that it is stands in tokenizer.json."""
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["tokenizer_class"] = TOKENIZER
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def about_seed(source: str, base: Path) -> dict[str, Any]:
@@ -133,17 +146,18 @@ def write_onnx(folder: Path) -> float:
     positions = model.architecture.positions
     names = ["input_ids", "attention_mask"], ["start_logits", "end_logits"]
     sizes = {0: torch.export.Dim("examples"), 1: torch.export.Dim("tokens", max=positions)}
-    torch.onnx.export(
-        model,
-        _example(model.architecture, 2, min(8, positions)),
-        str(folder / ONNX),
-        input_names=names[0],
-        output_names=names[1],
-        dynamic_shapes=(sizes, sizes),
-        external_data=False,
-        dynamo=True,
-        verbose=False,
-    )
+    with _nothing_where_all_is_masked():
+        torch.onnx.export(
+            model,
+            _example(model.architecture, 2, min(8, positions)),
+            str(folder / ONNX),
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_shapes=(sizes, sizes),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
@@ -160,14 +174,36 @@ def write_onnx(folder: Path) -> float:
     return worst
 
 
+@contextlib.contextmanager
+def _nothing_where_all_is_masked() -> Iterator[None]:
+    """Meanwhile attention says itself that a row masked everywhere attends to nothing: so it is in
+    torch, but the graph of torch's own attention gives the mean of the values there."""
+    from nasd.worker import phenotype
+
+    plain = phenotype.attend
+
+    def attend(q: Any, k: Any, v: Any, mask: Any, dropout: float) -> Any:
+        attended = plain(q, k, v, mask, dropout)
+        return attended if mask is None else attended * mask.any(-1, keepdim=True)
+
+    phenotype.attend = attend
+    try:
+        yield
+    finally:
+        phenotype.attend = plain
+
+
 def _example(arch: Any, examples: int, tokens: int) -> tuple[Any, Any]:
-    """Token ids and a mask [examples, tokens]; every second example is padded by half."""
+    """Token ids and a mask [examples, tokens]; every second example is padded by half, and of three
+    or more the last one wholly, as runtimes fill up a batch."""
     import torch
 
     drawn = torch.Generator().manual_seed(tokens)
     ids = torch.randint(arch.vocab_size, (examples, tokens), generator=drawn)
     mask = torch.ones_like(ids)
     mask[1::2, (tokens + 1) // 2 :] = 0
+    if examples > 2:
+        mask[-1] = 0
     return ids, mask
 
 

@@ -256,9 +256,10 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
                 found = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)
                 special_tokens(found)
             except (OSError, ValueError) as error:
+                why = (str(error).splitlines() or [repr(error)])[0]
                 raise ValueError(
-                    f"{self.name_or_path or 'the model'} has no tokenizer: save one beside the"
-                    " model, or give one to answer()"
+                    f"the tokenizer beside {self.name_or_path or 'the model'} is missing or cannot"
+                    f" be read ({why}): save one there, or give one to answer()"
                 ) from error
             self._tokenizer = found
         return self._tokenizer
