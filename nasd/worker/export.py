@@ -178,7 +178,7 @@ def write_onnx(folder: Path) -> float:
 def _nothing_where_all_is_masked() -> Iterator[None]:
     """Meanwhile attention says itself that a row masked everywhere attends to nothing: so it is in
     torch, but the graph of torch's own attention gives the mean of the values there."""
-    from nasd.worker import phenotype
+    from nasd.worker.model import phenotype
 
     plain = phenotype.attend
 
