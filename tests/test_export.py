@@ -1,6 +1,7 @@
 """Taking a candidate home: the folder stands alone, and says what it is."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -591,6 +592,38 @@ def test_collected_weights_are_told_with_those_that_are_kept(
     sentence = refused(finished, "1", tmp_path / "x")
     assert "the weights of candidate 1 were removed" in sentence
     assert sentence.endswith(f": there are those of 0, {', '.join(map(str, kept(finished)))}")
+
+
+ASK = """
+import json, sys
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+model = AutoModelForQuestionAnswering.from_pretrained(sys.argv[1], trust_remote_code=True)
+AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+found = model.answer(sys.argv[2], sys.argv[3])
+print(json.dumps([found.text, round(found.score, 4)]))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("version", ["4.57.1", "5.23.0"])
+def test_it_loads_and_answers_alike_in_a_clean_environment_of_either_transformers(
+    version: str, home: Exported, tmp_path: Path
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    packages = ["torch==2.13.0", f"transformers=={version}"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    asked = "Who keeps the red kite?", "Mara keeps a red kite in the old mill."
+    done = subprocess.run(
+        [python, "-P", "-c", ASK, home.folder, *asked],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]},
+    )
+    assert done.returncode == 0, done.stderr
+    text, score = json.loads(done.stdout.splitlines()[-1])
+    here = oracle.answer(home.folder, *asked)
+    assert (text, score) == (here.text, round(here.score, 4))
 
 
 # -- where it puts it ----------------------------------------------------------------------------
