@@ -11,7 +11,7 @@ from nasd.contract.config import Config
 from nasd.contract.genotype import Genotype, unchanged
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import drive, make_tick, prepared, small_config
 

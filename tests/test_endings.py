@@ -8,7 +8,7 @@ from nasd.contract.protocol import Outcome
 from nasd.policy import endings
 from nasd.policy.endings import INTERRUPTED
 from nasd.record.lifecycle import AttemptState, Event, State
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import prepared
 from tests.snapshots import (

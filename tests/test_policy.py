@@ -15,7 +15,7 @@ from nasd.policy import decisions, scheduling
 from nasd.policy.decisions import Cutoff, Halt, OpenGeneration, Select, StartSelecting
 from nasd.policy.endings import INTERRUPTED
 from nasd.record.lifecycle import Event, Phase, State
-from nasd.record.snapshot import Member, Snapshot, StageResult
+from nasd.record.state import Member, Snapshot, StageResult
 from nasd.record.store import BASELINE
 from nasd.search import pareto
 from tests.conftest import small_config

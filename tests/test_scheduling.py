@@ -14,7 +14,7 @@ from nasd.contract.protocol import Heartbeat
 from nasd.policy import ladder, scheduling
 from nasd.policy.endings import BACKOFF_SECONDS
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Quarantine, Snapshot
+from nasd.record.state import Quarantine, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import small_config
 from tests.snapshots import (

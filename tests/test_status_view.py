@@ -23,7 +23,7 @@ from nasd.policy.decisions import REFERENCE
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import LoggedEvent, Quarantine
+from nasd.record.state import LoggedEvent, Quarantine
 from nasd.search import pareto
 from nasd.views import caveats
 from nasd.views.status import events, marks, standing

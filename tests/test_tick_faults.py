@@ -21,7 +21,7 @@ from nasd.policy import scheduling
 from nasd.policy.endings import BACKOFF_SECONDS, INTERRUPTED
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import (
     FakeLauncher,

@@ -26,6 +26,7 @@ from nasd.launch import home, local
 from nasd.launch.gpus import GpuWatch
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
+from nasd.record.state import PAUSED, Snapshot
 from nasd.record.store import Store
 
 log = logging.getLogger("nasd")
@@ -236,8 +237,8 @@ def _in_words(tick: Tick) -> str:
     return f"{found.experiment.state}: {where}{phase}, {len(found.live_attempts)} attempts run"
 
 
-def _paused(found: snapshot.Snapshot) -> str:
-    said = snapshot.PAUSED.get(found.experiment.pause)
+def _paused(found: Snapshot) -> str:
+    said = PAUSED.get(found.experiment.pause)
     return f"{said} {found.experiment.pause_note}" if said else ""
 
 

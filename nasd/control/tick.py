@@ -38,7 +38,7 @@ from nasd.launch.local import Launcher, wait_until
 from nasd.policy import curves, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Event
-from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.state import Attempt, Candidate, Snapshot
 from nasd.record.store import StageRecord, Store
 
 log = logging.getLogger("nasd")

@@ -15,7 +15,7 @@ from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.ladder import seed_weights_stand
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,

@@ -13,7 +13,7 @@ from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, Event, State
-from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.state import Attempt, Candidate, Snapshot
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MACHINE_RETRIES = 1  # as does a file that was missing or damaged: it may have been the reading

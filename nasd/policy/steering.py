@@ -14,7 +14,7 @@ from nasd.contract.genotype import Genotype
 from nasd.policy import endings, ladder, scheduling
 from nasd.record.lifecycle import Phase, State
 from nasd.record.requests import Request
-from nasd.record.snapshot import PAUSED, Attempt, Candidate, Snapshot
+from nasd.record.state import PAUSED, Attempt, Candidate, Snapshot
 from nasd.search.variation.breeding import check_genotype
 
 

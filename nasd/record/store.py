@@ -29,8 +29,8 @@ from nasd.record.lifecycle import (
     target,
 )
 from nasd.record.requests import Request
-from nasd.record.snapshot import Holdings, Selected, Snapshot
 from nasd.record.sqlite import Database
+from nasd.record.state import Holdings, Selected, Snapshot
 from nasd.search.variation.breeding import Bred
 
 BASELINE = 0  # the id of the baseline

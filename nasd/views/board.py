@@ -49,7 +49,7 @@ from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
 from nasd.record.folders import StateFolder, run_name
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
+from nasd.record.state import Candidate, Decision, Generation, Holdings, Selected, Snapshot
 from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")

@@ -20,7 +20,7 @@ from nasd.policy import ladder, scheduling
 from nasd.record import daemon_lock, lookup, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
+from nasd.record.state import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
 from nasd.views.card import ancestors
 
 Reached = Literal["done", "here", "ahead", "never"]

@@ -13,7 +13,7 @@ from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
 from nasd.launch.simulated import SimulatedLauncher
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from nasd.views.forecast.premises import Subject
 from nasd.views.forecast.virtual_time import VirtualClock, run

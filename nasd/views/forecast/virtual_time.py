@@ -8,7 +8,7 @@ from nasd.launch.simulated import SimulatedLauncher
 from nasd.policy.endings import BACKOFF_SECONDS
 from nasd.policy.scheduling import WIDEN_SECONDS, budget
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 IDLE_TURNS = 1000
 

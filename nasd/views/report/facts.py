@@ -18,7 +18,7 @@ from nasd.contract.config import PREPARE
 from nasd.contract.genotype import Genotype, Lineage
 from nasd.policy.decisions import REFERENCE
 from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Attempt, Candidate, Granted, Snapshot
+from nasd.record.state import Attempt, Candidate, Granted, Snapshot
 from nasd.search.pareto import Point, hypervolume, ranks, survivors
 from nasd.views.report import statistics
 from nasd.views.report.rows import (

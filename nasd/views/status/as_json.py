@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from nasd.contract.genotype import text_of
 from nasd.contract.readable import share_of_baseline
-from nasd.record.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.record.state import Candidate, LoggedEvent, Snapshot
 from nasd.views.status import standing
 from nasd.views.status.attempts import Where
 from nasd.views.status.devices import Device

@@ -12,7 +12,7 @@ from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Candidate, LoggedEvent, Member, Snapshot
+from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
 from nasd.views.status import standing
 from nasd.views.status.attempts import Listener, Where
 from nasd.views.status.devices import Device, Devices, Question

@@ -11,7 +11,7 @@ from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
 from nasd.policy import endings, scheduling
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Snapshot
+from nasd.record.state import PAUSED, Snapshot
 from nasd.views import caveats
 from nasd.views.status.attempts import Where
 from nasd.views.status.devices import Device

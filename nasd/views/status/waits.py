@@ -7,7 +7,7 @@ from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
 from nasd.policy import decisions, endings, ladder, scheduling
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Candidate, Snapshot
+from nasd.record.state import PAUSED, Candidate, Snapshot
 
 
 def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> Mapping[int, str]:
