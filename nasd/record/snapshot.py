@@ -5,8 +5,9 @@ Read-only, and standard library alone, so that `nasd status` starts fast. Writin
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def read(
     decided in those that these were born in; attempts and members are of these alone."""
     connection.execute("BEGIN")
     try:
-        return _read(connection, whole and lines is None, lines)
+        if lines is None:
+            return _read(connection, _WHOLE if whole else _IN_PLAY, [])
+        return _read(connection, _LINES, [int(one) for one in lines])
     except (ValueError, KeyError, TypeError) as error:  # what a row holds is not what was written
         file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
         raise NasdError(damaged(file, f"{type(error).__name__}: {error}")) from error
@@ -242,125 +245,168 @@ def _attempt(row: Sequence[Any]) -> Attempt:
     )
 
 
-def _read(
-    connection: sqlite3.Connection, whole: bool, lines: Iterable[int] | None = None
-) -> Snapshot:
-    def rows(query: str, *arguments: Any) -> Sequence[Any]:
-        return connection.execute(query, arguments).fetchall()
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Which rows a snapshot holds: for each table the condition that they meet.
 
-    found = rows(
-        "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_after, hold, pause, pause_note, budget, slot_seconds FROM experiment"
-    )
-    if not found:
+    They may name :newest, the newest generation, -1 before there is one; and :asked, ids of
+    candidates as a JSON array.
+    """
+
+    whole: bool = False
+    generations: str = "true"
+    candidates: str = "true"
+    attempts: str = "true"
+    results: str = "true"
+    decisions: str = "true"
+    members: str = "true"
+    injections: str = "true"
+
+
+_WHOLE = _Part(whole=True)
+
+_PLAYING = (
+    "(SELECT candidate FROM member WHERE generation = :newest"
+    " UNION SELECT id FROM candidate WHERE generation IS NULL)"
+)
+_IN_PLAY = _Part(
+    generations="number >= :newest - 1",
+    candidates=f"id IN {_PLAYING}",
+    attempts=f"candidate IN {_PLAYING}",
+    results=f"candidate IN {_PLAYING}",
+    decisions="generation >= :newest",
+    members="generation >= :newest - 1",  # the parents' ranks stand in the generation before
+    injections="generation IS NULL",
+)
+
+_ASKED = "(SELECT value FROM json_each(:asked))"
+_LINE = (
+    "(WITH RECURSIVE line (id) AS ("
+    f"SELECT id FROM candidate WHERE generation IS NULL OR id IN {_ASKED}"
+    " UNION SELECT parent FROM parentage JOIN line ON child = id)"
+    " SELECT id FROM line)"
+)
+_LINES = _Part(
+    candidates=f"id IN {_LINE}",
+    attempts=f"candidate IN {_ASKED}",
+    results=f"candidate IN {_LINE}",
+    decisions=f"generation IN (SELECT generation FROM candidate WHERE id IN {_ASKED})",
+    members=f"candidate IN {_ASKED}",
+    injections="generation IS NULL",
+)
+
+_Rows = Callable[[str], Sequence[Any]]  # what a query gives
+
+
+def _read(connection: sqlite3.Connection, part: _Part, asked: Sequence[int]) -> Snapshot:
+    query = "SELECT coalesce(max(number), -1) FROM generation"
+    given = {"newest": connection.execute(query).fetchone()[0], "asked": json.dumps(asked)}
+
+    def rows(query: str) -> Sequence[Any]:
+        return connection.execute(query, given).fetchall()
+
+    experiment = _experiment(rows)
+    if experiment is None:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
-    (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold, pause, pause_note, budget, slot_seconds) = found[0][7:]
-    number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
-    ever = whole or lines is not None  # all generations
-    generations = tuple(
+    generations = _generations(rows, part)
+    breeds = bool(generations) and generations[-1].phase is Phase.BREEDING
+    return Snapshot(
+        whole=part.whole,
+        experiment=experiment,
+        generations=generations,
+        candidates=_candidates(rows, part),
+        attempts=_attempts(rows, part),
+        leases=dict(rows("SELECT slot, attempt FROM lease")),
+        results=_results(rows, part),
+        decisions=_decisions(rows, part),
+        members=_members(rows, part),
+        quarantine=_quarantine(rows),
+        injections=_injections(rows, part),
+        taken=_taken(rows) if part.whole or breeds else frozenset(),
+        ended_slot_seconds=rows("SELECT slot_seconds FROM experiment")[0][0],
+    )
+
+
+def _experiment(rows: _Rows) -> Experiment | None:
+    for name, seed, config, backbone, prepared, *rest in rows(
+        "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
+        " resumed_after, hold, pause, pause_note, budget FROM experiment"
+    ):
+        return Experiment(
+            name,
+            seed,
+            json.loads(config),
+            Backbone(**json.loads(backbone)),
+            None if prepared is None else json.loads(prepared),
+            *rest,
+        )
+    return None
+
+
+def _generations(rows: _Rows, part: _Part) -> tuple[Generation, ...]:
+    return tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
-            "SELECT number, phase, opened_at, completed_at FROM generation WHERE number >= ?"
-            " ORDER BY number",
-            0 if ever else number - 1,
+            "SELECT number, phase, opened_at, completed_at FROM generation"
+            f" WHERE {part.generations} ORDER BY number"
         )
     )
-    newest = generations[-1] if generations else None
-    # What is in play, by whose id; ?1 is the newest generation.
-    play = (
-        "IN (SELECT candidate FROM member WHERE generation = ?1"
-        " UNION SELECT id FROM candidate WHERE generation IS NULL)"
-    )
-    everyone = "?1 = ?1"
-    met = everyone  # the generations of which the decisions are read
-    if lines is not None:
-        asked = f"IN ({', '.join(str(int(one)) for one in lines)})"
-        these = f"id {asked}"
-        play = (
-            "IN (WITH RECURSIVE line (id) AS ("
-            f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
-            " UNION SELECT parent FROM parentage JOIN line ON child = id)"
-            f" SELECT id FROM line) AND {everyone}"
+
+
+def _candidates(rows: _Rows, part: _Part) -> dict[int, Candidate]:
+    query = f"SELECT {_CANDIDATE} FROM candidate WHERE {part.candidates} ORDER BY id"
+    return {row[0]: _candidate(row) for row in rows(query)}
+
+
+def _attempts(rows: _Rows, part: _Part) -> tuple[Attempt, ...]:
+    query = f"SELECT {_ATTEMPT} FROM attempt WHERE {part.attempts} ORDER BY id"
+    return tuple(map(_attempt, rows(query)))
+
+
+def _results(rows: _Rows, part: _Part) -> dict[tuple[int, str], StageResult]:
+    return {
+        (row[0], row[1]): StageResult(*row)
+        for row in rows(
+            "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
+            f" WHERE {part.results} ORDER BY at"
         )
-        met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"
-    one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
-    own = owner if lines is None else f"candidate {asked} AND {everyone}"
-    return Snapshot(
-        whole=whole,
-        experiment=Experiment(
-            name=name,
-            seed=seed,
-            config=json.loads(config),
-            backbone=Backbone(**json.loads(backbone)),
-            prepared=None if prepared is None else json.loads(prepared),
-            state=state,
-            reason=reason,
-            created_at=created,
-            completed_at=completed,
-            resumed_after=resumed,
-            hold=hold,
-            pause=pause,
-            pause_note=pause_note,
-            budget_set=budget,
-        ),
-        generations=generations,
-        candidates={
-            row[0]: _candidate(row)
-            for row in rows(f"SELECT {_CANDIDATE} FROM candidate WHERE {one} ORDER BY id", number)
-        },
-        attempts=tuple(
-            _attempt(row)
-            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {own} ORDER BY id", number)
-        ),
-        leases=dict(rows("SELECT slot, attempt FROM lease")),
-        results={
-            (row[0], row[1]): StageResult(*row)
-            for row in rows(
-                "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
-                f" WHERE {owner} ORDER BY at",
-                number,
-            )
-        },
-        decisions=tuple(
-            Decision(*row)
-            for row in rows(
-                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?2"
-                f" AND {met} ORDER BY id",
-                number,
-                0 if ever else number,
-            )
-        ),
-        members=tuple(
-            Member(g, c, role, None if survives is None else bool(survives), rank, crowding)
-            for g, c, role, survives, rank, crowding in rows(
-                "SELECT generation, candidate, role, survives, rank, crowding FROM member"
-                # The parents' ranks stand in the generation before.
-                f" WHERE generation >= ?2 AND {everyone if lines is None else own}"
-                " ORDER BY generation, candidate",
-                number,
-                0 if ever else number - 1,
-            )
-        ),
-        quarantine={
-            row[0]: Quarantine(*row)
-            for row in rows("SELECT slot, kind, reason, since FROM quarantine ORDER BY slot")
-        },
-        injections=tuple(
-            Injection(*row)
-            for row in rows(
-                "SELECT id, genotype, hash, generation, candidate FROM injection"
-                f" WHERE {'true' if whole else 'generation IS NULL'} ORDER BY id"
-            )
-        ),
-        taken=frozenset(
-            row[0]
-            for row in (
-                rows("SELECT hash FROM candidate")
-                if whole or (newest is not None and newest.phase is Phase.BREEDING)
-                else ()
-            )
-        ),
-        ended_slot_seconds=slot_seconds,
+    }
+
+
+def _decisions(rows: _Rows, part: _Part) -> tuple[Decision, ...]:
+    return tuple(
+        Decision(*row)
+        for row in rows(
+            "SELECT generation, kind, stage, payload FROM decision"
+            f" WHERE {part.decisions} ORDER BY id"
+        )
     )
+
+
+def _members(rows: _Rows, part: _Part) -> tuple[Member, ...]:
+    return tuple(
+        Member(generation, candidate, role, None if survives is None else bool(survives), *rest)
+        for generation, candidate, role, survives, *rest in rows(
+            "SELECT generation, candidate, role, survives, rank, crowding FROM member"
+            f" WHERE {part.members} ORDER BY generation, candidate"
+        )
+    )
+
+
+def _quarantine(rows: _Rows) -> dict[str, Quarantine]:
+    query = "SELECT slot, kind, reason, since FROM quarantine ORDER BY slot"
+    return {row[0]: Quarantine(*row) for row in rows(query)}
+
+
+def _injections(rows: _Rows, part: _Part) -> tuple[Injection, ...]:
+    query = (
+        "SELECT id, genotype, hash, generation, candidate FROM injection"
+        f" WHERE {part.injections} ORDER BY id"
+    )
+    return tuple(Injection(*row) for row in rows(query))
+
+
+def _taken(rows: _Rows) -> frozenset[str]:
+    """The hashes of all genotypes that were ever born."""
+    return frozenset(row[0] for row in rows("SELECT hash FROM candidate"))
