@@ -13,8 +13,7 @@ from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
 from nasd.policy import decisions, scheduling
 from nasd.policy.decisions import Cutoff, Halt, OpenGeneration, Select, StartSelecting
-from nasd.policy.endings import INTERRUPTED
-from nasd.record.lifecycle import Event, Phase, State
+from nasd.record.lifecycle import AttemptVerdict, Event, ExperimentState, Phase, State
 from nasd.record.state import Member, Snapshot, StageResult
 from nasd.record.store import BASELINE
 from nasd.search import pareto
@@ -67,7 +66,7 @@ def test_generation_0_is_mu_different_mutants_of_the_baseline(generation_0):
 
 
 def test_an_experiment_that_does_not_run_decides_and_starts_nothing(generation_0):
-    for state in ("halted", "complete"):
+    for state in (ExperimentState.HALTED, ExperimentState.COMPLETE):
         still = replace(generation_0, experiment=replace(generation_0.experiment, state=state))
         assert decisions.next_decision(still, CONFIG) is None
         assert scheduling.starts(still, CONFIG, SLOTS, 0.0) == []
@@ -383,7 +382,7 @@ def test_a_generation_in_which_all_failed_of_errors_halts_the_search_until_a_per
 
 
 def test_attempts_that_a_killed_daemon_took_along_never_halt_the_search(generation_1):
-    went = [replace(one, verdict=INTERRUPTED) for one in lost(4, 40)]
+    went = [replace(one, verdict=AttemptVerdict.INTERRUPTED) for one in lost(4, 40)]
     assert decisions.next_decision(with_attempts(generation_1, *went), CONFIG) is None
     assert 4 in [one[0] for one in started(with_attempts(generation_1, *went), now=2010.0)]
 

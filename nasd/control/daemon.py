@@ -26,6 +26,7 @@ from nasd.launch import home, local
 from nasd.launch.gpus import GpuWatch
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import ExperimentState
 from nasd.record.state import PAUSED, Snapshot
 from nasd.record.store import Store
 
@@ -157,7 +158,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
                 _begin(tick)
                 begun = True
             tick()
-        if told or tick.leaves or tick.store.in_play().experiment.state != "running":
+        if told or tick.leaves or not tick.store.in_play().experiment.runs:
             leave_loop()
 
     def turn() -> None:
@@ -206,7 +207,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
         log.info("asked to stop: attempts write their checkpoints")
     with unusable.refused(tick.state):
         tick.stop()
-        complete = tick.store.in_play().experiment.state == "complete"
+        complete = tick.store.in_play().experiment.state is ExperimentState.COMPLETE
         tick.store.note("daemon", "stopped", time.time())
     return complete
 
@@ -217,7 +218,9 @@ def _begin(tick: Tick) -> None:
     found = tick.store.in_play()
     done = -1 if found.generation is None else found.generation.number
     more = done < tick.config.experiment.generations
-    if found.experiment.state == "halted" or (found.experiment.state == "complete" and more):
+    if found.experiment.state is ExperimentState.HALTED or (
+        found.experiment.state is ExperimentState.COMPLETE and more
+    ):
         tick.store.resume(now)
     tick.begin()
     tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)

@@ -84,7 +84,7 @@ Decision = OpenGeneration | Breed | Cutoff | StartSelecting | Select | Complete 
 
 def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     """The next step of the search, or None while attempts have to end first."""
-    if snapshot.experiment.state != "running":
+    if not snapshot.experiment.runs:
         return None
     decision = _search(snapshot, config)
     # With nothing running, what is spent does not depend on the time.

@@ -135,7 +135,7 @@ def _width(
 
 def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
     experiment = snapshot.experiment
-    running = experiment.state == "running" and not experiment.hold and not experiment.pause
+    running = experiment.runs and not experiment.hold and not experiment.pause
     return running and not budget_spent(snapshot, config, now)
 
 

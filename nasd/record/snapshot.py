@@ -14,11 +14,18 @@ from typing import Any
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone
 from nasd.record.database_file import damaged, readable, unreadable
-from nasd.record.lifecycle import AttemptState, Phase, State
+from nasd.record.lifecycle import (
+    AttemptState,
+    AttemptVerdict,
+    DecisionKind,
+    ExperimentState,
+    Phase,
+    QuarantineKind,
+    State,
+)
 from nasd.record.state import (
     Attempt,
     Candidate,
-    Decision,
     Experiment,
     Generation,
     Granted,
@@ -27,6 +34,7 @@ from nasd.record.state import (
     LoggedEvent,
     Member,
     Quarantine,
+    Recorded,
     Selected,
     Snapshot,
     StageResult,
@@ -237,7 +245,7 @@ def _attempt(row: Sequence[Any]) -> Attempt:
         slots=tuple(decoded(row[5])),
         token=row[6],
         process=None if row[7] is None else decoded(row[7]),
-        verdict=row[8],
+        verdict=AttemptVerdict(row[8]),
         message=row[9],
         started_at=row[10],
         ended_at=row[11],
@@ -329,7 +337,7 @@ def _read(connection: sqlite3.Connection, part: _Part, asked: Sequence[int]) -> 
 
 
 def _experiment(rows: _Rows) -> Experiment | None:
-    for name, seed, config, backbone, prepared, *rest in rows(
+    for name, seed, config, backbone, prepared, state, *rest in rows(
         "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
         " resumed_after, hold, pause, pause_note, budget FROM experiment"
     ):
@@ -339,6 +347,7 @@ def _experiment(rows: _Rows) -> Experiment | None:
             json.loads(config),
             Backbone(**json.loads(backbone)),
             None if prepared is None else json.loads(prepared),
+            ExperimentState(state),
             *rest,
         )
     return None
@@ -374,10 +383,10 @@ def _results(rows: _Rows, part: _Part) -> dict[tuple[int, str], StageResult]:
     }
 
 
-def _decisions(rows: _Rows, part: _Part) -> tuple[Decision, ...]:
+def _decisions(rows: _Rows, part: _Part) -> tuple[Recorded, ...]:
     return tuple(
-        Decision(*row)
-        for row in rows(
+        Recorded(generation, DecisionKind(kind), *rest)
+        for generation, kind, *rest in rows(
             "SELECT generation, kind, stage, payload FROM decision"
             f" WHERE {part.decisions} ORDER BY id"
         )
@@ -396,7 +405,9 @@ def _members(rows: _Rows, part: _Part) -> tuple[Member, ...]:
 
 def _quarantine(rows: _Rows) -> dict[str, Quarantine]:
     query = "SELECT slot, kind, reason, since FROM quarantine ORDER BY slot"
-    return {row[0]: Quarantine(*row) for row in rows(query)}
+    return {
+        slot: Quarantine(slot, QuarantineKind(kind), *rest) for slot, kind, *rest in rows(query)
+    }
 
 
 def _injections(rows: _Rows, part: _Part) -> tuple[Injection, ...]:

@@ -14,7 +14,18 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
-from nasd.record.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
+from nasd.record.lifecycle import (
+    FINAL,
+    LIVE_ATTEMPT,
+    AttemptState,
+    AttemptVerdict,
+    DecisionKind,
+    Event,
+    ExperimentState,
+    Phase,
+    QuarantineKind,
+    State,
+)
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 
@@ -26,7 +37,7 @@ class Experiment:
     config: dict[str, Any]
     backbone: Backbone
     prepared: dict[str, Any] | None
-    state: str
+    state: ExperimentState
     reason: str
     created_at: float
     completed_at: float | None
@@ -35,6 +46,10 @@ class Experiment:
     pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
     pause_note: str  # by whom, and why
     budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
+
+    @property
+    def runs(self) -> bool:
+        return self.state is ExperimentState.RUNNING
 
     def budget(self, configured: float | None) -> float | None:
         """GPU-hours that the search may take, None without a limit; configured: as the config
@@ -99,7 +114,7 @@ class Attempt:
     slots: tuple[str, ...]
     token: str
     process: dict[str, Any] | None
-    verdict: str
+    verdict: AttemptVerdict
     message: str
     started_at: float
     ended_at: float | None
@@ -108,6 +123,17 @@ class Attempt:
     @property
     def live(self) -> bool:
         return self.state in LIVE_ATTEMPT
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an attempt's end means for it and for its candidate. next_stage: where that goes on."""
+
+    state: AttemptState
+    event: Event
+    next_stage: str | None = None
+    message: str = ""
+    verdict: AttemptVerdict = AttemptVerdict.NONE
 
 
 # When attempts held some slots together: from, and until; infinite where they still do.
@@ -171,20 +197,20 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A slot on which nothing new starts. kind: lost (its GPU; what runs on it is ended), unknown
-    (the driver does not answer), foreign (somebody else is on it), or suspect (too many attempts
-    in a row were lost on it)."""
+    """A slot on which nothing new starts."""
 
     slot: str
-    kind: str
+    kind: QuarantineKind
     reason: str
     since: float
 
 
 @dataclass(frozen=True)
-class Decision:
+class Recorded:
+    """A decision that was made, which never changes. payload: what it rests on, and why."""
+
     generation: int
-    kind: str
+    kind: DecisionKind
     stage: str
     payload_json: str
 
@@ -248,7 +274,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...]
     leases: dict[str, int]
     results: dict[tuple[int, str], StageResult]
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Recorded, ...]
     members: tuple[Member, ...]
     quarantine: dict[str, Quarantine]
     injections: tuple[Injection, ...]
@@ -276,7 +302,7 @@ class Snapshot:
         stages = {
             number: made.stage
             for made in self.decisions
-            if (made.generation, made.kind) == (generation, "cutoff")
+            if (made.generation, made.kind) == (generation, DecisionKind.CUTOFF)
             for number in made.payload["cut"]
         }
         return [

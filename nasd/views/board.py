@@ -49,7 +49,7 @@ from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
 from nasd.record.folders import StateFolder, run_name
 from nasd.record.lifecycle import State
-from nasd.record.state import Candidate, Decision, Generation, Holdings, Selected, Snapshot
+from nasd.record.state import Candidate, Generation, Holdings, Recorded, Selected, Snapshot
 from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")
@@ -311,7 +311,7 @@ def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
     return table(("generation", "decision", ""), rows)
 
 
-def _at_cutoff(cutoff: Decision, candidate: int) -> str:
+def _at_cutoff(cutoff: Recorded, candidate: int) -> str:
     losses = cutoff.payload["losses"]
     place = [*losses].index(str(candidate)) + 1
     kept = "kept" if candidate in cutoff.payload["kept"] else "cut"
@@ -334,13 +334,13 @@ def generation_events(snapshot: Snapshot, number: int) -> Runs:
             yield f"{run_name(number)}/selection", [_selection(snapshot, one)]
 
 
-def threshold(cutoff: Decision) -> float:
+def threshold(cutoff: Recorded) -> float:
     """The loss of the last one that was kept."""
     losses = cutoff.payload["losses"]
     return max(float(losses[str(one)]) for one in cutoff.payload["kept"])
 
 
-def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Decision]) -> Iterator[Event]:
+def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[Event]:
     """For each a card; and a level line of its threshold as long as its stage is."""
     for cutoff in cutoffs:
         at = _generation(snapshot, cutoff.generation).opened_at
@@ -350,7 +350,7 @@ def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Decision]) -> Iterator[E
             yield scalars({learning_curve(cutoff.generation): threshold(cutoff)}, step, at)
 
 
-def _reach(snapshot: Snapshot, cutoff: Decision) -> tuple[int, int]:
+def _reach(snapshot: Snapshot, cutoff: Recorded) -> tuple[int, int]:
     """From where to where its stage reaches among the steps of the MLM stages: the longest, as
     who had nothing to train has no steps."""
     stages = _mlm_stages(snapshot)
@@ -367,7 +367,7 @@ def _reach(snapshot: Snapshot, cutoff: Decision) -> tuple[int, int]:
     )
 
 
-def _cutoff_card(snapshot: Snapshot, cutoff: Decision) -> str:
+def _cutoff_card(snapshot: Snapshot, cutoff: Recorded) -> str:
     kept = cutoff.payload["kept"]
     rows = [
         (place, _name(snapshot, int(one)), f"{loss:.4f}", "kept" if int(one) in kept else "cut")
@@ -378,7 +378,7 @@ def _cutoff_card(snapshot: Snapshot, cutoff: Decision) -> str:
     return f"{title}\n\nKept: {cutoff.payload['rule']}.\n\n{table(head, rows)}"
 
 
-def _selection(snapshot: Snapshot, selection: Decision) -> Event:
+def _selection(snapshot: Snapshot, selection: Recorded) -> Event:
     points, ranks = selection.payload["points"], selection.payload["ranks"]
     survivors = selection.payload["survivors"]
     born = {one.id for one in snapshot.born_in(selection.generation)}

@@ -19,8 +19,8 @@ from nasd.control.retention import answering_stage
 from nasd.policy import ladder, scheduling
 from nasd.record import daemon_lock, lookup, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import State
-from nasd.record.state import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
+from nasd.record.lifecycle import ExperimentState, State
+from nasd.record.state import PAUSED, Attempt, Candidate, Member, Recorded, Snapshot
 from nasd.views.card import ancestors
 
 Reached = Literal["done", "here", "ahead", "never"]
@@ -283,7 +283,7 @@ class _Compiler:
     def _pending(self) -> str:
         """What is in its way, the most general first."""
         experiment, one = self.snap.experiment, self.candidate
-        if experiment.state == "halted":
+        if experiment.state is ExperimentState.HALTED:
             return f"the search has halted: {experiment.reason}"
         if not daemon_lock.held(self.folder.lock):
             return "no daemon serves the search: go on with `nasd run`"
@@ -438,7 +438,7 @@ class _Compiler:
         one = self.candidate
         return one.generation is not None and one in self.snap.stopped_in(one.generation)
 
-    def _bred(self, decision: Decision) -> Iterator[DecisionRow]:
+    def _bred(self, decision: Recorded) -> Iterator[DecisionRow]:
         one, number = self.candidate, decision.generation
         if one.generation == number:
             origin = "the baseline" if one.parent == self.snap.baseline.id else f"{one.parent}"
@@ -449,7 +449,7 @@ class _Compiler:
             text = f"picked as a parent for {times} of {len(picked)} offspring"
             yield DecisionRow(number, "breed", "", text, {"picked": times, "of": len(picked)})
 
-    def _cutoff(self, decision: Decision) -> DecisionRow:
+    def _cutoff(self, decision: Recorded) -> DecisionRow:
         payload = decision.payload
         losses = {int(other): loss for other, loss in payload["losses"].items()}
         place = list(losses).index(self.candidate.id) + 1
@@ -469,7 +469,7 @@ class _Compiler:
         )
         return DecisionRow(decision.generation, "cutoff", decision.stage, text, facts)
 
-    def _selection(self, decision: Decision, member: Member) -> DecisionRow:
+    def _selection(self, decision: Recorded, member: Member) -> DecisionRow:
         facts = {
             "role": member.role,
             "survives": member.survives,

@@ -24,7 +24,7 @@ def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> 
 
 
 def _nothing_starts(snapshot: Snapshot, config: Config | None, now: float) -> str:
-    if snapshot.experiment.state != "running":
+    if not snapshot.experiment.runs:
         return snapshot.experiment.state
     if snapshot.experiment.pause:
         return PAUSED[snapshot.experiment.pause]
