@@ -121,8 +121,8 @@ def test_the_cutoff_keeps_the_share_with_the_lowest_losses(
 ):
     decision = decisions.next_decision(at_the_cutoff(generation_1, losses, others), keeping(keep))
     assert isinstance(decision, Cutoff)
-    assert decision.kept == kept
-    assert set(decision.cut) == set(losses) - set(kept)
+    assert tuple(sorted(decision.promotion.kept)) == kept
+    assert set(decision.promotion.cut) == set(losses) - set(kept)
     assert (decision.stage, decision.next_stage) == ("pretrain_0", "pretrain_1")
 
 
@@ -138,10 +138,10 @@ def test_no_candidate_is_cut_that_is_better_than_one_kept(generation_1, drawn, k
         assert decision == StartSelecting(1)
         return
     assert isinstance(decision, Cutoff)
-    assert len(decision.kept) == min(len(losses), math.ceil(keep * 4))
-    assert {*decision.kept, *decision.cut} == set(losses)
-    for one in decision.kept:
-        assert all((losses[one], one) < (losses[other], other) for other in decision.cut)
+    assert len(decision.promotion.kept) == min(len(losses), math.ceil(keep * 4))
+    assert {*decision.promotion.kept, *decision.promotion.cut} == set(losses)
+    for one in decision.promotion.kept:
+        assert all((losses[one], one) < (losses[other], other) for other in decision.promotion.cut)
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
@@ -155,19 +155,24 @@ def test_the_cutoff_says_what_it_saw_and_why(generation_1):
     found = at_the_cutoff(generation_1, {4: 3.0, 5: 1.0, 6: 2.0}, {7: DIVERGED})
     decision = decisions.next_decision(found, CONFIG)
     assert isinstance(decision, Cutoff)
-    assert decision.payload == {
+    among = "among the lowest 2 of 4 (the last one kept has 2.0000)"
+    assert decision.promotion.to_json() == {
+        "name": "share",
         "rule": "the lowest 2 of 4 by the last evaluation loss",
         "keep": 0.5,
         "places": 2,
         "reached": 4,
         "losses": {"5": 1.0, "6": 2.0, "4": 3.0},
-        "curves": {str(n): [(1, 9.9), (2, x)] for n, x in ((5, 1.0), (6, 2.0), (4, 3.0))},
+        "curves": {str(n): [[1, 9.9], [2, x]] for n, x in ((5, 1.0), (6, 2.0), (4, 3.0))},
+        "threshold": 2.0,
         "kept": [5, 6],
         "cut": [4],
+        "reasons": {
+            "5": f"pretrain_0 loss 1.0000 is {among}",
+            "6": f"pretrain_0 loss 2.0000 is {among}",
+            "4": f"pretrain_0 loss 3.0000 is not {among}",
+        },
     }
-    assert decision.cut[4] == (
-        "pretrain_0 loss 3.0000 is not among the lowest 2 of 4 (the last one kept has 2.0000)"
-    )
 
 
 def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
@@ -177,7 +182,8 @@ def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
     found = with_results(found, "pretrain_1", {6: {"loss": 2.0}, 7: {"loss": 1.0}})
     decision = decisions.next_decision(found, config)
     assert isinstance(decision, Cutoff)
-    assert (decision.stage, decision.kept, set(decision.cut)) == ("pretrain_1", (7,), {6})
+    chosen = decision.promotion
+    assert (decision.stage, chosen.kept, chosen.cut) == ("pretrain_1", (7,), (6,))
     # and what still climbs below holds the upper one back
     under_way = put(found, {4: ("pretrain_0", State.RUNNING)})
     assert decisions.next_decision(under_way, config) is None

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from nasd.record.migrations import migrations
 from nasd.record.sqlite import Database
 from nasd.record.state import Ending
 from nasd.record.store import BASELINE, Ended, StageRecord, Store
+from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
 from tests.conftest import BACKBONE, begin, events_of, open_quickly, prepared, small_config
 
@@ -303,25 +304,43 @@ def test_a_generation_cannot_be_bred_twice(store: Store):
     assert contents(store) == before
 
 
+def promotion(kept: Sequence[int], cut: Sequence[int]) -> Promotion:
+    losses = dict.fromkeys((*kept, *cut), 1.0)
+    return Promotion(
+        name="share",
+        rule="by hand",
+        keep=0.5,
+        places=1,
+        reached=2,
+        losses=losses,
+        curves={one: ((1, loss),) for one, loss in losses.items()},
+        threshold=1.0,
+        kept=tuple(kept),
+        cut=tuple(cut),
+        reasons=dict.fromkeys(cut, "too high"),
+    )
+
+
 def test_a_cutoff_is_recorded_once_with_all_that_it_moves(store: Store):
     kept, cut = waiting(store, 32, 64)
-    store.record_cutoff(0, "pretrain_0", "pretrain_1", [kept], {cut: "too high"}, {"a": 1}, 30.0)
+    store.record_cutoff(0, "pretrain_0", "pretrain_1", promotion([kept], [cut]), 30.0)
     found = store.read()
     assert (found.candidates[kept].state, found.candidates[kept].stage) == ("pending", "pretrain_1")
     assert (found.candidates[cut].state, found.candidates[cut].reason) == ("cut", "too high")
+    (recorded,) = found.cutoffs
+    assert recorded.promotion == promotion([kept], [cut])
     before = contents(store)
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_cutoff(0, "pretrain_0", "pretrain_1", [], {}, {"a": 2}, 31.0)
+        store.record_cutoff(0, "pretrain_0", "pretrain_1", promotion([], []), 31.0)
     assert contents(store) == before
 
 
 def test_a_cutoff_of_a_candidate_that_does_not_wait_leaves_nothing(store: Store):
     kept, cut = waiting(store, 32, 64)
     before = contents(store)
+    found = promotion([kept, BASELINE], [cut])
     with pytest.raises(ImpossibleTransition):
-        store.record_cutoff(
-            0, "pretrain_0", "pretrain_1", [kept, BASELINE], {cut: "too high"}, {}, 30.0
-        )
+        store.record_cutoff(0, "pretrain_0", "pretrain_1", found, 30.0)
     assert contents(store) == before
 
 

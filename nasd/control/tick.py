@@ -400,10 +400,11 @@ class Tick:
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
-            case decisions.Cutoff(generation, stage, next_stage, kept, cut, payload):
-                self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
+            case decisions.Cutoff(generation, stage, next_stage, promotion):
+                self.store.record_cutoff(generation, stage, next_stage, promotion, now)
                 self._board.show_all()
-                log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
+                kept = sorted(promotion.kept)
+                log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)
             case decisions.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case decisions.Select(generation, members, payload):

@@ -204,8 +204,8 @@ def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
             " goes on without it"
         )
     steps = ladder.steps_of(snapshot, config, one)
-    for made in snapshot.decisions:
-        if (made.generation, made.kind) == (one.generation, "cutoff") and (
+    for made in snapshot.cutoffs:
+        if made.generation == one.generation and (
             steps.index(made.stage) >= steps.index(one.stage)
         ):
             raise Refused(

@@ -26,6 +26,7 @@ from nasd.record.lifecycle import (
     QuarantineKind,
     State,
 )
+from nasd.search.fidelity.promotion import Promotion
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 
@@ -219,6 +220,12 @@ class Recorded:
         found: dict[str, Any] = decoded(self.payload_json)
         return found
 
+    @cached_property
+    def promotion(self) -> Promotion:
+        """Of a cutoff: what it came to."""
+        assert self.kind is DecisionKind.CUTOFF
+        return _promotion(self.payload_json)
+
 
 @dataclass(frozen=True)
 class Injection:
@@ -294,6 +301,10 @@ class Snapshot:
     def live_attempts(self) -> tuple[Attempt, ...]:
         return tuple(attempt for attempt in self.attempts if attempt.live)
 
+    @property
+    def cutoffs(self) -> tuple[Recorded, ...]:
+        return tuple(one for one in self.decisions if one.kind is DecisionKind.CUTOFF)
+
     def born_in(self, generation: int) -> list[Candidate]:
         return [one for one in self.candidates.values() if one.generation == generation]
 
@@ -301,9 +312,9 @@ class Snapshot:
         """Whom cutoffs have stopped, and who have not been trained on since."""
         stages = {
             number: made.stage
-            for made in self.decisions
-            if (made.generation, made.kind) == (generation, DecisionKind.CUTOFF)
-            for number in made.payload["cut"]
+            for made in self.cutoffs
+            if made.generation == generation
+            for number in made.promotion.cut
         }
         return [
             one
@@ -340,6 +351,11 @@ class Snapshot:
 def decoded(text: str) -> Any:
     """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
     return json.loads(text)
+
+
+@lru_cache(maxsize=64)
+def _promotion(text: str) -> Promotion:
+    return Promotion.from_json(json.loads(text))
 
 
 @lru_cache(maxsize=2048)

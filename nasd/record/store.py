@@ -34,6 +34,7 @@ from nasd.record.lifecycle import (
 from nasd.record.requests import Request
 from nasd.record.sqlite import Database
 from nasd.record.state import Ending, Holdings, Selected, Snapshot
+from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
 
 BASELINE = 0  # the id of the baseline
@@ -346,18 +347,16 @@ class Store:
         generation: int,
         stage: str,
         next_stage: str,
-        kept: Sequence[int],
-        cut: Mapping[int, str],
-        payload: Mapping[str, Any],
+        promotion: Promotion,
         now: float,
     ) -> None:
-        """The cutoff after `stage`: `kept` go on to `next_stage`, `cut` maps each to its reason."""
+        """The cutoff after `stage`: whom it keeps go on to `next_stage`."""
         with self._transaction():
-            self._decide(generation, DecisionKind.CUTOFF, stage, payload, now)
-            for candidate in kept:
+            self._decide(generation, DecisionKind.CUTOFF, stage, promotion.to_json(), now)
+            for candidate in sorted(promotion.kept):
                 self._advance(candidate, Event.KEEP, now, next_stage)
-            for candidate, reason in cut.items():
-                self._advance(candidate, Event.CUT, now, detail=reason)
+            for candidate in sorted(promotion.cut):
+                self._advance(candidate, Event.CUT, now, detail=promotion.reasons[candidate])
 
     def start_selecting(self, generation: int, now: float) -> None:
         with self._transaction():
