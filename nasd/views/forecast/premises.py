@@ -10,7 +10,7 @@ from nasd.control import preflight
 from nasd.control.preflight import Seed
 from nasd.estimate.cost import Machine, Volumes
 from nasd.record import snapshot
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.views.forecast import data, rates
 
 AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
