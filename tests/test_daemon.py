@@ -20,8 +20,9 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder, Outcome, Spec
 from nasd.control import daemon, preflight
-from nasd.launch import local
-from nasd.launch.local import LocalLauncher, wait_until
+from nasd.launch import devices, local
+from nasd.launch.launcher import wait_until
+from nasd.launch.local import LocalLauncher
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState
@@ -197,9 +198,9 @@ def test_what_does_not_fit_together_is_named_and_nothing_is_written(
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(local.gpus, "list_gpus", lambda: [{"index": 0}])
+    monkeypatch.setattr(devices.gpus, "list_gpus", lambda: [{"index": 0}])
     with pytest.raises(NasdError, match=r"slots\.devices: cuda:1 is not on this machine \(cuda:0"):
-        local.devices(small_config(slots__devices=["cuda:0", "cuda:1"]).slots)
+        devices.devices(small_config(slots__devices=["cuda:0", "cuda:1"]).slots)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +211,10 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     ],
 )
 def test_auto_takes_the_gpus_or_else_a_share_of_the_cores_each(monkeypatch, gpus, expected):
-    monkeypatch.setattr(local.gpus, "list_gpus", lambda: gpus)
+    monkeypatch.setattr(devices.gpus, "list_gpus", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
     settings = small_config(slots__devices="auto", slots__threads=2).slots
-    assert local.devices(settings) == expected
+    assert devices.devices(settings) == expected
 
 
 def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from nasd.contract import interpreter, ranks
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from tests.conftest import ROOT
 from tests.training import Launched, Workshop, demo_config, launched, make_workshop, stage
 
@@ -73,7 +73,7 @@ def test_the_place_where_ranks_meet_is_shut_to_others_and_gone_in_the_end(
 
 def test_ranks_tell_each_other_nothing_but_numbers() -> None:
     """Objects would be unpickled from a socket, which runs what their sender likes."""
-    for path in (Path(interpreter.__file__).parent / "worker").rglob("*.py"):
+    for path in (ROOT / "nasd" / "worker").rglob("*.py"):
         called = {
             node.func.attr
             for node in ast.walk(ast.parse(path.read_text()))
@@ -85,7 +85,7 @@ def test_ranks_tell_each_other_nothing_but_numbers() -> None:
 def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
     """So many ranks that run `code`, under a starter of their own."""
     starter = (
-        "import sys; from pathlib import Path; from nasd import ranks;"
+        "import sys; from pathlib import Path; from nasd.launch import ranks;"
         " sys.exit(ranks.run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))"
     )
     return subprocess.Popen(

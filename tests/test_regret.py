@@ -308,7 +308,7 @@ def test_without_a_daemon_the_command_is_one_and_then_reports(complete: Path, mo
     def launcher(threads: int) -> FakeLauncher:
         return FakeLauncher(time.time, lambda spec, before: (0.0, all_succeed(spec, before)[1]))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(daemon.slots, "LocalLauncher", launcher)
+    monkeypatch.setattr(daemon.local, "LocalLauncher", launcher)
     done = RUNNER.invoke(app, ["report", "--regret", "--yes", "--config", str(complete)])
     assert done.exception is None, done.output
     assert "To train 2 cut candidates of generation 2 to the end takes about" in done.output

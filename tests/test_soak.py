@@ -16,7 +16,7 @@ import pytest
 from nasd.contract import config as config_module
 from nasd.contract.config import Config
 from nasd.contract.protocol import TOKEN_VARIABLE
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.launch.simulated import save_checkpoint
 from nasd.presets import write_preset
 from nasd.record import snapshot

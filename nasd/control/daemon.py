@@ -22,6 +22,7 @@ from nasd.control.leaving import Leaving, Tell, on_stderr
 from nasd.control.pictures import Artist, unseen
 from nasd.control.tick import Tick
 from nasd.control.watchdog import Watchdog
+from nasd.launch import devices as devices_module
 from nasd.launch import home, local
 from nasd.launch.gpus import GpuWatch
 from nasd.record import daemon_lock, privacy, snapshot
@@ -76,7 +77,7 @@ def _run(
     if not fresh:
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
-    devices = local.devices(config.slots, begun=began is not None)
+    devices = devices_module.devices(config.slots, begun=began is not None)
     if began is not None:
         _changes(began, state, config, config_path)
     else:

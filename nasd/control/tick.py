@@ -34,7 +34,7 @@ from nasd.control.pictures import Artist, unseen
 from nasd.control.silence import Silence
 from nasd.launch import gpus
 from nasd.launch.gpus import Gpu
-from nasd.launch.local import Launcher, wait_until
+from nasd.launch.launcher import Launcher, wait_until
 from nasd.policy import curves, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Event

@@ -1,8 +1,4 @@
-"""Slots and launchers: what attempts run on, and what starts and stops them.
-
-A launcher is the seam for other machines: start, watch and stop one attempt, which is a folder
-with a spec. The local one runs `nasd.contract.ranks` on this machine, also for a single rank.
-"""
+"""The launcher of this machine: it runs `nasd.contract.ranks`, also for a single rank."""
 
 import contextlib
 import os
@@ -11,74 +7,17 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
 from nasd.contract import interpreter
-from nasd.contract.config import Slots
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder
-from nasd.launch import gpus
 
 KILL_SECONDS = 10.0
 # Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
-
-
-def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
-    """The slots of this machine, one a device; raises NasdError for a GPU that is not there.
-
-    begun: the search goes on, and does without a lost GPU as long as another one answers.
-    """
-    if slots.devices == "auto":
-        found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
-        if found and os.environ.get("CUDA_VISIBLE_DEVICES"):
-            raise NasdError(
-                'slots.devices: "auto" would take every GPU, but CUDA_VISIBLE_DEVICES names some:'
-                ' list them here instead, as in devices = ["cuda:0"]'
-            )
-        if found:
-            return found
-        shares = max(1, len(os.sched_getaffinity(0)) // slots.threads)
-        return tuple(f"cpu:{index}" for index in range(shares))
-    if len(set(slots.devices)) != len(slots.devices):
-        raise NasdError("slots.devices: a device is named twice")
-    kinds = {device.split(":")[0] for device in slots.devices}
-    if len(kinds) > 1:
-        raise NasdError("slots.devices: take either cuda devices or cpu shares, not both")
-    if "cuda" in kinds:
-        known = {f"cuda:{gpu['index']}" for gpu in gpus.list_gpus()}
-        missing = [device for device in slots.devices if device not in known]
-        if missing and not (begun and len(missing) < len(slots.devices)):
-            raise NasdError(
-                f"slots.devices: {', '.join(missing)} is not on this machine"
-                f" ({', '.join(sorted(known)) or 'no GPU answers'}); for a machine without GPUs"
-                ' take devices = ["cpu:0"] or "auto"'
-            )
-    return slots.devices
-
-
-class Launcher(Protocol):
-    """Starts, watches and stops attempts. `process` is the launcher's own JSON note of one."""
-
-    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
-        """Starts the worker of the attempt whose spec stands in `folder`."""
-
-    def alive(self, process: Mapping[str, Any]) -> bool:
-        """Whether the attempt's own process (not a later one with its number) still runs."""
-
-    def stop(self, token: str) -> None:
-        """Asks the attempt to write a checkpoint and leave."""
-
-    def owns(self, pid: int) -> bool | None:
-        """Whether a process belongs to an attempt; None if there is none that can be seen."""
-
-    def clear(self, token: str) -> int:
-        """Ends whatever still runs in this attempt's name; returns how many processes it found.
-
-        Raises NasdError if one of them does not die: then nothing of its slots is free.
-        """
 
 
 class LocalLauncher:
@@ -176,16 +115,6 @@ class LocalLauncher:
         if root is not None and root not in found and _runs(root):
             found.append(root)
         return found
-
-
-def wait_until(done: Any, seconds: float) -> bool:
-    """Polls until `done()`, for at most so many seconds; returns whether it came."""
-    end = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def carrying(token: str) -> list[psutil.Process]:

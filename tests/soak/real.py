@@ -20,7 +20,7 @@ import psutil
 from nasd.contract import config as config_module
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import TOKEN_VARIABLE, Heartbeat, read, read_metrics
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.policy import endings
 from nasd.presets import write_preset
 from nasd.record import snapshot

@@ -14,7 +14,7 @@ from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
 from nasd.estimate.cost import memory_gb
 from nasd.launch import child, gpus
-from nasd.launch import local as slots_module
+from nasd.launch import devices as devices_module
 from nasd.record import daemon_lock
 from nasd.views.doctor.case import GB, Case, Finding
 
@@ -34,7 +34,7 @@ def slots(case: Case) -> Iterator[Finding]:
     config = case.config
     if config.slots.devices != "auto":
         case.devices = list(config.slots.devices)  # for what comes, also where one is missing
-    case.devices = list(slots_module.devices(config.slots))
+    case.devices = list(devices_module.devices(config.slots))
     if case.on_gpus:
         for gpu in gpus.list_gpus():
             device = f"cuda:{gpu['index']}"
