@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd.contract import interpreter, ranks
+from nasd.launch import interpreter, ranks
 from nasd.launch.launcher import wait_until
 from tests.conftest import ROOT
 from tests.training import Launched, Workshop, demo_config, launched, make_workshop, stage
@@ -272,7 +272,7 @@ def test_an_attempts_environment_has_no_place_of_another_and_no_empty_path(
 
 # The second and the last name -P themselves, the third goes on as it was begun.
 ALLOWED = {
-    "nasd/contract/interpreter.py",
+    "nasd/launch/interpreter.py",
     "nasd/views/board_server.py",
     "nasd/control/daemon.py",
     "nasd/views/doctor/service.py",
@@ -281,10 +281,9 @@ ALLOWED = {
 
 def test_no_other_module_puts_a_command_line_of_python_together() -> None:
     """So that none forgets the safe path."""
-    root = Path(interpreter.__file__).parent.parent
     found = {
-        str(path.relative_to(root))
-        for path in (root / "nasd").rglob("*.py")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "nasd").rglob("*.py")
         if "sys.executable" in path.read_text()
     }
-    assert found <= ALLOWED
+    assert found == ALLOWED

@@ -26,8 +26,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nasd.contract.config import Data, Stage
 from nasd.contract.errors import NasdError
 
-TOKEN_VARIABLE = "NASD_RUN_TOKEN"
-
 # `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
 # verdict itself is always read from outcome.json.
 EXIT_DONE = 0

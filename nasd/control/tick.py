@@ -33,7 +33,7 @@ from nasd.control.inbox import Inbox
 from nasd.control.pictures import Artist, unseen
 from nasd.control.silence import Silence
 from nasd.launch import gpus
-from nasd.launch.gpus import Gpu
+from nasd.launch.gpus import Gpu, Health
 from nasd.launch.launcher import Launcher, wait_until
 from nasd.policy import curves, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
@@ -54,9 +54,6 @@ GB = 1e9
 
 GONE = "gone without an outcome"
 UNHEARD = "ended by the request to stop, before it could hear it"  # as while it starts
-
-
-Health = Callable[[], Mapping[str, Gpu] | None]
 
 
 def free_bytes(path: Path) -> int:

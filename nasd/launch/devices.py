@@ -4,32 +4,34 @@ import os
 
 from nasd.contract.config import Slots
 from nasd.contract.errors import NasdError
+from nasd.contract.slots import Slot, SlotKind
 from nasd.launch import gpus
 
 
-def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
+def found(slots: Slots, begun: bool) -> tuple[Slot, ...]:
     """The slots of this machine, one a device; raises NasdError for a GPU that is not there.
 
     begun: the search goes on, and does without a lost GPU as long as another one answers.
     """
     if slots.devices == "auto":
-        found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
-        if found and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        gpus_there = tuple(Slot.of(SlotKind.CUDA, gpu["index"]) for gpu in gpus.list_gpus())
+        if gpus_there and os.environ.get("CUDA_VISIBLE_DEVICES"):
             raise NasdError(
                 'slots.devices: "auto" would take every GPU, but CUDA_VISIBLE_DEVICES names some:'
                 ' list them here instead, as in devices = ["cuda:0"]'
             )
-        if found:
-            return found
+        if gpus_there:
+            return gpus_there
         shares = max(1, len(os.sched_getaffinity(0)) // slots.threads)
-        return tuple(f"cpu:{index}" for index in range(shares))
+        return tuple(Slot.of(SlotKind.CPU, index) for index in range(shares))
     if len(set(slots.devices)) != len(slots.devices):
         raise NasdError("slots.devices: a device is named twice")
-    kinds = {device.split(":")[0] for device in slots.devices}
+    listed = tuple(Slot.parse(device) for device in slots.devices)
+    kinds = {slot.kind for slot in listed}
     if len(kinds) > 1:
         raise NasdError("slots.devices: take either cuda devices or cpu shares, not both")
-    if "cuda" in kinds:
-        known = {f"cuda:{gpu['index']}" for gpu in gpus.list_gpus()}
+    if SlotKind.CUDA in kinds:
+        known = {str(Slot.of(SlotKind.CUDA, gpu["index"])) for gpu in gpus.list_gpus()}
         missing = [device for device in slots.devices if device not in known]
         if missing and not (begun and len(missing) < len(slots.devices)):
             raise NasdError(
@@ -37,4 +39,4 @@ def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
                 f" ({', '.join(sorted(known)) or 'no GPU answers'}); for a machine without GPUs"
                 ' take devices = ["cpu:0"] or "auto"'
             )
-    return slots.devices
+    return listed

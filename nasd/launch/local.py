@@ -1,4 +1,4 @@
-"""The launcher of this machine: it runs `nasd.contract.ranks`, also for a single rank."""
+"""The launcher of this machine: it runs `nasd.launch.ranks`, also for a single rank."""
 
 import contextlib
 import os
@@ -11,9 +11,11 @@ from typing import Any
 
 import psutil
 
-from nasd.contract import interpreter
+from nasd.contract import variables
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder
+from nasd.contract.protocol import AttemptFolder
+from nasd.launch import devices, gpus, interpreter
+from nasd.launch.launcher import Entry
 
 KILL_SECONDS = 10.0
 # Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
@@ -21,7 +23,7 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_E
 
 
 class LocalLauncher:
-    """`nasd.contract.ranks` on this machine; one rank a slot."""
+    """`nasd.launch.ranks` on this machine; one rank a slot."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -31,13 +33,12 @@ class LocalLauncher:
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
             *interpreter.command("nasd.contract.leash", str(os.getpid())),
-            *interpreter.command("nasd.contract.ranks", str(len(slots)), str(folder.path)),
+            *interpreter.command("nasd.launch.ranks", str(len(slots)), str(folder.path)),
         ]
-        gpus_visible = [slot.split(":")[1] for slot in slots if slot.startswith("cuda:")]
-        environment = LOOPBACK | {
-            TOKEN_VARIABLE: token,
-            "CUDA_VISIBLE_DEVICES": ",".join(gpus_visible),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
+        environment = {
+            **LOOPBACK,
+            **gpus.visible(slots),
+            variables.TOKEN: token,
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONUNBUFFERED": "1",
         }
@@ -82,7 +83,7 @@ class LocalLauncher:
 
     def owns(self, pid: int) -> bool | None:
         try:
-            return psutil.Process(pid).environ().get(TOKEN_VARIABLE) in self._roots
+            return psutil.Process(pid).environ().get(variables.TOKEN) in self._roots
         except psutil.NoSuchProcess:
             return None
         except psutil.AccessDenied:  # another user's
@@ -117,12 +118,20 @@ class LocalLauncher:
         return found
 
 
+ENTRY = Entry(
+    devices=devices.found,
+    open=lambda slots: LocalLauncher(slots.threads),
+    health=gpus.watched,
+    leashed=True,
+)
+
+
 def carrying(token: str) -> list[psutil.Process]:
     """The processes that carry an attempt's token in their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(TOKEN_VARIABLE) == token and _runs(process):
+            if process.environ().get(variables.TOKEN) == token and _runs(process):
                 found.append(process)
     return found
 

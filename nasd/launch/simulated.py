@@ -12,13 +12,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import digests
-from nasd.contract.config import Stage
+from nasd.contract.config import Slots, Stage
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, parameters
@@ -35,13 +36,16 @@ from nasd.contract.protocol import (
     write,
     write_atomically,
 )
+from nasd.contract.slots import Slot, SlotKind
 from nasd.estimate.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
 from nasd.estimate.surrogate import Surrogate, Trained
+from nasd.launch.launcher import Entry
 
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 KEPT_CHECKPOINTS = 2
 TRAIN_LINES = 200  # of a stage in metrics.jsonl, at most: less than a real worker writes
+AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 MARKER = "simulated.json"  # in an attempt's folder, once it has ended
 
 
@@ -107,7 +111,7 @@ class SimulatedLauncher:
     checksums), result/ and outcome.json. What will happen follows from the note that `start`
     returns, the files in the attempt's folder, and the clock; so another instance takes over what
     an earlier one has started (a killed daemon's, with a cluster's queue behind it). With
-    `leashed`, attempts die with the instance that started them, as they do with nasd.launch.local'
+    `leashed`, attempts die with the instance that started them, as they do with the
     local launcher: they leave no outcome, and their progress up to the last look.
 
     fate: what becomes of an attempt, given its spec and how many came before it at this stage.
@@ -457,6 +461,16 @@ class SimulatedLauncher:
             return bool(said["token"] == process["token"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def devices(slots: Slots, begun: bool) -> tuple[Slot, ...]:
+    """As listed, as none of them has to be there; in place of all there are, the reference box."""
+    if slots.devices == "auto":
+        return tuple(Slot.of(SlotKind.CUDA, number) for number in range(AUTO_SLOTS))
+    return tuple(Slot.parse(name) for name in slots.devices)
+
+
+ENTRY = Entry(devices=devices, open=None, health=lambda slots: nullcontext(dict), leashed=False)
 
 
 def save_checkpoint(folder: Path, step: int) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
+from nasd.contract.slots import is_gpu
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, Event, State
 from nasd.record.snapshot import Attempt, Candidate, Snapshot
@@ -90,7 +91,7 @@ def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[s
 
     after: the attempt behind which they count.
     """
-    fit = [s for s in slots if s.startswith("cuda") and s not in snapshot.quarantine]
+    fit = [s for s in slots if is_gpu(s) and s not in snapshot.quarantine]
     found = {}
     good = set()
     for slot in fit:

@@ -1,5 +1,5 @@
 """`python -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt, started by
-`nasd.contract.ranks`."""
+`nasd.launch.ranks`."""
 
 import contextlib
 import errno
@@ -8,14 +8,13 @@ import sys
 import traceback
 from pathlib import Path
 
-from nasd.contract import digests
+from nasd.contract import digests, variables
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.leash import die_with_parent
 from nasd.contract.protocol import (
     EXIT_DONE,
     EXIT_NO_OUTCOME,
-    TOKEN_VARIABLE,
     AttemptFolder,
     Outcome,
     Spec,
@@ -46,7 +45,7 @@ def main() -> int:
     try:
         outcome = _run(spec, folder, stop)
         alone = outcome.verdict in ALONE
-        token = os.environ.get(TOKEN_VARIABLE, "")
+        token = os.environ.get(variables.TOKEN, "")
         if (alone or os.environ["RANK"] == "0") and not _has_outcome(folder, token):
             outcome = outcome.model_copy(update={"token": token})
             write(digests.signed(outcome), folder.outcome)

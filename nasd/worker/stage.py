@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd.contract import digests
+from nasd.contract import digests, variables
 from nasd.contract.config import Stage
 from nasd.contract.genotype import BlockLineage, Genotype, ranks_any
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
-from nasd.contract.ranks import RENDEZVOUS_VARIABLE
 from nasd.contract.streams import stream_seed
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
@@ -65,7 +64,7 @@ def _device(spec: Spec) -> torch.device:
 def _meet(ranks: Ranks, timeout: timedelta) -> None:
     """Joins the attempt's process group. All that goes through it is numbers: whoever comes to
     answer for a peer can spoil them, and run nothing."""
-    store = dist.FileStore(os.environ[RENDEZVOUS_VARIABLE], ranks.world)  # type: ignore[attr-defined]
+    store = dist.FileStore(os.environ[variables.RENDEZVOUS], ranks.world)  # type: ignore[attr-defined]
     store.set_timeout(timeout)
     on_gpu = ranks.device.type == "cuda"
     dist.init_process_group(
