@@ -19,7 +19,7 @@ from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Prepared, 
 from nasd.control.tick import Tick
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from nasd.views.board import Board
 

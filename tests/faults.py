@@ -19,7 +19,8 @@ from nasd.control.tick import Tick
 from nasd.launch.gpus import Gpu, GpuProcess
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState
-from nasd.record.snapshot import Attempt, Snapshot, opened
+from nasd.record.snapshot import opened
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import Store
 from tests.conftest import (
     Clock,

@@ -10,8 +10,8 @@ import pytest
 from nasd.contract.config import Config
 from nasd.contract.genotype import Genotype, unchanged
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, Phase, State
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import drive, make_tick, prepared, small_config
 
@@ -91,7 +91,9 @@ def attempt_of(candidate: int, stage: str, state: AttemptState, **more: Any) -> 
     given |= {"started_at": 2000.0, "verdict": "", "token": "", "id": 99}
     given["reached"] = 0
     given["ended_at"] = None if state is AttemptState.RUNNING else 2010.0
-    return Attempt(candidate=candidate, stage=stage, state=state, **(given | more))
+    given |= more
+    given["verdict"] = AttemptVerdict(given["verdict"])
+    return Attempt(candidate=candidate, stage=stage, state=state, **given)
 
 
 def with_attempts(snapshot: Snapshot, *attempts: Attempt) -> Snapshot:

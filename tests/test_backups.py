@@ -17,7 +17,7 @@ from nasd.control.tick import Tick
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from tests.conftest import begin, open_quickly, small_config, story, without_summaries
 from tests.faults import (

@@ -21,8 +21,9 @@ from nasd.contract.protocol import read as read_message
 from nasd.control.tick import Tick
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Snapshot, opened
+from nasd.record.snapshot import opened
 from nasd.record.snapshot import read as read_snapshot
+from nasd.record.state import Snapshot
 from nasd.views import board
 from nasd.views.board import Board, Ledger
 from tests.boards import Reader, Run, read_board, read_run, steps

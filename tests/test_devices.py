@@ -13,7 +13,7 @@ import pytest
 from nasd.launch.gpus import GpuProcess
 from nasd.launch.launcher import wait_until
 from nasd.record.lifecycle import AttemptState
-from nasd.record.snapshot import Attempt
+from nasd.record.state import Attempt
 from nasd.views.status import devices
 from nasd.views.status.devices import Device, Devices, Question
 from tests.test_gpus import World, library, world

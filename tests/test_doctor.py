@@ -21,6 +21,7 @@ from nasd.control import backups, retention
 from nasd.presets import write_preset
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import QuarantineKind
 from nasd.record.store import Store
 from nasd.views import doctor
 from nasd.views.doctor import Finding, machine, search, service, sources
@@ -107,7 +108,7 @@ def test_a_damaged_database_is_found(path: Path):
 def test_what_keeps_a_search_from_going_on_is_told(path: Path):
     store = Store(path.parent / "state" / "nasd.db")
     store.hold("the disk is nearly full", 0.0)
-    store.quarantine("cpu:1", "lost", "GPU is lost", 0.0)
+    store.quarantine("cpu:1", QuarantineKind.LOST, "GPU is lost", 0.0)
     store.halt("mend it", 0.0)
     store.close()
     bad = [one.text for one in doctor.examine(path) if one.mark == "bad"]

@@ -20,7 +20,7 @@ from nasd.control.tick import Tick
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.views import dossier, dossier_view, history
 from nasd.views.dossier import Dossier
 from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config

@@ -19,6 +19,7 @@ from nasd.presets import write_preset
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, State
+from nasd.record.state import Snapshot
 from tests.boards import read_board, read_run
 
 TINY = (
@@ -42,7 +43,7 @@ def start(config: Path) -> subprocess.Popen[str]:
     )
 
 
-def read(state: Path) -> snapshot.Snapshot | None:
+def read(state: Path) -> Snapshot | None:
     try:
         with snapshot.opened(state) as connection:
             return snapshot.read(connection)
@@ -61,7 +62,7 @@ def workers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def told(snap: snapshot.Snapshot) -> Any:
+def told(snap: Snapshot) -> Any:
     """What must not depend on what was killed: population, genotypes, decisions."""
     return (
         [
@@ -74,7 +75,7 @@ def told(snap: snapshot.Snapshot) -> Any:
     )
 
 
-def check_complete(folder: Path, snap: snapshot.Snapshot) -> None:
+def check_complete(folder: Path, snap: Snapshot) -> None:
     assert snap.experiment.state == "complete"
     assert [str(g.phase) for g in snap.generations] == ["complete", "complete"]
     assert all(candidate.final for candidate in snap.candidates.values())
@@ -94,7 +95,7 @@ def check_complete(folder: Path, snap: snapshot.Snapshot) -> None:
     check_curves(StateFolder(folder / "state"), snap)
 
 
-def check_curves(state: StateFolder, snap: snapshot.Snapshot) -> None:
+def check_curves(state: StateFolder, snap: Snapshot) -> None:
     """TensorBoard shows each evaluation once, the MLM stages in a row."""
     for one in snap.candidates.values():
         at, curve = 0, []

@@ -6,9 +6,8 @@ import pytest
 
 from nasd.contract.protocol import Outcome
 from nasd.policy import endings
-from nasd.policy.endings import INTERRUPTED
-from nasd.record.lifecycle import AttemptState, Event, State
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import prepared
 from tests.snapshots import (
@@ -213,7 +212,8 @@ def test_losses_of_one_candidate_or_everywhere_or_with_the_daemon_put_no_gpu_und
     assert endings.suspects(with_attempts(generation_1, good, *one), GPUS) == {}
     everywhere = [on(slot, n, AttemptState.LOST) for n in (4, 5, 6) for slot in GPUS]
     assert endings.suspects(with_attempts(generation_1, *everywhere), GPUS) == {}
-    went = [on("cuda:0", n, AttemptState.LOST, verdict=INTERRUPTED) for n in (4, 5, 6)]
+    verdict = AttemptVerdict.INTERRUPTED
+    went = [on("cuda:0", n, AttemptState.LOST, verdict=verdict) for n in (4, 5, 6)]
     assert endings.suspects(with_attempts(generation_1, good, *went), GPUS) == {}
 
 

@@ -31,7 +31,7 @@ from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
 from nasd.record.lookup import find
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.views import card
 from nasd.worker.model.spans import Found, Judged, best_answer, probability
 from tests.conftest import (

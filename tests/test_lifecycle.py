@@ -1,9 +1,11 @@
 """The life of a candidate, an attempt and a generation, as tables."""
 
 from itertools import product
+from typing import get_args
 
 import pytest
 
+from nasd.contract.protocol import Verdict
 from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     FINAL,
@@ -11,6 +13,7 @@ from nasd.record.lifecycle import (
     NEXT_PHASE,
     TRANSITIONS,
     AttemptState,
+    AttemptVerdict,
     Event,
     ImpossibleTransition,
     Phase,
@@ -100,3 +103,7 @@ def test_the_diagram_shows_every_edge_once_and_nothing_else():
     ends = {f"    {state} --> [*]" for state in FINAL}
     assert ends <= set(lines)
     assert len(lines) == 1 + len(TRANSITIONS) + len(ends)
+
+
+def test_whatever_a_worker_says_of_its_attempt_can_be_recorded():
+    assert set(get_args(Verdict)) < {str(verdict) for verdict in AttemptVerdict}

@@ -5,7 +5,7 @@ import pytest
 from nasd.contract.errors import NasdError
 from nasd.record import lookup
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import BASELINE
 from nasd.views.status import standing
 from tests.conftest import drive, make_tick, small_config

@@ -13,9 +13,8 @@ from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
 from nasd.policy import decisions, scheduling
 from nasd.policy.decisions import Cutoff, Halt, OpenGeneration, Select, StartSelecting
-from nasd.policy.endings import INTERRUPTED
-from nasd.record.lifecycle import Event, Phase, State
-from nasd.record.snapshot import Member, Snapshot, StageResult
+from nasd.record.lifecycle import AttemptVerdict, Event, ExperimentState, Phase, State
+from nasd.record.state import Member, Snapshot, StageResult
 from nasd.record.store import BASELINE
 from nasd.search import pareto
 from tests.conftest import small_config
@@ -67,7 +66,7 @@ def test_generation_0_is_mu_different_mutants_of_the_baseline(generation_0):
 
 
 def test_an_experiment_that_does_not_run_decides_and_starts_nothing(generation_0):
-    for state in ("halted", "complete"):
+    for state in (ExperimentState.HALTED, ExperimentState.COMPLETE):
         still = replace(generation_0, experiment=replace(generation_0.experiment, state=state))
         assert decisions.next_decision(still, CONFIG) is None
         assert scheduling.starts(still, CONFIG, SLOTS, 0.0) == []
@@ -122,8 +121,8 @@ def test_the_cutoff_keeps_the_share_with_the_lowest_losses(
 ):
     decision = decisions.next_decision(at_the_cutoff(generation_1, losses, others), keeping(keep))
     assert isinstance(decision, Cutoff)
-    assert decision.kept == kept
-    assert set(decision.cut) == set(losses) - set(kept)
+    assert tuple(sorted(decision.promotion.kept)) == kept
+    assert set(decision.promotion.cut) == set(losses) - set(kept)
     assert (decision.stage, decision.next_stage) == ("pretrain_0", "pretrain_1")
 
 
@@ -139,10 +138,10 @@ def test_no_candidate_is_cut_that_is_better_than_one_kept(generation_1, drawn, k
         assert decision == StartSelecting(1)
         return
     assert isinstance(decision, Cutoff)
-    assert len(decision.kept) == min(len(losses), math.ceil(keep * 4))
-    assert {*decision.kept, *decision.cut} == set(losses)
-    for one in decision.kept:
-        assert all((losses[one], one) < (losses[other], other) for other in decision.cut)
+    assert len(decision.promotion.kept) == min(len(losses), math.ceil(keep * 4))
+    assert {*decision.promotion.kept, *decision.promotion.cut} == set(losses)
+    for one in decision.promotion.kept:
+        assert all((losses[one], one) < (losses[other], other) for other in decision.promotion.cut)
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
@@ -156,19 +155,24 @@ def test_the_cutoff_says_what_it_saw_and_why(generation_1):
     found = at_the_cutoff(generation_1, {4: 3.0, 5: 1.0, 6: 2.0}, {7: DIVERGED})
     decision = decisions.next_decision(found, CONFIG)
     assert isinstance(decision, Cutoff)
-    assert decision.payload == {
+    among = "among the lowest 2 of 4 (the last one kept has 2.0000)"
+    assert decision.promotion.to_json() == {
+        "name": "share",
         "rule": "the lowest 2 of 4 by the last evaluation loss",
         "keep": 0.5,
         "places": 2,
         "reached": 4,
         "losses": {"5": 1.0, "6": 2.0, "4": 3.0},
-        "curves": {str(n): [(1, 9.9), (2, x)] for n, x in ((5, 1.0), (6, 2.0), (4, 3.0))},
+        "curves": {str(n): [[1, 9.9], [2, x]] for n, x in ((5, 1.0), (6, 2.0), (4, 3.0))},
+        "threshold": 2.0,
         "kept": [5, 6],
         "cut": [4],
+        "reasons": {
+            "5": f"pretrain_0 loss 1.0000 is {among}",
+            "6": f"pretrain_0 loss 2.0000 is {among}",
+            "4": f"pretrain_0 loss 3.0000 is not {among}",
+        },
     }
-    assert decision.cut[4] == (
-        "pretrain_0 loss 3.0000 is not among the lowest 2 of 4 (the last one kept has 2.0000)"
-    )
 
 
 def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
@@ -178,7 +182,8 @@ def test_a_ladder_with_two_cutoffs_has_them_one_after_the_other(generation_1):
     found = with_results(found, "pretrain_1", {6: {"loss": 2.0}, 7: {"loss": 1.0}})
     decision = decisions.next_decision(found, config)
     assert isinstance(decision, Cutoff)
-    assert (decision.stage, decision.kept, set(decision.cut)) == ("pretrain_1", (7,), {6})
+    chosen = decision.promotion
+    assert (decision.stage, chosen.kept, chosen.cut) == ("pretrain_1", (7,), (6,))
     # and what still climbs below holds the upper one back
     under_way = put(found, {4: ("pretrain_0", State.RUNNING)})
     assert decisions.next_decision(under_way, config) is None
@@ -383,7 +388,7 @@ def test_a_generation_in_which_all_failed_of_errors_halts_the_search_until_a_per
 
 
 def test_attempts_that_a_killed_daemon_took_along_never_halt_the_search(generation_1):
-    went = [replace(one, verdict=INTERRUPTED) for one in lost(4, 40)]
+    went = [replace(one, verdict=AttemptVerdict.INTERRUPTED) for one in lost(4, 40)]
     assert decisions.next_decision(with_attempts(generation_1, *went), CONFIG) is None
     assert 4 in [one[0] for one in started(with_attempts(generation_1, *went), now=2010.0)]
 

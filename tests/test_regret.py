@@ -21,7 +21,7 @@ from nasd.policy import decisions
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.views.dossier import compile_dossier
 from nasd.views.report import words
 from nasd.views.report.facts import Facts

@@ -14,7 +14,7 @@ from nasd.estimate.cost import Machine, Volumes
 from nasd.launch.simulated import SimulatedLauncher
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from nasd.views.forecast.virtual_time import VirtualClock, run
 from nasd.views.status.facts import Reader

@@ -32,7 +32,7 @@ from nasd.control.tick import Tick
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Attempt, Snapshot, StageResult
+from nasd.record.state import Attempt, Snapshot, StageResult
 from nasd.record.store import Store
 from nasd.search.variation.breeding import mutate
 from nasd.views.report import statistics, words, write

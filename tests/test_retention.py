@@ -18,7 +18,7 @@ from nasd.control.tick import Tick
 from nasd.policy import decisions
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Member, Snapshot
+from nasd.record.state import Member, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import (
     BACKBONE,

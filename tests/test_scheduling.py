@@ -13,8 +13,8 @@ from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Heartbeat
 from nasd.policy import ladder, scheduling
 from nasd.policy.endings import BACKOFF_SECONDS
-from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Quarantine, Snapshot
+from nasd.record.lifecycle import AttemptState, QuarantineKind, State
+from nasd.record.state import Quarantine, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import small_config
 from tests.snapshots import (
@@ -43,7 +43,7 @@ def started(snapshot: Snapshot, config: Config = CONFIG, free: Any = SLOTS, now:
 
 
 def quarantined(snapshot: Snapshot, *slots: str, kind: str = "lost") -> Snapshot:
-    given = {slot: Quarantine(slot, kind, "why", 0.0) for slot in slots}
+    given = {slot: Quarantine(slot, QuarantineKind(kind), "why", 0.0) for slot in slots}
     return replace(snapshot, quarantine=given)
 
 

@@ -58,7 +58,7 @@ from nasd.policy import ladder, scheduling
 from nasd.policy.scheduling import WIDEN_SECONDS
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import initial_population, mutate
 from nasd.views.forecast.premises import DISTILBERT
 from nasd.views.forecast.virtual_time import VirtualClock, run

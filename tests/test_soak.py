@@ -22,7 +22,7 @@ from nasd.presets import write_preset
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from tests.conftest import story, thesis_config
 from tests.soak import __main__ as command

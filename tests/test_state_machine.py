@@ -36,7 +36,7 @@ from nasd.policy import decisions, ladder, scheduling
 from nasd.record import requests
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event, Phase, State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 from nasd.record.store import Store
 from nasd.search.pareto import ranks
 from tests.conftest import BASELINE, small_config, story, without_summaries

@@ -22,8 +22,8 @@ from nasd.launch.gpus import GpuProcess
 from nasd.policy.decisions import REFERENCE
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import LoggedEvent, Quarantine
+from nasd.record.lifecycle import Phase, QuarantineKind, State
+from nasd.record.state import LoggedEvent, Quarantine
 from nasd.search import pareto
 from nasd.views import caveats
 from nasd.views.status import events, marks, standing
@@ -231,7 +231,7 @@ def test_it_says_what_is_wrong(tmp_path: Path):
     tick = make_tick(StateFolder(tmp_path), small_config(), losing)
     drive(tick, lambda found: lost == 2 and not any(a.candidate == 1 for a in found.live_attempts))
     tick.store.hold("the disk is nearly full", tick.clock())
-    tick.store.quarantine("cpu:3", "lost", "GPU is lost", tick.clock())
+    tick.store.quarantine("cpu:3", QuarantineKind.LOST, "GPU is lost", tick.clock())
     (attempt, *_) = tick.store.read().live_attempts
     late = Heartbeat(doing="training", step=3, steps=10, at=tick.clock() - 120)
     write(late, tick.state.attempt(attempt.id).heartbeat)
@@ -303,7 +303,7 @@ def test_a_slot_shows_its_device_what_runs_on_it_and_who_else_does(searches):
         experiment=replace(snap.experiment, config=config),
         attempts=tuple(replace(a, slots=tuple(names[s] for s in a.slots)) for a in snap.attempts),
         leases={names[slot]: attempt for slot, attempt in snap.leases.items()},
-        quarantine={"cuda:7": Quarantine("cuda:7", "lost", "GPU is lost", 0.0)},
+        quarantine={"cuda:7": Quarantine("cuda:7", QuarantineKind.LOST, "GPU is lost", 0.0)},
     )
     places = {
         candidate: replace(one, attempt=next(a for a in snap.attempts if a.id == one.attempt.id))

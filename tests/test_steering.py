@@ -21,7 +21,7 @@ from nasd.policy import endings, scheduling
 from nasd.record import daemon_lock, requests, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from nasd.views.status import as_json
 from tests.conftest import ROOT, all_succeed, drive, events_of, make_tick, small_config, story

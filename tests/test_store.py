@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +21,18 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import (
     LIVE_ATTEMPT,
     AttemptState,
+    AttemptVerdict,
     Event,
     ImpossibleTransition,
     Phase,
+    QuarantineKind,
     State,
 )
 from nasd.record.migrations import migrations
 from nasd.record.sqlite import Database
-from nasd.record.store import BASELINE, StageRecord, Store
+from nasd.record.state import Ending
+from nasd.record.store import BASELINE, Ended, StageRecord, Store
+from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
 from tests.conftest import BACKBONE, begin, events_of, open_quickly, prepared, small_config
 
@@ -62,7 +66,7 @@ def start(store: Store, candidate: int, *slots: str, now: float = 10.0) -> int:
 
 
 def lose(store: Store, attempt: int, at: float = 20.0) -> None:
-    store.end_attempt(attempt, AttemptState.LOST, Event.INTERRUPT, at, at)
+    store.end_attempt(attempt, Ended(Ending(AttemptState.LOST, Event.INTERRUPT), at), at)
 
 
 # -- candidates ----------------------------------------------------------------------------------
@@ -198,11 +202,12 @@ def test_one_candidate_cannot_have_two_live_attempts(store: Store):
 @pytest.mark.parametrize("end", [end for end in AttemptState if end not in LIVE_ATTEMPT])
 def test_the_end_of_an_attempt_frees_its_slots_and_lets_the_next_one_start(store: Store, end):
     first = start(store, BASELINE, "cpu:0", "cpu:1")
-    store.end_attempt(first, end, Event.INTERRUPT, 20.0, 21.0, verdict="v", message="m")
+    ending = Ending(end, Event.INTERRUPT, message="m", verdict=AttemptVerdict.MACHINE)
+    store.end_attempt(first, Ended(ending, 20.0), 21.0)
     found = store.read()
     assert found.leases == {}
     (row,) = found.attempts
-    assert (row.state, row.ended_at, row.verdict, row.message) == (end, 20.0, "v", "m")
+    assert (row.state, row.ended_at, row.verdict, row.message) == (end, 20.0, "machine", "m")
     second = start(store, BASELINE, "cpu:0")
     assert [one.number for one in store.read().attempts] == [1, 2]
     assert store.read().leases == {"cpu:0": second}
@@ -214,7 +219,7 @@ def test_the_end_of_an_attempt_frees_its_slots_and_lets_the_next_one_start(store
         lambda store, attempt: store.attempt_runs(attempt, {}),
         lambda store, attempt: lose(store, attempt),
         lambda store, attempt: store.end_attempt(
-            attempt, AttemptState.SUCCEEDED, Event.ADVANCE, 30.0, 30.0, next_stage="finetune"
+            attempt, Ended(Ending(AttemptState.SUCCEEDED, Event.ADVANCE, "finetune"), 30.0), 30.0
         ),
     ],
 )
@@ -236,17 +241,14 @@ def test_an_attempt_never_ends_before_it_began(store: Store):
 
 def test_an_attempt_that_succeeds_leaves_its_results_and_its_candidate_goes_on(store: Store):
     attempt = start(store, BASELINE, "cpu:0")
-    store.end_attempt(
-        attempt,
-        AttemptState.SUCCEEDED,
-        Event.ADVANCE,
-        20.0,
-        20.0,
-        verdict="succeeded",
-        next_stage="finetune",
+    verdict = AttemptVerdict.SUCCEEDED
+    ended = Ended(
+        Ending(AttemptState.SUCCEEDED, Event.ADVANCE, "finetune", verdict=verdict),
+        at=20.0,
         record=StageRecord({"loss": 2.5}, [(5, 3.0), (10, 2.5)], 10, 30.0),
         prepared=prepared().model_dump(),
     )
+    store.end_attempt(attempt, ended, 20.0)
     found = store.read()
     result = found.results[BASELINE, "prepare"]
     assert (result.metrics, result.curve) == ({"loss": 2.5}, [(5, 3.0), (10, 2.5)])
@@ -257,15 +259,10 @@ def test_an_attempt_that_succeeds_leaves_its_results_and_its_candidate_goes_on(s
 def test_an_end_whose_candidate_cannot_move_leaves_the_attempt_alive(store: Store):
     attempt = start(store, BASELINE, "cpu:0")
     before = contents(store)
+    ending = Ending(AttemptState.SUCCEEDED, Event.KEEP)
+    ended = Ended(ending, 20.0, record=StageRecord({}, [], 0, 0.0))
     with pytest.raises(ImpossibleTransition):
-        store.end_attempt(
-            attempt,
-            AttemptState.SUCCEEDED,
-            Event.KEEP,
-            20.0,
-            20.0,
-            record=StageRecord({}, [], 0, 0.0),
-        )
+        store.end_attempt(attempt, ended, 20.0)
     assert contents(store) == before
 
 
@@ -276,7 +273,8 @@ def waiting(store: Store, *sizes: int) -> list[int]:
     born = open_with(store, *sizes)
     for number in born:
         attempt = start(store, number, "cpu:0")
-        store.end_attempt(attempt, AttemptState.SUCCEEDED, Event.HOLD, 20.0, 20.0)
+        ended = Ended(Ending(AttemptState.SUCCEEDED, Event.HOLD), 20.0)
+        store.end_attempt(attempt, ended, 20.0)
     return born
 
 
@@ -306,25 +304,43 @@ def test_a_generation_cannot_be_bred_twice(store: Store):
     assert contents(store) == before
 
 
+def promotion(kept: Sequence[int], cut: Sequence[int]) -> Promotion:
+    losses = dict.fromkeys((*kept, *cut), 1.0)
+    return Promotion(
+        name="share",
+        rule="by hand",
+        keep=0.5,
+        places=1,
+        reached=2,
+        losses=losses,
+        curves={one: ((1, loss),) for one, loss in losses.items()},
+        threshold=1.0,
+        kept=tuple(kept),
+        cut=tuple(cut),
+        reasons=dict.fromkeys(cut, "too high"),
+    )
+
+
 def test_a_cutoff_is_recorded_once_with_all_that_it_moves(store: Store):
     kept, cut = waiting(store, 32, 64)
-    store.record_cutoff(0, "pretrain_0", "pretrain_1", [kept], {cut: "too high"}, {"a": 1}, 30.0)
+    store.record_cutoff(0, "pretrain_0", "pretrain_1", promotion([kept], [cut]), 30.0)
     found = store.read()
     assert (found.candidates[kept].state, found.candidates[kept].stage) == ("pending", "pretrain_1")
     assert (found.candidates[cut].state, found.candidates[cut].reason) == ("cut", "too high")
+    (recorded,) = found.cutoffs
+    assert recorded.promotion == promotion([kept], [cut])
     before = contents(store)
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_cutoff(0, "pretrain_0", "pretrain_1", [], {}, {"a": 2}, 31.0)
+        store.record_cutoff(0, "pretrain_0", "pretrain_1", promotion([], []), 31.0)
     assert contents(store) == before
 
 
 def test_a_cutoff_of_a_candidate_that_does_not_wait_leaves_nothing(store: Store):
     kept, cut = waiting(store, 32, 64)
     before = contents(store)
+    found = promotion([kept, BASELINE], [cut])
     with pytest.raises(ImpossibleTransition):
-        store.record_cutoff(
-            0, "pretrain_0", "pretrain_1", [kept, BASELINE], {cut: "too high"}, {}, 30.0
-        )
+        store.record_cutoff(0, "pretrain_0", "pretrain_1", found, 30.0)
     assert contents(store) == before
 
 
@@ -567,9 +583,8 @@ def test_scores_are_those_of_the_last_stage(store: Store):
         assert store.read().quality(one) is None
         attempt = start(store, one, "cpu:0")
         record = StageRecord(metrics, [], 1, 1.0)
-        store.end_attempt(
-            attempt, AttemptState.SUCCEEDED, event, 20.0, 20.0, next_stage=next_stage, record=record
-        )
+        ending = Ending(AttemptState.SUCCEEDED, event, next_stage)
+        store.end_attempt(attempt, Ended(ending, 20.0, record=record), 20.0)
     assert store.read().quality(one) == 65.0
 
 
@@ -627,10 +642,10 @@ def test_a_write_that_finds_the_disk_full_leaves_nothing_and_the_next_one_is_not
             no_file_larger_than(state.database.with_name("nasd.db-wal").stat().st_size),
             pytest.raises(sqlite3.OperationalError),
         ):
-            store.quarantine("cuda:0", "lost", "x" * 20_000, 2.0)
+            store.quarantine("cuda:0", QuarantineKind.LOST, "x" * 20_000, 2.0)
         assert contents(store) == before
         assert store.in_play() == in_play
-    store.quarantine("cuda:0", "lost", "GPU is lost", 3.0)
+    store.quarantine("cuda:0", QuarantineKind.LOST, "GPU is lost", 3.0)
     assert set(store.in_play().quarantine) == {"cuda:0"}
 
 
@@ -659,7 +674,7 @@ OLD_ROWS: dict[str, list[tuple[object, ...]]] = {
     "attempt": [
         (1, 0, "prepare", 1, "lost", '["cpu:0"]', "t1", None, "", "gone", 10.0, 110.0),
         (2, 0, "prepare", 2, "succeeded", '["cpu:0"]', "t2", '{"pid": 5}', "", "", 120.0, 320.0),
-        (3, 0, "finetune", 1, "failed", '["cpu:0", "cpu:1"]', "t3", None, "x", "", 330.0, 380.0),
+        (3, 0, "finetune", 1, "failed", '["cpu:0","cpu:1"]', "t3", None, "error", "", 330.0, 380.0),
         (4, 1, "pretrain_0", 1, "running", '["cpu:0", "cpu:1"]', "t4", "{}", "", "", 400.0, None),
     ],
     "lease": [("cpu:0", 4), ("cpu:1", 4)],
@@ -718,7 +733,7 @@ def is_brought_up_to_date(state: StateFolder) -> None:
     assert (found.experiment.hold, found.quarantine) == ("", {})
     assert found.leases == {"cpu:0": 4, "cpu:1": 4}
     # And it goes on from there.
-    store.end_attempt(4, AttemptState.LOST, Event.INTERRUPT, 500.0, 500.0)
+    store.end_attempt(4, Ended(Ending(AttemptState.LOST, Event.INTERRUPT), 500.0), 500.0)
     assert store.read().ended_slot_seconds == ended + 200
     assert store.in_play().ended_slot_seconds == ended + 200
     store.close()

@@ -18,10 +18,10 @@ from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
 from nasd.control.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
 from nasd.launch.gpus import Gpu
 from nasd.policy import scheduling
-from nasd.policy.endings import BACKOFF_SECONDS, INTERRUPTED
+from nasd.policy.endings import BACKOFF_SECONDS
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, QuarantineKind, State
+from nasd.record.state import Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import (
     FakeLauncher,
@@ -491,8 +491,8 @@ def test_a_new_daemon_releases_suspects_and_slots_that_are_gone_and_keeps_what_i
     folder: Folder,
 ):
     box, tick = suspicious(folder())
-    tick.store.quarantine("cuda:2", "lost", "GPU is lost", box.wall())
-    tick.store.quarantine("cuda:9", "lost", "GPU is lost", box.wall())
+    tick.store.quarantine("cuda:2", QuarantineKind.LOST, "GPU is lost", box.wall())
+    tick.store.quarantine("cuda:9", QuarantineKind.LOST, "GPU is lost", box.wall())
     box.kill(tick)
     tick = box.daemon()
     tick.begin()
@@ -916,7 +916,8 @@ def test_attempts_that_a_killed_daemon_took_along_never_count_towards_the_halt(
     tick = box.daemon()
     tick.begin()
     found = tick.store.read()
-    assert [one.verdict for one in found.attempts] == [INTERRUPTED] * 50  # nobody backed off
+    # Nobody backed off.
+    assert [one.verdict for one in found.attempts] == [AttemptVerdict.INTERRUPTED] * 50
     assert {one.state for one in found.attempts} == {AttemptState.LOST}
     assert found.experiment.state == "running"
     box.drive(tick)
@@ -935,7 +936,7 @@ def test_attempts_that_are_lost_under_a_daemon_count_although_others_were_interr
         if found.experiment.state == "halted":
             break
         box.kill(tick)
-    assert [one.verdict for one in found.attempts] == ["", INTERRUPTED] * 5 + [""]
+    assert [one.verdict for one in found.attempts] == ["", AttemptVerdict.INTERRUPTED] * 5 + [""]
     assert "lost 6 attempts in a row" in found.experiment.reason
 
 

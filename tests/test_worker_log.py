@@ -12,7 +12,7 @@ from nasd.contract.protocol import Outcome, Spec
 from nasd.control.tick import Tick
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Attempt
+from nasd.record.state import Attempt
 from nasd.views import worker_log
 from nasd.views.worker_log import BLOCK, LONGEST, Wanted
 from tests.conftest import advance, all_succeed, drive, make_tick, small_config

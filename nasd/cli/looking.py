@@ -108,7 +108,7 @@ def log(
 
     Example: nasd log 7 --stage finetune --follow
     """
-    from nasd.record.snapshot import Attempt
+    from nasd.record.state import Attempt
     from nasd.views import worker_log
 
     folder = state_folder(config, state)

@@ -13,6 +13,7 @@ from nasd.cli.command import Command
 from nasd.cli.numbers import real, whole
 from nasd.cli.options import SEARCH, ConfigOption, app, show
 from nasd.contract.errors import NasdError
+from nasd.record.lifecycle import ExperimentState
 
 if TYPE_CHECKING:
     from nasd.contract.config import Config
@@ -109,7 +110,7 @@ def say_why(state: Path) -> None:
     from nasd.views.status import facts
 
     experiment = facts.read(state).snapshot.experiment
-    if experiment.state == "halted":
+    if experiment.state is ExperimentState.HALTED:
         raise NasdError(f"halted: {experiment.reason}")
 
 

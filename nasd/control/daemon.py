@@ -25,6 +25,8 @@ from nasd.control.watchdog import Watchdog
 from nasd.launch import home, launchers
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import ExperimentState
+from nasd.record.state import PAUSED, Snapshot
 from nasd.record.store import Store
 
 log = logging.getLogger("nasd")
@@ -153,7 +155,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
                 _begin(tick)
                 begun = True
             tick()
-        if told or tick.leaves or tick.store.in_play().experiment.state != "running":
+        if told or tick.leaves or not tick.store.in_play().experiment.runs:
             leave_loop()
 
     def turn() -> None:
@@ -202,7 +204,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
         log.info("asked to stop: attempts write their checkpoints")
     with unusable.refused(tick.state):
         tick.stop()
-        complete = tick.store.in_play().experiment.state == "complete"
+        complete = tick.store.in_play().experiment.state is ExperimentState.COMPLETE
         tick.store.note("daemon", "stopped", time.time())
     return complete
 
@@ -213,7 +215,9 @@ def _begin(tick: Tick) -> None:
     found = tick.store.in_play()
     done = -1 if found.generation is None else found.generation.number
     more = done < tick.config.experiment.generations
-    if found.experiment.state == "halted" or (found.experiment.state == "complete" and more):
+    if found.experiment.state is ExperimentState.HALTED or (
+        found.experiment.state is ExperimentState.COMPLETE and more
+    ):
         tick.store.resume(now)
     tick.begin()
     tick.store.note("daemon", f"started, pid {os.getpid()}, slots {' '.join(tick.slots)}", now)
@@ -233,8 +237,8 @@ def _in_words(tick: Tick) -> str:
     return f"{found.experiment.state}: {where}{phase}, {len(found.live_attempts)} attempts run"
 
 
-def _paused(found: snapshot.Snapshot) -> str:
-    said = snapshot.PAUSED.get(found.experiment.pause)
+def _paused(found: Snapshot) -> str:
+    said = PAUSED.get(found.experiment.pause)
     return f"{said} {found.experiment.pause_note}" if said else ""
 
 

@@ -32,7 +32,7 @@ from nasd.record import requests
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event
 from nasd.record.requests import Request
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import Store
 
 log = logging.getLogger("nasd")

@@ -29,7 +29,7 @@ from nasd.contract.protocol import AttemptFolder, checkpoints_below
 from nasd.policy import endings, ladder
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 from nasd.search.pareto import ranks
 
 BYTES = 4  # of a weight, in float32

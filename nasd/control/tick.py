@@ -37,9 +37,9 @@ from nasd.launch.gpus import Gpu, Health
 from nasd.launch.launcher import Launcher, wait_until
 from nasd.policy import curves, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import AttemptState, Event
-from nasd.record.snapshot import Attempt, Candidate, Snapshot
-from nasd.record.store import StageRecord, Store
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, QuarantineKind
+from nasd.record.state import Attempt, Candidate, Ending, Snapshot
+from nasd.record.store import Ended, StageRecord, Store
 
 log = logging.getLogger("nasd")
 
@@ -125,7 +125,8 @@ class Tick:
     def begin(self) -> None:
         """Once, before the first turn of a daemon: what an earlier one left is put in order."""
         for one in self.store.in_play().quarantine.values():
-            if one.kind == "suspect" or one.slot not in self.slots:  # a person has had a look
+            # A person has had a look.
+            if one.kind is QuarantineKind.SUSPECT or one.slot not in self.slots:
                 self.store.release(one.slot, self.clock())
         self.observe()
         self._inbox.begin()
@@ -148,7 +149,7 @@ class Tick:
                     self._look_at_gpu(answer[slot])
         suspects = endings.suspects(self.store.in_play(), self.slots, self._trusts_after)
         for slot, reason in suspects.items():
-            self._quarantine(slot, "suspect", reason)
+            self._quarantine(slot, QuarantineKind.SUSPECT, reason)
 
     def _look_at_disk(self) -> None:
         snapshot = self.store.in_play()
@@ -176,27 +177,29 @@ class Tick:
         if gpu.fault:
             self._healthy_since.pop(gpu.slot, None)
             self._faults[gpu.slot] = self._faults.get(gpu.slot, 0) + 1
-            lost = known is not None and known.kind == "lost"
+            lost = known is not None and known.kind is QuarantineKind.LOST
             if self._faults[gpu.slot] >= FAULTS and not lost:
                 # What runs goes on where only the driver is silent: its heartbeat tells.
-                self._quarantine(gpu.slot, "lost" if gpu.asked else "unknown", gpu.fault)
+                kind = QuarantineKind.LOST if gpu.asked else QuarantineKind.UNKNOWN
+                self._quarantine(gpu.slot, kind, gpu.fault)
             return
         self._faults.pop(gpu.slot, None)
         since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
         leased = gpu.slot in snapshot.leases
         foreign = gpus.foreign(gpu, self.launcher.owns, leased)
         recovered = known is not None and (
-            known.kind in ("foreign", "unknown")
-            or (known.kind == "lost" and self.monotonic() - since >= RECOVERY_SECONDS)
+            known.kind in (QuarantineKind.FOREIGN, QuarantineKind.UNKNOWN)
+            or (known.kind is QuarantineKind.LOST and self.monotonic() - since >= RECOVERY_SECONDS)
         )
         if foreign and (known is None or recovered):
             who = ", ".join(f"pid {one.pid}, {one.memory / GB:.1f} GB" for one in foreign)
-            self._quarantine(gpu.slot, "foreign", f"in use by somebody else ({who})")
+            reason = f"in use by somebody else ({who})"
+            self._quarantine(gpu.slot, QuarantineKind.FOREIGN, reason)
         elif recovered:
             self.store.release(gpu.slot, self.clock())
             log.info("%s is free to use again", gpu.slot)
 
-    def _quarantine(self, slot: str, kind: str, reason: str) -> None:
+    def _quarantine(self, slot: str, kind: QuarantineKind, reason: str) -> None:
         known = self.store.in_play().quarantine.get(slot)
         if known is None or known.kind != kind:
             self.store.quarantine(slot, kind, reason, self.clock())
@@ -235,7 +238,7 @@ class Tick:
             return "it did not leave" if not 0 <= late <= EXIT_SECONDS else None
         known = self.store.in_play().quarantine
         for slot in attempt.slots:
-            if slot in known and known[slot].kind == "lost":
+            if slot in known and known[slot].kind is QuarantineKind.LOST:
                 return f"{slot}: {known[slot].reason}"
         return self._silence.too_long(attempt.id, folder)
 
@@ -258,7 +261,7 @@ class Tick:
             crowded = [
                 one.reason
                 for slot in attempt.slots
-                if (one := snapshot.quarantine.get(slot)) and one.kind == "foreign"
+                if (one := snapshot.quarantine.get(slot)) and one.kind is QuarantineKind.FOREIGN
             ]
             if crowded:  # somebody else had the memory
                 outcome, lost = None, f"out of memory on a GPU {crowded[0]}"
@@ -272,7 +275,7 @@ class Tick:
     ) -> None:
         """Ends an attempt whose candidate is cut, in the transaction that answers the request."""
         self._clear(attempt)
-        end = endings.Ending(AttemptState.PREEMPTED, Event.CUT, None, reason, "cut")
+        end = Ending(AttemptState.PREEMPTED, Event.CUT, message=reason, verdict=AttemptVerdict.CUT)
         self._close(attempt, self.state.attempt(attempt.id), end, None, within)
 
     def _clear(self, attempt: Attempt) -> None:
@@ -285,7 +288,7 @@ class Tick:
         self,
         attempt: Attempt,
         folder: AttemptFolder,
-        end: endings.Ending,
+        end: Ending,
         outcome: Outcome | None,
         within: AbstractContextManager[None],
     ) -> None:
@@ -296,20 +299,15 @@ class Tick:
                 self._publish(folder.result, self.state.result(attempt.candidate, attempt.stage))
             record = StageRecord(outcome.metrics, outcome.curve, outcome.steps, outcome.seconds)
         now = self.clock()
+        ended = Ended(
+            end,
+            at=self._ended_at(folder, attempt, now),
+            reached=folder.newest_step(),
+            record=record,
+            prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
+        )
         with within:
-            self.store.end_attempt(
-                attempt.id,
-                end.state,
-                end.event,
-                ended_at=self._ended_at(folder, attempt, now),
-                now=now,
-                verdict=end.verdict,
-                message=end.message,
-                next_stage=end.next_stage,
-                record=record,
-                prepared=outcome.prepared.model_dump() if outcome and outcome.prepared else None,
-                reached=folder.newest_step(),
-            )
+            self.store.end_attempt(attempt.id, ended, now)
         if end.event in (Event.SCORE, Event.FAIL, Event.CUT):
             self._board.show(attempt.candidate)
         self._silence.forget(attempt.id)
@@ -399,10 +397,11 @@ class Tick:
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
-            case decisions.Cutoff(generation, stage, next_stage, kept, cut, payload):
-                self.store.record_cutoff(generation, stage, next_stage, kept, cut, payload, now)
+            case decisions.Cutoff(generation, stage, next_stage, promotion):
+                self.store.record_cutoff(generation, stage, next_stage, promotion, now)
                 self._board.show_all()
-                log.info("generation %d: cutoff after %s keeps %s", generation, stage, list(kept))
+                kept = sorted(promotion.kept)
+                log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)
             case decisions.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case decisions.Select(generation, members, payload):
@@ -427,7 +426,7 @@ class Tick:
             return
         for one in scheduling.starts(snapshot, self.config, self.slots, self.clock()):
             snapshot = self.store.in_play()
-            if snapshot.experiment.state == "running":  # one before may have halted the search
+            if snapshot.experiment.runs:  # one before may have halted the search
                 self._start(snapshot, one)
         if self.config.slots.widen:
             self._widen()

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 
 from nasd.contract.config import Config
 from nasd.estimate.cost import Volumes, work
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 
 class Effort:

@@ -21,7 +21,7 @@ from nasd.launch import child
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 from nasd.views import card
 
 CARD = "README.md"

@@ -1,7 +1,7 @@
 """Where a worker's learning curve stands among those of its search."""
 
 from nasd.record.folders import run_name
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 
 def learning_curve(generation: int) -> str:

@@ -5,17 +5,19 @@ rests on what is recorded, and every random choice on a stream named by (seed, g
 purpose, index), so the order in which attempts happen to end changes nothing.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from nasd.contract.config import Config, Stage
+from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.ladder import seed_weights_stand
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
+from nasd.search.fidelity import RULES, promote
+from nasd.search.fidelity.promotion import Budget, Promotion, Rung
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,
@@ -26,6 +28,7 @@ from nasd.search.variation.breeding import (
     offspring,
 )
 
+PROMOTION = "share"  # the rule of every cutoff
 REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
 
 
@@ -52,9 +55,7 @@ class Cutoff:
     generation: int
     stage: str
     next_stage: str
-    kept: tuple[int, ...]
-    cut: Mapping[int, str]
-    payload: dict[str, object]
+    promotion: Promotion
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ Decision = OpenGeneration | Breed | Cutoff | StartSelecting | Select | Complete 
 
 def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     """The next step of the search, or None while attempts have to end first."""
-    if snapshot.experiment.state != "running":
+    if not snapshot.experiment.runs:
         return None
     decision = _search(snapshot, config)
     # With nothing running, what is spent does not depend on the time.
@@ -222,14 +223,10 @@ def _climb(
         if (reason := all_failed(snapshot, generation)) is not None:
             return Halt(reason)
         return StartSelecting(generation)
-    steps = [stage.name for stage in config.ladder("candidates")]
-    for position, stage in enumerate(config.ladder("candidates")):
-        if stage.keep is None or generation == 0:
-            continue
-        waiting = [c for c in born if c.state is State.WAITING and c.stage == stage.name]
-        if waiting and not under_way(config, born, stage.name):
-            reached = [c for c in born if steps.index(c.stage) >= position]
-            return _cutoff(snapshot, generation, stage, steps[position + 1], waiting, len(reached))
+    if generation > 0:
+        for stage, after in pairwise(config.ladder("candidates")):
+            if (found := _promotion(snapshot, config, born, stage.name)) is not None:
+                return Cutoff(generation, stage.name, after.name, found)
     return None
 
 
@@ -246,47 +243,30 @@ def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Can
     ]
 
 
-def _cutoff(
-    snapshot: Snapshot,
-    generation: int,
-    stage: Stage,
-    next_stage: str,
-    waiting: Sequence[Candidate],
-    reached: int,
-) -> Cutoff:
-    """The `keep` share with the lowest evaluation loss at the end of `stage` (thesis 4.2.4).
-
-    The share is of all that reached the stage, so a candidate that diverged in it frees no place
-    for more than were meant to go on. Ties go to the lower id.
-    """
-    assert stage.keep is not None
-    curves = {c.id: snapshot.results[c.id, stage.name].curve for c in waiting}
-    finals = {candidate: curve[-1][1] for candidate, curve in curves.items()}
-    order = sorted(finals, key=lambda candidate: (finals[candidate], candidate))
-    places = max(1, math.ceil(stage.keep * reached))
-    kept, cut = order[:places], order[places:]
-    threshold = finals[kept[-1]]
-    return Cutoff(
-        generation,
-        stage.name,
-        next_stage,
-        tuple(sorted(kept)),
-        {
-            candidate: f"{stage.name} loss {finals[candidate]:.4f} is not among the lowest"
-            f" {places} of {reached} (the last one kept has {threshold:.4f})"
-            for candidate in sorted(cut)
-        },
-        {
-            "rule": f"the lowest {places} of {reached} by the last evaluation loss",
-            "keep": stage.keep,
-            "places": places,
-            "reached": reached,
-            "losses": {str(candidate): finals[candidate] for candidate in order},
-            "curves": {str(candidate): curves[candidate] for candidate in order},
-            "kept": kept,
-            "cut": cut,
-        },
-    )
+def _promotion(
+    snapshot: Snapshot, config: Config, born: Sequence[Candidate], stage: str
+) -> Promotion | None:
+    """What becomes of those that wait behind the stage; None while somebody is waited for."""
+    ladder = config.ladder("candidates")
+    steps = [one.name for one in ladder]
+    position = steps.index(stage)
+    curves = {
+        one.id: snapshot.results[one.id, stage].curve
+        for one in born
+        if one.state is State.WAITING and one.stage == stage
+    }
+    keep = ladder[position].keep
+    if keep is None or not curves:
+        return None
+    rungs = [
+        Rung(
+            name,
+            reached=sum(steps.index(one.stage) >= place for one in born),
+            under_way=len(under_way(config, born, name)),
+        )
+        for place, name in enumerate(steps[: position + 1])
+    ]
+    return promote(RULES[PROMOTION], curves, rungs, Budget(keep))
 
 
 def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:

@@ -7,22 +7,24 @@ pure functions of a snapshot. No I/O, no clock.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
 from nasd.contract.slots import is_gpu
 from nasd.policy.ladder import after, stage_named
-from nasd.record.lifecycle import AttemptState, Event, State
-from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
+from nasd.record.state import Attempt, Candidate, Ending, Snapshot
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MACHINE_RETRIES = 1  # as does a file that was missing or damaged: it may have been the reading
-RETRIES = {"error": ERROR_RETRIES, "machine": MACHINE_RETRIES, "invalid": 0}
+RETRIES = {
+    AttemptVerdict.ERROR: ERROR_RETRIES,
+    AttemptVerdict.MACHINE: MACHINE_RETRIES,
+    AttemptVerdict.INVALID: 0,
+}
 ALIKE = 3  # candidates in a row with the same error at a stage: that is none of theirs
 MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
 SUSPICIOUS = 3  # attempts lost in a row on one GPU
-INTERRUPTED = "interrupted"  # verdict on an attempt that the daemon's own end took with it
 BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
 CLOCK_SLACK_SECONDS = 10.0  # by which a clock may run apart from the time that passed
 
@@ -44,7 +46,7 @@ def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: in
 def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
     ended = attempts_at(snapshot, candidate.id, candidate.stage)
     return sum(
-        attempt.verdict == "out_of_memory" and attempt.id > candidate.retried_after
+        attempt.verdict is AttemptVerdict.OUT_OF_MEMORY and attempt.id > candidate.retried_after
         for attempt in ended
     )
 
@@ -63,7 +65,10 @@ def setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
         got_on, furthest = attempt.reached > furthest, max(furthest, attempt.reached)
         if got_on:
             row = []
-        if attempt.live or attempt.verdict in (INTERRUPTED, "out_of_memory"):
+        if attempt.live or attempt.verdict in (
+            AttemptVerdict.INTERRUPTED,
+            AttemptVerdict.OUT_OF_MEMORY,
+        ):
             continue
         if attempt.state not in (AttemptState.LOST, AttemptState.FAILED):
             row = []
@@ -98,7 +103,7 @@ def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[s
         ended = [
             a
             for a in snapshot.attempts
-            if slot in a.slots and not a.live and a.verdict != INTERRUPTED
+            if slot in a.slots and not a.live and a.verdict is not AttemptVerdict.INTERRUPTED
             if a.id > after
         ]
         last = ended[-SUSPICIOUS:]
@@ -144,11 +149,14 @@ def alike(snapshot: Snapshot, stage: str, message: str = "") -> list[Attempt]:
     kind = _kind(message)
     row: dict[int, Attempt] = {}
     for one in reversed(ended):
-        if one.state in (AttemptState.LOST, AttemptState.PREEMPTED) or one.verdict == "machine":
+        if (
+            one.state in (AttemptState.LOST, AttemptState.PREEMPTED)
+            or one.verdict is AttemptVerdict.MACHINE
+        ):
             continue  # that says nothing of any candidate
         kind = kind or _kind(one.message)
         seen = one.id <= snapshot.experiment.resumed_after
-        if seen or one.verdict != "error" or _kind(one.message) != kind:
+        if seen or one.verdict is not AttemptVerdict.ERROR or _kind(one.message) != kind:
             break
         row.setdefault(one.candidate, one)
     return list(reversed(row.values()))
@@ -161,7 +169,7 @@ def _kind(message: str) -> str:
 def epidemic(snapshot: Snapshot, config: Config) -> str | None:
     """Why the search cannot go on, as candidates fail one after the other of the same error; or
     None. It is hardly theirs, and a person has to see whose."""
-    if not any(one.verdict == "error" for one in snapshot.attempts):
+    if not any(one.verdict is AttemptVerdict.ERROR for one in snapshot.attempts):
         return None
     for stage in config.stages:
         row = alike(snapshot, stage.name)
@@ -200,17 +208,6 @@ def all_failed(snapshot: Snapshot, generation: int) -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What an attempt's end means for it and for its candidate."""
-
-    state: AttemptState
-    event: Event
-    next_stage: str | None
-    message: str
-    verdict: str
-
-
 def ending(
     snapshot: Snapshot,
     config: Config,
@@ -225,25 +222,28 @@ def ending(
     """
     candidate = snapshot.candidates[attempt.candidate]
     if outcome is None:
-        verdict = INTERRUPTED if interrupted else ""
+        verdict = AttemptVerdict.INTERRUPTED if interrupted else AttemptVerdict.NONE
         return Ending(AttemptState.LOST, Event.INTERRUPT, None, lost, verdict)
-    told = outcome.verdict
+    told = AttemptVerdict(outcome.verdict)
     match told:
-        case "succeeded":
+        case AttemptVerdict.SUCCEEDED:
             has_head = outcome.prepared.has_mlm_head if outcome.prepared else None
             event, next_stage = after(snapshot, config, candidate, has_head)
             return Ending(AttemptState.SUCCEEDED, event, next_stage, "", told)
-        case "stopped":
+        case AttemptVerdict.STOPPED:
             return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message, told)
-        case "out_of_memory" if _shortages(snapshot, candidate) < MEMORY_RETRIES:
+        case AttemptVerdict.OUT_OF_MEMORY if _shortages(snapshot, candidate) < MEMORY_RETRIES:
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
-        case "machine":  # never the candidate's: where it stays, see worn_out
+        case AttemptVerdict.MACHINE:  # never the candidate's: where it stays, see worn_out
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
-        case "invalid" if candidate.is_baseline:  # a person mends the data, see worn_out
+        case AttemptVerdict.INVALID if candidate.is_baseline:
+            # A person mends the data, see worn_out.
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
-        case "error":
-            errors = sum(one.verdict == "error" for one in setbacks(snapshot, candidate))
+        case AttemptVerdict.ERROR:
+            errors = sum(
+                one.verdict is AttemptVerdict.ERROR for one in setbacks(snapshot, candidate)
+            )
             row = alike(snapshot, attempt.stage, outcome.message)
             others = {one.candidate for one in row} - {candidate.id}
             # Without the baseline there is no search: a person has to look, see worn_out.

@@ -7,7 +7,7 @@ which weights it starts from.
 from nasd.contract.config import PREPARE, Config, Stage
 from nasd.estimate.cost import Volumes, work
 from nasd.record.lifecycle import Event, Phase
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 
 def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from nasd.estimate.cost import Volumes
 from nasd.policy.endings import attempts_at, backs_off, setbacks
 from nasd.policy.ladder import slots_needed, stage_named, steps_of, way, work_ahead
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 
 WIDEN_SECONDS = 600.0  # that an attempt has behind it and before it, to be stopped for more slots
 WIDER = 1.5  # times as many slots, at the least
@@ -135,7 +135,7 @@ def _width(
 
 def _may_start(snapshot: Snapshot, config: Config, now: float) -> bool:
     experiment = snapshot.experiment
-    running = experiment.state == "running" and not experiment.hold and not experiment.pause
+    running = experiment.runs and not experiment.hold and not experiment.pause
     return running and not budget_spent(snapshot, config, now)
 
 

@@ -12,9 +12,9 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
 from nasd.policy import endings, ladder, scheduling
-from nasd.record.lifecycle import Phase, State
+from nasd.record.lifecycle import ExperimentState, Phase, State
 from nasd.record.requests import Request
-from nasd.record.snapshot import PAUSED, Attempt, Candidate, Snapshot
+from nasd.record.state import PAUSED, Attempt, Candidate, Snapshot
 from nasd.search.variation.breeding import check_genotype
 
 
@@ -115,7 +115,7 @@ def answer(
 
 def _pause(snapshot: Snapshot) -> Accepted:
     experiment = snapshot.experiment
-    if experiment.state == "complete":
+    if experiment.state is ExperimentState.COMPLETE:
         raise Refused("the search is complete: nothing runs that could be paused")
     if experiment.pause == "pause":
         raise Refused(f"it is paused already, {experiment.pause_note}")
@@ -125,7 +125,7 @@ def _pause(snapshot: Snapshot) -> Accepted:
 
 def _drain(snapshot: Snapshot) -> Accepted:
     experiment = snapshot.experiment
-    if experiment.state == "complete":
+    if experiment.state is ExperimentState.COMPLETE:
         raise Refused("the search is complete: nothing runs that could be drained")
     if experiment.pause == "pause":
         raise Refused(
@@ -204,8 +204,8 @@ def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
             " goes on without it"
         )
     steps = ladder.steps_of(snapshot, config, one)
-    for made in snapshot.decisions:
-        if (made.generation, made.kind) == (one.generation, "cutoff") and (
+    for made in snapshot.cutoffs:
+        if made.generation == one.generation and (
             steps.index(made.stage) >= steps.index(one.stage)
         ):
             raise Refused(

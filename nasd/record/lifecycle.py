@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+class ExperimentState(StrEnum):
+    RUNNING = "running"
+    COMPLETE = "complete"  # all generations are through
+    HALTED = "halted"  # a person has to mend the cause
+
+
 class State(StrEnum):
+    """Of a candidate."""
+
     PENDING = "pending"  # at its stage, waits for slots
     RUNNING = "running"  # an attempt at its stage is live
     WAITING = "waiting"  # has finished its stage, waits for the generation's cutoff
@@ -92,6 +100,39 @@ ATTEMPT_TRANSITIONS = frozenset(
     {(AttemptState.STARTING, AttemptState.RUNNING)}
     | {(source, end) for source in LIVE_ATTEMPT for end in AttemptState if end not in LIVE_ATTEMPT}
 )
+
+
+class AttemptVerdict(StrEnum):
+    """What an attempt that has ended is said to have come to: the worker's own verdict (those of
+    nasd.contract.protocol), or that of the daemon."""
+
+    NONE = ""  # it lives, or went without an outcome
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    INVALID = "invalid"
+    MACHINE = "machine"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"  # the daemon's own end took it along
+    CUT = "cut"  # its candidate was cut by request
+
+
+class QuarantineKind(StrEnum):
+    """Why nothing new starts on a slot."""
+
+    LOST = "lost"  # its GPU: what runs on it is ended
+    UNKNOWN = "unknown"  # the driver does not answer
+    FOREIGN = "foreign"  # somebody else is on it
+    SUSPECT = "suspect"  # too many attempts in a row were lost on it
+
+
+class DecisionKind(StrEnum):
+    """Of what was decided about a generation."""
+
+    BREED = "breed"
+    CUTOFF = "cutoff"
+    SELECT = "select"
 
 
 class Phase(StrEnum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import of_baseline, shown
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 BASELINE, BEST = "baseline", "best"
 

@@ -1,26 +1,46 @@
 """What the database says, read in one go: the input of every decision and of every view.
 
 Read-only, and standard library alone, so that `nasd status` starts fast. Writing is the store's.
-
-A snapshot holds the whole search, or what is in play: the baseline, and the newest generation's
-parents and offspring. Decisions need no more, and so take no longer in a search of thousands.
 """
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.genotype import Backbone
 from nasd.record.database_file import damaged, readable, unreadable
-from nasd.record.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
+from nasd.record.lifecycle import (
+    AttemptState,
+    AttemptVerdict,
+    DecisionKind,
+    ExperimentState,
+    Phase,
+    QuarantineKind,
+    State,
+)
+from nasd.record.state import (
+    Attempt,
+    Candidate,
+    Experiment,
+    Generation,
+    Granted,
+    Holdings,
+    Injection,
+    LoggedEvent,
+    Member,
+    Quarantine,
+    Recorded,
+    Selected,
+    Snapshot,
+    StageResult,
+    decoded,
+)
 
-PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 SCHEMA = 4  # how many migrations this version of nasd knows
 
 
@@ -35,297 +55,6 @@ class OlderSchema(NasdError):
             f"{path} was written by an older nasd (schema {found}, this one knows {SCHEMA}):"
             " `nasd run` brings it up to date, after a backup"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    name: str
-    seed: int
-    config: dict[str, Any]
-    backbone: Backbone
-    prepared: dict[str, Any] | None
-    state: str
-    reason: str
-    created_at: float
-    completed_at: float | None
-    resumed_after: int  # the newest attempt at the last resumption after a halt; 0 without one
-    hold: str  # why nothing starts just now, "" if nothing is in the way
-    pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
-    pause_note: str  # by whom, and why
-    budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
-
-    def budget(self, configured: float | None) -> float | None:
-        """GPU-hours that the search may take, None without a limit; configured: as the config
-        says, which holds until a request sets another, and again from its own next change on."""
-        return configured if self.budget_set is None else json.loads(self.budget_set)
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    number: int
-    phase: Phase
-    opened_at: float
-    completed_at: float | None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    id: int
-    generation: int | None  # None: the baseline
-    parent: int | None
-    genotype_json: str
-    hash: str
-    lineage_json: str
-    parameters: int
-    stage: str
-    state: State
-    reason: str
-    retried_after: int = 0  # the newest attempt when a person had it tried again
-    second: int | None = None  # of a crossover: the parent whom its lineage calls 1
-    ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
-    operators: tuple[str, ...] = ()  # by which it was made, where they have names
-
-    @property
-    def parents(self) -> tuple[int, ...]:
-        """None for the baseline, two for a child of a crossover."""
-        return tuple(one for one in (self.parent, self.second) if one is not None)
-
-    @cached_property
-    def genotype(self) -> Genotype:
-        return Genotype.from_json(json.loads(self.genotype_json))
-
-    @cached_property
-    def lineage(self) -> Lineage:
-        return tuple(BlockLineage.from_json(block) for block in json.loads(self.lineage_json))
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.generation is None
-
-    @property
-    def final(self) -> bool:
-        return self.state in FINAL
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    id: int
-    candidate: int
-    stage: str
-    number: int
-    state: AttemptState
-    slots: tuple[str, ...]
-    token: str
-    process: dict[str, Any] | None
-    verdict: str
-    message: str
-    started_at: float
-    ended_at: float | None
-    reached: int  # step of its newest checkpoint when it ended
-
-    @property
-    def live(self) -> bool:
-        return self.state in LIVE_ATTEMPT
-
-
-# When attempts held some slots together: from, and until; infinite where they still do.
-Holdings = Mapping[tuple[str, ...], Sequence[tuple[float, float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """A generation that was selected. best_quality: of parents and offspring, None if nobody of
-    them was scored."""
-
-    number: int
-    opened_at: float
-    completed_at: float
-    hypervolume: float
-    best_quality: float | None
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """metrics: as the worker measured them; curve: (step, evaluation loss). Both are read when they
-    are asked for: of most results of a long search they never are."""
-
-    candidate: int
-    stage: str
-    metrics_json: str
-    curve_json: str
-    steps: int
-    seconds: float
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        found: dict[str, float] = _decoded(self.metrics_json)
-        return found
-
-    @cached_property
-    def curve(self) -> list[tuple[int, float]]:
-        return _curve(self.curve_json)
-
-    @cached_property
-    def last_loss(self) -> float | None:
-        """Of its curve; None without one."""
-        last = self.curve_json.rfind("[")  # a list of pairs, so here the last pair begins
-        if last < 1:
-            return None
-        loss: float = json.loads(self.curve_json[last:-1])[1]
-        return loss
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A candidate's part in a generation. survives, rank, crowding: None until it is selected."""
-
-    generation: int
-    candidate: int
-    role: str
-    survives: bool | None
-    rank: int | None
-    crowding: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    """A slot on which nothing new starts. kind: lost (its GPU; what runs on it is ended), unknown
-    (the driver does not answer), foreign (somebody else is on it), or suspect (too many attempts
-    in a row were lost on it)."""
-
-    slot: str
-    kind: str
-    reason: str
-    since: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    generation: int
-    kind: str
-    stage: str
-    payload_json: str
-
-    @cached_property
-    def payload(self) -> dict[str, Any]:
-        found: dict[str, Any] = _decoded(self.payload_json)
-        return found
-
-
-@dataclass(frozen=True)
-class Injection:
-    """A genotype that a person made. generation: that it was bred with, None while it waits;
-    candidate: None too if it was not born, because its genotype had been by then."""
-
-    id: int
-    genotype_json: str
-    hash: str
-    generation: int | None
-    candidate: int | None
-
-    @property
-    def genotype(self) -> Genotype:
-        return Genotype.from_json(json.loads(self.genotype_json))
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """A request that was accepted, and what was answered."""
-
-    at: float
-    action: str
-    who: str
-    why: str
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
-    at: float
-    candidate: int | None
-    attempt: int | None
-    event: str
-    source: str | None
-    target: str | None
-    stage: str | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """whole: everything is in it, not only what is in play and the two newest generations. taken:
-    the genotype hashes that are not free any more; read while a generation breeds. injections: all,
-    or those that wait.
-    ended_slot_seconds: of all attempts ever.
-    """
-
-    whole: bool
-    experiment: Experiment
-    generations: tuple[Generation, ...]
-    candidates: dict[int, Candidate]
-    attempts: tuple[Attempt, ...]
-    leases: dict[str, int]
-    results: dict[tuple[int, str], StageResult]
-    decisions: tuple[Decision, ...]
-    members: tuple[Member, ...]
-    quarantine: dict[str, Quarantine]
-    injections: tuple[Injection, ...]
-    taken: frozenset[str]
-    ended_slot_seconds: float
-
-    @property
-    def generation(self) -> Generation | None:
-        """The newest one."""
-        return self.generations[-1] if self.generations else None
-
-    @property
-    def baseline(self) -> Candidate:
-        return next(one for one in self.candidates.values() if one.is_baseline)
-
-    @property
-    def live_attempts(self) -> tuple[Attempt, ...]:
-        return tuple(attempt for attempt in self.attempts if attempt.live)
-
-    def born_in(self, generation: int) -> list[Candidate]:
-        return [one for one in self.candidates.values() if one.generation == generation]
-
-    def stopped_in(self, generation: int) -> list[Candidate]:
-        """Whom cutoffs have stopped, and who have not been trained on since."""
-        stages = {
-            number: made.stage
-            for made in self.decisions
-            if (made.generation, made.kind) == (generation, "cutoff")
-            for number in made.payload["cut"]
-        }
-        return [
-            one
-            for one in self.born_in(generation)
-            if one.state is State.CUT and one.stage == stages.get(one.id)
-        ]
-
-    def survivors(self, generation: int) -> list[int]:
-        return [m.candidate for m in self.members if m.generation == generation and m.survives]
-
-    def scores(self, candidate: int) -> dict[str, float] | None:
-        """exact_match and f1 in percent, None before the candidate is scored."""
-        if self.candidates[candidate].state is not State.SCORED:
-            return None
-        # It stays at the last stage of its ladder, which is the one that scores.
-        return self.results[candidate, self.candidates[candidate].stage].metrics
-
-    def quality(self, candidate: int) -> float | None:
-        """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
-        scores = self.scores(candidate)
-        return None if scores is None else (scores["f1"] + scores["exact_match"]) / 2
-
-    def size(self, candidate: int) -> float:
-        """The second objective, parameters of the baseline / parameters of the candidate."""
-        return self.baseline.parameters / self.candidates[candidate].parameters
-
-    def gpu_hours(self, now: float) -> float:
-        """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
-        live = sum(len(one.slots) * max(0.0, now - one.started_at) for one in self.live_attempts)
-        return (self.ended_slot_seconds + live) / 3600
 
 
 @contextmanager
@@ -379,7 +108,9 @@ def read(
     decided in those that these were born in; attempts and members are of these alone."""
     connection.execute("BEGIN")
     try:
-        return _read(connection, whole and lines is None, lines)
+        if lines is None:
+            return _read(connection, _WHOLE if whole else _IN_PLAY, [])
+        return _read(connection, _LINES, [int(one) for one in lines])
     except (ValueError, KeyError, TypeError) as error:  # what a row holds is not what was written
         file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
         raise NasdError(damaged(file, f"{type(error).__name__}: {error}")) from error
@@ -472,17 +203,6 @@ def selected(connection: sqlite3.Connection) -> list[Selected]:
     return [Selected(*row) for row in rows]
 
 
-@lru_cache(maxsize=2048)
-def _decoded(text: str) -> Any:
-    """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
-    return json.loads(text)
-
-
-@lru_cache(maxsize=2048)
-def _curve(text: str) -> list[tuple[int, float]]:
-    return [(step, loss) for step, loss in json.loads(text)]
-
-
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
     " retried_after, (SELECT parentage.parent FROM parentage WHERE child = id AND place = 1),"
@@ -509,8 +229,8 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         reason=row[9],
         retried_after=row[10],
         second=row[11],
-        ancestry=tuple(_decoded(row[12])),
-        operators=tuple(_decoded(row[13])),
+        ancestry=tuple(decoded(row[12])),
+        operators=tuple(decoded(row[13])),
     )
 
 
@@ -522,10 +242,10 @@ def _attempt(row: Sequence[Any]) -> Attempt:
         stage=row[2],
         number=row[3],
         state=AttemptState(row[4]),
-        slots=tuple(_decoded(row[5])),
+        slots=tuple(decoded(row[5])),
         token=row[6],
-        process=None if row[7] is None else _decoded(row[7]),
-        verdict=row[8],
+        process=None if row[7] is None else decoded(row[7]),
+        verdict=AttemptVerdict(row[8]),
         message=row[9],
         started_at=row[10],
         ended_at=row[11],
@@ -533,125 +253,171 @@ def _attempt(row: Sequence[Any]) -> Attempt:
     )
 
 
-def _read(
-    connection: sqlite3.Connection, whole: bool, lines: Iterable[int] | None = None
-) -> Snapshot:
-    def rows(query: str, *arguments: Any) -> Sequence[Any]:
-        return connection.execute(query, arguments).fetchall()
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Which rows a snapshot holds: for each table the condition that they meet.
 
-    found = rows(
-        "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
-        " resumed_after, hold, pause, pause_note, budget, slot_seconds FROM experiment"
-    )
-    if not found:
+    They may name :newest, the newest generation, -1 before there is one; and :asked, ids of
+    candidates as a JSON array.
+    """
+
+    whole: bool = False
+    generations: str = "true"
+    candidates: str = "true"
+    attempts: str = "true"
+    results: str = "true"
+    decisions: str = "true"
+    members: str = "true"
+    injections: str = "true"
+
+
+_WHOLE = _Part(whole=True)
+
+_PLAYING = (
+    "(SELECT candidate FROM member WHERE generation = :newest"
+    " UNION SELECT id FROM candidate WHERE generation IS NULL)"
+)
+_IN_PLAY = _Part(
+    generations="number >= :newest - 1",
+    candidates=f"id IN {_PLAYING}",
+    attempts=f"candidate IN {_PLAYING}",
+    results=f"candidate IN {_PLAYING}",
+    decisions="generation >= :newest",
+    members="generation >= :newest - 1",  # the parents' ranks stand in the generation before
+    injections="generation IS NULL",
+)
+
+_ASKED = "(SELECT value FROM json_each(:asked))"
+_LINE = (
+    "(WITH RECURSIVE line (id) AS ("
+    f"SELECT id FROM candidate WHERE generation IS NULL OR id IN {_ASKED}"
+    " UNION SELECT parent FROM parentage JOIN line ON child = id)"
+    " SELECT id FROM line)"
+)
+_LINES = _Part(
+    candidates=f"id IN {_LINE}",
+    attempts=f"candidate IN {_ASKED}",
+    results=f"candidate IN {_LINE}",
+    decisions=f"generation IN (SELECT generation FROM candidate WHERE id IN {_ASKED})",
+    members=f"candidate IN {_ASKED}",
+    injections="generation IS NULL",
+)
+
+_Rows = Callable[[str], Sequence[Any]]  # what a query gives
+
+
+def _read(connection: sqlite3.Connection, part: _Part, asked: Sequence[int]) -> Snapshot:
+    query = "SELECT coalesce(max(number), -1) FROM generation"
+    given = {"newest": connection.execute(query).fetchone()[0], "asked": json.dumps(asked)}
+
+    def rows(query: str) -> Sequence[Any]:
+        return connection.execute(query, given).fetchall()
+
+    experiment = _experiment(rows)
+    if experiment is None:
         file = connection.execute("PRAGMA database_list").fetchone()[2]
         raise NoExperiment(Path(file).parent)
-    (name, seed, config, backbone, prepared, state, reason) = found[0][:7]
-    (created, completed, resumed, hold, pause, pause_note, budget, slot_seconds) = found[0][7:]
-    number = rows("SELECT coalesce(max(number), -1) FROM generation")[0][0]
-    ever = whole or lines is not None  # all generations
-    generations = tuple(
+    generations = _generations(rows, part)
+    breeds = bool(generations) and generations[-1].phase is Phase.BREEDING
+    return Snapshot(
+        whole=part.whole,
+        experiment=experiment,
+        generations=generations,
+        candidates=_candidates(rows, part),
+        attempts=_attempts(rows, part),
+        leases=dict(rows("SELECT slot, attempt FROM lease")),
+        results=_results(rows, part),
+        decisions=_decisions(rows, part),
+        members=_members(rows, part),
+        quarantine=_quarantine(rows),
+        injections=_injections(rows, part),
+        taken=_taken(rows) if part.whole or breeds else frozenset(),
+        ended_slot_seconds=rows("SELECT slot_seconds FROM experiment")[0][0],
+    )
+
+
+def _experiment(rows: _Rows) -> Experiment | None:
+    for name, seed, config, backbone, prepared, state, *rest in rows(
+        "SELECT name, seed, config, backbone, prepared, state, reason, created_at, completed_at,"
+        " resumed_after, hold, pause, pause_note, budget FROM experiment"
+    ):
+        return Experiment(
+            name,
+            seed,
+            json.loads(config),
+            Backbone(**json.loads(backbone)),
+            None if prepared is None else json.loads(prepared),
+            ExperimentState(state),
+            *rest,
+        )
+    return None
+
+
+def _generations(rows: _Rows, part: _Part) -> tuple[Generation, ...]:
+    return tuple(
         Generation(number, Phase(phase), opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
-            "SELECT number, phase, opened_at, completed_at FROM generation WHERE number >= ?"
-            " ORDER BY number",
-            0 if ever else number - 1,
+            "SELECT number, phase, opened_at, completed_at FROM generation"
+            f" WHERE {part.generations} ORDER BY number"
         )
     )
-    newest = generations[-1] if generations else None
-    # What is in play, by whose id; ?1 is the newest generation.
-    play = (
-        "IN (SELECT candidate FROM member WHERE generation = ?1"
-        " UNION SELECT id FROM candidate WHERE generation IS NULL)"
-    )
-    everyone = "?1 = ?1"
-    met = everyone  # the generations of which the decisions are read
-    if lines is not None:
-        asked = f"IN ({', '.join(str(int(one)) for one in lines)})"
-        these = f"id {asked}"
-        play = (
-            "IN (WITH RECURSIVE line (id) AS ("
-            f"SELECT id FROM candidate WHERE generation IS NULL OR {these}"
-            " UNION SELECT parent FROM parentage JOIN line ON child = id)"
-            f" SELECT id FROM line) AND {everyone}"
+
+
+def _candidates(rows: _Rows, part: _Part) -> dict[int, Candidate]:
+    query = f"SELECT {_CANDIDATE} FROM candidate WHERE {part.candidates} ORDER BY id"
+    return {row[0]: _candidate(row) for row in rows(query)}
+
+
+def _attempts(rows: _Rows, part: _Part) -> tuple[Attempt, ...]:
+    query = f"SELECT {_ATTEMPT} FROM attempt WHERE {part.attempts} ORDER BY id"
+    return tuple(map(_attempt, rows(query)))
+
+
+def _results(rows: _Rows, part: _Part) -> dict[tuple[int, str], StageResult]:
+    return {
+        (row[0], row[1]): StageResult(*row)
+        for row in rows(
+            "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
+            f" WHERE {part.results} ORDER BY at"
         )
-        met = f"generation IN (SELECT generation FROM candidate WHERE {these}) AND {everyone}"
-    one, owner = (everyone, everyone) if whole else (f"id {play}", f"candidate {play}")
-    own = owner if lines is None else f"candidate {asked} AND {everyone}"
-    return Snapshot(
-        whole=whole,
-        experiment=Experiment(
-            name=name,
-            seed=seed,
-            config=json.loads(config),
-            backbone=Backbone(**json.loads(backbone)),
-            prepared=None if prepared is None else json.loads(prepared),
-            state=state,
-            reason=reason,
-            created_at=created,
-            completed_at=completed,
-            resumed_after=resumed,
-            hold=hold,
-            pause=pause,
-            pause_note=pause_note,
-            budget_set=budget,
-        ),
-        generations=generations,
-        candidates={
-            row[0]: _candidate(row)
-            for row in rows(f"SELECT {_CANDIDATE} FROM candidate WHERE {one} ORDER BY id", number)
-        },
-        attempts=tuple(
-            _attempt(row)
-            for row in rows(f"SELECT {_ATTEMPT} FROM attempt WHERE {own} ORDER BY id", number)
-        ),
-        leases=dict(rows("SELECT slot, attempt FROM lease")),
-        results={
-            (row[0], row[1]): StageResult(*row)
-            for row in rows(
-                "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
-                f" WHERE {owner} ORDER BY at",
-                number,
-            )
-        },
-        decisions=tuple(
-            Decision(*row)
-            for row in rows(
-                "SELECT generation, kind, stage, payload FROM decision WHERE generation >= ?2"
-                f" AND {met} ORDER BY id",
-                number,
-                0 if ever else number,
-            )
-        ),
-        members=tuple(
-            Member(g, c, role, None if survives is None else bool(survives), rank, crowding)
-            for g, c, role, survives, rank, crowding in rows(
-                "SELECT generation, candidate, role, survives, rank, crowding FROM member"
-                # The parents' ranks stand in the generation before.
-                f" WHERE generation >= ?2 AND {everyone if lines is None else own}"
-                " ORDER BY generation, candidate",
-                number,
-                0 if ever else number - 1,
-            )
-        ),
-        quarantine={
-            row[0]: Quarantine(*row)
-            for row in rows("SELECT slot, kind, reason, since FROM quarantine ORDER BY slot")
-        },
-        injections=tuple(
-            Injection(*row)
-            for row in rows(
-                "SELECT id, genotype, hash, generation, candidate FROM injection"
-                f" WHERE {'true' if whole else 'generation IS NULL'} ORDER BY id"
-            )
-        ),
-        taken=frozenset(
-            row[0]
-            for row in (
-                rows("SELECT hash FROM candidate")
-                if whole or (newest is not None and newest.phase is Phase.BREEDING)
-                else ()
-            )
-        ),
-        ended_slot_seconds=slot_seconds,
+    }
+
+
+def _decisions(rows: _Rows, part: _Part) -> tuple[Recorded, ...]:
+    return tuple(
+        Recorded(generation, DecisionKind(kind), *rest)
+        for generation, kind, *rest in rows(
+            "SELECT generation, kind, stage, payload FROM decision"
+            f" WHERE {part.decisions} ORDER BY id"
+        )
     )
+
+
+def _members(rows: _Rows, part: _Part) -> tuple[Member, ...]:
+    return tuple(
+        Member(generation, candidate, role, None if survives is None else bool(survives), *rest)
+        for generation, candidate, role, survives, *rest in rows(
+            "SELECT generation, candidate, role, survives, rank, crowding FROM member"
+            f" WHERE {part.members} ORDER BY generation, candidate"
+        )
+    )
+
+
+def _quarantine(rows: _Rows) -> dict[str, Quarantine]:
+    query = "SELECT slot, kind, reason, since FROM quarantine ORDER BY slot"
+    return {
+        slot: Quarantine(slot, QuarantineKind(kind), *rest) for slot, kind, *rest in rows(query)
+    }
+
+
+def _injections(rows: _Rows, part: _Part) -> tuple[Injection, ...]:
+    query = (
+        "SELECT id, genotype, hash, generation, candidate FROM injection"
+        f" WHERE {part.injections} ORDER BY id"
+    )
+    return tuple(Injection(*row) for row in rows(query))
+
+
+def _taken(rows: _Rows) -> frozenset[str]:
+    """The hashes of all genotypes that were ever born."""
+    return frozenset(row[0] for row in rows("SELECT hash FROM candidate"))

@@ -22,15 +22,19 @@ from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     NEXT_PHASE,
     AttemptState,
+    DecisionKind,
     Event,
+    ExperimentState,
     ImpossibleTransition,
     Phase,
+    QuarantineKind,
     State,
     target,
 )
 from nasd.record.requests import Request
-from nasd.record.snapshot import Holdings, Selected, Snapshot
 from nasd.record.sqlite import Database
+from nasd.record.state import Ending, Holdings, Selected, Snapshot
+from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
 
 BASELINE = 0  # the id of the baseline
@@ -44,6 +48,18 @@ class StageRecord:
     curve: Sequence[tuple[int, float]]
     steps: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that is over. at: when it last held its slots. reached: the step of its newest
+    checkpoint. record: of a stage that is done. prepared: what prepare has found."""
+
+    ending: Ending
+    at: float
+    reached: int = 0
+    record: StageRecord | None = None
+    prepared: Mapping[str, Any] | None = None
 
 
 class Store:
@@ -146,7 +162,7 @@ class Store:
                 seed=seed,
                 config=json.dumps(config),
                 backbone=json.dumps(asdict(backbone)),
-                state="running",
+                state=str(ExperimentState.RUNNING),
                 created_at=now,
             )
             founder = Bred(BASELINE, baseline, unchanged(baseline))
@@ -165,22 +181,28 @@ class Store:
 
     def complete(self, now: float) -> None:
         with self._transaction():
-            self._db.execute("UPDATE experiment SET state = 'complete', completed_at = ?", (now,))
+            self._db.execute(
+                "UPDATE experiment SET state = ?, completed_at = ?",
+                (str(ExperimentState.COMPLETE), now),
+            )
             self._log(now, event="complete")
 
     def halt(self, reason: str, now: float) -> None:
         """Nothing new starts until a person has mended the cause and starts nasd again."""
         with self._transaction():
-            self._db.execute("UPDATE experiment SET state = 'halted', reason = ?", (reason,))
+            self._db.execute(
+                "UPDATE experiment SET state = ?, reason = ?",
+                (str(ExperimentState.HALTED), reason),
+            )
             self._log(now, event="halted", detail=reason)
 
     def resume(self, now: float) -> None:
         """After a halt, or with more generations to go: setbacks until now no longer count."""
         with self._transaction():
             self._db.execute(
-                "UPDATE experiment SET state = 'running', reason = '', completed_at = NULL,"
+                "UPDATE experiment SET state = ?, reason = '', completed_at = NULL,"
                 " resumed_at = ?, resumed_after = (SELECT coalesce(max(id), 0) FROM attempt)",
-                (now,),
+                (str(ExperimentState.RUNNING), now),
             )
             self._log(now, event="resumed")
 
@@ -205,10 +227,10 @@ class Store:
         with self._transaction():
             self._db.execute("UPDATE experiment SET budget = ?", (json.dumps(gpu_hours),))
 
-    def quarantine(self, slot: str, kind: str, reason: str, now: float) -> None:
+    def quarantine(self, slot: str, kind: QuarantineKind, reason: str, now: float) -> None:
         with self._transaction():
             self._db.execute("DELETE FROM quarantine WHERE slot = ?", (slot,))
-            self._insert("quarantine", slot=slot, kind=kind, reason=reason, since=now)
+            self._insert("quarantine", slot=slot, kind=str(kind), reason=reason, since=now)
             self._log(now, event="quarantine", detail=f"{slot}: {reason}")
 
     def release(self, slot: str, now: float) -> None:
@@ -266,7 +288,8 @@ class Store:
         """Cut candidates go on at these stages, and with them the search."""
         with self._transaction():
             self._db.execute(
-                "UPDATE experiment SET state = 'running', reason = '', completed_at = NULL"
+                "UPDATE experiment SET state = ?, reason = '', completed_at = NULL",
+                (str(ExperimentState.RUNNING),),
             )
             for candidate, stage in stages.items():
                 self._advance(candidate, Event.REVIVE, now, stage, detail=reason)
@@ -302,7 +325,7 @@ class Store:
         injections: to their places among the births, None for one that is not born.
         """
         with self._transaction():
-            self._decide(generation, "breed", "", payload, now)
+            self._decide(generation, DecisionKind.BREED, "", payload, now)
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
             first = self._value("SELECT max(id) FROM candidate") + 1
             for number, birth in enumerate(births, first):
@@ -324,18 +347,16 @@ class Store:
         generation: int,
         stage: str,
         next_stage: str,
-        kept: Sequence[int],
-        cut: Mapping[int, str],
-        payload: Mapping[str, Any],
+        promotion: Promotion,
         now: float,
     ) -> None:
-        """The cutoff after `stage`: `kept` go on to `next_stage`, `cut` maps each to its reason."""
+        """The cutoff after `stage`: whom it keeps go on to `next_stage`."""
         with self._transaction():
-            self._decide(generation, "cutoff", stage, payload, now)
-            for candidate in kept:
+            self._decide(generation, DecisionKind.CUTOFF, stage, promotion.to_json(), now)
+            for candidate in sorted(promotion.kept):
                 self._advance(candidate, Event.KEEP, now, next_stage)
-            for candidate, reason in cut.items():
-                self._advance(candidate, Event.CUT, now, detail=reason)
+            for candidate in sorted(promotion.cut):
+                self._advance(candidate, Event.CUT, now, detail=promotion.reasons[candidate])
 
     def start_selecting(self, generation: int, now: float) -> None:
         with self._transaction():
@@ -350,7 +371,7 @@ class Store:
     ) -> None:
         """members maps candidates to (survives, rank, crowding distance)."""
         with self._transaction():
-            self._decide(generation, "select", "", payload, now)
+            self._decide(generation, DecisionKind.SELECT, "", payload, now)
             for candidate, (survives, rank, crowding) in members.items():
                 changed = self._db.execute(
                     "UPDATE member SET survives = ?, rank = ?, crowding = ?"
@@ -408,30 +429,15 @@ class Store:
                 "UPDATE attempt SET process = ? WHERE id = ?", (json.dumps(process), attempt)
             )
 
-    def end_attempt(
-        self,
-        attempt: int,
-        state: AttemptState,
-        event: Event,
-        ended_at: float,
-        now: float,
-        verdict: str = "",
-        message: str = "",
-        next_stage: str | None = None,
-        record: StageRecord | None = None,
-        prepared: Mapping[str, Any] | None = None,
-        reached: int = 0,
-    ) -> None:
-        """Ends an attempt, frees its slots, records its results and moves its candidate.
-
-        reached: the step of its newest checkpoint.
-        """
+    def end_attempt(self, attempt: int, ended: Ended, now: float) -> None:
+        """Ends an attempt, frees its slots, records its results and moves its candidate."""
+        ending, record = ended.ending, ended.record
         with self._transaction():
-            self._move_attempt(attempt, state)
+            self._move_attempt(attempt, ending.state)
             self._db.execute(
                 "UPDATE attempt SET ended_at = max(started_at, ?), verdict = ?, message = ?,"
                 " reached = ? WHERE id = ?",
-                (ended_at, verdict, message, reached, attempt),
+                (ended.at, str(ending.verdict), ending.message, ended.reached, attempt),
             )
             # The ledger as a running total: a sum over all attempts would be read each turn.
             self._db.execute(
@@ -455,9 +461,10 @@ class Store:
                     seconds=record.seconds,
                     at=now,
                 )
-            if prepared is not None:
-                self._db.execute("UPDATE experiment SET prepared = ?", (json.dumps(prepared),))
-            self._advance(candidate, event, now, next_stage, attempt, message)
+            if ended.prepared is not None:
+                text = json.dumps(ended.prepared)
+                self._db.execute("UPDATE experiment SET prepared = ?", (text,))
+            self._advance(candidate, ending.event, now, ending.next_stage, attempt, ending.message)
 
     # -- inside a transaction ------------------------------------------------------------------
 
@@ -576,12 +583,17 @@ class Store:
         self._log(now, event="phase", detail=f"generation {generation}: {to}")
 
     def _decide(
-        self, generation: int, kind: str, stage: str, payload: Mapping[str, Any], now: float
+        self,
+        generation: int,
+        kind: DecisionKind,
+        stage: str,
+        payload: Mapping[str, Any],
+        now: float,
     ) -> None:
         self._insert(
             "decision",
             generation=generation,
-            kind=kind,
+            kind=str(kind),
             stage=stage,
             payload=json.dumps(payload),
             at=now,

@@ -48,8 +48,9 @@ from nasd.contract.readable import of_baseline, share_of_baseline
 from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
 from nasd.record.folders import StateFolder, run_name
-from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate, Decision, Generation, Holdings, Selected, Snapshot
+from nasd.record.lifecycle import DecisionKind, State
+from nasd.record.state import Candidate, Generation, Holdings, Recorded, Selected, Snapshot
+from nasd.search.fidelity.promotion import Promotion
 from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")
@@ -295,9 +296,9 @@ def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
     came = f"bred from {_name(snapshot, candidate.parent)}"
     rows: list[Sequence[object]] = [(candidate.generation, "breeding", came)]
     rows += [
-        (one.generation, f"cutoff after {one.stage}", _at_cutoff(one, candidate.id))
-        for one in snapshot.decisions
-        if one.kind == "cutoff" and str(candidate.id) in one.payload["losses"]
+        (one.generation, f"cutoff after {one.stage}", _at_cutoff(one.promotion, candidate.id))
+        for one in snapshot.cutoffs
+        if candidate.id in one.promotion.losses
     ]
     rows += [
         (
@@ -311,14 +312,15 @@ def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
     return table(("generation", "decision", ""), rows)
 
 
-def _at_cutoff(cutoff: Decision, candidate: int) -> str:
-    losses = cutoff.payload["losses"]
-    place = [*losses].index(str(candidate)) + 1
-    kept = "kept" if candidate in cutoff.payload["kept"] else "cut"
+def _at_cutoff(found: Promotion, candidate: int) -> str:
     return (
-        f"{kept}: loss {losses[str(candidate)]:.4f} is number {place} of"
-        f" {cutoff.payload['reached']}; the last one kept has {threshold(cutoff):.4f}"
+        f"{_kept_or_cut(found, candidate)}: loss {found.losses[candidate]:.4f} is number"
+        f" {found.place(candidate)} of {found.reached}; the last one kept has {found.threshold:.4f}"
     )
+
+
+def _kept_or_cut(found: Promotion, candidate: int) -> str:
+    return "kept" if candidate in found.kept else "cut"
 
 
 # -- a generation --------------------------------------------------------------------------------
@@ -327,58 +329,53 @@ def _at_cutoff(cutoff: Decision, candidate: int) -> str:
 def generation_events(snapshot: Snapshot, number: int) -> Runs:
     """The runs that tell of its decisions. snapshot: with the lines of all its members."""
     decided = [one for one in snapshot.decisions if one.generation == number]
-    if cutoffs := [one for one in decided if one.kind == "cutoff"]:
+    if cutoffs := [one for one in decided if one.kind is DecisionKind.CUTOFF]:
         yield f"{run_name(number)}/cutoff", cutoff_events(snapshot, cutoffs)
     for one in decided:
-        if one.kind == "select":
+        if one.kind is DecisionKind.SELECT:
             yield f"{run_name(number)}/selection", [_selection(snapshot, one)]
 
 
-def threshold(cutoff: Decision) -> float:
-    """The loss of the last one that was kept."""
-    losses = cutoff.payload["losses"]
-    return max(float(losses[str(one)]) for one in cutoff.payload["kept"])
-
-
-def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Decision]) -> Iterator[Event]:
+def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[Event]:
     """For each a card; and a level line of its threshold as long as its stage is."""
     for cutoff in cutoffs:
         at = _generation(snapshot, cutoff.generation).opened_at
         begin, end = _reach(snapshot, cutoff)
         yield text(f"cutoff_after_{cutoff.stage}", _cutoff_card(snapshot, cutoff), at)
         for step in sorted({begin, end}):
-            yield scalars({learning_curve(cutoff.generation): threshold(cutoff)}, step, at)
+            level = {learning_curve(cutoff.generation): cutoff.promotion.threshold}
+            yield scalars(level, step, at)
 
 
-def _reach(snapshot: Snapshot, cutoff: Decision) -> tuple[int, int]:
+def _reach(snapshot: Snapshot, cutoff: Recorded) -> tuple[int, int]:
     """From where to where its stage reaches among the steps of the MLM stages: the longest, as
     who had nothing to train has no steps."""
     stages = _mlm_stages(snapshot)
     before = stages[: stages.index(cutoff.stage)]
 
-    def steps(candidate: str, names: Iterable[str]) -> int:
-        found = (snapshot.results.get((int(candidate), name)) for name in names)
+    def steps(candidate: int, names: Iterable[str]) -> int:
+        found = (snapshot.results.get((candidate, name)) for name in names)
         return sum(result.steps for result in found if result is not None)
 
-    reached = cutoff.payload["losses"]
+    reached = cutoff.promotion.losses
     return (
         max(steps(one, before) for one in reached),
         max(steps(one, (*before, cutoff.stage)) for one in reached),
     )
 
 
-def _cutoff_card(snapshot: Snapshot, cutoff: Decision) -> str:
-    kept = cutoff.payload["kept"]
+def _cutoff_card(snapshot: Snapshot, cutoff: Recorded) -> str:
+    found = cutoff.promotion
     rows = [
-        (place, _name(snapshot, int(one)), f"{loss:.4f}", "kept" if int(one) in kept else "cut")
-        for place, (one, loss) in enumerate(cutoff.payload["losses"].items(), start=1)
+        (found.place(one), _name(snapshot, one), f"{loss:.4f}", _kept_or_cut(found, one))
+        for one, loss in found.losses.items()
     ]
     title = f"### Generation {cutoff.generation}: cutoff after {cutoff.stage}"
     head = ("place", "candidate", "evaluation loss", "")
-    return f"{title}\n\nKept: {cutoff.payload['rule']}.\n\n{table(head, rows)}"
+    return f"{title}\n\nKept: {found.rule}.\n\n{table(head, rows)}"
 
 
-def _selection(snapshot: Snapshot, selection: Decision) -> Event:
+def _selection(snapshot: Snapshot, selection: Recorded) -> Event:
     points, ranks = selection.payload["points"], selection.payload["ranks"]
     survivors = selection.payload["survivors"]
     born = {one.id for one in snapshot.born_in(selection.generation)}

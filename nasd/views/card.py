@@ -14,7 +14,7 @@ from nasd.contract import slots
 from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
 from nasd.contract.readable import of_baseline
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 # As the hub's own pages have it; what does not stand here is not known.
 LICENCES = {

@@ -20,8 +20,8 @@ from nasd.control.retention import answering_stage
 from nasd.policy import ladder, scheduling
 from nasd.record import daemon_lock, lookup, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Attempt, Candidate, Decision, Member, Snapshot
+from nasd.record.lifecycle import DecisionKind, ExperimentState, State
+from nasd.record.state import PAUSED, Attempt, Candidate, Member, Recorded, Snapshot
 from nasd.views.card import ancestors
 
 Reached = Literal["done", "here", "ahead", "never"]
@@ -283,7 +283,7 @@ class _Compiler:
     def _pending(self) -> str:
         """What is in its way, the most general first."""
         experiment, one = self.snap.experiment, self.candidate
-        if experiment.state == "halted":
+        if experiment.state is ExperimentState.HALTED:
             return f"the search has halted: {experiment.reason}"
         if not daemon_lock.held(self.folder.lock):
             return "no daemon serves the search: go on with `nasd run`"
@@ -410,11 +410,11 @@ class _Compiler:
         members = {one.generation: one for one in self._memberships()}
         for decision in self.snap.decisions:
             match decision.kind:
-                case "breed":
+                case DecisionKind.BREED:
                     yield from self._bred(decision)
-                case "cutoff" if str(self.candidate.id) in decision.payload["losses"]:
+                case DecisionKind.CUTOFF if self.candidate.id in decision.promotion.losses:
                     yield self._cutoff(decision)
-                case "select" if decision.generation in members:
+                case DecisionKind.SELECT if decision.generation in members:
                     yield self._selection(decision, members[decision.generation])
         one = self.candidate
         if one.state is State.CUT and not self._stopped:
@@ -425,11 +425,7 @@ class _Compiler:
     @property
     def _trained_on(self) -> bool:
         """Whether it went on behind a cutoff that had stopped it."""
-        cut = any(
-            self.candidate.id in one.payload["cut"]
-            for one in self.snap.decisions
-            if one.kind == "cutoff"
-        )
+        cut = any(self.candidate.id in one.promotion.cut for one in self.snap.cutoffs)
         return cut and not self._stopped
 
     @property
@@ -438,7 +434,7 @@ class _Compiler:
         one = self.candidate
         return one.generation is not None and one in self.snap.stopped_in(one.generation)
 
-    def _bred(self, decision: Decision) -> Iterator[DecisionRow]:
+    def _bred(self, decision: Recorded) -> Iterator[DecisionRow]:
         one, number = self.candidate, decision.generation
         if one.generation == number:
             origin = "the baseline" if one.parent == self.snap.baseline.id else f"{one.parent}"
@@ -449,27 +445,24 @@ class _Compiler:
             text = f"picked as a parent for {times} of {len(picked)} offspring"
             yield DecisionRow(number, "breed", "", text, {"picked": times, "of": len(picked)})
 
-    def _cutoff(self, decision: Decision) -> DecisionRow:
-        payload = decision.payload
-        losses = {int(other): loss for other, loss in payload["losses"].items()}
-        place = list(losses).index(self.candidate.id) + 1
-        kept = self.candidate.id in payload["kept"]
+    def _cutoff(self, decision: Recorded) -> DecisionRow:
+        found, one = decision.promotion, self.candidate.id
         facts = {
-            "place": place,
-            "of": payload["reached"],
-            "places": payload["places"],
-            "loss": losses[self.candidate.id],
-            "threshold": max(losses[other] for other in payload["kept"]),
-            "kept": kept,
+            "place": found.place(one),
+            "of": found.reached,
+            "places": found.places,
+            "loss": found.losses[one],
+            "threshold": found.threshold,
+            "kept": one in found.kept,
         }
         text = (
-            f"{'kept' if kept else 'cut'}: place {place} of {payload['reached']} by a loss of"
-            f" {facts['loss']:.4f}; the lowest {payload['places']} go on, up to"
-            f" {facts['threshold']:.4f}"
+            f"{'kept' if facts['kept'] else 'cut'}: place {facts['place']} of {found.reached} by a"
+            f" loss of {facts['loss']:.4f}; the lowest {found.places} go on, up to"
+            f" {found.threshold:.4f}"
         )
         return DecisionRow(decision.generation, "cutoff", decision.stage, text, facts)
 
-    def _selection(self, decision: Decision, member: Member) -> DecisionRow:
+    def _selection(self, decision: Recorded, member: Member) -> DecisionRow:
         facts = {
             "role": member.role,
             "survives": member.survives,

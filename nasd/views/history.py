@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nasd.contract.readable import moment
 from nasd.record import lookup, snapshot
-from nasd.record.snapshot import LoggedEvent
+from nasd.record.state import LoggedEvent
 
 
 def read(state: Path, name: str | None, last: int) -> list[LoggedEvent]:

@@ -13,7 +13,7 @@ from nasd.contract.errors import NasdError
 from nasd.policy import ladder
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Attempt, Candidate
+from nasd.record.state import Attempt, Candidate
 
 POLL_SECONDS = 0.5
 BLOCK = 1 << 16  # bytes that are read at once

@@ -226,6 +226,8 @@ def _decisions(
     if generation > 0:
         cutoff = {
             "rule": "every other one",
+            "keep": 0.5,
+            "places": len(born[::2]),
             "reached": len(born),
             "losses": {str(member): CURVE[-1][1] for member in born},
             "curves": {str(member): CURVE for member in born},

@@ -13,7 +13,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Heartbeat, Outcome, read, write_atomically
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 # Each of these is given the wall clock's time, and returns what it would do in words, and the deed:
 # so that the words can be written down first, whoever is killed between. None: there is nothing to

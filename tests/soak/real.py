@@ -27,7 +27,7 @@ from nasd.presets import write_preset
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState
-from nasd.record.snapshot import Attempt, Candidate, Snapshot
+from nasd.record.state import Attempt, Candidate, Snapshot
 from nasd.record.store import Store
 from tests.conftest import ROOT, story
 from tests.soak import mischief

@@ -19,7 +19,7 @@ from nasd.control import backups, retention
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ATTEMPT_TRANSITIONS, LIVE_ATTEMPT, TRANSITIONS, Event
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 SECONDS_OFF = 1e-3  # that a sum of floats may be off by
 SURE = 10.0  # slot-seconds to which it is known what was held, or it counts as not sure

@@ -21,7 +21,7 @@ from nasd.estimate.cost import Timeline, work
 from nasd.launch.simulated import MARKER, SimulatedLauncher
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import Store
 from nasd.views.forecast import premises
 from nasd.views.forecast.virtual_time import VirtualClock, run

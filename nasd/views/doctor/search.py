@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from nasd.control import backups, retention, unusable
 from nasd.record import daemon_lock, database_file, privacy, snapshot
 from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import ExperimentState
+from nasd.record.state import PAUSED
 from nasd.views.doctor.case import GB, Case, Finding
 
 
@@ -63,9 +65,9 @@ def experiment(case: Case) -> Iterator[Finding]:
         yield Finding(
             "backup", "note" if late else "good", f"the newest is {age / 3600:.1f} hours old"
         )
-    if found.experiment.state == "halted":
+    if found.experiment.state is ExperimentState.HALTED:
         yield Finding("experiment", "bad", f"halted: {found.experiment.reason}")
-    if pause := snapshot.PAUSED.get(found.experiment.pause):
+    if pause := PAUSED.get(found.experiment.pause):
         text = f"{pause} {found.experiment.pause_note}: `nasd resume` goes on"
         yield Finding("experiment", "note", text)
     if found.experiment.hold:

@@ -12,7 +12,7 @@ from nasd.contract.config import Config, Data
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import read_all
 from nasd.estimate.cost import Volumes
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 # Bytes of text on the hub, and bytes a token of the uncased English vocabulary (books have
 # shorter words; Wikipedia lies between a clean sample's 5.0 and the 4.4 of names and numbers).

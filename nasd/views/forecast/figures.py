@@ -10,7 +10,7 @@ from nasd.contract.config import PREPARE, Config
 from nasd.estimate.cost import attempt_seconds, prepare_seconds
 from nasd.policy import ladder
 from nasd.record.lifecycle import AttemptState
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 from nasd.views.forecast.premises import Subject
 from nasd.views.forecast.search import Run
 

@@ -12,7 +12,7 @@ from nasd.control.preflight import Seed
 from nasd.estimate.cost import Machine, Volumes
 from nasd.launch import simulated
 from nasd.record import snapshot
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 from nasd.views.forecast import data, rates
 
 DISTILBERT = Seed(

@@ -9,7 +9,7 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.slots import on_gpus
 from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 LEAST_MEASURED = 3  # attempts, before the time they take to start is believed
 

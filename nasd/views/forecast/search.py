@@ -13,7 +13,8 @@ from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
 from nasd.launch.simulated import SimulatedLauncher
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Snapshot
+from nasd.record.lifecycle import ExperimentState
+from nasd.record.state import Snapshot
 from nasd.record.store import Store
 from nasd.views.forecast.premises import Subject
 from nasd.views.forecast.virtual_time import VirtualClock, run
@@ -78,7 +79,7 @@ def simulate(config: Config, subject: Subject, seed: int, progress: Progress) ->
             )
         finally:
             store.close()
-    if end.experiment.state != "complete":
+    if end.experiment.state is not ExperimentState.COMPLETE:
         raise NasdError(f"the simulated search does not get to its end: {end.experiment.reason}")
     return Run(seed, began, clock(), end)
 

@@ -8,7 +8,7 @@ from nasd.launch.simulated import SimulatedLauncher
 from nasd.policy.endings import BACKOFF_SECONDS
 from nasd.policy.scheduling import WIDEN_SECONDS, budget
 from nasd.record.lifecycle import AttemptState, State
-from nasd.record.snapshot import Snapshot
+from nasd.record.state import Snapshot
 
 IDLE_TURNS = 1000
 
@@ -52,7 +52,7 @@ def run(
         snapshot = tick.store.in_play()
         if progress is not None:
             progress(snapshot, clock())
-        if snapshot.experiment.state != "running" or until(snapshot):
+        if not snapshot.experiment.runs or until(snapshot):
             return tick.store.read()
         then = _next(tick, snapshot, launcher, clock())
         idle, before = idle + 1 if snapshot is before else 0, snapshot

@@ -18,8 +18,8 @@ from nasd.contract import slots
 from nasd.contract.config import PREPARE
 from nasd.contract.genotype import Genotype, Lineage
 from nasd.policy.decisions import REFERENCE
-from nasd.record.lifecycle import AttemptState, Phase, State
-from nasd.record.snapshot import Attempt, Candidate, Granted, Snapshot
+from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
+from nasd.record.state import Attempt, Candidate, Granted, Snapshot
 from nasd.search.pareto import Point, hypervolume, ranks, survivors
 from nasd.views.report import statistics
 from nasd.views.report.rows import (
@@ -191,7 +191,9 @@ class Facts:
     @cached_property
     def generations(self) -> tuple[GenerationRow, ...]:
         snap = self.snapshot
-        chosen = {one.generation: one.payload for one in snap.decisions if one.kind == "select"}
+        chosen = {
+            one.generation: one.payload for one in snap.decisions if one.kind is DecisionKind.SELECT
+        }
         rows: list[GenerationRow] = []
         before, spent_before = self.baseline_hypervolume, 0.0
         for one in snap.generations:
@@ -323,25 +325,21 @@ class Facts:
     @cached_property
     def cutoffs(self) -> tuple[CutoffRow, ...]:
         rows = []
-        for one in self.snapshot.decisions:
-            if one.kind != "cutoff":
-                continue
-            losses = {int(c): loss for c, loss in one.payload["losses"].items()}
-            kept = set(one.payload["kept"])
-            threshold = max(losses[c] for c in kept)
+        for one in self.snapshot.cutoffs:
+            found = one.promotion
             rows += [
                 CutoffRow(
                     generation=one.generation,
                     stage=one.stage,
                     candidate=candidate,
                     loss=loss,
-                    place=place,
-                    reached=one.payload["reached"],
-                    kept=candidate in kept,
-                    threshold=threshold,
+                    place=found.place(candidate),
+                    reached=found.reached,
+                    kept=candidate in found.kept,
+                    threshold=found.threshold,
                     quality=self.snapshot.quality(candidate),
                 )
-                for place, (candidate, loss) in enumerate(losses.items(), 1)
+                for candidate, loss in found.losses.items()
             ]
         return tuple(rows)
 

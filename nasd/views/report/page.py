@@ -10,6 +10,7 @@ from typing import Any
 
 from nasd import __version__
 from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
+from nasd.record.lifecycle import ExperimentState
 from nasd.views.report.drawing import COLOURS, Drawing
 from nasd.views.report.facts import TABLES, Facts
 from nasd.views.report.rows import CandidateRow, MissedRow
@@ -131,7 +132,7 @@ def _population(facts: Facts) -> dict[str, Any]:
     generation = max(
         (one.generation for one in facts.generations if one.hypervolume is not None), default=None
     )
-    complete = facts.snapshot.experiment.state == "complete"
+    complete = facts.snapshot.experiment.state is ExperimentState.COMPLETE
     name = "The final population" if complete else "The newest population"
 
     def line(row: CandidateRow) -> list[str]:

@@ -10,7 +10,7 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import counted, hours
 from nasd.estimate.pace import Effort
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nasd.contract.readable import counted, hours
 from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase
+from nasd.record.state import Snapshot
 from nasd.views.report.drawing import Drawing
 from nasd.views.report.facts import TABLES, Facts
 from nasd.views.report.figures import drawings
@@ -44,7 +45,7 @@ def read(state: Path, now: float | None = None) -> Facts:
     return Facts(snap, now, asked, _until(StateFolder(state), snap, now))
 
 
-def _until(state: StateFolder, snap: snapshot.Snapshot, now: float) -> float:
+def _until(state: StateFolder, snap: Snapshot, now: float) -> float:
     """When attempts that the database takes for live were so last: where no daemon serves, they
     went with it."""
     if daemon_lock.held(state.lock):

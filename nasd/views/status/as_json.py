@@ -11,7 +11,8 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from nasd.contract.genotype import text_of
 from nasd.contract.readable import share_of_baseline
-from nasd.record.snapshot import Candidate, LoggedEvent, Snapshot
+from nasd.record.lifecycle import DecisionKind
+from nasd.record.state import Candidate, LoggedEvent, Snapshot
 from nasd.views.status import standing
 from nasd.views.status.attempts import Where
 from nasd.views.status.devices import Device
@@ -110,7 +111,7 @@ class _Tables:
             if member.survives:
                 found.survivors.setdefault(member.generation, []).append(member.candidate)
         for one in snap.decisions:
-            if one.kind == "select":
+            if one.kind is DecisionKind.SELECT:
                 found.hypervolumes[one.generation] = one.payload["hypervolume"]
         return found
 

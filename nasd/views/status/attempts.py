@@ -11,7 +11,7 @@ from statistics import median
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Heartbeat, read, read_metrics
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Attempt, Snapshot
+from nasd.record.state import Attempt, Snapshot
 
 COUNTING = ("training", "saving")  # what a worker does while it tells its stage's steps
 LATEST = 6  # lines of a learning curve that tell how fast it goes

@@ -14,7 +14,7 @@ import psutil
 
 from nasd.contract.slots import is_gpu
 from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch, foreign
-from nasd.record.snapshot import Attempt
+from nasd.record.state import Attempt
 
 INTERVAL_SECONDS = 2.0
 SHARE_OF_A_CORE = 0.03  # that asking for GPUs may take while somebody looks on

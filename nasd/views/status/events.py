@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from nasd.contract.readable import clock, listed
-from nasd.record.snapshot import LoggedEvent
+from nasd.record.state import LoggedEvent
 
 BASELINE = 0  # its number in the database
 # What became of a candidate, by the event's name.

@@ -13,7 +13,8 @@ from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.snapshot import Candidate, LoggedEvent, Member, Snapshot
+from nasd.record.lifecycle import ExperimentState
+from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
 from nasd.views.status import standing
 from nasd.views.status.attempts import Listener, Where
 from nasd.views.status.devices import Device, Devices, Question
@@ -57,12 +58,12 @@ class Facts:
     chosen: int | None = None  # the candidate that a person has chosen in the live view
 
     @property
-    def state(self) -> str:
+    def state(self) -> ExperimentState:
         return self.snapshot.experiment.state
 
     @cached_property
     def phase(self) -> str:
-        if self.state != "running":
+        if self.state is not ExperimentState.RUNNING:
             return self.state
         if self.snapshot.experiment.prepared is None:
             return PREPARE
@@ -201,7 +202,7 @@ class Facts:
 
     @cached_property
     def remaining(self) -> Remaining | None:
-        if self.config is None or self.state == "complete":
+        if self.config is None or self.state is ExperimentState.COMPLETE:
             return None
         beats = {w.attempt.id: w.counted for w in self.where.values() if w.counted is not None}
         snap = _in_play(self.snapshot)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from nasd.contract.readable import about, counted, duration, hours, signed, soon
-from nasd.record.lifecycle import State
+from nasd.record.lifecycle import ExperimentState, State
 from nasd.views.status import marks
 from nasd.views.status.facts import Facts
 from nasd.views.status.text import fit, fitting, line, wrapped
@@ -62,7 +62,7 @@ def _where(facts: Facts) -> str:
 
 
 def _counts(facts: Facts) -> str:
-    if facts.state == "complete":
+    if facts.state is ExperimentState.COMPLETE:
         return ""
     baseline = facts.snapshot.baseline
     everyone = [*facts.born, *([] if baseline.final else [baseline])]
@@ -97,7 +97,7 @@ def _health(facts: Facts, width: int, most: int) -> Iterator[Text]:
 
 
 def _well(facts: Facts, width: int) -> Text:
-    if facts.state == "complete":
+    if facts.state is ExperimentState.COMPLETE:
         return line(("complete", "green"))
     running = len(facts.where)
     return fitting(
@@ -170,7 +170,7 @@ def _number(facts: Facts) -> int | None:
 
 
 def _ends(facts: Facts, width: int) -> Text:
-    if facts.state == "complete":
+    if facts.state is ExperimentState.COMPLETE:
         took = duration(facts.seconds)
         at = soon(facts.snapshot.experiment.completed_at or facts.now, facts.now)
         return fitting(width, line(f"ended at {at}, after {took}"), line(f"took {took}"))
@@ -190,7 +190,12 @@ def _ends(facts: Facts, width: int) -> Text:
     if left.guessed:
         guessed = f"; none yet of {', '.join(left.guessed)}"
     experiment = facts.snapshot.experiment
-    if facts.state != "running" or not facts.served or experiment.hold or experiment.pause:
+    if (
+        facts.state is not ExperimentState.RUNNING
+        or not facts.served
+        or experiment.hold
+        or experiment.pause
+    ):
         return fitting(
             width,
             line(f"about {much} after it goes on ", (f"({basis}{guessed})", "dim")),

@@ -10,8 +10,8 @@ from typing import Literal
 from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
 from nasd.policy import endings, scheduling
-from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Snapshot
+from nasd.record.lifecycle import ExperimentState, State
+from nasd.record.state import PAUSED, Snapshot
 from nasd.views import caveats
 from nasd.views.status.attempts import Where
 from nasd.views.status.devices import Device
@@ -54,12 +54,12 @@ def _notices(
 ) -> list[Notice]:
     experiment = snapshot.experiment
     found: list[Notice] = []
-    if experiment.state == "halted":
+    if experiment.state is ExperimentState.HALTED:
         found.append(Notice("bad", f"halted: {experiment.reason}"))
-    elif experiment.state == "running" and not served:
+    elif experiment.runs and not served:
         found.append(Notice("bad", "no daemon serves it: go on with `nasd run`"))
     found += _nobody_left(snapshot)
-    if experiment.state != "running":
+    if not experiment.runs:
         return found
     if experiment.pause:
         said = f"{PAUSED[experiment.pause]} {experiment.pause_note}: `nasd resume` goes on"

@@ -17,7 +17,7 @@ from nasd.contract.protocol import Heartbeat
 from nasd.estimate.pace import Effort
 from nasd.policy import endings, ladder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 
 Beats = Mapping[int, Heartbeat]  # the newest that count the steps of a stage, by attempt
 

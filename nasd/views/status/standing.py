@@ -7,7 +7,7 @@ second to import, and a look at a search must not.
 from collections.abc import Sequence
 
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate, Snapshot
+from nasd.record.state import Candidate, Snapshot
 from nasd.search.pareto import Point
 
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from nasd.contract.readable import of_baseline
 from nasd.launch import interpreter
-from nasd.record.snapshot import Candidate
+from nasd.record.state import Candidate
 from nasd.views.status.facts import Facts
 from nasd.views.status.header import header
 from nasd.views.status.standing import ever

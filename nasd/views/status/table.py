@@ -8,7 +8,7 @@ from rich.text import Text
 
 from nasd.contract.readable import number, parameters, rate, share_of_baseline
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import Candidate
+from nasd.record.state import Candidate
 from nasd.views.status import marks
 from nasd.views.status.attempts import Where
 from nasd.views.status.facts import Facts

@@ -7,7 +7,7 @@ from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
 from nasd.policy import decisions, endings, ladder, scheduling
 from nasd.record.lifecycle import State
-from nasd.record.snapshot import PAUSED, Candidate, Snapshot
+from nasd.record.state import PAUSED, Candidate, Snapshot
 
 
 def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> Mapping[int, str]:
@@ -24,7 +24,7 @@ def waits(snapshot: Snapshot, config: Config | None, slots: int, now: float) -> 
 
 
 def _nothing_starts(snapshot: Snapshot, config: Config | None, now: float) -> str:
-    if snapshot.experiment.state != "running":
+    if not snapshot.experiment.runs:
         return snapshot.experiment.state
     if snapshot.experiment.pause:
         return PAUSED[snapshot.experiment.pause]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nasd.contract.errors import NasdError
 from nasd.record import snapshot
+from nasd.record.lifecycle import ExperimentState
 from nasd.views.status import table
 from nasd.views.status.devices import Devices
 from nasd.views.status.events import event
@@ -28,7 +29,7 @@ def show(state: Path, console: Console | None = None) -> None:
     """Prints it once; of a search that is complete, its end."""
     console = console or Console()
     facts = read(state)
-    if facts.state == "complete":
+    if facts.state is ExperimentState.COMPLETE:
         console.print(Lines(summary(facts, state, console.width)), soft_wrap=True)
         return
     facts = replace(facts, devices=Devices().once(facts.question))
@@ -70,7 +71,7 @@ def watch(
                     told = wrapped(f"waiting: {error}", console.width, console.height)
                     lines = [line(one) for one in told]
                 else:
-                    ended = ended or facts.state != "running"
+                    ended = ended or facts.state is not ExperimentState.RUNNING
             most = 0
             if facts is not None:
                 size = console.width, console.height
@@ -96,7 +97,7 @@ def follow(state: Path, interval: float, stop: Callable[[], bool]) -> None:
         try:
             with snapshot.opened(state) as connection:
                 events = snapshot.events(connection, 200)
-                ended = ended or snapshot.read(connection, False).experiment.state != "running"
+                ended = ended or not snapshot.read(connection, False).experiment.runs
         except NasdError:
             events = []
         for one in events:

@@ -1,0 +1,363 @@
+"""What the database says, as values: an experiment, its candidates, attempts, decisions.
+
+Standard library alone, and no I/O: nasd.record.snapshot reads them, and whatever decides or shows
+takes them as they are.
+
+A snapshot holds the whole search, or what is in play: the baseline, and the newest generation's
+parents and offspring. Decisions need no more, and so take no longer in a search of thousands.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.record.lifecycle import (
+    FINAL,
+    LIVE_ATTEMPT,
+    AttemptState,
+    AttemptVerdict,
+    DecisionKind,
+    Event,
+    ExperimentState,
+    Phase,
+    QuarantineKind,
+    State,
+)
+from nasd.search.fidelity.promotion import Promotion
+
+PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    name: str
+    seed: int
+    config: dict[str, Any]
+    backbone: Backbone
+    prepared: dict[str, Any] | None
+    state: ExperimentState
+    reason: str
+    created_at: float
+    completed_at: float | None
+    resumed_after: int  # the newest attempt at the last resumption after a halt; 0 without one
+    hold: str  # why nothing starts just now, "" if nothing is in the way
+    pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
+    pause_note: str  # by whom, and why
+    budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
+
+    @property
+    def runs(self) -> bool:
+        return self.state is ExperimentState.RUNNING
+
+    def budget(self, configured: float | None) -> float | None:
+        """GPU-hours that the search may take, None without a limit; configured: as the config
+        says, which holds until a request sets another, and again from its own next change on."""
+        return configured if self.budget_set is None else json.loads(self.budget_set)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    number: int
+    phase: Phase
+    opened_at: float
+    completed_at: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    id: int
+    generation: int | None  # None: the baseline
+    parent: int | None
+    genotype_json: str
+    hash: str
+    lineage_json: str
+    parameters: int
+    stage: str
+    state: State
+    reason: str
+    retried_after: int = 0  # the newest attempt when a person had it tried again
+    second: int | None = None  # of a crossover: the parent whom its lineage calls 1
+    ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
+    operators: tuple[str, ...] = ()  # by which it was made, where they have names
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """None for the baseline, two for a child of a crossover."""
+        return tuple(one for one in (self.parent, self.second) if one is not None)
+
+    @cached_property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        return tuple(BlockLineage.from_json(block) for block in json.loads(self.lineage_json))
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.generation is None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    id: int
+    candidate: int
+    stage: str
+    number: int
+    state: AttemptState
+    slots: tuple[str, ...]
+    token: str
+    process: dict[str, Any] | None
+    verdict: AttemptVerdict
+    message: str
+    started_at: float
+    ended_at: float | None
+    reached: int  # step of its newest checkpoint when it ended
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_ATTEMPT
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an attempt's end means for it and for its candidate. next_stage: where that goes on."""
+
+    state: AttemptState
+    event: Event
+    next_stage: str | None = None
+    message: str = ""
+    verdict: AttemptVerdict = AttemptVerdict.NONE
+
+
+# When attempts held some slots together: from, and until; infinite where they still do.
+Holdings = Mapping[tuple[str, ...], Sequence[tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A generation that was selected. best_quality: of parents and offspring, None if nobody of
+    them was scored."""
+
+    number: int
+    opened_at: float
+    completed_at: float
+    hypervolume: float
+    best_quality: float | None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """metrics: as the worker measured them; curve: (step, evaluation loss). Both are read when they
+    are asked for: of most results of a long search they never are."""
+
+    candidate: int
+    stage: str
+    metrics_json: str
+    curve_json: str
+    steps: int
+    seconds: float
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        found: dict[str, float] = decoded(self.metrics_json)
+        return found
+
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        return _curve(self.curve_json)
+
+    @cached_property
+    def last_loss(self) -> float | None:
+        """Of its curve; None without one."""
+        last = self.curve_json.rfind("[")  # a list of pairs, so here the last pair begins
+        if last < 1:
+            return None
+        loss: float = json.loads(self.curve_json[last:-1])[1]
+        return loss
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A candidate's part in a generation. survives, rank, crowding: None until it is selected."""
+
+    generation: int
+    candidate: int
+    role: str
+    survives: bool | None
+    rank: int | None
+    crowding: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A slot on which nothing new starts."""
+
+    slot: str
+    kind: QuarantineKind
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A decision that was made, which never changes. payload: what it rests on, and why."""
+
+    generation: int
+    kind: DecisionKind
+    stage: str
+    payload_json: str
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        found: dict[str, Any] = decoded(self.payload_json)
+        return found
+
+    @cached_property
+    def promotion(self) -> Promotion:
+        """Of a cutoff: what it came to."""
+        assert self.kind is DecisionKind.CUTOFF
+        return _promotion(self.payload_json)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A genotype that a person made. generation: that it was bred with, None while it waits;
+    candidate: None too if it was not born, because its genotype had been by then."""
+
+    id: int
+    genotype_json: str
+    hash: str
+    generation: int | None
+    candidate: int | None
+
+    @property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A request that was accepted, and what was answered."""
+
+    at: float
+    action: str
+    who: str
+    why: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    at: float
+    candidate: int | None
+    attempt: int | None
+    event: str
+    source: str | None
+    target: str | None
+    stage: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """whole: everything is in it, not only what is in play and the two newest generations. taken:
+    the genotype hashes that are not free any more; read while a generation breeds. injections: all,
+    or those that wait.
+    ended_slot_seconds: of all attempts ever.
+    """
+
+    whole: bool
+    experiment: Experiment
+    generations: tuple[Generation, ...]
+    candidates: dict[int, Candidate]
+    attempts: tuple[Attempt, ...]
+    leases: dict[str, int]
+    results: dict[tuple[int, str], StageResult]
+    decisions: tuple[Recorded, ...]
+    members: tuple[Member, ...]
+    quarantine: dict[str, Quarantine]
+    injections: tuple[Injection, ...]
+    taken: frozenset[str]
+    ended_slot_seconds: float
+
+    @property
+    def generation(self) -> Generation | None:
+        """The newest one."""
+        return self.generations[-1] if self.generations else None
+
+    @property
+    def baseline(self) -> Candidate:
+        return next(one for one in self.candidates.values() if one.is_baseline)
+
+    @property
+    def live_attempts(self) -> tuple[Attempt, ...]:
+        return tuple(attempt for attempt in self.attempts if attempt.live)
+
+    @property
+    def cutoffs(self) -> tuple[Recorded, ...]:
+        return tuple(one for one in self.decisions if one.kind is DecisionKind.CUTOFF)
+
+    def born_in(self, generation: int) -> list[Candidate]:
+        return [one for one in self.candidates.values() if one.generation == generation]
+
+    def stopped_in(self, generation: int) -> list[Candidate]:
+        """Whom cutoffs have stopped, and who have not been trained on since."""
+        stages = {
+            number: made.stage
+            for made in self.cutoffs
+            if made.generation == generation
+            for number in made.promotion.cut
+        }
+        return [
+            one
+            for one in self.born_in(generation)
+            if one.state is State.CUT and one.stage == stages.get(one.id)
+        ]
+
+    def survivors(self, generation: int) -> list[int]:
+        return [m.candidate for m in self.members if m.generation == generation and m.survives]
+
+    def scores(self, candidate: int) -> dict[str, float] | None:
+        """exact_match and f1 in percent, None before the candidate is scored."""
+        if self.candidates[candidate].state is not State.SCORED:
+            return None
+        # It stays at the last stage of its ladder, which is the one that scores.
+        return self.results[candidate, self.candidates[candidate].stage].metrics
+
+    def quality(self, candidate: int) -> float | None:
+        """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
+        scores = self.scores(candidate)
+        return None if scores is None else (scores["f1"] + scores["exact_match"]) / 2
+
+    def size(self, candidate: int) -> float:
+        """The second objective, parameters of the baseline / parameters of the candidate."""
+        return self.baseline.parameters / self.candidates[candidate].parameters
+
+    def gpu_hours(self, now: float) -> float:
+        """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
+        live = sum(len(one.slots) * max(0.0, now - one.started_at) for one in self.live_attempts)
+        return (self.ended_slot_seconds + live) / 3600
+
+
+@lru_cache(maxsize=2048)
+def decoded(text: str) -> Any:
+    """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
+    return json.loads(text)
+
+
+@lru_cache(maxsize=64)
+def _promotion(text: str) -> Promotion:
+    return Promotion.from_json(json.loads(text))
+
+
+@lru_cache(maxsize=2048)
+def _curve(text: str) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in json.loads(text)]
