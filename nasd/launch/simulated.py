@@ -29,6 +29,7 @@ from nasd.contract.protocol import (
     Outcome,
     Prepared,
     Spec,
+    Verdict,
     checkpoints_below,
     read,
     read_metrics,
@@ -196,13 +197,15 @@ class SimulatedLauncher:
         now = self.clock()
         stage = job.spec.stage
         if stage is None or not job.timeline.steps:
-            outcome = Outcome(verdict="stopped", message="asked to stop; this stage begins anew")
+            outcome = Outcome(
+                verdict=Verdict.STOPPED, message="asked to stop; this stage begins anew"
+            )
         else:
             step = job.timeline.done(now - job.began)
             if step > job.timeline.first:
                 save_checkpoint(job.folder.checkpoints, step)
             of = f"after step {step} of {job.timeline.steps}"
-            outcome = Outcome(verdict="stopped", message=f"asked to stop {of}")
+            outcome = Outcome(verdict=Verdict.STOPPED, message=f"asked to stop {of}")
         self._leave(job, outcome, now)
         self._end(job, now)
 
@@ -399,11 +402,13 @@ class SimulatedLauncher:
         match job.kind:
             case "diverge":
                 step = job.timeline.done(job.ends - job.began)
-                return Outcome(verdict="diverged", message=f"the loss is nan at step {step}")
+                return Outcome(verdict=Verdict.DIVERGED, message=f"the loss is nan at step {step}")
             case "out_of_memory":
-                return Outcome(verdict="out_of_memory", message="CUDA out of memory (simulated)")
+                return Outcome(
+                    verdict=Verdict.OUT_OF_MEMORY, message="CUDA out of memory (simulated)"
+                )
             case "error":
-                return Outcome(verdict="error", message="RuntimeError: simulated")
+                return Outcome(verdict=Verdict.ERROR, message="RuntimeError: simulated")
         said = {
             "candidate": job.spec.candidate,
             "hash": job.genotype.hash,
@@ -421,17 +426,19 @@ class SimulatedLauncher:
                 parameters=parameters(job.genotype, job.surrogate.backbone),
                 **volumes,
             )
-            return Outcome(verdict="succeeded", has_result=True, prepared=prepared)
+            return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
             scores = job.surrogate.scores(job.genotype, job.trained)
-            return Outcome(verdict="succeeded", metrics={"loss": loss, **scores}, has_result=True)
+            return Outcome(
+                verdict=Verdict.SUCCEEDED, metrics={"loss": loss, **scores}, has_result=True
+            )
         curve = [
             (step, self._loss(job, stage, step, evaluation=True))
             for step in job.asked.evaluations or (0,)  # nothing to train: evaluated once
         ]
         return Outcome(
-            verdict="succeeded",
+            verdict=Verdict.SUCCEEDED,
             metrics={"loss": curve[-1][1]},
             curve=curve,
             steps=steps,

@@ -18,6 +18,7 @@ from nasd.contract.protocol import (
     AttemptFolder,
     Outcome,
     Spec,
+    Verdict,
     read,
     write,
 )
@@ -25,7 +26,13 @@ from nasd.worker.training.stop import StopRequest
 
 # Whichever rank comes to one of these has the verdict, and leaves at once: its peers may never come
 # back from waiting for it.
-ALONE = {"error", "invalid", "machine", "out_of_memory", "stopped"}
+ALONE = {
+    Verdict.ERROR,
+    Verdict.INVALID,
+    Verdict.MACHINE,
+    Verdict.OUT_OF_MEMORY,
+    Verdict.STOPPED,
+}
 
 
 def main() -> int:
@@ -53,7 +60,7 @@ def main() -> int:
         _tell(error)
         os._exit(EXIT_NO_OUTCOME)
     if alone:
-        os._exit(EXIT_DONE if outcome.verdict == "stopped" else EXIT_NO_OUTCOME)
+        os._exit(EXIT_DONE if outcome.verdict == Verdict.STOPPED else EXIT_NO_OUTCOME)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -84,14 +91,14 @@ def _judged(error: Exception, spec: Spec) -> Outcome:
     candidate's. Data that a person has to mend are the same when they are read again.
     """
     if isinstance(error, Damaged):
-        return Outcome(verdict="machine", message=str(error))
+        return Outcome(verdict=Verdict.MACHINE, message=str(error))
     if isinstance(error, NasdError):
         of_data = spec.stage is None and not _may_pass(error)
-        return Outcome(verdict="invalid" if of_data else "error", message=str(error))
+        return Outcome(verdict=Verdict.INVALID if of_data else Verdict.ERROR, message=str(error))
     if isinstance(error, OSError) and error.filename is not None:
-        return Outcome(verdict="machine", message=f"{error.filename}: {error.strerror}"[:500])
+        return Outcome(verdict=Verdict.MACHINE, message=f"{error.filename}: {error.strerror}"[:500])
     message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return Outcome(verdict="error", message=message)
+    return Outcome(verdict=Verdict.ERROR, message=message)
 
 
 def _may_pass(error: BaseException) -> bool:
