@@ -15,7 +15,7 @@ import pytest
 
 from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.record.folders import StateFolder
 from nasd.views import board_server
 from tests.conftest import drive, make_tick, small_config

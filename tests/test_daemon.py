@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from nasd.contract import config as config_module
-from nasd.contract import formats
+from nasd.contract import formats, variables
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder, Outcome, Spec
+from nasd.contract.protocol import AttemptFolder, Outcome, Spec
 from nasd.control import daemon, preflight
-from nasd.launch import local
-from nasd.launch.local import LocalLauncher, wait_until
+from nasd.launch import devices, local
+from nasd.launch.launcher import wait_until
+from nasd.launch.local import LocalLauncher
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState
@@ -197,9 +198,9 @@ def test_what_does_not_fit_together_is_named_and_nothing_is_written(
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(local.gpus, "list_gpus", lambda: [{"index": 0}])
+    monkeypatch.setattr(devices.gpus, "list_gpus", lambda: [{"index": 0}])
     with pytest.raises(NasdError, match=r"slots\.devices: cuda:1 is not on this machine \(cuda:0"):
-        local.devices(small_config(slots__devices=["cuda:0", "cuda:1"]).slots)
+        devices.found(small_config(slots__devices=["cuda:0", "cuda:1"]).slots, begun=False)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +211,10 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     ],
 )
 def test_auto_takes_the_gpus_or_else_a_share_of_the_cores_each(monkeypatch, gpus, expected):
-    monkeypatch.setattr(local.gpus, "list_gpus", lambda: gpus)
+    monkeypatch.setattr(devices.gpus, "list_gpus", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
     settings = small_config(slots__devices="auto", slots__threads=2).slots
-    assert local.devices(settings) == expected
+    assert tuple(map(str, devices.found(settings, begun=False))) == expected
 
 
 def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
@@ -583,7 +584,7 @@ def test_a_process_is_told_from_a_later_one_with_its_number():
 
 
 def with_token(token: str, code: str = "import time; time.sleep(600)", *arguments: str) -> Any:
-    environment = os.environ | {TOKEN_VARIABLE: token}
+    environment = os.environ | {variables.TOKEN: token}
     return python(code, *arguments, env=environment, start_new_session=True)
 
 
@@ -612,11 +613,11 @@ time.sleep(600)
 
 def test_stop_asks_the_ranks_and_not_what_started_them():
     launcher = LocalLauncher(1)
-    environment = os.environ | {TOKEN_VARIABLE: "mine"}
+    environment = os.environ | {variables.TOKEN: "mine"}
     more: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE}
     with (
         python(ASKED, "-m", "nasd.worker", **more) as rank,
-        python(ASKED, "-m", "nasd.contract.ranks", **more) as starter,
+        python(ASKED, "-m", "nasd.launch.ranks", **more) as starter,
     ):
         for one in (rank, starter):
             assert one.stdout.readline() == "ready\n"
@@ -638,11 +639,11 @@ def test_a_started_attempt_carries_its_token_and_slots_and_can_be_ended(tmp_path
 
         def look() -> bool:
             seen.append(process.environ())
-            return TOKEN_VARIABLE in seen[-1]
+            return variables.TOKEN in seen[-1]
 
         assert wait_until(look, PATIENCE)
         environment = seen[-1]
-        assert environment[TOKEN_VARIABLE] == "the token"
+        assert environment[variables.TOKEN] == "the token"
         assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
         assert environment["OMP_NUM_THREADS"] == "3"
     finally:

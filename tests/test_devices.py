@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from nasd.launch.gpus import GpuProcess
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.record.lifecycle import AttemptState
 from nasd.record.state import Attempt
 from nasd.views.status import devices

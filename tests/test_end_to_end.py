@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from nasd.contract.errors import NasdError
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.presets import write_preset
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder

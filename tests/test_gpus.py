@@ -15,7 +15,7 @@ import pytest
 
 from nasd.launch import gpus
 from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.record.folders import StateFolder
 from tests.conftest import ROOT, Clock, drive, make_tick, small_config
 

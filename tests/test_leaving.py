@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd.contract import interpreter
 from nasd.contract.protocol import Outcome, Spec
 from nasd.control import daemon, leaving
 from nasd.control.leaving import Leaving
-from nasd.launch.local import wait_until
+from nasd.launch import interpreter
+from nasd.launch.launcher import wait_until
 from nasd.presets import write_preset
 from nasd.record.lifecycle import Event
 from tests.conftest import all_succeed, drive, make_tick, small_config, story

@@ -1,11 +1,12 @@
 """The life of a candidate, an attempt and a generation, as tables."""
 
+import json
 from itertools import product
-from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
-from nasd.contract.protocol import Verdict
+from nasd.contract.protocol import Outcome, Verdict
 from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     FINAL,
@@ -106,4 +107,13 @@ def test_the_diagram_shows_every_edge_once_and_nothing_else():
 
 
 def test_whatever_a_worker_says_of_its_attempt_can_be_recorded():
-    assert set(get_args(Verdict)) < {str(verdict) for verdict in AttemptVerdict}
+    assert {str(one) for one in Verdict} < {str(verdict) for verdict in AttemptVerdict}
+
+
+def test_a_verdict_is_written_down_as_its_word_and_read_again():
+    for verdict in Verdict:
+        text = Outcome(verdict=verdict).model_dump_json()
+        assert json.loads(text)["verdict"] == verdict.value
+        assert Outcome.model_validate_json(text).verdict is verdict
+    with pytest.raises(ValidationError):
+        Outcome.model_validate_json('{"verdict": "won"}')

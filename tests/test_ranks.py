@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from nasd.contract import interpreter, ranks
-from nasd.launch.local import wait_until
+from nasd.launch import interpreter, ranks
+from nasd.launch.launcher import wait_until
 from tests.conftest import ROOT
 from tests.training import Launched, Workshop, demo_config, launched, make_workshop, stage
 
@@ -73,7 +73,7 @@ def test_the_place_where_ranks_meet_is_shut_to_others_and_gone_in_the_end(
 
 def test_ranks_tell_each_other_nothing_but_numbers() -> None:
     """Objects would be unpickled from a socket, which runs what their sender likes."""
-    for path in (Path(interpreter.__file__).parent / "worker").rglob("*.py"):
+    for path in (ROOT / "nasd" / "worker").rglob("*.py"):
         called = {
             node.func.attr
             for node in ast.walk(ast.parse(path.read_text()))
@@ -85,7 +85,7 @@ def test_ranks_tell_each_other_nothing_but_numbers() -> None:
 def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
     """So many ranks that run `code`, under a starter of their own."""
     starter = (
-        "import sys; from pathlib import Path; from nasd.contract import ranks;"
+        "import sys; from pathlib import Path; from nasd.launch import ranks;"
         " sys.exit(ranks.run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))"
     )
     return subprocess.Popen(
@@ -272,7 +272,7 @@ def test_an_attempts_environment_has_no_place_of_another_and_no_empty_path(
 
 # The second and the last name -P themselves, the third goes on as it was begun.
 ALLOWED = {
-    "nasd/contract/interpreter.py",
+    "nasd/launch/interpreter.py",
     "nasd/views/board_server.py",
     "nasd/control/daemon.py",
     "nasd/views/doctor/service.py",
@@ -281,10 +281,9 @@ ALLOWED = {
 
 def test_no_other_module_puts_a_command_line_of_python_together() -> None:
     """So that none forgets the safe path."""
-    root = Path(interpreter.__file__).parent.parent
     found = {
-        str(path.relative_to(root))
-        for path in (root / "nasd").rglob("*.py")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "nasd").rglob("*.py")
         if "sys.executable" in path.read_text()
     }
-    assert found <= ALLOWED
+    assert found == ALLOWED

@@ -4,6 +4,7 @@ that shows of the cutoff."""
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from nasd.cli import app
-from nasd.contract.config import Config
+from nasd.contract.config import Config, Slots
 from nasd.contract.errors import NasdError
 from nasd.control import daemon, retention
 from nasd.control.tick import Tick
+from nasd.launch import launchers
 from nasd.policy import decisions
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
@@ -305,10 +307,11 @@ def complete(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("_signals")
 def test_without_a_daemon_the_command_is_one_and_then_reports(complete: Path, monkeypatch):
-    def launcher(threads: int) -> FakeLauncher:
+    def launcher(slots: Slots) -> FakeLauncher:
         return FakeLauncher(time.time, lambda spec, before: (0.0, all_succeed(spec, before)[1]))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(daemon.local, "LocalLauncher", launcher)
+    local = replace(launchers.LAUNCHERS["local"], open=launcher)
+    monkeypatch.setitem(launchers.LAUNCHERS, "local", local)
     done = RUNNER.invoke(app, ["report", "--regret", "--yes", "--config", str(complete)])
     assert done.exception is None, done.output
     assert "To train 2 cut candidates of generation 2 to the end takes about" in done.output

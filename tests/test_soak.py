@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from nasd.contract import config as config_module
+from nasd.contract import variables
 from nasd.contract.config import Config
-from nasd.contract.protocol import TOKEN_VARIABLE
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.launch.simulated import save_checkpoint
 from nasd.presets import write_preset
 from nasd.record import snapshot
@@ -150,7 +150,7 @@ def test_an_orphan(state: StateFolder) -> None:
     with read(state) as (_, found):
         assert report.orphans(found) == []
         token = found.attempts[3].token
-        environment = os.environ | {TOKEN_VARIABLE: token}
+        environment = os.environ | {variables.TOKEN: token}
         with subprocess.Popen(["sleep", "60"], env=environment) as child:
             try:
                 # While it becomes `sleep` it has no environment that could be read.

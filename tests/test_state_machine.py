@@ -31,7 +31,8 @@ from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Outcome, Spec, read
 from nasd.control import retention
 from nasd.control.daemon import _begin
-from nasd.control.tick import GB, Tick
+from nasd.control.machine import GB
+from nasd.control.tick import Tick
 from nasd.policy import decisions, ladder, scheduling
 from nasd.record import requests
 from nasd.record.folders import StateFolder

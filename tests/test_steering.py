@@ -16,7 +16,7 @@ from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Heartbeat, Outcome, Spec
 from nasd.control import daemon
 from nasd.control.tick import Tick
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.policy import endings, scheduling
 from nasd.record import daemon_lock, requests, snapshot
 from nasd.record.folders import StateFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nasd.launch import child, home
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.record import privacy
 from nasd.record.folders import StateFolder
 from tests.test_end_to_end import TINY, read, start

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from nasd.contract import digests
 from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read_metrics, write
-from nasd.control.tick import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN, Tick
+from nasd.control.machine import FAULTS, GB, LEAST_RESERVE, RECOVERY_SECONDS, SPACE_AGAIN
+from nasd.control.tick import Tick
 from nasd.launch.gpus import Gpu
 from nasd.policy import scheduling
 from nasd.policy.endings import BACKOFF_SECONDS

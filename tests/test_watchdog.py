@@ -13,7 +13,7 @@ import pytest
 
 from nasd.control import daemon, leaving
 from nasd.control.watchdog import Watchdog
-from nasd.launch.local import wait_until
+from nasd.launch.launcher import wait_until
 from nasd.record.folders import StateFolder
 from tests.conftest import ROOT, make_tick, small_config
 

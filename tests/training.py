@@ -13,7 +13,8 @@ import torch
 from nasd.contract.config import Config, Stage, parse
 from nasd.contract.genotype import Genotype, Lineage, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
-from nasd.launch.local import LocalLauncher, wait_until
+from nasd.launch.launcher import wait_until
+from nasd.launch.local import LocalLauncher
 from nasd.presets import preset_text
 from nasd.presets.demo import write_demo_data
 from nasd.worker.training.progress import quiet

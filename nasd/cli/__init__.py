@@ -17,7 +17,7 @@ from nasd.cli import steering
 from nasd.cli import models
 from nasd.cli.options import app
 from nasd.contract.errors import NasdError
-from nasd.contract.interpreter import keep_asserts
+from nasd.launch.interpreter import keep_asserts
 
 __all__ = ["app", "looking", "main", "models", "searching", "steering"]
 

@@ -246,7 +246,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
     from nasd.cli.searching import say_why, serve
     from nasd.contract import config as config_module
     from nasd.contract.errors import NasdError
-    from nasd.launch import local
+    from nasd.launch import launchers
     from nasd.record import daemon_lock
     from nasd.record.folders import StateFolder
     from nasd.views.report.regret import offer
@@ -264,7 +264,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
             " config, with --config, and not by --state"
         )
     asking.check(folder, "regret", settings)
-    found = local.devices(settings.slots, begun=True)
+    found = launchers.of(settings.slots).devices(settings.slots, True)
     print(offer(facts.snapshot, settings, len(found), facts.unit, time.time()))
     if not yes:
         if not sys.stdin.isatty():

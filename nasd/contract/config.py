@@ -24,6 +24,7 @@ from nasd.contract import genotype, ranges, toml
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.readable import shown
+from nasd.contract.slots import Slot
 
 # Strict: "8" and true are no numbers, whatever Python thinks.
 Whole = Annotated[int, Field(strict=True)]
@@ -51,12 +52,29 @@ def _devices(value: Any) -> Any:
     """Checked as one, because a union's own errors name none of the keys in the file."""
     names = value if isinstance(value, list | tuple) else ()
     if value != "auto" and not (
-        names and all(isinstance(n, str) and re.fullmatch(r"(cuda|cpu):\d+", n) for n in names)
+        names and all(isinstance(name, str) and _is_slot(name) for name in names)
     ):
         raise ValueError(
             'take "auto", or a list such as ["cuda:0", "cuda:1"] or ["cpu:0"], not'
             f" {_as_json(value)}"
         )
+    return value
+
+
+def _is_slot(name: str) -> bool:
+    try:
+        return bool(Slot.parse(name))
+    except ValueError:
+        return False
+
+
+LAUNCHERS = ("local",)  # as nasd.launch.launchers has them
+
+
+def _launcher(value: Any) -> Any:
+    if value not in LAUNCHERS:
+        named = ", ".join(f'"{name}"' for name in LAUNCHERS)
+        raise ValueError(f"there is no launcher {_as_json(value)}; take one of {named}")
     return value
 
 
@@ -96,6 +114,8 @@ class SeedModel(Section):
 
 
 class Slots(Section):
+    launcher: Annotated[str, BeforeValidator(_launcher)] = "local"
+    """What starts attempts and ends them: `local`, on this machine."""
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     """One slot each: GPUs as `"cuda:0"`, CPU shares as `"cpu:0"`; `"auto"` takes all GPUs, or the
     whole CPU where there is none."""

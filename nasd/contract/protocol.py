@@ -18,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,8 +26,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nasd.contract.config import Data, Stage
 from nasd.contract.errors import NasdError
-
-TOKEN_VARIABLE = "NASD_RUN_TOKEN"
 
 # `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
 # verdict itself is always read from outcome.json.
@@ -95,11 +94,14 @@ class Prepared(Message):
     qa_skipped: int = 0  # faulty questions that were left out
 
 
-# invalid: what the user gave is at fault, and so it will be next time. machine: something that an
-# earlier step left is missing or damaged; the message names it. error: of unknown cause.
-Verdict = Literal[
-    "succeeded", "stopped", "diverged", "out_of_memory", "invalid", "machine", "error"
-]
+class Verdict(StrEnum):
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"  # at a checkpoint, when it was asked to
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    INVALID = "invalid"  # what the user gave is at fault, and so it will be next time
+    MACHINE = "machine"  # something that an earlier step left is missing or damaged; it is named
+    ERROR = "error"  # of unknown cause
 
 
 class Outcome(Message):

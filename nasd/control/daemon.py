@@ -22,8 +22,7 @@ from nasd.control.leaving import Leaving, Tell, on_stderr
 from nasd.control.pictures import Artist, unseen
 from nasd.control.tick import Tick
 from nasd.control.watchdog import Watchdog
-from nasd.launch import home, local
-from nasd.launch.gpus import GpuWatch
+from nasd.launch import home, launchers
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState
@@ -78,11 +77,12 @@ def _run(
     if not fresh:
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
-    devices = local.devices(config.slots, begun=began is not None)
+    kind = launchers.of(config.slots)
+    slots = kind.devices(config.slots, began is not None)
     if began is not None:
         _changes(began, state, config, config_path)
     else:
-        check_against_slots(config, len(devices), str(config_path))
+        check_against_slots(config, len(slots), str(config_path))
     seed = preflight.check(config, folder, str(config_path)) if began is None else None
     try:
         privacy.make(state.path)
@@ -90,6 +90,7 @@ def _run(
         raise NasdError(
             f"{config_path}: experiment.state: {state.path} cannot be made: {error.strerror}"
         ) from error
+    names = tuple(str(slot) for slot in slots)
     with ExitStack() as stack:
         if (reason := unusable.unwritable(state)) is not None:
             raise NasdError(reason)
@@ -119,16 +120,12 @@ def _run(
         on_begin()
         if opened:
             log.warning("%s", opened)
+        assert kind.open is not None, f"a config names the launcher {config.slots.launcher}"
         with unusable.refused(state):
             tick = Tick(
-                *(store, config, folder, state, devices),
-                local.LocalLauncher(config.slots.threads),
-                artist=artist,
+                *(store, config, folder, state, names), kind.open(config.slots), artist=artist
             )
-        if any(device.startswith("cuda") for device in devices):
-            gpus = GpuWatch(devices)
-            stack.callback(gpus.close)
-            tick.health = gpus.look
+        tick.health = stack.enter_context(kind.health(names))
         tick.say = say
         tick.told = lambda: bool(leaving.told)
         return _serve(tick, leaving)

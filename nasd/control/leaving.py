@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from nasd.contract import interpreter
+from nasd.launch import interpreter
 
 Tell = Callable[[str], None]
 

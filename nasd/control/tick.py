@@ -10,7 +10,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,45 +22,33 @@ from nasd.contract.protocol import (
     AttemptFolder,
     Heartbeat,
     Outcome,
-    Spec,
+    Verdict,
     read,
     sync_folder,
     write,
     write_atomically,
 )
-from nasd.control import backups, retention
+from nasd.control import backups, retention, specs
 from nasd.control.inbox import Inbox
+from nasd.control.machine import MachineWatch, free_bytes
 from nasd.control.pictures import Artist, unseen
 from nasd.control.silence import Silence
-from nasd.launch import gpus
-from nasd.launch.gpus import Gpu
-from nasd.launch.local import Launcher, wait_until
-from nasd.policy import curves, decisions, endings, ladder, scheduling
+from nasd.launch.gpus import Health
+from nasd.launch.launcher import Launcher, wait_until
+from nasd.policy import decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, QuarantineKind
-from nasd.record.state import Attempt, Candidate, Ending, Snapshot
+from nasd.record.state import Attempt, Ending, Snapshot
 from nasd.record.store import Ended, StageRecord, Store
 
 log = logging.getLogger("nasd")
 
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
-FAULTS = 2  # answers in a row that make a GPU count as lost: a driver may be slow for once
-RECOVERY_SECONDS = 600.0  # for which a lost GPU has to answer before it is used again
-LEAST_RESERVE = 5e7  # bytes for the database and the like, whatever daemon.disk_reserve_gb says
-SPACE_AGAIN = 1.1  # times the reserve, so that the search does not stop and go at its edge
 RETRY_SECONDS = 600.0  # after a backup that failed
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
-GB = 1e9
 
 GONE = "gone without an outcome"
 UNHEARD = "ended by the request to stop, before it could hear it"  # as while it starts
-
-
-Health = Callable[[], Mapping[str, Gpu] | None]
-
-
-def free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).free
 
 
 @dataclass
@@ -95,11 +83,10 @@ class Tick:
         self._board = self.artist(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
         self._asked: set[int] = set()  # attempts that this daemon has asked to stop
-        self._answer: Mapping[str, Gpu] = {}  # the last one about the GPUs
-        self._faults: dict[str, int] = {}  # answers in a row that found a GPU at fault
-        self._healthy_since: dict[str, float] = {}
-        # Attempts up to this one put no GPU under suspicion: a person has started nasd since.
-        self._trusts_after = max((one.id for one in self.store.in_play().attempts), default=0)
+        self._machine = MachineWatch(
+            *(self.store, self.config, self.state, self.slots, lambda pid: self.launcher.owns(pid)),
+            *(self.clock, self.monotonic),
+        )
         self._inbox = Inbox(
             self.store,
             self.config,
@@ -127,10 +114,7 @@ class Tick:
 
     def begin(self) -> None:
         """Once, before the first turn of a daemon: what an earlier one left is put in order."""
-        for one in self.store.in_play().quarantine.values():
-            # A person has had a look.
-            if one.kind is QuarantineKind.SUSPECT or one.slot not in self.slots:
-                self.store.release(one.slot, self.clock())
+        self._machine.begin()
         self.observe()
         self._inbox.begin()
         generation = self.store.in_play().generation
@@ -143,70 +127,11 @@ class Tick:
     def look(self) -> None:
         """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
         suspect, or in use by somebody else."""
-        self._look_at_disk()
-        answer = self.health()
-        if answer and answer is not self._answer:  # a new one, each 30 s or so
-            self._answer = answer
-            for slot in self.slots:
-                if slot in answer:
-                    self._look_at_gpu(answer[slot])
-        suspects = endings.suspects(self.store.in_play(), self.slots, self._trusts_after)
-        for slot, reason in suspects.items():
-            self._quarantine(slot, QuarantineKind.SUSPECT, reason)
-
-    def _look_at_disk(self) -> None:
-        snapshot = self.store.in_play()
-        reserve = max(LEAST_RESERVE, asked := self.config.daemon.disk_reserve_gb * GB)
         free = self.free_bytes(self.state.path)
-        if free < reserve:
-            for attempt in snapshot.live_attempts:
+        if self._machine.is_short(free):
+            for attempt in self.store.in_play().live_attempts:
                 self._ask_to_stop(attempt)
-            if not snapshot.experiment.hold:
-                least = "daemon.disk_reserve_gb =" if asked >= LEAST_RESERVE else "the least of"
-                reason = (
-                    f"{self.state.path} has {free / GB:.2f} GB left, less than {least}"
-                    f" {reserve / GB:g}: the search goes on by itself once"
-                    f" there are {reserve * SPACE_AGAIN / GB:.2f} GB"
-                )
-                self.store.hold(reason, self.clock())
-                log.warning("on hold: %s", reason)
-        elif snapshot.experiment.hold and free >= reserve * SPACE_AGAIN:
-            self.store.hold("", self.clock())
-            log.info("there is space on the disk again: the search goes on")
-
-    def _look_at_gpu(self, gpu: Gpu) -> None:
-        snapshot = self.store.in_play()
-        known = snapshot.quarantine.get(gpu.slot)
-        if gpu.fault:
-            self._healthy_since.pop(gpu.slot, None)
-            self._faults[gpu.slot] = self._faults.get(gpu.slot, 0) + 1
-            lost = known is not None and known.kind is QuarantineKind.LOST
-            if self._faults[gpu.slot] >= FAULTS and not lost:
-                # What runs goes on where only the driver is silent: its heartbeat tells.
-                kind = QuarantineKind.LOST if gpu.asked else QuarantineKind.UNKNOWN
-                self._quarantine(gpu.slot, kind, gpu.fault)
-            return
-        self._faults.pop(gpu.slot, None)
-        since = self._healthy_since.setdefault(gpu.slot, self.monotonic())
-        leased = gpu.slot in snapshot.leases
-        foreign = gpus.foreign(gpu, self.launcher.owns, leased)
-        recovered = known is not None and (
-            known.kind in (QuarantineKind.FOREIGN, QuarantineKind.UNKNOWN)
-            or (known.kind is QuarantineKind.LOST and self.monotonic() - since >= RECOVERY_SECONDS)
-        )
-        if foreign and (known is None or recovered):
-            who = ", ".join(f"pid {one.pid}, {one.memory / GB:.1f} GB" for one in foreign)
-            reason = f"in use by somebody else ({who})"
-            self._quarantine(gpu.slot, QuarantineKind.FOREIGN, reason)
-        elif recovered:
-            self.store.release(gpu.slot, self.clock())
-            log.info("%s is free to use again", gpu.slot)
-
-    def _quarantine(self, slot: str, kind: QuarantineKind, reason: str) -> None:
-        known = self.store.in_play().quarantine.get(slot)
-        if known is None or known.kind != kind:
-            self.store.quarantine(slot, kind, reason, self.clock())
-            log.warning("%s is left alone: %s", slot, reason)
+        self._machine.look(free, self.health())
 
     # -- observe -------------------------------------------------------------------------------
 
@@ -258,9 +183,9 @@ class Tick:
         self._clear(attempt)
         outcome = self._outcome(attempt, folder)
         if outcome is None and stopped:
-            outcome = Outcome(verdict="stopped", message=stopped)
+            outcome = Outcome(verdict=Verdict.STOPPED, message=stopped)
         snapshot = self.store.in_play()
-        if outcome is not None and outcome.verdict == "out_of_memory":
+        if outcome is not None and outcome.verdict == Verdict.OUT_OF_MEMORY:
             crowded = [
                 one.reason
                 for slot in attempt.slots
@@ -472,7 +397,10 @@ class Tick:
         if folder.path.exists():  # of a search that was taken back to a backup
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        spec = self._spec(snapshot, candidate, attempt, len(one.slots))
+        spec = specs.spec(
+            *(snapshot, self.config, self.config_folder, self.state),
+            *(candidate, attempt, len(one.slots)),
+        )
         write(digests.signed(spec), folder.spec)
         home = self.state.candidate(candidate.id)
         if not (home / "genotype.json").exists():
@@ -487,54 +415,6 @@ class Tick:
             attempt,
             " ".join(one.slots),
         )
-
-    def _spec(self, snapshot: Snapshot, candidate: Candidate, attempt: int, slots: int) -> Spec:
-        prepared = snapshot.experiment.prepared or {}
-        origin, inherits = ladder.weights_of(snapshot, self.config, candidate)
-        second = ladder.second_weights_of(snapshot, self.config, candidate)
-        earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
-        stage = ladder.stage_named(self.config, candidate.stage)
-        task = candidate.stage if stage is None else stage.task
-        return Spec(
-            attempt=attempt,
-            candidate=candidate.id,
-            generation=candidate.generation,
-            stage=stage,
-            seed=snapshot.experiment.seed,
-            dropout=self.config.seed_model.dropout,
-            source=self.config.seed_model.source,
-            data=self.config.data,
-            config_folder=str(self.config_folder),
-            genotype=candidate.genotype.to_json(),
-            lineage=[block.to_json() for block in candidate.lineage],
-            weights=None if origin is None else str(self.state.result(*origin)),
-            inherits=inherits,
-            second_weights=None if second is None else str(self.state.result(*second)),
-            cache=str(self.state.cache),
-            mlm_cache=self._cache(prepared.get("mlm_cache")),
-            qa_cache=self._cache(prepared.get("qa_cache")),
-            tensorboard=str(self.state.curves(candidate.generation, candidate.id, task)),
-            first_step=curves.first_step(snapshot, candidate),
-            shared_curve=curves.shared_curve(candidate, task),
-            precision=self.config.slots.precision,
-            threads=self.config.slots.threads,
-            checkpoint_minutes=self.config.daemon.checkpoint_minutes,
-            log_steps=self.config.daemon.log_steps,
-            stall_minutes=self.config.daemon.stall_minutes,
-            compile=self.config.slots.compile,
-            packing=self.config.slots.packing,
-            fixed_masks=stage is not None
-            and stage.train == "new"
-            and prepared.get("fixed_masks", False),
-            activation_cache_gb=self.config.daemon.activation_cache_gb,
-            halvings=endings.halvings(snapshot, self.config, candidate, slots),
-            resume=tuple(str(self.state.attempt(a.id).checkpoints) for a in reversed(earlier)),
-        )
-
-    def _cache(self, found: str | None) -> str:
-        """Where a cache that prepare found stands now: the state folder may have been moved since,
-        and its caches with it."""
-        return str(self.state.cache / Path(found).name) if found else ""
 
     # -- keep ----------------------------------------------------------------------------------
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from nasd.contract import interpreter
 from nasd.contract.errors import NasdError
-from nasd.launch import home
+from nasd.launch import home, interpreter
 
 # For a child that works beside a search, on what lies on the disk: a GPU that somebody else is on
 # gets no new attempts.

@@ -13,11 +13,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nasd.contract import interpreter
+from nasd.contract.slots import Slot, SlotKind, on_gpus
+from nasd.launch import interpreter
 
 TIMEOUT_SECONDS = 20.0
 MOST_TIMEOUTS = 16  # however much a child says: a box has about so many GPUs
@@ -62,6 +64,10 @@ class Gpu:
     asked: bool = True
 
 
+# By slot; None while it is not known.
+Health = Callable[[], Mapping[str, Gpu] | None]
+
+
 def foreign(
     gpu: Gpu, is_ours: Callable[[int], bool | None], leased: bool
 ) -> tuple[GpuProcess, ...]:
@@ -90,10 +96,19 @@ def list_gpus() -> list[dict[str, Any]]:
     finally:
         question.close()
     return [
-        {"index": int(gpu.slot.split(":")[1]), "name": gpu.name, "memory": gpu.memory}
+        {"index": Slot.parse(gpu.slot).number, "name": gpu.name, "memory": gpu.memory}
         for gpu in answer.gpus.values()
         if not answer.error and not gpu.fault
     ]
+
+
+def visible(slots: Iterable[str]) -> dict[str, str]:
+    """The variables by which a child sees these GPUs alone, in their order, and else none."""
+    found = [Slot.parse(slot) for slot in slots]
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(str(s.number) for s in found if s.kind is SlotKind.CUDA),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
+    }
 
 
 class GpuWatch:
@@ -172,6 +187,19 @@ class GpuWatch:
 
     def _all_have(self, fault: str) -> None:
         self._seen = {slot: Gpu(slot, fault=fault, asked=False) for slot in self._expected}
+
+
+@contextmanager
+def watched(slots: Sequence[str]) -> Iterator[Health]:
+    """Within it, how the GPUs among some slots are; of shares of the cores nothing is told."""
+    if not on_gpus(slots):
+        yield dict
+        return
+    watch = GpuWatch(slots)
+    try:
+        yield watch.look
+    finally:
+        watch.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +298,7 @@ def _main(slots: Collection[str]) -> None:
     try:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
-        asked = [int(slot.split(":")[1]) for slot in slots] or range(count)
+        asked = [Slot.parse(slot).number for slot in slots] or range(count)
         for index in asked:
             if index < count:
                 _say(asdict(_describe(pynvml, index)))
@@ -286,7 +314,7 @@ def _say(what: dict[str, Any]) -> None:
 
 def _describe(pynvml: Any, index: int) -> Gpu:
     """One GPU by itself: a lost one must not hide the others."""
-    slot, name = f"cuda:{index}", ""
+    slot, name = str(Slot.of(SlotKind.CUDA, index)), ""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         name = _told(pynvml, pynvml.nvmlDeviceGetName, handle) or ""

@@ -1,8 +1,4 @@
-"""Slots and launchers: what attempts run on, and what starts and stops them.
-
-A launcher is the seam for other machines: start, watch and stop one attempt, which is a folder
-with a spec. The local one runs `nasd.contract.ranks` on this machine, also for a single rank.
-"""
+"""The launcher of this machine: it runs `nasd.launch.ranks`, also for a single rank."""
 
 import contextlib
 import os
@@ -11,78 +7,23 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
-from nasd.contract import interpreter
-from nasd.contract.config import Slots
+from nasd.contract import variables
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import TOKEN_VARIABLE, AttemptFolder
-from nasd.launch import gpus
+from nasd.contract.protocol import AttemptFolder
+from nasd.launch import devices, gpus, interpreter
+from nasd.launch.launcher import Entry
 
 KILL_SECONDS = 10.0
 # Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
 
 
-def devices(slots: Slots, begun: bool = False) -> tuple[str, ...]:
-    """The slots of this machine, one a device; raises NasdError for a GPU that is not there.
-
-    begun: the search goes on, and does without a lost GPU as long as another one answers.
-    """
-    if slots.devices == "auto":
-        found = tuple(f"cuda:{gpu['index']}" for gpu in gpus.list_gpus())
-        if found and os.environ.get("CUDA_VISIBLE_DEVICES"):
-            raise NasdError(
-                'slots.devices: "auto" would take every GPU, but CUDA_VISIBLE_DEVICES names some:'
-                ' list them here instead, as in devices = ["cuda:0"]'
-            )
-        if found:
-            return found
-        shares = max(1, len(os.sched_getaffinity(0)) // slots.threads)
-        return tuple(f"cpu:{index}" for index in range(shares))
-    if len(set(slots.devices)) != len(slots.devices):
-        raise NasdError("slots.devices: a device is named twice")
-    kinds = {device.split(":")[0] for device in slots.devices}
-    if len(kinds) > 1:
-        raise NasdError("slots.devices: take either cuda devices or cpu shares, not both")
-    if "cuda" in kinds:
-        known = {f"cuda:{gpu['index']}" for gpu in gpus.list_gpus()}
-        missing = [device for device in slots.devices if device not in known]
-        if missing and not (begun and len(missing) < len(slots.devices)):
-            raise NasdError(
-                f"slots.devices: {', '.join(missing)} is not on this machine"
-                f" ({', '.join(sorted(known)) or 'no GPU answers'}); for a machine without GPUs"
-                ' take devices = ["cpu:0"] or "auto"'
-            )
-    return slots.devices
-
-
-class Launcher(Protocol):
-    """Starts, watches and stops attempts. `process` is the launcher's own JSON note of one."""
-
-    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
-        """Starts the worker of the attempt whose spec stands in `folder`."""
-
-    def alive(self, process: Mapping[str, Any]) -> bool:
-        """Whether the attempt's own process (not a later one with its number) still runs."""
-
-    def stop(self, token: str) -> None:
-        """Asks the attempt to write a checkpoint and leave."""
-
-    def owns(self, pid: int) -> bool | None:
-        """Whether a process belongs to an attempt; None if there is none that can be seen."""
-
-    def clear(self, token: str) -> int:
-        """Ends whatever still runs in this attempt's name; returns how many processes it found.
-
-        Raises NasdError if one of them does not die: then nothing of its slots is free.
-        """
-
-
 class LocalLauncher:
-    """`nasd.contract.ranks` on this machine; one rank a slot."""
+    """`nasd.launch.ranks` on this machine; one rank a slot."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -92,13 +33,12 @@ class LocalLauncher:
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         command = [
             *interpreter.command("nasd.contract.leash", str(os.getpid())),
-            *interpreter.command("nasd.contract.ranks", str(len(slots)), str(folder.path)),
+            *interpreter.command("nasd.launch.ranks", str(len(slots)), str(folder.path)),
         ]
-        gpus_visible = [slot.split(":")[1] for slot in slots if slot.startswith("cuda:")]
-        environment = LOOPBACK | {
-            TOKEN_VARIABLE: token,
-            "CUDA_VISIBLE_DEVICES": ",".join(gpus_visible),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
+        environment = {
+            **LOOPBACK,
+            **gpus.visible(slots),
+            variables.TOKEN: token,
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONUNBUFFERED": "1",
         }
@@ -143,7 +83,7 @@ class LocalLauncher:
 
     def owns(self, pid: int) -> bool | None:
         try:
-            return psutil.Process(pid).environ().get(TOKEN_VARIABLE) in self._roots
+            return psutil.Process(pid).environ().get(variables.TOKEN) in self._roots
         except psutil.NoSuchProcess:
             return None
         except psutil.AccessDenied:  # another user's
@@ -178,14 +118,12 @@ class LocalLauncher:
         return found
 
 
-def wait_until(done: Any, seconds: float) -> bool:
-    """Polls until `done()`, for at most so many seconds; returns whether it came."""
-    end = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
+ENTRY = Entry(
+    devices=devices.found,
+    open=lambda slots: LocalLauncher(slots.threads),
+    health=gpus.watched,
+    leashed=True,
+)
 
 
 def carrying(token: str) -> list[psutil.Process]:
@@ -193,7 +131,7 @@ def carrying(token: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(TOKEN_VARIABLE) == token and _runs(process):
+            if process.environ().get(variables.TOKEN) == token and _runs(process):
                 found.append(process)
     return found
 

@@ -12,13 +12,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import digests
-from nasd.contract.config import Stage
+from nasd.contract.config import Slots, Stage
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, parameters
@@ -28,6 +29,7 @@ from nasd.contract.protocol import (
     Outcome,
     Prepared,
     Spec,
+    Verdict,
     checkpoints_below,
     read,
     read_metrics,
@@ -35,13 +37,16 @@ from nasd.contract.protocol import (
     write,
     write_atomically,
 )
+from nasd.contract.slots import Slot, SlotKind
 from nasd.estimate.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
 from nasd.estimate.surrogate import Surrogate, Trained
+from nasd.launch.launcher import Entry
 
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 KEPT_CHECKPOINTS = 2
 TRAIN_LINES = 200  # of a stage in metrics.jsonl, at most: less than a real worker writes
+AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 MARKER = "simulated.json"  # in an attempt's folder, once it has ended
 
 
@@ -107,7 +112,7 @@ class SimulatedLauncher:
     checksums), result/ and outcome.json. What will happen follows from the note that `start`
     returns, the files in the attempt's folder, and the clock; so another instance takes over what
     an earlier one has started (a killed daemon's, with a cluster's queue behind it). With
-    `leashed`, attempts die with the instance that started them, as they do with nasd.launch.local'
+    `leashed`, attempts die with the instance that started them, as they do with the
     local launcher: they leave no outcome, and their progress up to the last look.
 
     fate: what becomes of an attempt, given its spec and how many came before it at this stage.
@@ -192,13 +197,15 @@ class SimulatedLauncher:
         now = self.clock()
         stage = job.spec.stage
         if stage is None or not job.timeline.steps:
-            outcome = Outcome(verdict="stopped", message="asked to stop; this stage begins anew")
+            outcome = Outcome(
+                verdict=Verdict.STOPPED, message="asked to stop; this stage begins anew"
+            )
         else:
             step = job.timeline.done(now - job.began)
             if step > job.timeline.first:
                 save_checkpoint(job.folder.checkpoints, step)
             of = f"after step {step} of {job.timeline.steps}"
-            outcome = Outcome(verdict="stopped", message=f"asked to stop {of}")
+            outcome = Outcome(verdict=Verdict.STOPPED, message=f"asked to stop {of}")
         self._leave(job, outcome, now)
         self._end(job, now)
 
@@ -395,11 +402,13 @@ class SimulatedLauncher:
         match job.kind:
             case "diverge":
                 step = job.timeline.done(job.ends - job.began)
-                return Outcome(verdict="diverged", message=f"the loss is nan at step {step}")
+                return Outcome(verdict=Verdict.DIVERGED, message=f"the loss is nan at step {step}")
             case "out_of_memory":
-                return Outcome(verdict="out_of_memory", message="CUDA out of memory (simulated)")
+                return Outcome(
+                    verdict=Verdict.OUT_OF_MEMORY, message="CUDA out of memory (simulated)"
+                )
             case "error":
-                return Outcome(verdict="error", message="RuntimeError: simulated")
+                return Outcome(verdict=Verdict.ERROR, message="RuntimeError: simulated")
         said = {
             "candidate": job.spec.candidate,
             "hash": job.genotype.hash,
@@ -417,17 +426,19 @@ class SimulatedLauncher:
                 parameters=parameters(job.genotype, job.surrogate.backbone),
                 **volumes,
             )
-            return Outcome(verdict="succeeded", has_result=True, prepared=prepared)
+            return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
             scores = job.surrogate.scores(job.genotype, job.trained)
-            return Outcome(verdict="succeeded", metrics={"loss": loss, **scores}, has_result=True)
+            return Outcome(
+                verdict=Verdict.SUCCEEDED, metrics={"loss": loss, **scores}, has_result=True
+            )
         curve = [
             (step, self._loss(job, stage, step, evaluation=True))
             for step in job.asked.evaluations or (0,)  # nothing to train: evaluated once
         ]
         return Outcome(
-            verdict="succeeded",
+            verdict=Verdict.SUCCEEDED,
             metrics={"loss": curve[-1][1]},
             curve=curve,
             steps=steps,
@@ -457,6 +468,16 @@ class SimulatedLauncher:
             return bool(said["token"] == process["token"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def devices(slots: Slots, begun: bool) -> tuple[Slot, ...]:
+    """As listed, as none of them has to be there; in place of all there are, the reference box."""
+    if slots.devices == "auto":
+        return tuple(Slot.of(SlotKind.CUDA, number) for number in range(AUTO_SLOTS))
+    return tuple(Slot.parse(name) for name in slots.devices)
+
+
+ENTRY = Entry(devices=devices, open=None, health=lambda slots: nullcontext(dict), leashed=False)
 
 
 def save_checkpoint(folder: Path, step: int) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
+from nasd.contract.slots import is_gpu
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
 from nasd.record.state import Attempt, Candidate, Ending, Snapshot
@@ -95,7 +96,7 @@ def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[s
 
     after: the attempt behind which they count.
     """
-    fit = [s for s in slots if s.startswith("cuda") and s not in snapshot.quarantine]
+    fit = [s for s in slots if is_gpu(s) and s not in snapshot.quarantine]
     found = {}
     good = set()
     for slot in fit:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-from nasd.contract import interpreter
 from nasd.contract.errors import NasdError
+from nasd.launch import interpreter
 from nasd.record.folders import StateFolder, run_name
 from nasd.record.snapshot import NoExperiment, opened, read
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import __version__
+from nasd.contract import slots
 from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
 from nasd.contract.readable import of_baseline
@@ -308,8 +309,7 @@ def _cost(snapshot: Snapshot, candidate: Candidate, now: float) -> str:
 
 
 def _unit(snapshot: Snapshot) -> str:
-    on_gpus = any(slot.startswith("cuda") for one in snapshot.attempts for slot in one.slots)
-    return "GPU-hours" if on_gpus else "slot-hours"
+    return slots.unit(slot for one in snapshot.attempts for slot in one.slots)
 
 
 def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> str:

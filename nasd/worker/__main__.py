@@ -1,5 +1,5 @@
 """`python -m nasd.worker ATTEMPT_FOLDER`: one rank of one attempt, started by
-`nasd.contract.ranks`."""
+`nasd.launch.ranks`."""
 
 import contextlib
 import errno
@@ -8,17 +8,17 @@ import sys
 import traceback
 from pathlib import Path
 
-from nasd.contract import digests
+from nasd.contract import digests, variables
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.leash import die_with_parent
 from nasd.contract.protocol import (
     EXIT_DONE,
     EXIT_NO_OUTCOME,
-    TOKEN_VARIABLE,
     AttemptFolder,
     Outcome,
     Spec,
+    Verdict,
     read,
     write,
 )
@@ -26,7 +26,13 @@ from nasd.worker.training.stop import StopRequest
 
 # Whichever rank comes to one of these has the verdict, and leaves at once: its peers may never come
 # back from waiting for it.
-ALONE = {"error", "invalid", "machine", "out_of_memory", "stopped"}
+ALONE = {
+    Verdict.ERROR,
+    Verdict.INVALID,
+    Verdict.MACHINE,
+    Verdict.OUT_OF_MEMORY,
+    Verdict.STOPPED,
+}
 
 
 def main() -> int:
@@ -46,7 +52,7 @@ def main() -> int:
     try:
         outcome = _run(spec, folder, stop)
         alone = outcome.verdict in ALONE
-        token = os.environ.get(TOKEN_VARIABLE, "")
+        token = os.environ.get(variables.TOKEN, "")
         if (alone or os.environ["RANK"] == "0") and not _has_outcome(folder, token):
             outcome = outcome.model_copy(update={"token": token})
             write(digests.signed(outcome), folder.outcome)
@@ -54,7 +60,7 @@ def main() -> int:
         _tell(error)
         os._exit(EXIT_NO_OUTCOME)
     if alone:
-        os._exit(EXIT_DONE if outcome.verdict == "stopped" else EXIT_NO_OUTCOME)
+        os._exit(EXIT_DONE if outcome.verdict == Verdict.STOPPED else EXIT_NO_OUTCOME)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -85,14 +91,14 @@ def _judged(error: Exception, spec: Spec) -> Outcome:
     candidate's. Data that a person has to mend are the same when they are read again.
     """
     if isinstance(error, Damaged):
-        return Outcome(verdict="machine", message=str(error))
+        return Outcome(verdict=Verdict.MACHINE, message=str(error))
     if isinstance(error, NasdError):
         of_data = spec.stage is None and not _may_pass(error)
-        return Outcome(verdict="invalid" if of_data else "error", message=str(error))
+        return Outcome(verdict=Verdict.INVALID if of_data else Verdict.ERROR, message=str(error))
     if isinstance(error, OSError) and error.filename is not None:
-        return Outcome(verdict="machine", message=f"{error.filename}: {error.strerror}"[:500])
+        return Outcome(verdict=Verdict.MACHINE, message=f"{error.filename}: {error.strerror}"[:500])
     message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return Outcome(verdict="error", message=message)
+    return Outcome(verdict=Verdict.ERROR, message=message)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd.contract import digests
+from nasd.contract import digests, variables
 from nasd.contract.config import Stage
 from nasd.contract.genotype import BlockLineage, Genotype, ranks_any
-from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
-from nasd.contract.ranks import RENDEZVOUS_VARIABLE
+from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict, write_atomically
 from nasd.contract.streams import stream_seed
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
@@ -65,7 +64,7 @@ def _device(spec: Spec) -> torch.device:
 def _meet(ranks: Ranks, timeout: timedelta) -> None:
     """Joins the attempt's process group. All that goes through it is numbers: whoever comes to
     answer for a peer can spoil them, and run nothing."""
-    store = dist.FileStore(os.environ[RENDEZVOUS_VARIABLE], ranks.world)  # type: ignore[attr-defined]
+    store = dist.FileStore(os.environ[variables.RENDEZVOUS], ranks.world)  # type: ignore[attr-defined]
     store.set_timeout(timeout)
     on_gpu = ranks.device.type == "cuda"
     dist.init_process_group(
@@ -121,14 +120,14 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         if ranks.first and outcome.has_result and not digests.sealed(result):
             digests.seal(result)
     except Diverged as reason:
-        outcome = Outcome(verdict="diverged", message=str(reason))
+        outcome = Outcome(verdict=Verdict.DIVERGED, message=str(reason))
     except Stopped as reason:
-        outcome = Outcome(verdict="stopped", message=str(reason))
+        outcome = Outcome(verdict=Verdict.STOPPED, message=str(reason))
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if spec.stage is None or not no_memory(error):
             raise
         message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
-        outcome = Outcome(verdict="out_of_memory", message=message)
+        outcome = Outcome(verdict=Verdict.OUT_OF_MEMORY, message=message)
     return outcome.model_copy(update={"seconds": time.monotonic() - began})
 
 
@@ -180,7 +179,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
         fixed_masks=_fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,
     )
-    return Outcome(verdict="succeeded", has_result=True, prepared=prepared)
+    return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
 
 
 def _fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
@@ -243,7 +242,7 @@ def _train(
         pulse("saving", result.steps, result.steps, patience=LONG)
         phenotype.save(task.model, folder.result)
     return Outcome(
-        verdict="succeeded",
+        verdict=Verdict.SUCCEEDED,
         metrics=result.metrics,
         curve=result.curve,
         steps=result.steps,
@@ -406,14 +405,14 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     if not math.isfinite(loss):
         raise Diverged(f"the evaluation loss is {loss}")
     if not ranks.first:
-        return Outcome(verdict="succeeded")
+        return Outcome(verdict=Verdict.SUCCEEDED)
     result.mkdir(exist_ok=True)
 
     write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
     pulse("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
     scores = squad_scores(answers, questions)
     return Outcome(
-        verdict="succeeded",
+        verdict=Verdict.SUCCEEDED,
         metrics={"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]},
         has_result=True,
     )

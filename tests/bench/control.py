@@ -395,8 +395,9 @@ class Idle(LocalLauncher):
     # what is started only waits: the daemon watches as it watches training
     def start(self, folder, slots, token):
         import nasd.contract.protocol as p, os, subprocess, psutil, time
+        from nasd.contract import variables
         p.write(p.Heartbeat(doing="training", at=time.time()), folder.heartbeat)
-        child = subprocess.Popen(["sleep", "100000"], env=os.environ | {p.TOKEN_VARIABLE: token})
+        child = subprocess.Popen(["sleep", "100000"], env=os.environ | {variables.TOKEN: token})
         self._children[child.pid] = child
         return {"pid": child.pid, "started": psutil.Process(child.pid).create_time(), "boot": ""}
 

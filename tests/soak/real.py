@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 
 from nasd.contract import config as config_module
+from nasd.contract import variables
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import TOKEN_VARIABLE, Heartbeat, read, read_metrics
-from nasd.launch.local import wait_until
+from nasd.contract.protocol import Heartbeat, read, read_metrics
+from nasd.launch.launcher import wait_until
 from nasd.policy import endings
 from nasd.presets import write_preset
 from nasd.record import snapshot
@@ -162,7 +163,7 @@ class Seen:
 
     @property
     def is_launcher(self) -> bool:
-        return "nasd.contract.ranks" in self.command
+        return "nasd.launch.ranks" in self.command
 
     @property
     def is_rank(self) -> bool:
@@ -212,7 +213,7 @@ class Box:
                 said = process.environ()
                 if said.get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
                     command = tuple(process.cmdline())
-                    found.append(Seen(process, said.get(TOKEN_VARIABLE, ""), command))
+                    found.append(Seen(process, said.get(variables.TOKEN, ""), command))
             except psutil.Error:
                 continue
         return found

@@ -13,8 +13,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from nasd.contract import variables
 from nasd.contract.config import Config
-from nasd.contract.protocol import TOKEN_VARIABLE
 from nasd.control import backups, retention
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
@@ -253,7 +253,7 @@ def orphans(found: Snapshot) -> list[str]:
     tokens = {one.token: one.id for one in found.attempts}
     return [
         f"process {process.pid} of attempt {tokens[token]} is left: {' '.join(command)[:100]}"
-        for process, token, command in carrying(TOKEN_VARIABLE, tokens)
+        for process, token, command in carrying(variables.TOKEN, tokens)
     ]
 
 

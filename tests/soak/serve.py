@@ -26,7 +26,8 @@ from nasd.contract import config as config_module
 from nasd.contract.genotype import Genotype
 from nasd.contract.protocol import AttemptFolder, Spec
 from nasd.control import tick as tick_module
-from nasd.control.tick import GB, Tick
+from nasd.control.machine import GB
+from nasd.control.tick import Tick
 from nasd.estimate.cost import Machine, Volumes
 from nasd.estimate.surrogate import Surrogate
 from nasd.launch.gpus import Gpu, GpuProcess

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from nasd.contract.config import Config
 from nasd.contract.genotype import Backbone, Genotype
+from nasd.contract.slots import on_gpus
 from nasd.record.folders import StateFolder
 
 GB = 1e9
@@ -54,4 +55,4 @@ class Case:
 
     @property
     def on_gpus(self) -> bool:
-        return any(device.startswith("cuda") for device in self.devices)
+        return on_gpus(self.devices)

@@ -9,6 +9,8 @@ import json
 import sys
 from typing import Any
 
+from nasd.contract.slots import Slot
+
 
 def main() -> None:
     import pynvml
@@ -33,7 +35,7 @@ def _answer(pynvml: Any, slots: list[str]) -> dict[str, Any]:
 
 def _persistent(pynvml: Any, slot: str) -> bool | None:
     try:
-        device = pynvml.nvmlDeviceGetHandleByIndex(int(slot.split(":")[1]))
+        device = pynvml.nvmlDeviceGetHandleByIndex(Slot.parse(slot).number)
         return bool(pynvml.nvmlDeviceGetPersistenceMode(device))
     except pynvml.NVMLError:
         return None

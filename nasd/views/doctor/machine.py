@@ -8,20 +8,19 @@ from collections.abc import Iterator
 
 import psutil
 
-from nasd.contract import interpreter
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
+from nasd.contract.slots import Slot, SlotKind
 from nasd.estimate.cost import memory_gb
-from nasd.launch import child, gpus
-from nasd.launch import local as slots_module
+from nasd.launch import child, gpus, interpreter, launchers
 from nasd.record import daemon_lock
 from nasd.views.doctor.case import GB, Case, Finding
 
 CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
 # What a rank takes of the machine's memory beside what its slot holds, generously: on a GPU also
 # the driver's, and batches on their way.
-RANK_GB = {"cpu": 0.6, "cuda": 4.0}
+RANK_GB = {SlotKind.CPU: 0.6, SlotKind.CUDA: 4.0}
 # On a CPU in bfloat16 oneDNN keeps a program for each shape that it has met, up to 1,024 of them;
 # questions, which all differ in length, fill that (seen: 1.3 GB).
 PROGRAMS_GB = 1.3
@@ -34,10 +33,10 @@ def slots(case: Case) -> Iterator[Finding]:
     config = case.config
     if config.slots.devices != "auto":
         case.devices = list(config.slots.devices)  # for what comes, also where one is missing
-    case.devices = list(slots_module.devices(config.slots))
+    case.devices = [str(slot) for slot in launchers.of(config.slots).devices(config.slots, False)]
     if case.on_gpus:
         for gpu in gpus.list_gpus():
-            device = f"cuda:{gpu['index']}"
+            device = str(Slot.of(SlotKind.CUDA, gpu["index"]))
             if device in case.devices:
                 case.gpu_memory[device] = gpu["memory"]
                 yield Finding("slots", "good", f"{device}: {gpu['name']}, {_gb(gpu['memory'])}")
@@ -84,10 +83,7 @@ def torch(case: Case) -> Iterator[Finding]:
         told = child.ask(
             "nasd.worker.devices",
             {"slots": slots, "precision": case.config.slots.precision},
-            {
-                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                "CUDA_VISIBLE_DEVICES": ",".join(slot.split(":")[1] for slot in slots),
-            },
+            gpus.visible(slots),
             CHILD_SECONDS,
         )
     except child.NoAnswer as error:
@@ -128,7 +124,7 @@ def memory(case: Case) -> Iterator[Finding]:
     time, as the micro-batch is found by trying; on CPU shares with a rank's whole share."""
     if case.backbone is None or case.baseline is None or not case.devices:
         return
-    kind = "cuda" if case.on_gpus else "cpu"
+    kind = SlotKind.CUDA if case.on_gpus else SlotKind.CPU
     config = case.config
     needs = {
         stage.name: memory_gb(
@@ -139,7 +135,7 @@ def memory(case: Case) -> Iterator[Finding]:
             config.data.mlm.tokens if stage.task == "mlm" else config.data.qa.tokens,
             stage.slots,
             config.slots.precision,
-            ONE_EXAMPLE if kind == "cuda" and stage.micro_batch is None else NO_HALVINGS,
+            ONE_EXAMPLE if kind is SlotKind.CUDA and stage.micro_batch is None else NO_HALVINGS,
         )
         for stage in config.stages
     }
@@ -154,7 +150,7 @@ def memory(case: Case) -> Iterator[Finding]:
             )
     there = psutil.virtual_memory().total
     each = RANK_GB[kind]
-    if kind == "cpu":
+    if kind is SlotKind.CPU:
         each += needs[stage]
         if config.slots.precision == "bfloat16" and any(one.task == "qa" for one in config.stages):
             each += PROGRAMS_GB

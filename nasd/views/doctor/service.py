@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nasd.contract import interpreter
+from nasd.launch import interpreter
 from nasd.views.doctor.case import Case, Finding
 
 UNITS = Path("/etc/systemd/system")

@@ -9,6 +9,7 @@ from typing import Any
 
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
+from nasd.contract.slots import on_gpus
 from nasd.views.forecast import figures
 from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import Progress, Run, simulate
@@ -61,7 +62,7 @@ def _report(
         "config": str(config_path),
         "name": config.experiment.name,
         "slots": len(subject.slots),
-        "on_gpus": subject.slots[0].startswith("cuda"),
+        "on_gpus": on_gpus(subject.slots),
         "budget_gpu_hours": config.experiment.budget_gpu_hours,
         "inputs": {
             "tflops": subject.machine.tflops,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import readable
+from nasd.contract import slots as slots_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Block, BlockLineage
@@ -133,7 +134,7 @@ def fit(
             f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
         )
     subject = gather(config, config_path)
-    unit = "GPU-hours" if subject.slots[0].startswith("cuda") else "slot-hours"
+    unit = slots_module.unit(subject.slots)
     trained = [one for one in config.stages if one.task == "mlm" and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
     batch = max((one.batch for one in trained), default=1)

@@ -6,14 +6,15 @@ from pathlib import Path
 from nasd.contract.config import Config, check_against_slots
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.contract.slots import Slot
 from nasd.control import preflight
 from nasd.control.preflight import Seed
 from nasd.estimate.cost import Machine, Volumes
+from nasd.launch import simulated
 from nasd.record import snapshot
 from nasd.record.state import Snapshot
 from nasd.views.forecast import data, rates
 
-AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 DISTILBERT = Seed(
     Backbone(vocab_size=30522, positions=512, width=768),
     Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6),
@@ -67,15 +68,15 @@ def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, .
     if count is None and listed != "auto":
         check_against_slots(config, len(listed), origin)
         return listed, f"{len(listed)} slots as listed, "
-    cpu = listed != "auto" and listed[0].startswith("cpu")
-    number = count or AUTO_SLOTS
+    found = simulated.devices(config.slots, begun=False)
+    number = count or len(found)
     for stage in config.stages:
         if stage.slots > number:
             raise NasdError(
                 f"--slots: stages.{stage.name} asks for {stage.slots} slots, more than {number}"
             )
     check_against_slots(config, number, origin)
-    names = tuple(f"{'cpu' if cpu else 'cuda'}:{index}" for index in range(number))
+    names = tuple(str(Slot.of(found[0].kind, index)) for index in range(number))
     return names, f"{number} slots{'' if count else ' (slots.devices is auto: a guess)'}, "
 
 

@@ -7,6 +7,7 @@ from statistics import median
 from nasd.contract import config as config_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
+from nasd.contract.slots import on_gpus
 from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
 from nasd.record.state import Snapshot
 
@@ -17,7 +18,7 @@ def machine(
     config: Config, slots: Sequence[str], tflops: float | None, measured: Snapshot | None
 ) -> tuple[Machine, str]:
     machine, why = A100, "24 % of an A100's peak in bfloat16"
-    if slots[0].startswith("cpu"):
+    if not on_gpus(slots):
         machine, why = CPU_THREAD, f"{CPU_THREAD.tflops:g} a CPU thread"
         rate = CPU_THREAD.tflops * config.slots.threads
         if config.slots.precision == "bfloat16":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nasd.contract import slots
 from nasd.contract.config import PREPARE
 from nasd.contract.genotype import Genotype, Lineage
 from nasd.policy.decisions import REFERENCE
@@ -78,7 +79,7 @@ class Facts:
     @cached_property
     def unit(self) -> str:
         used = {slot for attempt in self.snapshot.attempts for slot in attempt.slots}
-        return "GPU-hours" if any(slot.startswith("cuda") for slot in used) else "slot-hours"
+        return slots.unit(used)
 
     # -- candidates ----------------------------------------------------------------------------
 

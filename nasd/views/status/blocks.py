@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from nasd.contract.readable import counted, of_baseline, share_of_baseline
+from nasd.contract.slots import on_gpus
 from nasd.views.status import marks
 from nasd.views.status.events import together
 from nasd.views.status.facts import Facts
@@ -14,11 +15,7 @@ from nasd.views.status.text import fit, fitting, line
 
 
 def width_of_slots(facts: Facts) -> int:
-    return 42 if _on_gpus(facts) else 38
-
-
-def _on_gpus(facts: Facts) -> bool:
-    return any(slot.startswith("cuda") for slot in facts.slots)
+    return 42 if on_gpus(facts.slots) else 38
 
 
 def slots(facts: Facts, width: int, most: int | None) -> list[Text]:
@@ -34,7 +31,7 @@ def slots(facts: Facts, width: int, most: int | None) -> list[Text]:
         busy = sum(slot in facts.snapshot.leases for slot in facts.slots[shown:])
         rest = f"and {counted(len(rows) - shown, 'slot')} more, {busy} busy"
         rows = [*rows[:shown], line((rest, "dim"))]
-    gpus = _on_gpus(facts)
+    gpus = on_gpus(facts.slots)
     memory = f"{'GB':>9} {'°C':>3}" if gpus else f"{'GB':>5}"
     heading = line((f"{'slot':<{name}}  {'use':>5} {memory}  attempt", "dim"))
     return [fitting(width, one) for one in (heading, *rows)][:most]
@@ -52,7 +49,7 @@ def _in_a_line(facts: Facts) -> Text:
 
 def _slot(facts: Facts, slot: str) -> Text:
     name = max(len(one) for one in facts.slots)
-    gpus = _on_gpus(facts)
+    gpus = on_gpus(facts.slots)
     device = facts.devices.get(slot)
     use = "" if device is None or device.use is None else f"{device.use:.0f} %"
     memory = "" if device is None or device.memory is None else _gigabytes(device.memory)

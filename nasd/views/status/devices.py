@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from nasd.contract.slots import is_gpu
 from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch, foreign
 from nasd.record.state import Attempt
 
@@ -97,7 +98,7 @@ class Devices:
         trees = {one.id: _processes(one.process or {}) for one in question.attempts}
         holder = {slot: one.id for one in question.attempts for slot in one.slots}
         found = {}
-        if gpus := tuple(slot for slot in question.slots if slot.startswith("cuda:")):
+        if gpus := tuple(slot for slot in question.slots if is_gpu(slot)):
             ours = {process.pid for tree in trees.values() for process in tree}
             answer = self._ask(gpus) or {}
             for slot in gpus:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd.contract import config as config_module
+from nasd.contract import slots
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.record import daemon_lock, snapshot
@@ -104,8 +105,7 @@ class Facts:
 
     @property
     def unit(self) -> str:
-        on_gpus = any(slot.startswith("cuda") for slot in self.slots)
-        return "GPU-hours" if on_gpus else "slot-hours"
+        return slots.unit(self.slots)
 
     # -- slots ---------------------------------------------------------------------------------
 
@@ -259,9 +259,9 @@ def read(state: Path, now: float | None = None, whole: bool = False) -> Facts:
     return Reader(state, whole=whole).read(now)
 
 
-def _by_kind_and_number(slot: str) -> tuple[str, int, str]:
-    kind, _, number = slot.partition(":")
-    return kind, len(number), number
+def _by_kind_and_number(name: str) -> tuple[str, int]:
+    slot = slots.Slot.parse(name)
+    return slot.kind, slot.number
 
 
 def _in_play(snap: Snapshot) -> Snapshot:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from nasd.contract import interpreter
 from nasd.contract.readable import of_baseline
+from nasd.launch import interpreter
 from nasd.record.state import Candidate
 from nasd.views.status.facts import Facts
 from nasd.views.status.header import header

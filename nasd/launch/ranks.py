@@ -1,6 +1,6 @@
 """Starts the ranks of an attempt on this machine, and ends them all when one of them fails.
 
-    python -m nasd.contract.ranks COUNT ATTEMPT_FOLDER
+    python -m nasd.launch.ranks COUNT ATTEMPT_FOLDER
 
 The ranks find each other by a file in a folder that nobody else can enter: no socket is opened for
 that, and no other user can answer one. One rank alone opens none at all. A rank is told its place
@@ -22,10 +22,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from nasd.contract import interpreter
+from nasd.contract import variables
 from nasd.contract.leash import die_with_parent
+from nasd.launch import interpreter
 
-RENDEZVOUS_VARIABLE = "NASD_RENDEZVOUS"
 WORKER = "nasd.worker"
 GRACE_SECONDS = 30.0  # for the peers of a rank that failed: what they wait for never comes
 
@@ -61,7 +61,7 @@ def _place(rank: int, count: int, store: Path) -> Mapping[str, str]:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
-        RENDEZVOUS_VARIABLE: str(store),
+        variables.RENDEZVOUS: str(store),
     }
 
 

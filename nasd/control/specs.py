@@ -1,0 +1,69 @@
+"""What a worker is told of its attempt. Pure: of a snapshot, the config and the names of paths."""
+
+from pathlib import Path
+
+from nasd.contract.config import Config
+from nasd.contract.protocol import Spec
+from nasd.policy import curves, endings, ladder
+from nasd.record.folders import StateFolder
+from nasd.record.state import Candidate, Snapshot
+
+
+def spec(
+    snapshot: Snapshot,
+    config: Config,
+    config_folder: Path,
+    state: StateFolder,
+    candidate: Candidate,
+    attempt: int,
+    slots: int,
+) -> Spec:
+    """Of an attempt of the candidate at its stage, on so many slots. config_folder: where relative
+    data paths start."""
+    prepared = snapshot.experiment.prepared or {}
+    origin, inherits = ladder.weights_of(snapshot, config, candidate)
+    second = ladder.second_weights_of(snapshot, config, candidate)
+    earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
+    stage = ladder.stage_named(config, candidate.stage)
+    task = candidate.stage if stage is None else stage.task
+    return Spec(
+        attempt=attempt,
+        candidate=candidate.id,
+        generation=candidate.generation,
+        stage=stage,
+        seed=snapshot.experiment.seed,
+        dropout=config.seed_model.dropout,
+        source=config.seed_model.source,
+        data=config.data,
+        config_folder=str(config_folder),
+        genotype=candidate.genotype.to_json(),
+        lineage=[block.to_json() for block in candidate.lineage],
+        weights=None if origin is None else str(state.result(*origin)),
+        inherits=inherits,
+        second_weights=None if second is None else str(state.result(*second)),
+        cache=str(state.cache),
+        mlm_cache=_cache(state, prepared.get("mlm_cache")),
+        qa_cache=_cache(state, prepared.get("qa_cache")),
+        tensorboard=str(state.curves(candidate.generation, candidate.id, task)),
+        first_step=curves.first_step(snapshot, candidate),
+        shared_curve=curves.shared_curve(candidate, task),
+        precision=config.slots.precision,
+        threads=config.slots.threads,
+        checkpoint_minutes=config.daemon.checkpoint_minutes,
+        log_steps=config.daemon.log_steps,
+        stall_minutes=config.daemon.stall_minutes,
+        compile=config.slots.compile,
+        packing=config.slots.packing,
+        fixed_masks=stage is not None
+        and stage.train == "new"
+        and prepared.get("fixed_masks", False),
+        activation_cache_gb=config.daemon.activation_cache_gb,
+        halvings=endings.halvings(snapshot, config, candidate, slots),
+        resume=tuple(str(state.attempt(one.id).checkpoints) for one in reversed(earlier)),
+    )
+
+
+def _cache(state: StateFolder, found: str | None) -> str:
+    """Where a cache that prepare found stands now: the state folder may have been moved since, and
+    its caches with it."""
+    return str(state.cache / Path(found).name) if found else ""
