@@ -16,6 +16,7 @@ from nasd.policy.ladder import seed_weights_stand
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import Phase, State
 from nasd.record.snapshot import Candidate, Snapshot
+from nasd.search.objectives import reference, unscored
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,
@@ -25,9 +26,6 @@ from nasd.search.variation.breeding import (
     initial_population,
     offspring,
 )
-
-REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
-
 
 # -- decisions -----------------------------------------------------------------------------------
 
@@ -131,12 +129,12 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
 
 
 def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
-    """(quality, size) of scored candidates, both to be maximised."""
+    """Of scored candidates, by the objectives of the experiment, all to be maximised."""
     found = []
     for candidate in candidates:
-        quality = snapshot.quality(candidate)
-        assert quality is not None, f"candidate {candidate} has no score"
-        found.append((quality, snapshot.size(candidate)))
+        point = snapshot.point(candidate)
+        assert point is not None, f"candidate {candidate} has no score"
+        found.append(point)
     return found
 
 
@@ -161,12 +159,14 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         for point in points(snapshot, [member.candidate])
     ]
     if not parents:  # nobody of the last generation was scored: begin again from the baseline
-        parents = [Parent(baseline.id, baseline.genotype, (0.0, 1.0), baseline.ancestry)]
+        point = unscored(snapshot.experiment.objectives, baseline, baseline)
+        parents = [Parent(baseline.id, baseline.genotype, point, baseline.ancestry)]
     bred = offspring(
         parents,
         baseline.genotype,
         config.search_space,
         config.variation,
+        objectives=snapshot.experiment.objectives,
         lambda_=config.population.lambda_,
         tournament_size=config.population.tournament,
         taken=set(snapshot.taken),
@@ -178,6 +178,7 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         tuple(bred),
         first_stage,
         {
+            "objectives": snapshot.experiment.objectives,
             "parents": [
                 {"candidate": parent.candidate, "point": parent.point} for parent in parents
             ],
@@ -297,6 +298,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
         if member.generation == generation
         and snapshot.candidates[member.candidate].state is State.SCORED
     )
+    names = snapshot.experiment.objectives
     at = points(snapshot, pool)
     rank = ranks(at)
     distance = crowding(at, rank)
@@ -308,9 +310,10 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             for index, candidate in enumerate(pool)
         },
         {
+            "objectives": names,
             "points": {str(candidate): at[index] for index, candidate in enumerate(pool)},
             "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
             "survivors": sorted(chosen),
-            "hypervolume": hypervolume(at, REFERENCE),
+            "hypervolume": hypervolume(at, reference(names)),
         },
     )

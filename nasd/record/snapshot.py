@@ -17,8 +17,12 @@ from typing import Any
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.objectives import DEFAULT
 from nasd.record.database_file import damaged, readable, unreadable
 from nasd.record.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
+from nasd.search import objectives
+from nasd.search.objectives import COMPRESSION, OBJECTIVES, QUALITY
+from nasd.search.pareto import Point
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 SCHEMA = 4  # how many migrations this version of nasd knows
@@ -53,6 +57,11 @@ class Experiment:
     pause: str  # "pause": nothing runs; "drain": nothing new starts; "": neither
     pause_note: str  # by whom, and why
     budget_set: str | None  # by request: GPU-hours or null, as JSON; None: it is the config's
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The axes of its points, by name, in order."""
+        return tuple(self.config["experiment"].get("objectives", DEFAULT))
 
     def budget(self, configured: float | None) -> float | None:
         """GPU-hours that the search may take, None without a limit; configured: as the config
@@ -144,6 +153,15 @@ class Selected:
     best_quality: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """As much of a scored candidate as objectives are worked out from."""
+
+    id: int
+    parameters: int
+    metrics: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class StageResult:
     """metrics: as the worker measured them; curve: (step, evaluation loss). Both are read when they
@@ -210,6 +228,19 @@ class Decision:
     def payload(self) -> dict[str, Any]:
         found: dict[str, Any] = _decoded(self.payload_json)
         return found
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Of a selection: the axes of its points, by name. Earlier versions knew only two."""
+        return tuple(self.payload.get("objectives", DEFAULT))
+
+    @cached_property
+    def points(self) -> dict[int, dict[str, float]]:
+        """Of a selection: each candidate's values, in their units, by the objectives' names."""
+        return {
+            int(candidate): objectives.told(self.objectives, point)
+            for candidate, point in self.payload["points"].items()
+        }
 
 
 @dataclass(frozen=True)
@@ -313,14 +344,28 @@ class Snapshot:
         # It stays at the last stage of its ladder, which is the one that scores.
         return self.results[candidate, self.candidates[candidate].stage].metrics
 
+    def value(self, candidate: int, objective: str) -> float | None:
+        """By one objective, in its unit; None where it takes a score that is not there yet."""
+        scores = self.scores(candidate) or {}
+        return OBJECTIVES[objective].value(self.candidates[candidate], scores, self.baseline)
+
     def quality(self, candidate: int) -> float | None:
-        """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
-        scores = self.scores(candidate)
-        return None if scores is None else (scores["f1"] + scores["exact_match"]) / 2
+        """None before the candidate is scored."""
+        return self.value(candidate, QUALITY.name)
 
     def size(self, candidate: int) -> float:
-        """The second objective, parameters of the baseline / parameters of the candidate."""
-        return self.baseline.parameters / self.candidates[candidate].parameters
+        """Its compression, which is known from its birth."""
+        found = self.value(candidate, COMPRESSION.name)
+        assert found is not None
+        return found
+
+    def point(self, candidate: int) -> Point | None:
+        """By all objectives of the experiment, to be maximised; None before it is scored."""
+        scores = self.scores(candidate)
+        if scores is None:
+            return None
+        names = self.experiment.objectives
+        return objectives.point(names, self.candidates[candidate], scores, self.baseline)
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
@@ -417,9 +462,8 @@ def selections(connection: sqlite3.Connection, last: int = 30) -> list[tuple[int
     """(generation, hypervolume, best quality in percent) of the newest selections, oldest first;
     0 where nobody was scored."""
     rows = connection.execute(
-        "SELECT generation, payload ->> 'hypervolume', (SELECT coalesce(max(value ->> 0), 0.0)"
-        " FROM json_each(payload, '$.points')) FROM decision WHERE kind = 'select'"
-        " ORDER BY generation DESC LIMIT ?",
+        f"SELECT generation, payload ->> 'hypervolume', coalesce({_BEST_QUALITY}, 0.0)"
+        " FROM decision WHERE kind = 'select' ORDER BY generation DESC LIMIT ?",
         (last,),
     ).fetchall()
     return rows[::-1]
@@ -443,13 +487,14 @@ def granted(connection: sqlite3.Connection, *actions: str) -> list[Granted]:
     return [Granted(*row) for row in rows]
 
 
-def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
-    """(candidate, quality, parameters) of every scored candidate, the baseline included."""
-    return connection.execute(
-        "SELECT c.id, ((r.metrics ->> 'f1') + (r.metrics ->> 'exact_match')) / 2, c.parameters"
+def scored(connection: sqlite3.Connection) -> list[Scored]:
+    """Every scored candidate, the baseline included."""
+    rows = connection.execute(
+        "SELECT c.id, c.parameters, r.metrics"
         " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
         " WHERE c.state = 'scored' ORDER BY c.id"
-    ).fetchall()
+    )
+    return [Scored(one, parameters, _decoded(metrics)) for one, parameters, metrics in rows]
 
 
 def holdings(connection: sqlite3.Connection) -> Holdings:
@@ -464,12 +509,19 @@ def holdings(connection: sqlite3.Connection) -> Holdings:
 def selected(connection: sqlite3.Connection) -> list[Selected]:
     """Of all generations that were."""
     rows = connection.execute(
-        "SELECT number, opened_at, completed_at, payload ->> 'hypervolume',"
-        " (SELECT max(value ->> 0) FROM json_each(payload -> 'points'))"
+        f"SELECT number, opened_at, completed_at, payload ->> 'hypervolume', {_BEST_QUALITY}"
         " FROM generation JOIN decision ON generation = number AND kind = 'select'"
         " WHERE completed_at IS NOT NULL ORDER BY number"
     )
     return [Selected(*row) for row in rows]
+
+
+# Of the points of a selection; null if there are none, or if it did not go by quality.
+_BEST_QUALITY = (
+    "(SELECT max(value ->> (SELECT key FROM"
+    f" json_each(coalesce(payload -> 'objectives', '{json.dumps(DEFAULT)}'))"
+    f" WHERE value = '{QUALITY.name}')) FROM json_each(payload, '$.points'))"
+)
 
 
 @lru_cache(maxsize=2048)
