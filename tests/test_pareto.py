@@ -8,18 +8,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.search.pareto import SIZE, Point, crowding, hypervolume, ranks, survivors, tournament
+from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors, tournament
 
 INF = math.inf
+SIZE = 1  # the axis that the thesis's tournaments go by
 
 # A coarse grid makes ties and duplicates common; the floats are what quality and size look like.
 coarse = st.tuples(st.integers(-3, 3).map(float), st.integers(-3, 3).map(float))
 fine = st.tuples(st.floats(0, 100), st.floats(0.01, 10))
-points = st.lists(coarse, max_size=14) | st.lists(fine, max_size=14)
+several = st.integers(2, 5).flatmap(
+    lambda size: st.lists(st.tuples(*[st.integers(-3, 3).map(float)] * size), max_size=14)
+)
+flat = st.lists(coarse, max_size=14) | st.lists(fine, max_size=14)
+points = flat | several
+# No two are equal along an axis. Of two objectives, distinct points of a front never are.
+untied = st.tuples(st.integers(2, 5), st.integers(0, 12)).flatmap(
+    lambda shape: st.tuples(*[st.permutations(range(shape[1]))] * shape[0]).map(
+        lambda axes: [tuple(map(float, point)) for point in zip(*axes, strict=True)]
+    )
+)
 
 
 def dominates(one: Point, other: Point) -> bool:
-    return one[0] >= other[0] and one[1] >= other[1] and one != other
+    return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
 
 
 def peel(points: list[Point]) -> list[int]:
@@ -97,7 +108,7 @@ def test_crowding_on_the_size_axis_alone_ignores_quality() -> None:
         assert crowding(points, [0] * 4, axes=(SIZE,)) == [INF, 0.5, 0.875, INF]
 
 
-@given(points, st.randoms(use_true_random=False))
+@given(flat | untied, st.randoms(use_true_random=False))
 @settings(deadline=None)
 def test_crowding_of_distinct_points_knows_no_order(
     points: list[Point], rng: random.Random
@@ -118,7 +129,7 @@ def test_crowding_is_a_number_and_the_best_on_an_axis_are_infinite(points: list[
         (p, d) for p, d, rank in zip(points, distances, ranks(points), strict=True) if not rank
     ]
     if len({point for point, _ in front}) > 1:
-        for axis in (0, 1):
+        for axis in range(len(points[0])):
             best = max(point[axis] for point, _ in front)
             assert any(d == INF for point, d in front if point[axis] == best)
 
@@ -225,10 +236,64 @@ def test_hypervolume(points: list[Point], expected: float) -> None:
     assert hypervolume(points, (0.0, 0.0)) == expected
 
 
-@given(points, coarse)
+@given(flat, coarse)
 @settings(deadline=None)
 def test_hypervolume_agrees_with_a_sweep(points: list[Point], reference: Point) -> None:
     assert hypervolume(points, reference) == pytest.approx(sweep(points, reference))
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda size: st.lists(
+            st.tuples(*[st.integers(0, 4).map(float)] * size), min_size=1, max_size=8
+        )
+    )
+)
+@settings(deadline=None)
+def test_hypervolume_counts_the_dominated_cells_in_any_number_of_dimensions(
+    points: list[Point],
+) -> None:
+    *points, reference = points
+    cells = itertools.product(*(range(int(low), 4) for low in reference))
+    dominated = sum(any(all(x > c for x, c in zip(p, cell, strict=True)) for p in points)
+        for cell in cells)  # fmt: skip
+    assert hypervolume(points, reference) == pytest.approx(dominated)
+
+
+@given(several, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_the_axes_changes_neither_ranks_nor_crowding(
+    points: list[Point], rng: random.Random
+) -> None:
+    axes = list(range(len(points[0]) if points else 2))
+    rng.shuffle(axes)
+    turned = [tuple(point[axis] for axis in axes) for point in points]
+    assert ranks(turned) == ranks(points)
+    assert crowding(turned, ranks(points)) == pytest.approx(crowding(points, ranks(points)))
+    for at, axis in enumerate(axes):
+        assert crowding(turned, ranks(points), axes=(at,)) == crowding(
+            points, ranks(points), axes=(axis,)
+        )
+
+
+@given(several)
+@settings(deadline=None)
+def test_an_axis_on_which_all_are_equal_changes_nothing(points: list[Point]) -> None:
+    points = [point[:4] for point in points]
+    wider = [(*point, 7.0) for point in points]
+    assert ranks(wider) == ranks(points)
+    assert crowding(wider, ranks(points)) == crowding(points, ranks(points))
+    assert survivors(wider, 5) == survivors(points, 5)
+
+
+def test_points_of_different_lengths_or_of_too_few_or_many_objectives_are_a_bug() -> None:
+    with pytest.raises(AssertionError, match="not of one experiment"):
+        ranks([(1.0, 2.0), (1.0, 2.0, 3.0)])
+    with pytest.raises(AssertionError, match="not of one experiment"):
+        hypervolume([(1.0, 2.0, 3.0)], (0.0, 0.0))
+    for size in (1, 6):
+        with pytest.raises(AssertionError, match="objectives"):
+            survivors([(1.0,) * size], 1)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, INF, -INF])

@@ -19,7 +19,6 @@ from rich.console import Console
 from nasd.contract import readable
 from nasd.contract.protocol import Heartbeat, Outcome, Spec, write
 from nasd.launch.gpus import GpuProcess
-from nasd.policy.decisions import REFERENCE
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, QuarantineKind, State
@@ -429,14 +428,18 @@ def test_the_front_is_drawn_with_the_baseline_in_it(searches):
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda p: (float(p[0]), float(p[1]))),
-        max_size=30,
+    st.integers(2, 5).flatmap(
+        lambda size: st.lists(
+            st.tuples(*[st.integers(0, 9).map(float)] * size), min_size=1, max_size=30
+        )
     )
 )
 def test_ranks_and_hypervolume_are_those_of_the_selection(points):
+    *points, reference = points
     assert standing.ranks(points) == pareto.ranks(points)
-    assert standing.hypervolume(points) == pytest.approx(pareto.hypervolume(points, REFERENCE))
+    assert standing.hypervolume(points, reference) == pytest.approx(
+        pareto.hypervolume(points, reference)
+    )
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=50), st.integers(0, 40))

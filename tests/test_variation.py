@@ -1,6 +1,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any, cast
 
@@ -383,6 +384,7 @@ def breed(pool: list[Parent], **changes: Any) -> list[Any]:
         "baseline": BASELINE,
         "space": SPACE,
         "variation": VARIATION,
+        "objectives": ("quality", "compression"),
         "lambda_": 12,
         "tournament_size": 3,
         "taken": {BASELINE.hash, *(parent.genotype.hash for parent in pool)},
@@ -458,6 +460,14 @@ def test_among_equal_ranks_the_lonely_on_the_size_axis_win() -> None:
     assert [child.parent for child in children] == [0, 4, 0, 4]
     counts = Counter(child.parent for child in breed(pool, lambda_=60))
     assert counts[3] > counts[1]
+    turned = [replace(parent, point=parent.point[::-1]) for parent in pool]
+    again = breed(turned, lambda_=60, objectives=("compression", "quality"))
+    assert Counter(child.parent for child in again) == counts
+    # A search that does not go by size has no such axis: there all of them count.
+    counts = Counter(
+        child.parent for child in breed(pool, lambda_=60, objectives=("quality", "speed"))
+    )
+    assert counts[1] > counts[3]
 
 
 def test_an_exhausted_space_is_refused() -> None:

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from nasd.contract import genotype, ranges, toml
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
+from nasd.contract.objectives import DEFAULT, FEWEST, MOST, OBJECTIVES
 from nasd.contract.readable import shown
 from nasd.contract.slots import Slot
 
@@ -78,6 +79,21 @@ def _launcher(value: Any) -> Any:
     return value
 
 
+def _objectives(value: Any) -> Any:
+    """Checked as one, so that the sentence names the key and not a place in it."""
+    names = value if isinstance(value, list | tuple) else ()
+    if not FEWEST <= len(names) <= MOST or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"take a list of {FEWEST} to {MOST} of {', '.join(OBJECTIVES)}, not {_as_json(value)}"
+        )
+    for name in names:
+        if name not in OBJECTIVES:
+            raise ValueError(f"there is no {shown(name)}; take of {', '.join(OBJECTIVES)}")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} stands there twice; give each once")
+    return value
+
+
 def _auto_or_bool(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f'take "auto", true or false, not {_as_json(value)}')
@@ -104,6 +120,9 @@ class Experiment(Section):
     """How many follow the initial population."""
     budget_gpu_hours: Hours | None = None
     """When so many are spent, running attempts stop at a checkpoint and the search halts."""
+    objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
+    """What candidates are selected by, two to five of `quality` (of their answers) and
+    `compression` (the baseline's parameters over theirs)."""
 
 
 class SeedModel(Section):

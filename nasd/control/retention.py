@@ -29,7 +29,8 @@ from nasd.contract.protocol import AttemptFolder, checkpoints_below
 from nasd.policy import endings, ladder
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.state import Candidate, Scored, Snapshot
+from nasd.search.objectives import point
 from nasd.search.pareto import ranks
 
 BYTES = 4  # of a weight, in float32
@@ -37,21 +38,23 @@ OPTIMIZER = 2  # AdamW's two moments, each as large as the weights
 KEPT_CHECKPOINTS = 2
 
 
-def needed(
-    snapshot: Snapshot, config: Config, scored: Iterable[tuple[int, float, int]]
-) -> set[tuple[int, str]]:
+def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[tuple[int, str]]:
     """The (candidate, stage) whose weights must stay.
 
-    snapshot: of what is in play, or more. scored: (candidate, quality, parameters) of all that
-    ever were.
+    snapshot: of what is in play, or more. scored: all that ever were.
     """
     wanted: set[tuple[int, str]] = set()
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
     model = answering_stage(config)
-    pool = list(scored)
-    front = ranks([(quality, 1 / size) for _, quality, size in pool])
-    wanted |= {(one[0], model) for one, rank in zip(pool, front, strict=True) if rank == 0}
+    names = snapshot.experiment.objectives
+    pool = {
+        one.id: at
+        for one in scored
+        if (at := point(names, one, one.metrics, snapshot.baseline)) is not None
+    }
+    front = ranks(list(pool.values()))
+    wanted |= {(one, model) for one, rank in zip(pool, front, strict=True) if rank == 0}
     return wanted
 
 

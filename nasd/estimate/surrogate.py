@@ -102,7 +102,7 @@ class Surrogate:
         return max(0.01, self.mlm_loss(genotype, trained, fresh_head) + noise)
 
     def quality(self, genotype: Genotype, trained: Trained) -> float:
-        """(F1 + EM) / 2 in percent, of a model fine-tuned after so much training."""
+        """The objective, in percent, of a model fine-tuned after so much training."""
         worse = self.mlm_loss(genotype, trained) - BASELINE_LOSS
         spread = self._normal(genotype, "quality", 0, QUALITY_SPREAD)
         return min(99.0, max(1.0, BASELINE_QUALITY * math.exp(-QUALITY_SLOPE * worse + spread)))

@@ -18,6 +18,7 @@ from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
+from nasd.search.objectives import reference, unscored
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,
@@ -29,7 +30,6 @@ from nasd.search.variation.breeding import (
 )
 
 PROMOTION = "share"  # the rule of every cutoff
-REFERENCE: Point = (0.0, 0.0)  # of the hypervolume: no quality, no size
 
 
 # -- decisions -----------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
 
 
 def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
-    """(quality, size) of scored candidates, both to be maximised."""
+    """Of scored candidates, by the objectives of the experiment, all to be maximised."""
     found = []
     for candidate in candidates:
-        quality = snapshot.quality(candidate)
-        assert quality is not None, f"candidate {candidate} has no score"
-        found.append((quality, snapshot.size(candidate)))
+        point = snapshot.point(candidate)
+        assert point is not None, f"candidate {candidate} has no score"
+        found.append(point)
     return found
 
 
@@ -162,12 +162,14 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         for point in points(snapshot, [member.candidate])
     ]
     if not parents:  # nobody of the last generation was scored: begin again from the baseline
-        parents = [Parent(baseline.id, baseline.genotype, (0.0, 1.0), baseline.ancestry)]
+        point = unscored(snapshot.experiment.objectives, baseline, baseline)
+        parents = [Parent(baseline.id, baseline.genotype, point, baseline.ancestry)]
     bred = offspring(
         parents,
         baseline.genotype,
         config.search_space,
         config.variation,
+        objectives=snapshot.experiment.objectives,
         lambda_=config.population.lambda_,
         tournament_size=config.population.tournament,
         taken=set(snapshot.taken),
@@ -179,6 +181,7 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         tuple(bred),
         first_stage,
         {
+            "objectives": snapshot.experiment.objectives,
             "parents": [
                 {"candidate": parent.candidate, "point": parent.point} for parent in parents
             ],
@@ -277,6 +280,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
         if member.generation == generation
         and snapshot.candidates[member.candidate].state is State.SCORED
     )
+    names = snapshot.experiment.objectives
     at = points(snapshot, pool)
     rank = ranks(at)
     distance = crowding(at, rank)
@@ -288,9 +292,10 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             for index, candidate in enumerate(pool)
         },
         {
+            "objectives": names,
             "points": {str(candidate): at[index] for index, candidate in enumerate(pool)},
             "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
             "survivors": sorted(chosen),
-            "hypervolume": hypervolume(at, REFERENCE),
+            "hypervolume": hypervolume(at, reference(names)),
         },
     )

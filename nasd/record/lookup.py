@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import of_baseline, shown
 from nasd.record.lifecycle import State
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.snapshot import scored as all_scored
+from nasd.record.state import Candidate, Scored, Snapshot
+from nasd.search.objectives import QUALITY
 
 BASELINE, BEST = "baseline", "best"
 
@@ -81,16 +83,23 @@ def _best(snap: Snapshot, wish: Wish) -> Candidate:
 def names(connection: sqlite3.Connection, scored: bool = False) -> list[tuple[str, str]]:
     """Every name that `find` knows, or those of scored candidates, each with what it stands for."""
     rows = connection.execute(
-        "SELECT id, generation, state, stage, quality FROM"
-        " (SELECT c.*, ((r.metrics ->> 'f1') + (r.metrics ->> 'exact_match')) / 2 AS quality"
-        " FROM candidate c LEFT JOIN result r ON c.state = 'scored' AND r.candidate = c.id"
-        f" AND r.stage = c.stage) {'WHERE quality IS NOT NULL ' if scored else ''}ORDER BY id"
+        "SELECT id, generation, state, stage, parameters FROM candidate ORDER BY id"
     ).fetchall()
+    baseline = next((Scored(row[0], row[-1], {}) for row in rows if row[1] is None), None)
+    if baseline is None:
+        return []
+    qualities = {
+        one.id: QUALITY.value(one, one.metrics, baseline) for one in all_scored(connection)
+    }
     found = [
-        (BASELINE if generation is None else str(number), _what(generation, state, stage, quality))
-        for number, generation, state, stage, quality in rows
+        (
+            BASELINE if generation is None else str(number),
+            _what(generation, state, stage, qualities.get(number)),
+        )
+        for number, generation, state, stage, _ in rows
+        if number in qualities or not scored
     ]
-    best = max((row[-1] for row in rows if row[-1] is not None), default=None)
+    best = max((quality for quality in qualities.values() if quality is not None), default=None)
     return found if best is None else [*found, (BEST, f"quality {best:.2f}")]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone
+from nasd.contract.objectives import DEFAULT
 from nasd.record.database_file import damaged, readable, unreadable
 from nasd.record.lifecycle import (
     AttemptState,
@@ -35,11 +36,13 @@ from nasd.record.state import (
     Member,
     Quarantine,
     Recorded,
+    Scored,
     Selected,
     Snapshot,
     StageResult,
     decoded,
 )
+from nasd.search.objectives import QUALITY
 
 SCHEMA = 4  # how many migrations this version of nasd knows
 
@@ -148,9 +151,8 @@ def selections(connection: sqlite3.Connection, last: int = 30) -> list[tuple[int
     """(generation, hypervolume, best quality in percent) of the newest selections, oldest first;
     0 where nobody was scored."""
     rows = connection.execute(
-        "SELECT generation, payload ->> 'hypervolume', (SELECT coalesce(max(value ->> 0), 0.0)"
-        " FROM json_each(payload, '$.points')) FROM decision WHERE kind = 'select'"
-        " ORDER BY generation DESC LIMIT ?",
+        f"SELECT generation, payload ->> 'hypervolume', coalesce({_BEST_QUALITY}, 0.0)"
+        " FROM decision WHERE kind = 'select' ORDER BY generation DESC LIMIT ?",
         (last,),
     ).fetchall()
     return rows[::-1]
@@ -174,13 +176,14 @@ def granted(connection: sqlite3.Connection, *actions: str) -> list[Granted]:
     return [Granted(*row) for row in rows]
 
 
-def scored(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
-    """(candidate, quality, parameters) of every scored candidate, the baseline included."""
-    return connection.execute(
-        "SELECT c.id, ((r.metrics ->> 'f1') + (r.metrics ->> 'exact_match')) / 2, c.parameters"
+def scored(connection: sqlite3.Connection) -> list[Scored]:
+    """Every scored candidate, the baseline included."""
+    rows = connection.execute(
+        "SELECT c.id, c.parameters, r.metrics"
         " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
         " WHERE c.state = 'scored' ORDER BY c.id"
-    ).fetchall()
+    )
+    return [Scored(one, parameters, decoded(metrics)) for one, parameters, metrics in rows]
 
 
 def holdings(connection: sqlite3.Connection) -> Holdings:
@@ -195,13 +198,19 @@ def holdings(connection: sqlite3.Connection) -> Holdings:
 def selected(connection: sqlite3.Connection) -> list[Selected]:
     """Of all generations that were."""
     rows = connection.execute(
-        "SELECT number, opened_at, completed_at, payload ->> 'hypervolume',"
-        " (SELECT max(value ->> 0) FROM json_each(payload -> 'points'))"
+        f"SELECT number, opened_at, completed_at, payload ->> 'hypervolume', {_BEST_QUALITY}"
         " FROM generation JOIN decision ON generation = number AND kind = 'select'"
         " WHERE completed_at IS NOT NULL ORDER BY number"
     )
     return [Selected(*row) for row in rows]
 
+
+# Of the points of a selection; null if there are none, or if it did not go by quality.
+_BEST_QUALITY = (
+    "(SELECT max(value ->> (SELECT key FROM"
+    f" json_each(coalesce(payload -> 'objectives', '{json.dumps(DEFAULT)}'))"
+    f" WHERE value = '{QUALITY.name}')) FROM json_each(payload, '$.points'))"
+)
 
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.objectives import DEFAULT
 from nasd.record.lifecycle import (
     FINAL,
     LIVE_ATTEMPT,
@@ -26,7 +27,10 @@ from nasd.record.lifecycle import (
     QuarantineKind,
     State,
 )
+from nasd.search import objectives
 from nasd.search.fidelity.promotion import Promotion
+from nasd.search.objectives import COMPRESSION, OBJECTIVES, QUALITY
+from nasd.search.pareto import Point
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 
@@ -51,6 +55,11 @@ class Experiment:
     @property
     def runs(self) -> bool:
         return self.state is ExperimentState.RUNNING
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The axes of its points, by name, in order."""
+        return tuple(self.config["experiment"].get("objectives", DEFAULT))
 
     def budget(self, configured: float | None) -> float | None:
         """GPU-hours that the search may take, None without a limit; configured: as the config
@@ -153,6 +162,15 @@ class Selected:
     best_quality: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """As much of a scored candidate as objectives are worked out from."""
+
+    id: int
+    parameters: int
+    metrics: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class StageResult:
     """metrics: as the worker measured them; curve: (step, evaluation loss). Both are read when they
@@ -225,6 +243,19 @@ class Recorded:
         """Of a cutoff: what it came to."""
         assert self.kind is DecisionKind.CUTOFF
         return _promotion(self.payload_json)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Of a selection: the axes of its points, by name. Earlier versions knew only two."""
+        return tuple(self.payload.get("objectives", DEFAULT))
+
+    @cached_property
+    def points(self) -> dict[int, dict[str, float]]:
+        """Of a selection: each candidate's values, in their units, by the objectives' names."""
+        return {
+            int(candidate): objectives.told(self.objectives, point)
+            for candidate, point in self.payload["points"].items()
+        }
 
 
 @dataclass(frozen=True)
@@ -332,14 +363,28 @@ class Snapshot:
         # It stays at the last stage of its ladder, which is the one that scores.
         return self.results[candidate, self.candidates[candidate].stage].metrics
 
+    def value(self, candidate: int, objective: str) -> float | None:
+        """By one objective, in its unit; None where it takes a score that is not there yet."""
+        scores = self.scores(candidate) or {}
+        return OBJECTIVES[objective].value(self.candidates[candidate], scores, self.baseline)
+
     def quality(self, candidate: int) -> float | None:
-        """The first objective, (F1 + EM) / 2 in percent (thesis 4.2.5)."""
-        scores = self.scores(candidate)
-        return None if scores is None else (scores["f1"] + scores["exact_match"]) / 2
+        """None before the candidate is scored."""
+        return self.value(candidate, QUALITY.name)
 
     def size(self, candidate: int) -> float:
-        """The second objective, parameters of the baseline / parameters of the candidate."""
-        return self.baseline.parameters / self.candidates[candidate].parameters
+        """Its compression, which is known from its birth."""
+        found = self.value(candidate, COMPRESSION.name)
+        assert found is not None
+        return found
+
+    def point(self, candidate: int) -> Point | None:
+        """By all objectives of the experiment, to be maximised; None before it is scored."""
+        scores = self.scores(candidate)
+        if scores is None:
+            return None
+        names = self.experiment.objectives
+        return objectives.point(names, self.candidates[candidate], scores, self.baseline)
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""

@@ -33,7 +33,7 @@ from nasd.record.lifecycle import (
 )
 from nasd.record.requests import Request
 from nasd.record.sqlite import Database
-from nasd.record.state import Ending, Holdings, Selected, Snapshot
+from nasd.record.state import Ending, Holdings, Scored, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
 
@@ -119,8 +119,8 @@ class Store:
         """The slots that all attempts ever held."""
         return snapshot.holdings(self._db.conn)
 
-    def scored(self) -> list[tuple[int, float, int]]:
-        """(candidate, quality, parameters) of every scored candidate."""
+    def scored(self) -> list[Scored]:
+        """Every scored candidate."""
         return snapshot.scored(self._db.conn)
 
     def backup(self, path: Path) -> None:

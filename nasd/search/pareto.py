@@ -1,17 +1,19 @@
 """The pieces of NSGA-II (Deb et al. 2002), as the thesis uses them (4.2.3 and 4.2.6).
 
-Both objectives, (quality, size), are maximised. Only scored candidates get here, so a NaN or an
-infinite objective is a programming error. Every tie ends at the lower index: hand the candidates
-over in a fixed order, such as by id. moocore brings numpy along, and is imported where it is
-called: commands that only look must start fast.
+A point has an axis for each objective of the experiment, two to five, and all are maximised
+(nasd.search.objectives). Only scored candidates get here, so a NaN or an infinite objective is a
+programming error, and so are points of different lengths. Every tie ends at the lower index: hand
+the candidates over in a fixed order, such as by id. moocore brings numpy along, and is imported
+where it is called: commands that only look must start fast.
 """
 
 import math
 import random
 from collections.abc import Collection, Sequence
 
-Point = tuple[float, float]
-QUALITY, SIZE = 0, 1  # the axes of a point
+from nasd.contract.objectives import FEWEST, MOST
+
+Point = tuple[float, ...]
 
 
 def ranks(points: Sequence[Point]) -> list[int]:
@@ -20,7 +22,7 @@ def ranks(points: Sequence[Point]) -> list[int]:
     A point dominates another if it is nowhere worse and somewhere better, so equal points share
     their front.
     """
-    _assert_finite(points)
+    _check(points)
     if not points:
         return []
     import moocore
@@ -29,17 +31,18 @@ def ranks(points: Sequence[Point]) -> list[int]:
 
 
 def crowding(
-    points: Sequence[Point], ranks: Sequence[int], axes: Sequence[int] = (QUALITY, SIZE)
+    points: Sequence[Point], ranks: Sequence[int], axes: Sequence[int] | None = None
 ) -> list[float]:
     """The crowding distance of each point within its front: large where it is lonely.
 
     Along each axis, the gap between a point's two neighbours over the range of the front, summed
-    over the axes; infinite for the two at the ends, so for every point of a front of one or two.
-    An axis along which a whole front is equal has no ends and adds 0. Points that are equal along
-    an axis stand in the order of their indices, each the neighbour of the next: the last of them
+    over the axes (None: all of them); infinite for the two at the ends, so for every point of a
+    front of one or two. An axis along which a whole front is equal has no ends and adds 0. Points
+    that are equal along an axis stand in the order of their indices, each the neighbour of the
+    next (of three objectives or more, distinct points of one front can be): the last of them
     is the end at the top of an axis, the first at the bottom, and those between others add 0.
     """
-    _assert_finite(points)
+    _check(points)
     assert len(points) == len(ranks), "one rank per point"
     distances = [0.0] * len(points)
     for front in set(ranks):
@@ -48,7 +51,7 @@ def crowding(
             for index in members:
                 distances[index] = math.inf
             continue
-        for axis in axes:
+        for axis in range(len(points[0])) if axes is None else axes:
             line = sorted(members, key=lambda index: (points[index][axis], index))
             span = points[line[-1]][axis] - points[line[0]][axis]
             if span == 0:
@@ -80,7 +83,7 @@ def tournament(
 def survivors(points: Sequence[Point], mu: int) -> list[int]:
     """The best mu of parents and offspring together, as indices, best first (thesis 4.2.6).
 
-    By rank, then the larger crowding distance on both axes, then the lower index.
+    By rank, then the larger crowding distance on all axes, then the lower index.
     """
     rank = ranks(points)
     distance = crowding(points, rank)
@@ -89,11 +92,11 @@ def survivors(points: Sequence[Point], mu: int) -> list[int]:
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The area that the points dominate above the reference.
+    """The area, or volume, that the points dominate above the reference.
 
-    A point that is not better than the reference along both axes adds nothing.
+    A point that is not better than the reference along every axis adds nothing.
     """
-    _assert_finite((*points, reference))
+    _check((*points, reference))
     if not points:
         return 0.0
     import moocore
@@ -101,6 +104,9 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     return float(moocore.hypervolume(points, reference, maximise=True))
 
 
-def _assert_finite(points: Sequence[Point]) -> None:
+def _check(points: Sequence[Point]) -> None:
     for point in points:
         assert all(map(math.isfinite, point)), f"an objective of {point} is not a finite number"
+    lengths = {len(point) for point in points}
+    assert len(lengths) <= 1, f"points of {sorted(lengths)} objectives are not of one experiment"
+    assert all(FEWEST <= length <= MOST for length in lengths), f"{lengths} objectives"

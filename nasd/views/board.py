@@ -51,6 +51,7 @@ from nasd.record.folders import StateFolder, run_name
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.state import Candidate, Generation, Holdings, Recorded, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
+from nasd.search.objectives import OBJECTIVES, QUALITY
 from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")
@@ -79,7 +80,7 @@ TEXTS = {"parent", "fate"}
 NEAREST = 20  # ancestors that a card shows
 ABOUT = {
     "search/hypervolume": "Of parents and scored offspring, above no quality and no compression.",
-    "search/best_quality": "(F1 + EM) / 2 in percent, the best among parents and offspring.",
+    "search/best_quality": f"{QUALITY.words} in percent, the best among parents and offspring.",
     "search/baseline_quality": "The seed model's, trained and scored by the same procedure.",
     "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
     "search/slot_use": "Slots x time held / (slots x time from the generation's opening to its"
@@ -376,22 +377,25 @@ def _cutoff_card(snapshot: Snapshot, cutoff: Recorded) -> str:
 
 
 def _selection(snapshot: Snapshot, selection: Recorded) -> Event:
-    points, ranks = selection.payload["points"], selection.payload["ranks"]
+    axes = [OBJECTIVES[name] for name in selection.objectives]
+    points, first = selection.points, axes[0]
+    ranks = {int(one): rank for one, rank in selection.payload["ranks"].items()}
     survivors = selection.payload["survivors"]
     born = {one.id for one in snapshot.born_in(selection.generation)}
     rows = [
         (
-            _name(snapshot, int(one)),
-            "offspring" if int(one) in born else "parent",
-            f"{points[one][0]:.2f}",
-            of_baseline(points[one][1]),
+            _name(snapshot, one),
+            "offspring" if one in born else "parent",
+            *(each.shown(points[one][each.name]) for each in axes),
             ranks[one],
-            "survives" if int(one) in survivors else "",
+            "survives" if one in survivors else "",
         )
-        for one in sorted(points, key=lambda one: (ranks[one], -points[one][0], int(one)))
+        for one in sorted(
+            points, key=lambda one: (ranks[one], -first.upwards(points[one][first.name]), one)
+        )
     ]
     title = f"### Generation {selection.generation}: selection"
-    head = ("candidate", "role", "quality", "parameters, of the baseline's", "rank", "")
+    head = ("candidate", "role", *(each.title for each in axes), "rank", "")
     one = _generation(snapshot, selection.generation)
     at = one.completed_at or one.opened_at
     return text("selection", f"{title}\n\n{table(head, rows)}", at)

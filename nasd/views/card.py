@@ -15,6 +15,7 @@ from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
 from nasd.contract.readable import of_baseline
 from nasd.record.state import Candidate, Snapshot
+from nasd.search.objectives import QUALITY
 
 # As the hub's own pages have it; what does not stand here is not known.
 LICENCES = {
@@ -168,7 +169,7 @@ def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
         ("exact match", *_compared(own.get("exact_match"), other.get("exact_match"))),
         ("F1", *_compared(own.get("f1"), other.get("f1"))),
         (
-            "quality, (F1 + EM) / 2",
+            f"{QUALITY.name}, {QUALITY.words}",
             *_compared(snapshot.quality(candidate.id), snapshot.quality(baseline.id)),
         ),
     ]

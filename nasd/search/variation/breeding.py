@@ -28,10 +28,11 @@ from nasd.contract.genotype import (
     unchanged,
 )
 from nasd.contract.streams import stream
-from nasd.search.pareto import SIZE, Point, crowding, ranks, tournament
+from nasd.search.pareto import Point, crowding, ranks, tournament
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import OPERATORS, Draft
 
+CROWDED_BY = "compression"  # tournaments go by it alone (thesis 4.2.3), where it is an objective
 TRIES = 1000  # mutations per individual before the search space counts as exhausted
 
 
@@ -53,7 +54,7 @@ class Offspring:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A scored candidate that may be mutated; its point is (quality, size)."""
+    """A scored candidate that may be mutated; its point is as in nasd.search.objectives."""
 
     candidate: int
     genotype: Genotype
@@ -271,6 +272,7 @@ def offspring(
     space: SearchSpace,
     variation: Variation,
     *,
+    objectives: Sequence[str],
     lambda_: int,
     tournament_size: int,
     taken: Collection[str],
@@ -283,12 +285,15 @@ def offspring(
     Each parent of a pair is mutated into one child; of the last pair only the first if lambda is
     odd. A child whose hash is `taken`, or is that of its parent or of a child before it, is drawn
     again from the same parent; raises NasdError if that leads nowhere. `taken` holds the hashes
-    of all candidates of the experiment, the baseline among them. shares: of the operators, where
+    of all candidates of the experiment, the baseline among them. objectives: by name, the axes of
+    the parents' points. shares: of the operators, where
     they have taken others than the config's.
     """
     known = set(taken)
     children: list[Bred] = []
-    picked = _pick_parents(parents, lambda_ + lambda_ % 2, tournament_size, seed, generation)
+    axes = [objectives.index(CROWDED_BY)] if CROWDED_BY in objectives else None
+    count = lambda_ + lambda_ % 2
+    picked = _pick_parents(parents, axes, count, tournament_size, seed, generation)
     for index, parent in enumerate(picked[:lambda_]):
         partner = picked[index ^ 1]
         both = [parent] if partner.candidate == parent.candidate else [parent, partner]
@@ -381,16 +386,21 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
 
 
 def _pick_parents(
-    parents: Sequence[Parent], count: int, tournament_size: int, seed: int, generation: int
+    parents: Sequence[Parent],
+    axes: Sequence[int] | None,
+    count: int,
+    tournament_size: int,
+    seed: int,
+    generation: int,
 ) -> list[Parent]:
     """The parents of `count` children, in pairs of two different ones.
 
-    Each wins a tournament by rank, then by the crowding distance on the size axis alone.
+    Each wins a tournament by rank, then by the crowding distance on these axes (None: all).
     """
     assert parents, "there is no parent"
     points = [parent.point for parent in parents]
     rank = ranks(points)
-    lonely = crowding(points, rank, axes=(SIZE,))
+    lonely = crowding(points, rank, axes)
     picked: list[int] = []
     while len(picked) < count:
         rng = stream(seed, generation, "pair", len(picked) // 2)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nasd.contract.readable import number, of_baseline
+from nasd.search import objectives
 from nasd.views.report.rows import BASELINE, CandidateRow
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
@@ -47,7 +48,7 @@ RANKS = [LIGHT[f"rank-{rank}"] for rank in range(5)]  # the last one: and all be
 WIDTH = 10.2  # inches
 SMALL = 7.0  # points
 MOST_PANELS = 12
-QUALITY = "quality, (F1 + EM) / 2 in %"
+QUALITY = objectives.QUALITY.label
 SIZE = "parameters, % of the baseline's (left is smaller)"
 STYLE = {
     "svg.fonttype": "none",  # text stays text

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from nasd.contract import slots
 from nasd.contract.config import PREPARE
 from nasd.contract.genotype import Genotype, Lineage
-from nasd.policy.decisions import REFERENCE
 from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
 from nasd.record.state import Attempt, Candidate, Granted, Snapshot
+from nasd.search.objectives import reference
 from nasd.search.pareto import Point, hypervolume, ranks, survivors
 from nasd.views.report import statistics
 from nasd.views.report.rows import (
@@ -89,8 +89,8 @@ class Facts:
         snap = self.snapshot
         newest = {one.candidate: one for one in snap.members if one.rank is not None}
         scored = {c: q for c in snap.candidates if (q := snap.quality(c)) is not None}
-        at = [(quality, snap.size(c)) for c, quality in scored.items()]
-        front = {c for c, rank in zip(scored, ranks(at), strict=True) if rank == 0}
+        at = {c: point for c in scored if (point := snap.point(c)) is not None}
+        front = {c for c, rank in zip(at, ranks(list(at.values())), strict=True) if rank == 0}
         base = snap.quality(snap.baseline.id)
         cut = {row.candidate for row in self.cutoffs if not row.kept}
         attempts: dict[int, list[AttemptRow]] = {}
@@ -232,8 +232,12 @@ class Facts:
     @property
     def baseline_hypervolume(self) -> float | None:
         """What the baseline alone dominates."""
-        quality = self.snapshot.quality(self.snapshot.baseline.id)
-        return None if quality is None else hypervolume([(quality, 1.0)], REFERENCE)
+        point = self.snapshot.point(self.snapshot.baseline.id)
+        return None if point is None else hypervolume([point], self._reference)
+
+    @property
+    def _reference(self) -> Point:
+        return reference(self.snapshot.experiment.objectives)
 
     def spent_by(self, instant: float) -> float:
         """The ledger as it stood at an instant, in GPU-hours."""
@@ -264,9 +268,10 @@ class Facts:
         rows, points = [], list[Point]()
         for at, candidate in sorted(scored):
             quality, size = snap.quality(candidate), snap.size(candidate)
-            assert quality is not None
-            points.append((quality, size))
-            volume = hypervolume(points, REFERENCE)
+            point = snap.point(candidate)
+            assert quality is not None and point is not None
+            points.append(point)
+            volume = hypervolume(points, self._reference)
             rows.append(ProgressRow(candidate, self.spent_by(at), quality, size, volume))
         return tuple(rows)
 
@@ -394,12 +399,9 @@ class Facts:
                 if (row.generation, row.stage) == (cutoff.generation, cutoff.stage)
                 and row.quality is not None
             ]
-            pool = sorted(
-                m.candidate
-                for m in snap.members
-                if m.generation == cutoff.generation and snap.quality(m.candidate) is not None
-            )
-            at = [(snap.quality(c) or 0.0, snap.size(c)) for c in pool]
+            members = sorted(m.candidate for m in snap.members if m.generation == cutoff.generation)
+            known = {c: point for c in members if (point := snap.point(c)) is not None}
+            pool, at = list(known), list(known.values())
             chosen = {pool[index] for index in survivors(at, mu)}
             rank = dict(zip(pool, ranks(at), strict=True))
             mine, survives = rank[cutoff.candidate], cutoff.candidate in chosen

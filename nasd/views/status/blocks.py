@@ -94,9 +94,12 @@ def front(facts: Facts, width: int, height: int) -> list[Text]:
     if height < 4 or width < 20:
         return []
     baseline = facts.snapshot.baseline
-    quality = facts.snapshot.quality(baseline.id)
+    snap = facts.snapshot
+    quality = snap.quality(baseline.id)
     base = [] if quality is None else [(100.0, quality)]
-    at = {one: (share_of_baseline(size), q) for one, (q, size) in facts.points.items()}
+    at = {
+        one: (share_of_baseline(snap.size(one)), snap.quality(one) or 0.0) for one in facts.points
+    }
     ahead = [at[one] for one in at if facts.ranks[one] == 0]
     behind = [at[one] for one in at if facts.ranks[one] > 0]
     everything = [*base, *ahead, *behind]

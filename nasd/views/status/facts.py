@@ -15,6 +15,8 @@ from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState
 from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
+from nasd.search.objectives import reference
+from nasd.search.pareto import Point
 from nasd.views.status import standing
 from nasd.views.status.attempts import Listener, Where
 from nasd.views.status.devices import Device, Devices, Question
@@ -159,13 +161,13 @@ class Facts:
         ]
 
     @cached_property
-    def points(self) -> Mapping[int, tuple[float, float]]:
-        """(quality, size) of who is scored among the newest generation and its parents."""
+    def points(self) -> Mapping[int, Point]:
+        """Of who is scored among the newest generation and its parents."""
         found = {}
         for one in (*self.parents, *self.born):
-            quality = self.snapshot.quality(one.id)
-            if quality is not None:
-                found[one.id] = quality, self.snapshot.size(one.id)
+            point = self.snapshot.point(one.id)
+            if point is not None:
+                found[one.id] = point
         return found
 
     @cached_property
@@ -191,9 +193,10 @@ class Facts:
         number = self.snapshot.generation.number if self.snapshot.generation else None
         before = [one for one in self.selections if number is not None and one[0] < number]
         points = list(self.points.values())
+        above = reference(self.snapshot.experiment.objectives)
         return Gained(
-            quality=max((quality for quality, _ in points), default=None),
-            hypervolume=standing.hypervolume(points) if points else None,
+            quality=max((self.snapshot.quality(one) or 0.0 for one in self.points), default=None),
+            hypervolume=standing.hypervolume(points, above) if points else None,
             baseline=self.snapshot.quality(self.snapshot.baseline.id),
             before=before[-1][0] if before else None,
             quality_before=before[-1][2] if before else None,

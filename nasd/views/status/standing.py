@@ -1,19 +1,21 @@
-"""Who is ahead just now, before a selection says so. Both objectives are maximised.
+"""Who is ahead just now, before a selection says so. All objectives are maximised.
 
-nasd.search.pareto's answers for two objectives, in plain Python: its library takes a quarter of a
-second to import, and a look at a search must not.
+nasd.search.pareto's answers. Those for two objectives are given in plain Python: its library takes
+a quarter of a second to import, and a look at a search must not. For more it is asked.
 """
 
 from collections.abc import Sequence
 
-from nasd.record.lifecycle import State
 from nasd.record.state import Candidate, Snapshot
+from nasd.search import pareto
 from nasd.search.pareto import Point
 
 
 def ranks(points: Sequence[Point]) -> list[int]:
     """As nasd.search.pareto.ranks: 0 for those that no other dominates, and so on with those
     removed."""
+    if points and len(points[0]) > 2:
+        return pareto.ranks(points)
     found = [0] * len(points)
     best: list[Point] = []  # of each front, the last point that joined it: the highest one yet
     order = sorted(range(len(points)), key=lambda at: (-points[at][1], -points[at][0]))
@@ -38,17 +40,23 @@ def ranks(points: Sequence[Point]) -> list[int]:
 
 def ever(snapshot: Snapshot) -> list[Candidate]:
     """The front of all that were ever scored, the baseline among them; the best quality first."""
-    scored = [one for one in snapshot.candidates.values() if one.state is State.SCORED]
-    points = [(snapshot.quality(one.id) or 0.0, snapshot.size(one.id)) for one in scored]
-    found = [one for one, rank in zip(scored, ranks(points), strict=True) if rank == 0]
+    scored = [
+        (one, point)
+        for one in snapshot.candidates.values()
+        if (point := snapshot.point(one.id)) is not None
+    ]
+    order = ranks([point for _, point in scored])
+    found = [one for (one, _), rank in zip(scored, order, strict=True) if rank == 0]
     return sorted(found, key=lambda one: (-(snapshot.quality(one.id) or 0.0), one.id))
 
 
-def hypervolume(points: Sequence[Point]) -> float:
-    """As nasd.search.pareto.hypervolume above (0, 0): the area that the points dominate."""
-    area = height = 0.0
-    for quality, size in sorted(points, key=lambda point: (-point[1], -point[0])):
-        if quality > height:
-            area += (quality - height) * size
-            height = quality
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """As nasd.search.pareto.hypervolume."""
+    if len(reference) > 2:
+        return pareto.hypervolume(points, reference)
+    area, (height, ground) = 0.0, reference
+    for first, second in sorted(points, key=lambda point: (-point[1], -point[0])):
+        if first > height and second > ground:
+            area += (first - height) * (second - ground)
+            height = first
     return area

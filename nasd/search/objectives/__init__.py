@@ -1,0 +1,50 @@
+"""What a search goes by: a registry by name. An experiment names some of them, in order, and they
+are the axes of its points.
+
+One more is a file here, a line in OBJECTIVES, and its name in nasd.contract.objectives.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from nasd.search.objectives.objective import Model, Objective
+from nasd.search.objectives.parameters import COMPRESSION
+from nasd.search.objectives.quality import QUALITY
+from nasd.search.pareto import Point
+
+__all__ = ["COMPRESSION", "OBJECTIVES", "QUALITY", "Model", "Objective"]
+
+OBJECTIVES: Mapping[str, Objective] = {one.name: one for one in (QUALITY, COMPRESSION)}
+
+
+def point(
+    names: Sequence[str], model: Model, metrics: Mapping[str, float], baseline: Model
+) -> Point | None:
+    """The model by these objectives, each to be maximised; None where one is not measured."""
+    found = []
+    for name in names:
+        value = OBJECTIVES[name].value(model, metrics, baseline)
+        if value is None:
+            return None
+        found.append(OBJECTIVES[name].upwards(value))
+    return tuple(found)
+
+
+def reference(names: Sequence[str]) -> Point:
+    """Above it the hypervolume is taken."""
+    return tuple(OBJECTIVES[name].upwards(OBJECTIVES[name].reference) for name in names)
+
+
+def unscored(names: Sequence[str], model: Model, baseline: Model) -> Point:
+    """The model by what can be told without its metrics; by all else it stands at the reference."""
+    found = []
+    for name in names:
+        value = OBJECTIVES[name].value(model, {}, baseline)
+        found.append(
+            OBJECTIVES[name].upwards(OBJECTIVES[name].reference if value is None else value)
+        )
+    return tuple(found)
+
+
+def told(names: Sequence[str], point: Sequence[float]) -> dict[str, float]:
+    """The values that make a point, each in its own unit, by name."""
+    return {name: OBJECTIVES[name].upwards(value) for name, value in zip(names, point, strict=True)}
