@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nasd.contract.config import Mutation, SearchSpace
 from nasd.contract.genotype import Block as BlockGenes
 from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, Lineage
+from nasd.contract.schedule import Schedule
 from nasd.contract.squad import Question
 from nasd.contract.streams import stream_seed
 from nasd.search.variation.breeding import mutate
@@ -33,7 +34,7 @@ from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, Task, autocast
 from nasd.worker.training import checkpoint
 from nasd.worker.training.progress import quiet
-from nasd.worker.training.train import Order, Schedule, train
+from nasd.worker.training.train import Order, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
 from tests.training import Notes, demo_config, run_of, stage
 

@@ -13,6 +13,7 @@ from nasd.contract import squad
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, write
+from nasd.contract.schedule import Schedule
 from nasd.worker.model import phenotype
 from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.stage import _packs
@@ -22,7 +23,7 @@ from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, ahead
 from nasd.worker.training.stop import Stopped
-from nasd.worker.training.train import Order, Run, Schedule, _batches, train
+from nasd.worker.training.train import Order, Run, _batches, train
 from tests.test_phenotype import built
 from tests.test_sparse import features
 from tests.training import (

@@ -27,6 +27,7 @@ import torch.distributed as dist
 import nasd.worker
 from nasd.contract import digests, leash
 from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
+from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.worker import stage as stage_module
 from nasd.worker.__main__ import _machine_failed
 from nasd.worker.model import phenotype
@@ -37,9 +38,8 @@ from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training import checkpoint
 from nasd.worker.training import train as train_module
-from nasd.worker.training.micro_batch import halved, share_of
 from nasd.worker.training.progress import DOWNLOAD, Pulse
-from nasd.worker.training.train import Curves, MetricsFile, Order, Schedule, train
+from nasd.worker.training.train import Curves, MetricsFile, Order, train
 from tests.boards import read_run, steps
 from tests.training import (
     Launched,

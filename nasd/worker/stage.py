@@ -15,13 +15,14 @@ from nasd.contract.config import Stage
 from nasd.contract.genotype import BlockLineage, Genotype, ranks_any
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, write_atomically
 from nasd.contract.ranks import RENDEZVOUS_VARIABLE
+from nasd.contract.schedule import halved, share_of
 from nasd.contract.streams import stream_seed
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task, autocast
 from nasd.worker.training.allocator import keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
-from nasd.worker.training.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
+from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
 from nasd.worker.training.progress import DOWNLOAD, LONG, Pulse
 from nasd.worker.training.stop import Stopped, StopRequest
 from nasd.worker.training.train import (
@@ -230,7 +231,7 @@ def _train(
         open_recorder=open_recorder,
         stop=stop,
         progress=pulse,
-        trials=Trials(Gpu(ranks.device), Memory(cache)) if gpu else None,
+        trials=Trials(TrialGpu(ranks.device), Memory(cache)) if gpu else None,
         compilation=_compilation(task, spec, stage, ranks, cache),
     )
     try:

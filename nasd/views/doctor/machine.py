@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from nasd.contract import interpreter
+from nasd.contract import interpreter, tasks
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
@@ -136,7 +136,7 @@ def memory(case: Case) -> Iterator[Finding]:
             case.baseline,
             unchanged(case.baseline),
             case.backbone,
-            config.data.mlm.tokens if stage.task == "mlm" else config.data.qa.tokens,
+            tasks.of(stage.task).limit(config.data),
             stage.slots,
             config.slots.precision,
             ONE_EXAMPLE if kind == "cuda" and stage.micro_batch is None else NO_HALVINGS,
@@ -156,7 +156,9 @@ def memory(case: Case) -> Iterator[Finding]:
     each = RANK_GB[kind]
     if kind == "cpu":
         each += needs[stage]
-        if config.slots.precision == "bfloat16" and any(one.task == "qa" for one in config.stages):
+        if config.slots.precision == "bfloat16" and any(
+            tasks.of(one.task).varies for one in config.stages
+        ):
             each += PROGRAMS_GB
     wanted = len(case.devices) * each * GB
     what = f"{len(case.devices)} slots take about {_gb(wanted)} of the machine's {_gb(there)}"

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.contract.tasks import masks_of
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
@@ -45,7 +46,7 @@ class MlmTask:
         self.known: Tensor | None = None  # [train_size, tokens, width]
         self._trains = trains
         self.mask_seed = mask_seed
-        self.masks = max(1, round(mask_share * (corpus.length - 2)))
+        self.masks = masks_of(corpus.length, mask_share)
         special = corpus.tokens.special
         self._ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
 

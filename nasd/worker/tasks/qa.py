@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.contract import tasks
 from nasd.contract.config import QaData
 from nasd.contract.squad import Question
 from nasd.worker.model.phenotype import MaskedLM, Packing, QuestionAnswering
 from nasd.worker.tasks.passages import QaFeatures, decode
 from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
 from nasd.worker.training.progress import Progress
-
-LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
 
 Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a window: start and end
 
@@ -69,7 +68,7 @@ class QaTask:
     @torch.no_grad()
     def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on an even sample of the test features: for the curve, not for the score."""
-        count = min(LOSS_FEATURES, len(self._test))
+        count = tasks.sampled(len(self._test))
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nasd.contract.config import Stage
 from nasd.contract.errors import NasdError
+from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.contract.streams import stream_seed
 from nasd.contract.summaries import Summaries
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
@@ -40,7 +41,7 @@ from nasd.worker.tasks.task import (
 from nasd.worker.training import checkpoint
 from nasd.worker.training.compilation import Compilation, eagerly
 from nasd.worker.training.divergence import DivergenceMonitor
-from nasd.worker.training.micro_batch import Trials, halved, share_of
+from nasd.worker.training.micro_batch import Trials
 from nasd.worker.training.progress import LONG, Progress
 from nasd.worker.training.stop import Stopped, StopRequest
 
@@ -50,41 +51,6 @@ EPOCH_END_SHARE = 0.25
 
 class Diverged(Exception):
     """The candidate's own fault: training went wrong for good."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How many steps, and the learning rate at each: linear warm-up, then linear to zero."""
-
-    examples: int
-    batch: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    peak: float
-
-    @classmethod
-    def of(cls, stage: Stage, examples: int) -> "Schedule":
-        assert stage.epochs is not None and stage.learning_rate is not None
-        batch = min(stage.batch, examples)
-        per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
-        steps = max(1, round(stage.epochs * per_epoch))
-        return cls(
-            examples, batch, per_epoch, steps, round(stage.warmup * steps), stage.learning_rate
-        )
-
-    def learning_rate(self, step: int) -> float:
-        if step < self.warmup:
-            return self.peak * (step + 1) / (self.warmup + 1)
-        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
-
-    def evaluates_after(self, step: int, per_epoch: int) -> bool:
-        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
-        done = step + 1
-        if done == self.steps:
-            return True
-        share = self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
-        return int(done / share) > int(step / share)
 
 
 class Order:
