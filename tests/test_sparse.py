@@ -298,7 +298,7 @@ def test_packed_questions_give_the_padded_ones_loss_and_gradients(
         batch = task.batch(indices, 0)
         assert ("places" in batch) is packs
         with mock.patch.object(phenotype, "takes_spans", lambda device, fast=in_one_go: fast):
-            loss = task.loss(model, batch)
+            loss = task.loss(task.outputs(model, batch), batch)
         losses.append(loss)
         found.append(gradients(model, loss))
     for loss, gradient in zip(losses[1:], found[1:], strict=True):
@@ -315,7 +315,8 @@ def test_nothing_is_computed_for_padding_where_questions_are_packed() -> None:
                 lambda _, given, result: tokens.add(tuple(result.shape[:-1]))
             )
     task = QaTask(model, features(), features(), packs=True)
-    task.loss(model, task.batch(np.arange(3), 0))
+    batch = task.batch(np.arange(3), 0)
+    task.loss(task.outputs(model, batch), batch)
     assert tokens == {(1, 11 + 8 + 9)}
 
 

@@ -35,7 +35,7 @@ from nasd.worker.stage import run as run_stage
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
-from nasd.worker.tasks.task import Ranks
+from nasd.worker.tasks.task import Batch, Outputs, Ranks
 from nasd.worker.training import checkpoint
 from nasd.worker.training import train as train_module
 from nasd.worker.training.progress import DOWNLOAD, Pulse
@@ -278,9 +278,9 @@ class Watched(QaTask):
 
     sizes: list[int]
 
-    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> Outputs:
         self.sizes.append(len(batch["input_ids"]))
-        return super().loss(model, batch)
+        return super().outputs(model, batch)
 
 
 def test_a_halved_micro_batch_gives_the_same_losses_and_gradients(

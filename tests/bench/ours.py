@@ -228,7 +228,8 @@ def bare_steps(job: Job, trained: Trained, device: Any) -> Callable[[int], float
     def take(steps: int) -> float:
         for step in range(steps):
             with autocast(job.side.precision, device):
-                loss = task.loss(model, batches[step % len(batches)]) / batch
+                shown = batches[step % len(batches)]
+                loss = task.loss(task.outputs(model, shown), shown) / batch
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, NORM)
             optimizer.step()

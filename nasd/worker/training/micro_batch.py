@@ -223,7 +223,7 @@ def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Devic
             "precision": precision,
             "task": [stage.task, stage.train, int(task.longest)],
             "share": share_of(stage, ranks.world),
-            "cached": getattr(task, "known", None) is not None,
+            "cached": task.known is not None,
             "width": task.model.architecture.width,
             "size": [_class(sum(p.numel() for p in task.model.parameters())), _class(sum(trained))],
         }
@@ -250,7 +250,7 @@ def _measure(
             def act() -> None:
                 for _ in range(count):
                     with autocast(precision, ranks.device):
-                        loss = task.loss(model, batch)
+                        loss = task.loss(task.outputs(model, batch), batch)
                     loss.backward()  # type: ignore[no-untyped-call]
 
             return act

@@ -40,17 +40,13 @@ from nasd.worker.tasks.task import (
 )
 from nasd.worker.training import checkpoint
 from nasd.worker.training.compilation import Compilation, eagerly
-from nasd.worker.training.divergence import DivergenceMonitor
+from nasd.worker.training.divergence import Diverged, DivergenceMonitor
 from nasd.worker.training.micro_batch import Trials
 from nasd.worker.training.progress import LONG, Progress
 from nasd.worker.training.stop import Stopped, StopRequest
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
-
-
-class Diverged(Exception):
-    """The candidate's own fault: training went wrong for good."""
 
 
 class Order:
@@ -384,7 +380,7 @@ def _step_backward(
             sync = model.no_sync()
         with sync:
             with autocast(precision, ranks.device):
-                loss = task.loss(model, micro) / examples
+                loss = task.loss(task.outputs(model, micro), micro) / examples
             (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         tokens += micro["input_ids"].numel()
