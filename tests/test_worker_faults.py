@@ -39,7 +39,8 @@ from nasd.worker.tasks.task import Batch, Outputs, Ranks
 from nasd.worker.training import checkpoint
 from nasd.worker.training import train as train_module
 from nasd.worker.training.progress import DOWNLOAD, Pulse
-from nasd.worker.training.train import Curves, MetricsFile, Order, train
+from nasd.worker.training.recording import Curves, MetricsFile
+from nasd.worker.training.train import Order, train
 from tests.boards import read_run, steps
 from tests.training import (
     Launched,

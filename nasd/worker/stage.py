@@ -22,12 +22,9 @@ from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
 from nasd.worker.training.progress import DOWNLOAD, LONG, Pulse
+from nasd.worker.training.recording import Curves, MetricsFile, NoMetrics, Recorder
 from nasd.worker.training.stop import Stopped, StopRequest
 from nasd.worker.training.train import (
-    Curves,
-    MetricsFile,
-    NoMetrics,
-    Recorder,
     Run,
     freeze,
     train,
