@@ -165,7 +165,7 @@ def test_both_sides_have_the_same_loss_and_gradients_on_the_same_batch(
     # Of questions one, without padding: theirs takes its softmax over that, too.
     examples = np.arange(4 if CASES[case].task == "mlm" else 1)
     batch = task.batch(examples, seed=1)
-    loss = task.loss(task.model, batch) / len(examples)
+    loss = task.loss(task.outputs(task.model, batch), batch) / len(examples)
     loss.backward()  # type: ignore[no-untyped-call]
     wanted: Tensor = theirs(**trainer.dense(batch)).loss
     wanted.backward()  # type: ignore[no-untyped-call]
@@ -338,7 +338,9 @@ def test_the_trainer_itself_computes_our_loss(material: Path) -> None:
     batch = task.batch(np.arange(4), seed=1)
     made, _ = trainer.build(job(material, "ffn", Side("trainer")), torch.device("cpu"))
     found = made.compute_loss(made.model, trainer.dense(batch), num_items_in_batch=4)
-    torch.testing.assert_close(found, task.loss(task.model, batch) / 4, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        found, task.loss(task.outputs(task.model, batch), batch) / 4, rtol=1e-5, atol=0.0
+    )
 
 
 # --- the command ----------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.protocol import Heartbeat, read
+from nasd.contract.volumes import Volumes
 from nasd.control.tick import Tick
-from nasd.estimate.cost import Machine, Volumes
+from nasd.estimate.cost import Machine
 from nasd.launch.simulated import SimulatedLauncher
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State

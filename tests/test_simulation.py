@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from nasd.contract import tasks
 from nasd.contract.config import PREPARE, Config, Stage
 from nasd.contract.genotype import (
     Block,
@@ -34,16 +35,15 @@ from nasd.contract.protocol import (
     read_metrics,
     write,
 )
+from nasd.contract.schedule import Schedule
+from nasd.contract.volumes import Volumes
 from nasd.control.tick import Tick
 from nasd.estimate.cost import (
     Machine,
     Timeline,
-    Volumes,
     attempt_seconds,
-    evaluation_steps,
     example_flop,
     memory_gb,
-    schedule,
 )
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.simulated import (
@@ -239,7 +239,8 @@ def test_who_diverges_is_a_matter_of_the_architecture_alone():
 def flop_per_token(masks: int | None, train: Any, lineage: Lineage | None = None) -> float:
     lineage = lineage or unchanged(DISTILBERT.baseline)
     seed = DISTILBERT
-    return example_flop(seed.baseline, lineage, seed.backbone, 512, masks, train) / 512 / 1e6
+    task = tasks.QA if masks is None else tasks.MLM
+    return example_flop(task, seed.baseline, lineage, seed.backbone, 512, masks, train) / 512 / 1e6
 
 
 def test_the_operations_of_distilbert_are_those_that_were_counted():
@@ -260,21 +261,18 @@ def test_the_operations_of_distilbert_are_those_that_were_counted():
     evaluations=st.integers(1, 9),
 )
 @hypothesis_settings(max_examples=50)
-def test_steps_and_evaluations_are_those_of_the_training_loop(
+def test_the_steps_with_an_evaluation_behind_them_are_listed_as_training_finds_them(
     examples: int, batch: int, epochs: float, evaluations: int
 ):
-    from nasd.worker.training.train import Schedule
-
     stage = (
         thesis_config()
         .stages[1]
         .model_copy(update={"batch": batch, "epochs": epochs, "evaluations": evaluations})
     )
-    theirs = Schedule.of(stage, examples)
-    size, per_epoch, steps = schedule(stage, examples)
-    assert (size, per_epoch, steps) == (theirs.batch, theirs.steps_per_epoch, theirs.steps)
-    expected = [s + 1 for s in range(steps) if theirs.evaluates_after(s, evaluations)]
-    assert list(evaluation_steps(stage, per_epoch, steps)) == expected
+    schedule = Schedule.of(stage, examples)
+    steps = range(schedule.steps)
+    expected = [step + 1 for step in steps if schedule.evaluates_after(step, evaluations)]
+    assert list(schedule.evaluation_steps(evaluations)) == expected
 
 
 FFNS = st.builds(
@@ -310,7 +308,7 @@ def seconds(stage: Stage, blocks: list[Any], machine: Machine = Machine()) -> fl
         genotype,
         lineage,
         DISTILBERT.backbone,
-        CONFIG.data.mlm,
+        CONFIG.data,
         THESIS_VOLUMES,
         machine,
     )

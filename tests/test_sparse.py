@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nasd.contract.config import Mutation, SearchSpace
 from nasd.contract.genotype import Block as BlockGenes
 from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, Lineage
+from nasd.contract.schedule import Schedule
 from nasd.contract.squad import Question
 from nasd.contract.streams import stream_seed
 from nasd.search.variation.breeding import mutate
@@ -33,7 +34,7 @@ from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, Task, autocast
 from nasd.worker.training import checkpoint
 from nasd.worker.training.progress import quiet
-from nasd.worker.training.train import Order, Schedule, train
+from nasd.worker.training.train import Order, train
 from tests.test_phenotype import ARCH, BLOCKS, built, generator
 from tests.training import Notes, demo_config, run_of, stage
 
@@ -297,7 +298,7 @@ def test_packed_questions_give_the_padded_ones_loss_and_gradients(
         batch = task.batch(indices, 0)
         assert ("places" in batch) is packs
         with mock.patch.object(phenotype, "takes_spans", lambda device, fast=in_one_go: fast):
-            loss = task.loss(model, batch)
+            loss = task.loss(task.outputs(model, batch), batch)
         losses.append(loss)
         found.append(gradients(model, loss))
     for loss, gradient in zip(losses[1:], found[1:], strict=True):
@@ -314,7 +315,8 @@ def test_nothing_is_computed_for_padding_where_questions_are_packed() -> None:
                 lambda _, given, result: tokens.add(tuple(result.shape[:-1]))
             )
     task = QaTask(model, features(), features(), packs=True)
-    task.loss(model, task.batch(np.arange(3), 0))
+    batch = task.batch(np.arange(3), 0)
+    task.loss(task.outputs(model, batch), batch)
     assert tokens == {(1, 11 + 8 + 9)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nasd.contract.summaries import Summaries, scalars, text, write_run
-from nasd.worker.training.train import Curves, MetricsFile
+from nasd.worker.training.recording import Curves, MetricsFile
 from tests.boards import Reader, read_run, steps
 from tests.conftest import ROOT
 

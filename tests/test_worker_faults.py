@@ -27,6 +27,7 @@ import torch.distributed as dist
 import nasd.worker
 from nasd.contract import digests, leash
 from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read
+from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.worker import stage as stage_module
 from nasd.worker.__main__ import _machine_failed
 from nasd.worker.model import phenotype
@@ -34,12 +35,12 @@ from nasd.worker.stage import run as run_stage
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
-from nasd.worker.tasks.task import Ranks
+from nasd.worker.tasks.task import Batch, Outputs, Ranks
 from nasd.worker.training import checkpoint
 from nasd.worker.training import train as train_module
-from nasd.worker.training.micro_batch import halved, share_of
 from nasd.worker.training.progress import DOWNLOAD, Pulse
-from nasd.worker.training.train import Curves, MetricsFile, Order, Schedule, train
+from nasd.worker.training.recording import Curves, MetricsFile
+from nasd.worker.training.train import Order, train
 from tests.boards import read_run, steps
 from tests.training import (
     Launched,
@@ -278,9 +279,9 @@ class Watched(QaTask):
 
     sizes: list[int]
 
-    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> Outputs:
         self.sizes.append(len(batch["input_ids"]))
-        return super().loss(model, batch)
+        return super().outputs(model, batch)
 
 
 def test_a_halved_micro_batch_gives_the_same_losses_and_gradients(

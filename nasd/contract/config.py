@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from nasd.contract import genotype, ranges, toml
+from nasd.contract import genotype, ranges, tasks, toml
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.objectives import DEFAULT, FEWEST, MOST, OBJECTIVES
@@ -47,6 +47,12 @@ Layers = Annotated[Whole, Field(ge=2, le=genotype.MOST_LAYERS)]
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+if TYPE_CHECKING:  # which there are is said in nasd.contract.tasks
+    TaskName: TypeAlias = str
+    Heritage: TypeAlias = str
+else:
+    TaskName = Literal[tuple(tasks.TASKS)]
+    Heritage = Literal[(*(one.name for one in tasks.ranking()), tasks.SCORED)]
 
 
 def _devices(value: Any) -> Any:
@@ -196,7 +202,7 @@ class Variation(Section):
     """How modules begin that are not their parent's: `fresh`, drawn anew; `informed`, so that what
     is added changes nothing at first, what is larger computes what stood there, and what is smaller
     is its most telling part, refitted."""
-    inherit_from: Literal["mlm", "task"] = "mlm"
+    inherit_from: Heritage = tasks.MLM.name
     """Where a child's weights come from: its parent's last MLM stage, or its fine-tuned weights,
     head and all."""
     operators: dict[str, Annotated[Real, Field(ge=0, le=1e6)]] | None = None
@@ -320,9 +326,9 @@ class Stage(Section):
 
     name: Name
     """What it is called in every view, and in `candidates/<id>/`."""
-    task: Literal["mlm", "qa"]
+    task: TaskName
     """Masked language modelling, or question answering."""
-    train: Literal["new", "all", "head", "none"]
+    train: tasks.Trains
     """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
     who: Literal["candidates", "baseline", "all"] = "candidates"
     """Who climbs it."""
@@ -359,16 +365,24 @@ class Stage(Section):
                 raise ValueError('epochs and learning_rate have no meaning where train = "none"')
         elif self.epochs is None or self.learning_rate is None:
             raise ValueError("epochs and learning_rate are missing")
-        if self.keep is not None and (self.task != "mlm" or self.train == "none"):
-            raise ValueError("keep stands only on an MLM stage that trains: it reads its losses")
-        if self.train == "new" and self.task != "mlm":
-            raise ValueError('train = "new" stands only on an MLM stage')
-        if self.train == "head" and (self.task != "mlm" or self.who != "baseline"):
+        task = tasks.of(self.task)
+        if self.keep is not None and not (task.ranks and self.train != "none"):
+            stages = _stages(tasks.ranking())
+            raise ValueError(f"keep stands only on {stages} that trains: it reads its losses")
+        allowed = self.train in task.trains
+        stages = _stages(tasks.allowing(self.train))
+        if self.train == "head" and not (allowed and self.who == "baseline"):
             raise ValueError(
-                'train = "head" stands only on an MLM stage with who = "baseline": it gives a seed'
+                f'train = "head" stands only on {stages} with who = "baseline": it gives a seed'
                 " without an MLM head its head"
             )
+        if not allowed:
+            raise ValueError(f'train = "{self.train}" stands only on {stages}')
         return self
+
+
+def _stages(found: Sequence[tasks.Task]) -> str:
+    return " or ".join(one.stage for one in found)
 
 
 class Daemon(Section):
@@ -426,21 +440,29 @@ class Config(Section):
         whos: tuple[Literal["candidates", "baseline"], ...] = ("candidates", "baseline")
         for who in whos:
             ladder = self.ladder(who)
-            if not ladder or (ladder[-1].task, ladder[-1].train) != ("qa", "none"):
+            if not ladder or not (tasks.of(ladder[-1].task).scores and ladder[-1].train == "none"):
+                named = tasks.one_of(tasks.scoring())
                 raise ValueError(
                     f"stages: the ladder of the {who} must end with a stage of"
-                    ' task = "qa", train = "none", which gives the score'
+                    f' task = {named}, train = "none", which gives the score'
                 )
-            if not any(stage.task == "qa" and stage.train == "all" for stage in ladder):
-                raise ValueError(f"stages: nothing trains the {who} for question answering")
-        languages = [one for one in self.stages if one.task == "mlm" and one.train != "head"]
-        if self.variation.inherit_from == "mlm" and not languages:
-            raise ValueError("stages: at least one MLM stage must train the candidates")
-        if self.variation.inherit_from == "task" and languages:
-            raise ValueError(
-                f"stages.{languages[0].name}: children that start from their parents' fine-tuned"
-                ' weights climb no MLM stage; take it out, or variation.inherit_from = "mlm"'
-            )
+            if not any(tasks.of(one.task).scores and one.train == "all" for one in ladder):
+                words = tasks.of(ladder[-1].task).words
+                raise ValueError(f"stages: nothing trains the {who} for {words}")
+        inherits = self.variation.inherit_from
+        if inherits != tasks.SCORED:
+            if not any(one.task == inherits and one.train != "head" for one in self.stages):
+                kind = tasks.of(inherits).stage.partition(" ")[2]
+                raise ValueError(f"stages: at least one {kind} must train the candidates")
+            return self
+        for one in self.stages:
+            if tasks.of(one.task).ranks and one.train != "head":
+                kind = tasks.of(one.task).stage.partition(" ")[2]
+                raise ValueError(
+                    f"stages.{one.name}: children that start from their parents' fine-tuned"
+                    f" weights climb no {kind}; take it out, or variation.inherit_from ="
+                    f' "{one.task}"'
+                )
         return self
 
 
@@ -498,13 +520,11 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
                 f"{origin}: search_space.heads: {heads} heads do not divide the seed's width"
                 f" {width}; take divisors of {width}"
             )
-    for key, tokens in (
-        ("data.mlm.tokens", config.data.mlm.tokens),
-        ("data.qa.tokens", config.data.qa.tokens),
-    ):
-        if tokens > positions:
+    for task in tasks.TASKS.values():
+        if (tokens := task.limit(config.data)) > positions:
             raise NasdError(
-                f"{origin}: {key}: {tokens} tokens are more than the seed's {positions} positions"
+                f"{origin}: data.{task.data}.tokens: {tokens} tokens are more than the"
+                f" seed's {positions} positions"
             )
 
 

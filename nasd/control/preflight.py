@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nasd.contract import tasks
 from nasd.contract.config import Config, check_against_seed
 from nasd.contract.errors import NasdError
 from nasd.contract.formats import check_texts
@@ -65,7 +66,8 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
     if not seed.has_mlm_head and not has_head_stage:
         raise NasdError(
             f"{origin}: stages: the seed {config.seed_model.source} brings no MLM head; add a"
-            ' stage with task = "mlm", train = "head", who = "baseline" to train one first'
+            f' stage with task = {tasks.one_of(tasks.allowing("head"))}, train = "head",'
+            ' who = "baseline" to train one first'
         )
     return seed
 

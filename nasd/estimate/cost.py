@@ -6,10 +6,10 @@ in which nasd.policy.scheduling starts attempts.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
 
-from nasd.contract.config import MlmData, QaData, Stage
+from nasd.contract import tasks
+from nasd.contract.config import Data, MlmData, Stage
 from nasd.contract.genotype import (
     Backbone,
     Genotype,
@@ -18,34 +18,15 @@ from nasd.contract.genotype import (
     parameters,
     weights_of_ffn,
 )
+from nasd.contract.schedule import Schedule, halved, share_of
+from nasd.contract.volumes import Volumes
 
 # 312 TFLOP/s are the peak of an A100 in bfloat16; a good harness sustains about 24 % of it with
 # Hugging Face's BERT-base, which has the blocks of DistilBERT.
 A100_TFLOPS = 75.0
 # A thread on a server core with AVX-512; half as fast again in bfloat16 (both measured).
 CPU_THREAD_TFLOPS, CPU_BFLOAT16 = 0.05, 1.5
-LOSS_FEATURES = 512  # of the test part, at each evaluation of fine-tuning
 FLOAT_STEP = 1e-6  # of a step: what differences of instants are off by
-FEATURE_TOKENS = 180.0  # SQuAD's features are 176 long on average; a little padding is left
-
-
-@dataclass(frozen=True)
-class Volumes:
-    """How much data there is. qa_tokens: of a feature as it is computed, on average."""
-
-    mlm_train_sequences: int
-    mlm_evaluation_sequences: int
-    qa_train_questions: int
-    qa_test_questions: int
-    qa_train_features: int
-    qa_test_features: int
-    qa_tokens: float = FEATURE_TOKENS
-
-    @classmethod
-    def of(cls, prepared: Mapping[str, Any], qa: QaData) -> "Volumes":
-        """As the experiment's prepare counted them; what an older one did not count is 1."""
-        counts = {one.name: prepared.get(one.name, 1) for one in fields(cls)}
-        return cls(**counts | {"qa_tokens": min(FEATURE_TOKENS, float(qa.tokens))})
 
 
 @dataclass(frozen=True)
@@ -110,40 +91,37 @@ def work(
     genotype: Genotype,
     lineage: Lineage,
     backbone: Backbone,
-    mlm: MlmData,
+    data: Data,
     volumes: Volumes,
 ) -> Work:
     """What the stage asks for this candidate, by the operations that nasd.worker does."""
-    is_mlm = stage.task == "mlm"
-    tokens = float(mlm.tokens) if is_mlm else volumes.qa_tokens
-    masks = max(1, round(mlm.mask_share * (mlm.tokens - 2))) if is_mlm else None
-    examples = volumes.mlm_train_sequences if is_mlm else volumes.qa_train_features
-    looks = (
-        volumes.mlm_evaluation_sequences if is_mlm else min(LOSS_FEATURES, volumes.qa_test_features)
-    )
-    forward = example_flop(genotype, lineage, backbone, tokens, masks, "none")
+    task = tasks.of(stage.task)
+    tokens, masks = task.tokens(data, volumes), task.masks(data)
+    looks = task.looks(volumes)
+    forward = example_flop(task, genotype, lineage, backbone, tokens, masks, "none")
     if stage.train == "none":
-        return Work(0, 0.0, (volumes.qa_test_features + looks) * forward, (), 0.0)
+        return Work(0, 0.0, (task.tested(volumes) + looks) * forward, (), 0.0)
     if stage.train == "new" and not new_modules(lineage):  # it is only evaluated
         return Work(0, 0.0, looks * forward, (), 0.0)
-    batch, per_epoch, steps = schedule(stage, examples)
-    flop = example_flop(genotype, lineage, backbone, tokens, masks, stage.train)
+    schedule = Schedule.of(stage, task.examples(volumes))
+    flop = example_flop(task, genotype, lineage, backbone, tokens, masks, stage.train)
     return Work(
-        steps,
-        batch * flop,
+        schedule.steps,
+        schedule.batch * flop,
         looks * forward,
-        evaluation_steps(stage, per_epoch, steps),
-        batch * tokens,
+        schedule.evaluation_steps(stage.evaluations),
+        schedule.batch * tokens,
     )
 
 
 def example_flop(
+    task: tasks.Task,
     genotype: Genotype,
     lineage: Lineage,
     backbone: Backbone,
     tokens: float,
     masks: int | None,
-    train: Literal["new", "all", "head", "none"],
+    train: tasks.Trains,
 ) -> float:
     """Operations for one example: forward, and backward through what `train` asks for.
 
@@ -164,10 +142,7 @@ def example_flop(
             (2 * weights_of_ffn(ffn, width) * seen, made.new)
             for ffn, made in zip(block.ffns, origin.ffns, strict=True)
         ]
-    if masks is None:
-        head = 4 * width * tokens
-    else:
-        head = masks * (2 * width**2 + 2 * width * backbone.vocab_size)
+    head = task.head(width, backbone.vocab_size, tokens if masks is None else masks)
     forward = sum(cost for cost, _ in modules) + head
     match train:
         case "all":
@@ -181,40 +156,18 @@ def example_flop(
     return forward + inputs + sum(cost for cost, new in modules if new)
 
 
-def schedule(stage: Stage, examples: int) -> tuple[int, int, int]:
-    """(batch, steps of an epoch, steps), as nasd.worker.training.train deals them out."""
-    assert stage.epochs is not None
-    batch = min(stage.batch, examples)
-    per_epoch = examples // batch
-    return batch, per_epoch, max(1, round(stage.epochs * per_epoch))
-
-
-def evaluation_steps(stage: Stage, per_epoch: int, steps: int) -> tuple[int, ...]:
-    """After how many steps nasd.worker.training.train evaluates, in order."""
-    share = per_epoch / min(stage.evaluations, per_epoch)
-    found = []
-    for number in range(1, int(steps / share) + 1):
-        step = math.ceil(number * share)
-        while int(step / share) < number:  # where a float is off by its last bit
-            step += 1
-        while int((step - 1) / share) >= number:
-            step -= 1
-        found.append(step)
-    return tuple(sorted({*(step for step in found if step <= steps), steps}))
-
-
 def attempt_seconds(
     stage: Stage,
     genotype: Genotype,
     lineage: Lineage,
     backbone: Backbone,
-    mlm: MlmData,
+    data: Data,
     volumes: Volumes,
     machine: Machine,
     checkpoint_minutes: float = 15.0,
 ) -> float:
     """How long an attempt at the stage takes on the slots that the stage asks for, undisturbed."""
-    asked = work(stage, genotype, lineage, backbone, mlm, volumes)
+    asked = work(stage, genotype, lineage, backbone, data, volumes)
     return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes).end
 
 
@@ -239,8 +192,7 @@ def memory_gb(
     AdamW's two moments of each that trains, and what the backward pass of a micro-batch needs."""
     weights = parameters(genotype, backbone)
     width = backbone.width
-    share = max(1, stage.batch // slots)
-    micro = max(1, (min(stage.micro_batch or share, share)) >> halvings)
+    micro = halved(share_of(stage, slots), halvings)
     kept = 0  # numbers a token leaves behind in all blocks
     new = 0
     for block, origin in zip(genotype.blocks, lineage, strict=True):

@@ -7,7 +7,8 @@ on them.
 from collections.abc import MutableMapping
 
 from nasd.contract.config import Config
-from nasd.estimate.cost import Volumes, work
+from nasd.contract.volumes import Volumes
+from nasd.estimate.cost import work
 from nasd.record.state import Candidate, Snapshot
 
 
@@ -24,7 +25,7 @@ class Effort:
         prepared = snapshot.experiment.prepared
         assert prepared is not None, "before the data is counted, no work is known"
         self._snapshot = snapshot
-        self._mlm = config.data.mlm
+        self._data = config.data
         self._stages = {stage.name: stage for stage in config.stages}
         self._volumes = Volumes.of(prepared, config.data.qa)
         self._known = {} if known is None else known
@@ -40,7 +41,7 @@ class Effort:
                 candidate.genotype,
                 candidate.lineage,
                 self._snapshot.experiment.backbone,
-                self._mlm,
+                self._data,
                 self._volumes,
             ).flop
         return found

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd.contract import digests
+from nasd.contract import digests, tasks
 from nasd.contract.config import Slots, Stage
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
@@ -38,7 +38,8 @@ from nasd.contract.protocol import (
     write_atomically,
 )
 from nasd.contract.slots import Slot, SlotKind
-from nasd.estimate.cost import Machine, Timeline, Volumes, Work, memory_gb, prepare_seconds, work
+from nasd.contract.volumes import Volumes
+from nasd.estimate.cost import Machine, Timeline, Work, memory_gb, prepare_seconds, work
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.launcher import Entry
 
@@ -99,7 +100,7 @@ class _Job:
 
     def trained_after(self, steps: int) -> Trained:
         stage = self.spec.stage
-        if stage is None or stage.task != "mlm":
+        if stage is None or not tasks.of(stage.task).ranks:
             return self.trained
         return self.trained.after(stage.train, steps)
 
@@ -255,9 +256,7 @@ class SimulatedLauncher:
         else:
             genotype = Genotype.from_json(spec.genotype)
             lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
-            asked = work(
-                spec.stage, genotype, lineage, surrogate.backbone, spec.data.mlm, self.volumes
-            )
+            asked = work(spec.stage, genotype, lineage, surrogate.backbone, spec.data, self.volumes)
             timeline = Timeline.of(
                 asked,
                 self.machine,
@@ -290,7 +289,7 @@ class SimulatedLauncher:
                 job.genotype,
                 lineage,
                 job.surrogate.backbone,
-                spec.data.mlm.tokens if stage.task == "mlm" else spec.data.qa.tokens,
+                tasks.of(stage.task).limit(spec.data),
                 len(job.note["slots"]),
                 spec.precision,
                 spec.halvings,
@@ -299,7 +298,8 @@ class SimulatedLauncher:
                 fate = Fate("out_of_memory")
         if fate.kind == "succeed" and stage is not None and timeline.steps:
             share = job.surrogate.diverges(job.genotype)
-            if share is not None and stage.task == "mlm" and not job.trained.new + job.trained.all:
+            ranks = tasks.of(stage.task).ranks
+            if share is not None and ranks and not job.trained.new + job.trained.all:
                 step = max(1, round(share * timeline.steps))
                 if step > timeline.first:
                     return "diverge", timeline.when(step)
@@ -391,7 +391,7 @@ class SimulatedLauncher:
         job.logged = upto
 
     def _loss(self, job: _Job, stage: Stage, step: int, evaluation: bool) -> float:
-        if stage.task == "qa":
+        if tasks.of(stage.task).scores:
             return job.surrogate.answer_loss(job.genotype, stage.name, step, job.trained)
         shown = job.surrogate.evaluation_loss if evaluation else job.surrogate.step_loss
         trained = job.trained_after(step)

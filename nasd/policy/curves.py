@@ -1,12 +1,13 @@
 """Where a worker's learning curve stands among those of its search."""
 
+from nasd.contract import tasks
 from nasd.record.folders import run_name
 from nasd.record.state import Candidate, Snapshot
 
 
 def learning_curve(generation: int) -> str:
-    """The tag of a generation's evaluation losses, all MLM stages in a row. One for each, so that
-    a chart shows one generation whatever runs are chosen."""
+    """The tag of a generation's evaluation losses, all stages in a row whose losses rank. One
+    for each, so that a chart shows one generation whatever runs are chosen."""
     return f"learning_curves/{run_name(generation)}"
 
 
@@ -24,6 +25,7 @@ def first_step(snapshot: Snapshot, candidate: Candidate) -> int:
 
 def shared_curve(candidate: Candidate, task: str) -> str:
     """The tag that a generation's learning curves share; "" for those that are none of them."""
-    if task != "mlm" or candidate.generation is None:
+    ranking = {one.name for one in tasks.ranking()}  # prepare is none of any task
+    if task not in ranking or candidate.generation is None:
         return ""
     return learning_curve(candidate.generation)

@@ -4,8 +4,10 @@ Which stages those are, where it goes from the one it has finished, what is stil
 which weights it starts from.
 """
 
+from nasd.contract import tasks
 from nasd.contract.config import PREPARE, Config, Stage
-from nasd.estimate.cost import Volumes, work
+from nasd.contract.volumes import Volumes
+from nasd.estimate.cost import work
 from nasd.record.lifecycle import Event, Phase
 from nasd.record.state import Candidate, Snapshot
 
@@ -83,9 +85,9 @@ def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> floa
     if snapshot.experiment.prepared is None:
         return 0.0
     volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
-    backbone, mlm = snapshot.experiment.backbone, config.data.mlm
+    backbone = snapshot.experiment.backbone
     return sum(
-        work(stage, candidate.genotype, candidate.lineage, backbone, mlm, volumes).flop
+        work(stage, candidate.genotype, candidate.lineage, backbone, config.data, volumes).flop
         for stage in way(snapshot, config, candidate)
     )
 
@@ -127,14 +129,14 @@ def left_by(snapshot: Snapshot, config: Config, parent: int) -> str:
 def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
     """The stages that leave a model such as children begin from; prepare leaves one with an MLM
     head."""
-    task = "mlm" if config.variation.inherit_from == "mlm" else "qa"
+    wanted = config.variation.inherit_from
     names = []
     for name in steps_of(snapshot, config, candidate):
         stage = stage_named(config, name)
         if stage is None:
-            if task == "mlm":
+            if wanted != tasks.SCORED:
                 names.append(name)
-        elif stage.task == task and stage.train != "none":
+        elif tasks.hands_on(stage.task, wanted) and stage.train != "none":
             names.append(name)
     return names
 

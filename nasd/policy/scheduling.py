@@ -8,9 +8,10 @@ anything once the budget is spent.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nasd.contract import tasks
 from nasd.contract.config import Config
 from nasd.contract.protocol import Heartbeat
-from nasd.estimate.cost import Volumes
+from nasd.contract.volumes import Volumes
 from nasd.policy.endings import attempts_at, backs_off, setbacks
 from nasd.policy.ladder import slots_needed, stage_named, steps_of, way, work_ahead
 from nasd.record.lifecycle import State
@@ -127,7 +128,7 @@ def _width(
             ahead = way(snapshot, config, snapshot.candidates[other])
             idle -= max(0, *(slots_needed(config, later.name, fit) - its for later in ahead))
     volumes = Volumes.of(snapshot.experiment.prepared or {}, config.data.qa)
-    examples = volumes.mlm_train_sequences if stage.task == "mlm" else volumes.qa_train_features
+    examples = tasks.of(stage.task).examples(volumes)
     wide = min(own + idle, fit // len(held), stage.batch, examples)
     need = slots_needed(config, stage.name, fit)  # with fewer it would not start again
     return wide if wide >= max(need, WIDER * own) else own

@@ -43,6 +43,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
     SessionStartInfo,
 )
 
+from nasd.contract import tasks
 from nasd.contract.genotype import Genotype, new_modules
 from nasd.contract.readable import of_baseline, share_of_baseline
 from nasd.contract.summaries import scalars, string, text, value, write_run
@@ -223,7 +224,7 @@ def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
     """As far as they are known: the last evaluation loss of each MLM stage, and the scores."""
     found = {
         _loss_tag(stage): result.last_loss
-        for stage in _mlm_stages(snapshot)
+        for stage in _ranking_stages(snapshot)
         if (result := snapshot.results.get((candidate.id, stage))) is not None
         and result.last_loss is not None
     }
@@ -351,7 +352,7 @@ def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[E
 def _reach(snapshot: Snapshot, cutoff: Recorded) -> tuple[int, int]:
     """From where to where its stage reaches among the steps of the MLM stages: the longest, as
     who had nothing to train has no steps."""
-    stages = _mlm_stages(snapshot)
+    stages = _ranking_stages(snapshot)
     before = stages[: stages.index(cutoff.stage)]
 
     def steps(candidate: int, names: Iterable[str]) -> int:
@@ -523,7 +524,7 @@ def _columns(snapshot: Snapshot) -> Experiment:
     cutoffs = {s["name"] for s in snapshot.experiment.config["stages"] if s.get("keep")}
     losses = {
         _loss_tag(stage): f"loss after {stage}" + (" (cutoff)" if stage in cutoffs else "")
-        for stage in _mlm_stages(snapshot)
+        for stage in _ranking_stages(snapshot)
     }
     shown = {
         **losses,
@@ -559,11 +560,11 @@ def _loss_tag(stage: str) -> str:
     return f"results/loss_after_{stage}"
 
 
-def _mlm_stages(snapshot: Snapshot) -> list[str]:
-    """That candidates climb, in order."""
+def _ranking_stages(snapshot: Snapshot) -> list[str]:
+    """That candidates climb, in order, and whose losses rank them."""
     stages: list[dict[str, Any]] = snapshot.experiment.config["stages"]
     return [
         one["name"]
         for one in stages
-        if one["task"] == "mlm" and one["who"] in ("candidates", "all")
+        if tasks.of(one["task"]).ranks and one["who"] in ("candidates", "all")
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
+from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.launch import interpreter
 from nasd.record.folders import StateFolder, run_name
@@ -55,10 +56,19 @@ def links(state: Path, host: str, port: int) -> list[str]:
         snap = read(connection)
     folder = StateFolder(state).tensorboard
     names = [run_name(one.number) for one in reversed(snap.generations)]
-    name = next((one for one in names if any(folder.glob(f"{one}/*/mlm/events.*"))), None)
+    charted = [one.name for one in tasks.ranking()]
+    name = next(
+        (
+            one
+            for one in names
+            if any(any(folder.glob(f"{one}/*/{task}/events.*")) for task in charted)
+        ),
+        None,
+    )
     if name is None:  # a link now would show empty charts
         return []
-    curves = quote(f"search|{name}/(cutoff|.*/mlm)", safe="")
+    runs = "|".join(["cutoff", *(f".*/{task}" for task in charted)])
+    curves = quote(f"search|{name}/({runs})", safe="")
     cards = quote(f"{name}/[^/]*$", safe="")
     where = f"http://{host}:{port}/#"
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import __version__
-from nasd.contract import slots
+from nasd.contract import slots, tasks
 from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
 from nasd.contract.readable import of_baseline
@@ -28,7 +28,6 @@ LICENCES = {
 }
 UNKNOWN = "not known to nasd"
 TRAINS = {"new": "new modules", "all": "everything", "head": "the MLM head", "none": "nothing"}
-TASKS = {"mlm": "masked language modelling", "qa": "question answering"}
 
 USE = """\
 from transformers import AutoModelForQuestionAnswering
@@ -275,7 +274,7 @@ def _stage(snapshot: Snapshot, candidate: Candidate, stage: Stage) -> Row:
     loss = result.curve[-1][1] if result.curve else result.metrics.get("loss")
     return (
         stage.name,
-        TASKS[stage.task],
+        tasks.of(stage.task).words,
         TRAINS[stage.train],
         "" if stage.epochs is None else f"{stage.epochs:g}",
         stage.batch,

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nasd.contract import tasks
 from nasd.contract.config import Data, MlmData, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import Question, read_all, split
@@ -44,9 +45,9 @@ def _mlm(data: MlmData, base: Path, tokenizer: Any, stages: Sequence[Stage]) -> 
     if all(one.files for one in data.corpora):
         total = count // (data.tokens - 2)
         corpus.check_enough(data, total)
-        for stage in stages:
-            train = min(total - data.evaluation_sequences, data.max_sequences or total)
-            if stage.task == "mlm" and stage.train != "none":
+        train = min(total - data.evaluation_sequences, data.max_sequences or total)
+        for stage in tasks.reading(stages, tasks.MLM.data):
+            if stage.train != "none":
                 _check_dealt(stage, train)
     return {"mlm_unknown": unknown / count} if count else {}
 
@@ -59,8 +60,8 @@ def _qa(
         return {}
     found = read_all([base / name for name in qa.files], qa.skip_faulty)
     train, test = split(found.sound, qa.train_share, qa.split_by, stream_seed(seed, 0, "questions"))
-    for stage in stages:
-        if stage.task == "qa" and stage.train != "none" and len(train) < stage.slots:
+    for stage in tasks.reading(stages, tasks.QA.data):
+        if stage.train != "none" and len(train) < stage.slots:
             _check_dealt(stage, len(build_features(train, tokenizer, qa.tokens, qa.stride)))
     return {
         "qa_test_questions": len(test),

@@ -4,14 +4,9 @@ What can be made again is: a cache from its sources, the seed's weights from the
 damage is the machine's fault: Damaged names the file, and the search halts if it stays.
 """
 
-import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from nasd.contract import digests
 from nasd.contract.config import PREPARE
@@ -20,6 +15,8 @@ from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, sync_folder
 from nasd.worker import prepare
 from nasd.worker.model import phenotype
+from nasd.worker.tasks import registry
+from nasd.worker.tasks.beginning import reading
 from nasd.worker.training.progress import DOWNLOAD, Progress
 
 WEIGHTS = (phenotype.CONFIG, phenotype.WEIGHTS)
@@ -29,12 +26,10 @@ REMEDY = "put it back from a copy, or take a backup of the database from before 
 def check(spec: Spec, progress: Progress) -> None:
     """Raises Damaged where something is damaged that cannot be made again; says what was."""
     assert spec.stage is not None and spec.weights is not None
-    if spec.stage.task == "mlm":
-        kind, cache = prepare.CORPORA, Path(spec.mlm_cache)
-    else:
-        kind, cache = prepare.QUESTIONS, Path(spec.qa_cache)
+    task = registry.of(spec.stage)
+    cache = task.cache(spec)
     try:
-        prepare.check(kind, cache, progress)
+        prepare.check(task.kind, cache, progress)
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
     for weights in map(Path, filter(None, (spec.weights, spec.second_weights))):
@@ -44,18 +39,6 @@ def check(spec: Spec, progress: Progress) -> None:
             if weights.name != PREPARE:
                 raise Damaged(damage.path, f"{damage.what}: {REMEDY}") from damage
             _seed_again(spec, weights, damage, progress)
-
-
-@contextmanager
-def reading(weights: Path) -> Iterator[None]:
-    """What is wrong with a model that is read within is the machine's fault, and names its folder:
-    where there are no digests, damage shows only here."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise
-        raise Damaged(weights, f"is not the model that was written there ({error})") from error
 
 
 def _readable(weights: Path) -> None:

@@ -1,7 +1,5 @@
 """From a spec to an outcome: what each kind of stage does with its model and its task."""
 
-import json
-import math
 import os
 import time
 from datetime import timedelta
@@ -12,23 +10,20 @@ import torch.distributed as dist
 
 from nasd.contract import digests, variables
 from nasd.contract.config import Stage
-from nasd.contract.genotype import BlockLineage, Genotype, ranks_any
-from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict, write_atomically
-from nasd.contract.streams import stream_seed
+from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict
+from nasd.contract.schedule import halved, share_of
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
-from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task, autocast
+from nasd.worker.tasks import registry
+from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
 from nasd.worker.training.allocator import keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
-from nasd.worker.training.micro_batch import Gpu, Memory, Trials, halved, no_memory, share_of
+from nasd.worker.training.divergence import Diverged
+from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
 from nasd.worker.training.progress import DOWNLOAD, LONG, Pulse
+from nasd.worker.training.recording import Curves, MetricsFile, NoMetrics, Recorder
 from nasd.worker.training.stop import Stopped, StopRequest
 from nasd.worker.training.train import (
-    Curves,
-    Diverged,
-    MetricsFile,
-    NoMetrics,
-    Recorder,
     Run,
     freeze,
     train,
@@ -39,7 +34,6 @@ from nasd.worker.training.train import (
 # seconds for the 17,500 test questions of SQuAD.
 LEAST_GROUP_MINUTES = 10.0
 LOOK_SECONDS = 0.02  # between two looks at whether the first rank is done
-HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 
 def join(spec: Spec) -> Ranks:
@@ -162,6 +156,7 @@ def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
 def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     from nasd.worker import prepare
     from nasd.worker.model import seed
+    from nasd.worker.tasks.mlm import fixes_masks
 
     base = Path(spec.config_folder)
     pulse("downloading", patience=DOWNLOAD)
@@ -176,37 +171,17 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
         qa_cache=str(qa),
         has_mlm_head=has_head,
         parameters=sum(p.numel() for p in model.encoder.parameters()),
-        fixed_masks=_fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
+        fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,
     )
     return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
-
-
-def _fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
-    """Whether each sequence keeps its masks while only new modules train, so that the activations
-    below them can be kept. Decided once, as it changes what is learned."""
-    from nasd.worker.training.activations import GB, size_of
-
-    wanted = spec.data.mlm.fixed_masks
-    size = size_of(sequences, spec.data.mlm.tokens, width) / GB
-    fits = size <= spec.activation_cache_gb
-    fixed = fits if wanted == "auto" else wanted
-    why = f"as data.mlm.fixed_masks says: {'yes' if wanted else 'no'}"
-    if wanted == "auto":
-        why = (
-            f"as the corpus's activations, {size:.2f} GB, {'' if fits else 'do not '}fit into"
-            f" daemon.activation_cache_gb, {spec.activation_cache_gb:g} GB"
-        )
-    kept = "are drawn once a sequence" if fixed else "are drawn anew in every epoch"
-    print(f"masks {kept} where only new modules train, {why}", flush=True)
-    return fixed
 
 
 def _train(
     spec: Spec, stage: Stage, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> Outcome:
     pulse("loading", patience=LONG)
-    task = _task(spec, stage, ranks)
+    task = registry.begin(spec, stage, ranks)
     _share_activations(task, spec, stage, ranks, stop, pulse)
 
     def open_recorder(step: int) -> Recorder:
@@ -229,7 +204,7 @@ def _train(
         open_recorder=open_recorder,
         stop=stop,
         progress=pulse,
-        trials=Trials(Gpu(ranks.device), Memory(cache)) if gpu else None,
+        trials=Trials(TrialGpu(ranks.device), Memory(cache)) if gpu else None,
         compilation=_compilation(task, spec, stage, ranks, cache),
     )
     try:
@@ -254,8 +229,8 @@ def _compilation(
     task: Task, spec: Spec, stage: Stage, ranks: Ranks, cache: Path
 ) -> Compilation | None:
     """Left to itself, only where a GPU sees the same shape at every step: on a CPU it gains little,
-    and questions differ in length, for which there is packing."""
-    fits = ranks.device.type == "cuda" and stage.task == "mlm"
+    and of a task whose examples differ in length each shape would be compiled."""
+    fits = ranks.device.type == "cuda" and task.uniform
     if spec.compile is False or (spec.compile == "auto" and not fits):
         return None
     reason = why_not(ranks.device, task.model.encoder)
@@ -269,17 +244,16 @@ def _compilation(
 def _share_activations(
     task: Task, spec: Spec, stage: Stage, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> None:
-    from nasd.worker.tasks.mlm import MlmTask
     from nasd.worker.training import activations
 
     assert stage.epochs is not None
-    if not isinstance(task, MlmTask) or task.mask_seed is None:
+    if task.fixed is None:
         return
     task.model.to(ranks.device)
     freeze(task)
-    task.known = activations.known(
+    states = activations.known(
         task,
-        corpus=Path(spec.mlm_cache).name,
+        corpus=registry.of(stage).cache(spec).name,
         epochs=stage.epochs,
         precision=spec.precision,
         shelf=activations.Shelf(
@@ -290,129 +264,13 @@ def _share_activations(
         progress=pulse,
         say=lambda text: print(text, flush=True),
     )
-
-
-def _task(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
-    from nasd.worker.tasks.corpus import MlmCorpus
-    from nasd.worker.tasks.mlm import MlmTask
-    from nasd.worker.tasks.qa import QaTask
-
-    assert spec.weights is not None
-    weights = Path(spec.weights)
-    # Named by the architecture's place in the search, so that a retry draws the same weights.
-    fresh = torch.Generator().manual_seed(
-        stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
-    )
-    if stage.task == "qa":
-        if spec.inherits:
-            answering = _born(spec, phenotype.QuestionAnswering, fresh)
-        else:
-            with inputs.reading(weights):
-                answering = phenotype.load_for_answering(weights, fresh, spec.dropout)
-        packs = _packs(spec, answering.architecture, ranks)
-        return QaTask.load(answering, Path(spec.qa_cache), packs)
-    lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
-    if spec.inherits:
-        model = _born(spec, phenotype.MaskedLM, fresh)
-    else:
-        with inputs.reading(weights):
-            model = phenotype.load(phenotype.MaskedLM, weights, spec.dropout)
-    match stage.train:
-        case "all":
-            trains = {name for name, _ in model.named_parameters()}
-        case "head":
-            trains = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-        case _:
-            from nasd.worker.model.inherit import new_parameters
-
-            trains = new_parameters(model, lineage)
-    corpus = MlmCorpus.load(Path(spec.mlm_cache))
-    fixed = stream_seed(spec.seed, 0, "masks") if spec.fixed_masks else None
-    return MlmTask(model, corpus, spec.data.mlm.mask_share, trains, fixed)
-
-
-def _born(spec: Spec, kind: type[phenotype.Model], fresh: torch.Generator) -> phenotype.Model:
-    """The child, from its parents' weights; what does not go as one would wish is said."""
-    from nasd.worker.model.inherit import born
-    from nasd.worker.tasks.windows import for_language, for_questions
-
-    lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
-    folders = [Path(one) for one in (spec.weights, spec.second_weights) if one is not None]
-    parents = []
-    for folder in folders:
-        with inputs.reading(folder):
-            parents.append(phenotype.load(kind, folder, spec.dropout))
-    seen = None
-    if ranks_any(lineage):
-        if kind is phenotype.QuestionAnswering:
-            seen = for_questions(Path(spec.qa_cache), spec.seed)
-        else:
-            seen = for_language(Path(spec.mlm_cache), spec.seed)
-    began = time.monotonic()
-    model = born(Genotype.from_json(spec.genotype), lineage, parents, fresh, seen, print)
-    if seen is not None:
-        tokens = int(seen.attention_mask.sum())
-        taken = time.monotonic() - began
-        print(f"born of {len(parents)}, refitted by {tokens} tokens, in {taken:.1f} s", flush=True)
-    return model
-
-
-def _packs(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
-    """Whether questions go without padding; says it in a line."""
-    if spec.packing == "auto":
-        reason = _why_padded(spec, arch, ranks)
-        packs = reason is None
-    else:
-        packs, reason = spec.packing, "slots.packing says so"
-    if ranks.first:
-        how = "packed, so that nothing is computed for padding" if packs else "padded"
-        print(f"questions are {how}" + (f": {reason}" if reason else ""), flush=True)
-    return packs
-
-
-def _why_padded(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> str | None:
-    """A CPU attends to one example after the other, and loses nothing by it. What is fast without
-    padding on a GPU knows no float32, and only heads of some widths; else torch would take example
-    by example there, and wait for each."""
-    if ranks.device.type != "cuda":
-        return None
-    if spec.precision != "bfloat16":
-        return f"there is no fast attention without it in {spec.precision}"
-    widths = {arch.width // block.heads for block in arch.blocks}
-    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
-    if unfit:
-        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
-    return None
+    task.know(states)
 
 
 def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse) -> Outcome:
-    from nasd.worker.prepare import test_questions
-    from nasd.worker.tasks.metrics import squad_scores
-    from nasd.worker.tasks.qa import QaTask
-
-    assert spec.weights is not None and stage.task == "qa"
+    score = registry.of(stage).score
+    assert score is not None, "a config has no such stage"
     pulse("loading", patience=LONG)
-    with inputs.reading(Path(spec.weights)):
-        model = phenotype.load(phenotype.QuestionAnswering, Path(spec.weights), spec.dropout)
-    model.to(ranks.device).eval()
-    task = QaTask.load(model, Path(spec.qa_cache), _packs(spec, model.architecture, ranks))
-    questions = test_questions(Path(spec.qa_cache))
     batch = halved(EVALUATION_BATCH, spec.halvings)
-    with autocast(spec.precision, ranks.device):
-        # In this order: the other ranks do not wait while the first one decodes.
-        loss = task.evaluate(ranks, batch, pulse)["loss"]
-        answers = task.predict(questions, spec.data.qa, ranks, batch, pulse)
-    if not math.isfinite(loss):
-        raise Diverged(f"the evaluation loss is {loss}")
-    if not ranks.first:
-        return Outcome(verdict=Verdict.SUCCEEDED)
-    result.mkdir(exist_ok=True)
-
-    write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
-    pulse("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
-    scores = squad_scores(answers, questions)
-    return Outcome(
-        verdict=Verdict.SUCCEEDED,
-        metrics={"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]},
-        has_result=True,
-    )
+    metrics = score(spec, stage, result, ranks, batch, pulse)
+    return Outcome(verdict=Verdict.SUCCEEDED, metrics=metrics, has_result=ranks.first)

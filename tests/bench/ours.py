@@ -19,6 +19,7 @@ from nasd.contract.config import Corpus, Data, MlmData, QaData, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import BlockLineage, Genotype, Lineage, unchanged
 from nasd.contract.protocol import AttemptFolder, Spec
+from nasd.contract.schedule import Schedule
 from nasd.worker import stage
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM
@@ -29,7 +30,7 @@ from nasd.worker.tasks.task import autocast, to_device
 from nasd.worker.training import train
 from nasd.worker.training.progress import Pulse
 from nasd.worker.training.stop import Stopped
-from nasd.worker.training.train import Order, Schedule
+from nasd.worker.training.train import Order
 from tests.bench.cases import CASES, FFN_BLOCK, MASK_SHARE, Job
 from tests.bench.pace import Finished, Pacer
 
@@ -227,7 +228,8 @@ def bare_steps(job: Job, trained: Trained, device: Any) -> Callable[[int], float
     def take(steps: int) -> float:
         for step in range(steps):
             with autocast(job.side.precision, device):
-                loss = task.loss(model, batches[step % len(batches)]) / batch
+                shown = batches[step % len(batches)]
+                loss = task.loss(task.outputs(model, shown), shown) / batch
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, NORM)
             optimizer.step()

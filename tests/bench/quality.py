@@ -33,22 +33,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from nasd.contract import tasks
 from nasd.contract.config import Config, Stage, parse
 from nasd.contract.genotype import Genotype, Lineage
+from nasd.contract.schedule import Schedule
 from nasd.contract.streams import stream_seed
 from nasd.presets import preset_text
 from nasd.search.variation.breeding import mutate
 from nasd.worker import prepare
 from nasd.worker.model import phenotype, seed
 from nasd.worker.model.inherit import inherit, new_parameters
-from nasd.worker.tasks import qa
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, Task
 from nasd.worker.training import activations
 from nasd.worker.training.progress import quiet
-from nasd.worker.training.train import Run, Schedule, freeze, train
+from nasd.worker.training.train import Run, freeze, train
 
 DROPOUT = 0.1
 EVALUATION_BATCH = 32
@@ -386,7 +387,7 @@ def main(arguments: list[str]) -> None:
     if min(options.seeds, options.finetune_seeds) < 2 or options.candidates == 1:
         sys.exit("bin/bench quality: noise takes 2 seeds or more, a cutoff 2 candidates or more")
     torch.set_num_threads(options.threads)
-    qa.LOSS_FEATURES = 192  # of the test part, for the time it takes
+    tasks.SAMPLED = 192  # of the test part, for the time it takes
     seconds = dict.fromkeys(WAYS, 0.0)
     found: Found = {}
 

@@ -25,10 +25,11 @@ from typing import Any
 from nasd.contract import config as config_module
 from nasd.contract.genotype import Genotype
 from nasd.contract.protocol import AttemptFolder, Spec
+from nasd.contract.volumes import Volumes
 from nasd.control import tick as tick_module
 from nasd.control.machine import GB
 from nasd.control.tick import Tick
-from nasd.estimate.cost import Machine, Volumes
+from nasd.estimate.cost import Machine
 from nasd.estimate.surrogate import Surrogate
 from nasd.launch.gpus import Gpu, GpuProcess
 from nasd.launch.simulated import Fate, SimulatedLauncher

@@ -329,7 +329,7 @@ def progress(state: StateFolder, found: Snapshot) -> list[Progress]:
             continue
         genotype = Genotype.from_json(spec.genotype)
         lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
-        asked = work(spec.stage, genotype, lineage, SEED_MODEL.backbone, spec.data.mlm, VOLUMES)
+        asked = work(spec.stage, genotype, lineage, SEED_MODEL.backbone, spec.data, VOLUMES)
         timeline = Timeline.of(
             asked, machine, spec.stage.name, len(one.slots), spec.checkpoint_minutes
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 
+from nasd.contract import tasks
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
@@ -132,7 +133,7 @@ def memory(case: Case) -> Iterator[Finding]:
             case.baseline,
             unchanged(case.baseline),
             case.backbone,
-            config.data.mlm.tokens if stage.task == "mlm" else config.data.qa.tokens,
+            tasks.of(stage.task).limit(config.data),
             stage.slots,
             config.slots.precision,
             ONE_EXAMPLE if kind is SlotKind.CUDA and stage.micro_batch is None else NO_HALVINGS,
@@ -152,7 +153,9 @@ def memory(case: Case) -> Iterator[Finding]:
     each = RANK_GB[kind]
     if kind is SlotKind.CPU:
         each += needs[stage]
-        if config.slots.precision == "bfloat16" and any(one.task == "qa" for one in config.stages):
+        if config.slots.precision == "bfloat16" and any(
+            tasks.of(one.task).varies for one in config.stages
+        ):
             each += PROGRAMS_GB
     wanted = len(case.devices) * each * GB
     what = f"{len(case.devices)} slots take about {_gb(wanted)} of the machine's {_gb(there)}"

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nasd.contract import formats, readable
+from nasd.contract import formats, readable, tasks
 from nasd.contract.config import Config, Data
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import read_all
-from nasd.estimate.cost import Volumes
+from nasd.contract.volumes import Volumes
 from nasd.record.state import Snapshot
 
 # Bytes of text on the hub, and bytes a token of the uncased English vocabulary (books have
@@ -73,7 +73,7 @@ def volumes(
     volumes = Volumes(sequences, mlm.evaluation_sequences, *counts)
     volumes = replace(volumes, qa_tokens=min(volumes.qa_tokens, float(qa.tokens)))
     for stage in config.stages:
-        examples = sequences if stage.task == "mlm" else volumes.qa_train_features
+        examples = tasks.of(stage.task).examples(volumes)
         if stage.train != "none" and min(stage.batch, examples) < stage.slots:
             raise NasdError(
                 f"stages.{stage.name}: {examples} training examples cannot be dealt out to"

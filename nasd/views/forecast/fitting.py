@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd.contract import readable
+from nasd.contract import readable, tasks
 from nasd.contract import slots as slots_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
@@ -71,7 +71,7 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
         "data.mlm.max_sequences": plan.sequences,
     }
     for stage in config.stages:
-        if stage.task == "qa" and stage.epochs is not None:
+        if tasks.of(stage.task).scores and stage.epochs is not None:
             found[f"stages.{stage.name}.epochs"] = round(stage.epochs * plan.finetune, 3)
     return {key: value for key, value in found.items() if key not in fixed}
 
@@ -113,7 +113,7 @@ def hours_of(config: Config, subject: Subject) -> float:
             baseline,
             lineage,
             subject.seed.backbone,
-            config.data.mlm,
+            config.data,
             volumes,
             subject.machine,
             config.daemon.checkpoint_minutes,
@@ -135,7 +135,7 @@ def fit(
         )
     subject = gather(config, config_path)
     unit = slots_module.unit(subject.slots)
-    trained = [one for one in config.stages if one.task == "mlm" and one.epochs is not None]
+    trained = [one for one in config.stages if tasks.of(one.task).ranks and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
     batch = max((one.batch for one in trained), default=1)
     slots = max((one.slots for one in config.stages), default=1)

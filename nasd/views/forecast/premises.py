@@ -7,9 +7,10 @@ from nasd.contract.config import Config, check_against_slots
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.contract.slots import Slot
+from nasd.contract.volumes import Volumes
 from nasd.control import preflight
 from nasd.control.preflight import Seed
-from nasd.estimate.cost import Machine, Volumes
+from nasd.estimate.cost import Machine
 from nasd.launch import simulated
 from nasd.record import snapshot
 from nasd.record.state import Snapshot

@@ -8,7 +8,8 @@ from nasd.contract import config as config_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.slots import on_gpus
-from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, Volumes, work
+from nasd.contract.volumes import Volumes
+from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, work
 from nasd.record.state import Snapshot
 
 LEAST_MEASURED = 3  # attempts, before the time they take to start is believed
@@ -68,7 +69,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
             candidate.genotype,
             candidate.lineage,
             measured.experiment.backbone,
-            theirs.data.mlm,
+            theirs.data,
             volumes,
         )
         untrained = stages[name].train != "none" and not asked.steps

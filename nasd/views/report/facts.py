@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasd.contract import slots
+from nasd.contract import slots, tasks
 from nasd.contract.config import PREPARE
 from nasd.contract.genotype import Genotype, Lineage
 from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
@@ -67,7 +67,7 @@ class Facts:
         return tuple(
             stage["name"]
             for stage in self.config["stages"]
-            if stage["task"] == "mlm" and stage["who"] in ("candidates", "all")
+            if tasks.of(stage["task"]).ranks and stage["who"] in ("candidates", "all")
         )
 
     @cached_property
@@ -320,12 +320,12 @@ class Facts:
         losses = [
             result.curve[-1][1]
             for (candidate, stage), result in self.snapshot.results.items()
-            if candidate == self.baseline.id and result.curve and self._task(stage) == "mlm"
+            if candidate == self.baseline.id and result.curve and self._ranks(stage)
         ]
         return losses[-1] if losses else None
 
-    def _task(self, stage: str) -> str | None:
-        return next((s["task"] for s in self.config["stages"] if s["name"] == stage), None)
+    def _ranks(self, stage: str) -> bool:
+        return any(tasks.of(s["task"]).ranks for s in self.config["stages"] if s["name"] == stage)
 
     @cached_property
     def cutoffs(self) -> tuple[CutoffRow, ...]:

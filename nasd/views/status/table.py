@@ -6,6 +6,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 from rich.text import Text
 
+from nasd.contract import tasks
 from nasd.contract.readable import number, parameters, rate, share_of_baseline
 from nasd.record.lifecycle import State
 from nasd.record.state import Candidate
@@ -249,7 +250,7 @@ def _losses(facts: Facts, one: Candidate) -> tuple[Sequence[float], float | None
     losses = [
         loss
         for stage in stages
-        if stage["task"] == "mlm" and (one.id, stage["name"]) in results
+        if tasks.of(stage["task"]).ranks and (one.id, stage["name"]) in results
         for _, loss in results[one.id, stage["name"]].curve
     ]
     return losses, losses[-1] if losses else None

@@ -1,15 +1,28 @@
 """Masked language modelling (thesis 5.2.1): which tokens are hidden, and the loss on them."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.contract.config import Stage
+from nasd.contract.protocol import Spec
+from nasd.contract.streams import stream_seed
+from nasd.contract.tasks import masks_of
+from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.tasks.beginning import born, drawing, lineage_of, loaded
 from nasd.worker.tasks.corpus import MlmCorpus
-from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
+from nasd.worker.tasks.task import Batch, Fixed, Outputs, Ranks, portions, to_device
+from nasd.worker.training.activations import GB, size_of
 from nasd.worker.training.progress import Progress
+
+if TYPE_CHECKING:
+    from nasd.worker.model.inherit import Windows
 
 EVALUATION_SEED = 0
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's increment
@@ -22,12 +35,11 @@ class MlmTask:
     stay (Devlin et al. 2019). With as many masks in every sequence, a mean over sequences of
     means over masks is the mean over masks, however the batch is dealt out.
 
-    mask_seed: fixes the masks of each sequence; with None they are drawn anew every time. known:
-    what the frozen prefix makes of every training sequence, see nasd.worker.training.activations;
-    only where the masks are fixed.
+    mask_seed: fixes the masks of each sequence; with None they are drawn anew every time.
     """
 
     lengths: NDArray[np.int64] | None
+    fixed: Fixed | None
 
     def __init__(
         self,
@@ -41,16 +53,22 @@ class MlmTask:
         self.train_size = len(corpus.train)
         self.lengths = None
         self.longest = corpus.length
+        self.uniform = True  # every sequence is full
         self.corpus = corpus
         self.known: Tensor | None = None  # [train_size, tokens, width]
         self._trains = trains
         self.mask_seed = mask_seed
-        self.masks = max(1, round(mask_share * (corpus.length - 2)))
+        self.masks = masks_of(corpus.length, mask_share)
+        draw = None if mask_seed is None else (mask_seed, self.masks)
+        self.fixed = None if draw is None else Fixed(draw, self.masks, corpus.length)
         special = corpus.tokens.special
         self._ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
 
     def trainable(self) -> set[str]:
         return self._trains
+
+    def know(self, states: Tensor | None) -> None:
+        self.known = states
 
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
         seed = seed if self.mask_seed is None else self.mask_seed
@@ -59,10 +77,12 @@ class MlmTask:
             batch["known"] = self.known[torch.from_numpy(indices)]
         return batch
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(  # [b, masks, vocab]
-            batch["input_ids"], positions=batch["positions"], known=batch.get("known")
-        )
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """The logits at the masks, [b, masks, vocab]."""
+        return (model(batch["input_ids"], positions=batch["positions"], known=batch.get("known")),)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        (logits,) = outputs
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="sum"
         )
@@ -79,7 +99,8 @@ class MlmTask:
 
         for start, shown in portions(mine, batch, build, ranks.device):
             progress("evaluating", start, len(mine))
-            total += self.loss(self.model, to_device(shown, ranks.device)).double()
+            there = to_device(shown, ranks.device)
+            total += self.loss(self.outputs(self.model, there), there).double()
         total = total.cpu()
         if ranks.world > 1:
             torch.distributed.all_reduce(total)
@@ -101,6 +122,54 @@ class MlmTask:
         np.put_along_axis(input_ids, positions, shown, axis=1)
         arrays = {"input_ids": input_ids, "positions": positions, "targets": targets}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def begin(spec: Spec, stage: Stage, ranks: Ranks) -> MlmTask:
+    """The task of an attempt's stage, with the model that it starts from."""
+    if spec.inherits:
+        model = born(spec, MaskedLM, drawing(spec, stage), lambda: _windows(spec))
+    else:
+        model = loaded(spec, lambda folder: phenotype.load(MaskedLM, folder, spec.dropout))
+    corpus = MlmCorpus.load(Path(spec.mlm_cache))
+    fixed = stream_seed(spec.seed, 0, "masks") if spec.fixed_masks else None
+    return MlmTask(model, corpus, spec.data.mlm.mask_share, _trained(model, spec, stage), fixed)
+
+
+def _windows(spec: Spec) -> "Windows":
+    from nasd.worker.tasks.windows import for_language
+
+    return for_language(Path(spec.mlm_cache), spec.seed)
+
+
+def _trained(model: MaskedLM, spec: Spec, stage: Stage) -> set[str]:
+    names = {name for name, _ in model.named_parameters()}
+    match stage.train:
+        case "all":
+            return names
+        case "head":
+            return {name for name in names if name.startswith("head.")}
+        case _:
+            from nasd.worker.model.inherit import new_parameters
+
+            return new_parameters(model, lineage_of(spec))
+
+
+def fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
+    """Whether each sequence keeps its masks while only new modules train, so that the activations
+    below them can be kept. Decided once, as it changes what is learned; said in a line."""
+    wanted = spec.data.mlm.fixed_masks
+    size = size_of(sequences, spec.data.mlm.tokens, width) / GB
+    fits = size <= spec.activation_cache_gb
+    fixed = fits if wanted == "auto" else wanted
+    why = f"as data.mlm.fixed_masks says: {'yes' if wanted else 'no'}"
+    if wanted == "auto":
+        why = (
+            f"as the corpus's activations, {size:.2f} GB, {'' if fits else 'do not '}fit into"
+            f" daemon.activation_cache_gb, {spec.activation_cache_gb:g} GB"
+        )
+    kept = "are drawn once a sequence" if fixed else "are drawn anew in every epoch"
+    print(f"masks {kept} where only new modules train, {why}", flush=True)
+    return fixed
 
 
 def noise(seed: int, examples: NDArray[np.int64], count: int) -> NDArray[np.float64]:

@@ -1,6 +1,9 @@
 """Extractive question answering (thesis 5.2.2): the loss of a span's two ends, and the answers."""
 
+import json
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,14 +12,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.contract.config import QaData
+from nasd.contract import tasks
+from nasd.contract.config import QaData, Stage
+from nasd.contract.protocol import Spec, write_atomically
 from nasd.contract.squad import Question
+from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM, Packing, QuestionAnswering
+from nasd.worker.prepare import test_questions
+from nasd.worker.tasks.beginning import born, drawing, loaded
+from nasd.worker.tasks.metrics import squad_scores
 from nasd.worker.tasks.passages import QaFeatures, decode
-from nasd.worker.tasks.task import Batch, Ranks, portions, to_device
-from nasd.worker.training.progress import Progress
+from nasd.worker.tasks.task import Batch, Fixed, Outputs, Ranks, autocast, portions, to_device
+from nasd.worker.training.divergence import Diverged
+from nasd.worker.training.progress import LONG, Progress
 
-LOSS_FEATURES = 512  # of the test part, for the curve while fine-tuning
+if TYPE_CHECKING:
+    from nasd.worker.model.inherit import Windows
+
+HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a window: start and end
 
@@ -36,6 +49,9 @@ class QaTask:
     ) -> None:
         self.model: MaskedLM | QuestionAnswering = model
         self.packs = packs
+        self.uniform = False  # there is packing against that
+        self.fixed: Fixed | None = None
+        self.known: Tensor | None = None
         self.train_size = len(train)
         self.lengths: NDArray[np.int64] | None = train.lengths
         self.longest = int(train.lengths.max())
@@ -49,13 +65,19 @@ class QaTask:
     def trainable(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}
 
+    def know(self, states: Tensor | None) -> None:
+        assert states is None, "everything trains: there is no frozen layer"
+
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
         return self._tensors(self._train, indices)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        start, end = model(  # [b, length] each
-            batch["input_ids"], batch["attention_mask"], _packing(batch)
-        )
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """The logits of the answer's start and of its end, [b, length] each."""
+        start, end = model(batch["input_ids"], batch["attention_mask"], _packing(batch))
+        return start, end
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        start, end = outputs
         # An answer never stands in the padding; counted in, the loss would depend on who shares
         # the batch, and so on the number of ranks.
         padding = batch["attention_mask"] == 0
@@ -69,13 +91,14 @@ class QaTask:
     @torch.no_grad()
     def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
         """Mean loss on an even sample of the test features: for the curve, not for the score."""
-        count = min(LOSS_FEATURES, len(self._test))
+        count = tasks.sampled(len(self._test))
         sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         mine = ranks.deal(sample)
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for start, shown in portions(mine, batch, self._tested, ranks.device):
             progress("evaluating", start, len(mine))
-            total += self.loss(self.model, to_device(shown, ranks.device)).double()
+            there = to_device(shown, ranks.device)
+            total += self.loss(self.outputs(self.model, there), there).double()
         total = total.cpu()
         if ranks.world > 1:
             dist.all_reduce(total)
@@ -96,7 +119,7 @@ class QaTask:
             progress("answering", position, len(mine))
             indices = mine[position : position + batch]
             shown = to_device(features, ranks.device)
-            start, end = self.model(shown["input_ids"], shown["attention_mask"], _packing(shown))
+            start, end = self.outputs(self.model, shown)
             for index, one, other in zip(
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
             ):
@@ -155,3 +178,73 @@ class QaTask:
 
 def _packing(batch: Batch) -> Packing | None:
     return Packing(batch["places"], batch["offsets"]) if "places" in batch else None
+
+
+def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
+    """The task of an attempt's stage, with the model that it starts from."""
+    fresh = drawing(spec, stage)
+    if spec.inherits:
+        model = born(spec, QuestionAnswering, fresh, lambda: _windows(spec))
+    else:
+        model = loaded(
+            spec, lambda folder: phenotype.load_for_answering(folder, fresh, spec.dropout)
+        )
+    return QaTask.load(model, Path(spec.qa_cache), packing_of(spec, model.architecture, ranks))
+
+
+def _windows(spec: Spec) -> "Windows":
+    from nasd.worker.tasks.windows import for_questions
+
+    return for_questions(Path(spec.qa_cache), spec.seed)
+
+
+def score(
+    spec: Spec, stage: Stage, result: Path, ranks: Ranks, batch: int, progress: Progress
+) -> dict[str, float]:
+    """Answers all test questions with the model that the attempt starts from, whose head has been
+    trained: their answers go into `result`, and the metrics are the first rank's."""
+    model = loaded(spec, lambda folder: phenotype.load(QuestionAnswering, folder, spec.dropout))
+    model.to(ranks.device).eval()
+    task = QaTask.load(model, Path(spec.qa_cache), packing_of(spec, model.architecture, ranks))
+    questions = test_questions(Path(spec.qa_cache))
+    with autocast(spec.precision, ranks.device):
+        # In this order: the other ranks do not wait while the first one decodes.
+        loss = task.evaluate(ranks, batch, progress)["loss"]
+        answers = task.predict(questions, spec.data.qa, ranks, batch, progress)
+    if not math.isfinite(loss):
+        raise Diverged(f"the evaluation loss is {loss}")
+    if not ranks.first:
+        return {}
+    result.mkdir(exist_ok=True)
+    write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
+    progress("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
+    scores = squad_scores(answers, questions)
+    return {"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]}
+
+
+def packing_of(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
+    """Whether questions go without padding; says it in a line."""
+    if spec.packing == "auto":
+        reason = _why_padded(spec, arch, ranks)
+        chosen = reason is None
+    else:
+        chosen, reason = spec.packing, "slots.packing says so"
+    if ranks.first:
+        how = "packed, so that nothing is computed for padding" if chosen else "padded"
+        print(f"questions are {how}" + (f": {reason}" if reason else ""), flush=True)
+    return chosen
+
+
+def _why_padded(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> str | None:
+    """A CPU attends to one example after the other, and loses nothing by it. What is fast without
+    padding on a GPU knows no float32, and only heads of some widths; else torch would take example
+    by example there, and wait for each."""
+    if ranks.device.type != "cuda":
+        return None
+    if spec.precision != "bfloat16":
+        return f"there is no fast attention without it in {spec.precision}"
+    widths = {arch.width // block.heads for block in arch.blocks}
+    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
+    if unfit:
+        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
+    return None

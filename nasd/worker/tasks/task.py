@@ -2,7 +2,8 @@
 
 A task knows its data, its model and head, its loss and its metric. The loop
 (nasd.worker.training.train) knows steps, ranks, the optimizer and checkpoints. A new task is one
-file that fits this protocol and one line in nasd.worker.stage.
+file that fits this protocol and one entry in nasd.worker.tasks.registry, beside the one that the
+control plane has of it in nasd.contract.tasks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.training.progress import Progress
 
 Batch = dict[str, Tensor]
+Outputs = tuple[Tensor, ...]  # each with the example as its first dimension
 Made = TypeVar("Made")
 EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
@@ -67,11 +69,27 @@ def autocast(precision: str, device: Any) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Of a task that shows an example the same way every time it is seen.
+
+    draw: names how, beside the data. narrow: positions of an example that a narrowed layer keeps.
+    length: tokens of every example.
+    """
+
+    draw: tuple[int, ...]
+    narrow: int
+    length: int
+
+
 class Task(Protocol):
     model: MaskedLM | QuestionAnswering
     train_size: int
     lengths: NDArray[np.int64] | None  # of the training examples, where they differ
     longest: int  # tokens of any of them
+    uniform: bool  # whether all batches have one shape, so that compiling pays for itself
+    fixed: Fixed | None  # where so, what frozen layers make of an example can be kept
+    known: Tensor | None  # what they make of each, once that is kept; batches bring it along
 
     def trainable(self) -> set[str]:
         """Names of the parameters that this stage trains."""
@@ -83,8 +101,18 @@ class Task(Protocol):
         it does not depend on how a batch is dealt out. Called from a thread of its own.
         """
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum over the examples of each example's mean loss."""
+    def know(self, states: Tensor | None) -> None:
+        """Takes what frozen layers make of the training examples, [train_size, tokens, width]."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """What the model, or what is wrapped around it, makes of a batch on its device."""
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The sum over the examples of each example's mean loss, of what `outputs` gave.
+
+        Apart from `outputs`, so that a task around another can ask more of the same outputs, as
+        that they be a teacher's.
+        """
 
     def evaluate(self, ranks: "Ranks", batch: int, progress: Progress) -> dict[str, float]:
         """Metrics on the held-out part, the same on every rank; `loss` is among them.

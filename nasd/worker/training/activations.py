@@ -29,8 +29,7 @@ from torch import Tensor
 from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.worker.model.phenotype import BlockShape
-from nasd.worker.tasks.mlm import MlmTask
-from nasd.worker.tasks.task import Ranks, autocast, to_device
+from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
 from nasd.worker.training.progress import LONG, Progress
 from nasd.worker.training.stop import Stopped, StopRequest
 
@@ -49,7 +48,7 @@ class Shelf:
 
 
 def known(
-    task: MlmTask,
+    task: Task,
     corpus: str,
     epochs: float,
     precision: str,
@@ -66,9 +65,9 @@ def known(
     """
     encoder = task.model.encoder
     layers = encoder.frozen_prefix()
-    if task.mask_seed is None or len(layers) < 2:  # embeddings alone are computed as fast as read
+    if task.fixed is None or len(layers) < 2:  # embeddings alone are computed as fast as read
         return None
-    tokens = task.masks if encoder.narrows(len(layers)) else task.corpus.length
+    tokens = task.fixed.narrow if encoder.narrows(len(layers)) else task.fixed.length
     shape = (task.train_size, tokens, task.model.architecture.width)
     size = size_of(*shape)
     path = shelf.folder / f"activations-{_key(task, corpus, precision, ranks)}.bin"
@@ -103,17 +102,18 @@ def size_of(sequences: int, tokens: int, width: int) -> int:
     return 4 * sequences * tokens * width
 
 
-def _key(task: MlmTask, corpus: str, precision: str, ranks: Ranks) -> str:
+def _key(task: Task, corpus: str, precision: str, ranks: Ranks) -> str:
     """Names all that the activations follow from: weights, shape, corpus, masks and arithmetic."""
     encoder = task.model.encoder
     layers = encoder.frozen_prefix()
+    assert task.fixed is not None
     arch = task.model.architecture.with_dropout(0.0)
     what = {
         "format": FORMAT,
         "architecture": asdict(replace(arch, blocks=_lowest(arch.blocks, len(layers) - 1))),
         "narrow": encoder.narrows(len(layers)),
         "corpus": corpus,
-        "masks": [task.mask_seed, task.masks],
+        "masks": list(task.fixed.draw),
         "arithmetic": [precision, ranks.device.type],
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
@@ -151,7 +151,7 @@ def _is_whole(
 
 
 def _make(
-    task: MlmTask,
+    task: Task,
     path: Path,
     size: int,
     precision: str,
@@ -198,12 +198,12 @@ def _make(
 
 
 @torch.no_grad()
-def _below(task: MlmTask, indices: NDArray[np.int64], precision: str, ranks: Ranks) -> Tensor:
+def _below(task: Task, indices: NDArray[np.int64], precision: str, ranks: Ranks) -> Tensor:
     """[sequences, tokens, width] on the CPU."""
     task.model.eval()
     batch = to_device(task.batch(indices, seed=0), ranks.device)  # the masks have their own seed
     with autocast(precision, ranks.device):
-        states = task.model.encoder.below(batch["input_ids"], positions=batch["positions"])
+        states = task.model.encoder.below(batch["input_ids"], positions=batch.get("positions"))
     return states.float().cpu().contiguous()
 
 

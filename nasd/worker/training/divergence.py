@@ -8,6 +8,10 @@ WINDOW = 20
 EXPLODED = 100.0
 
 
+class Diverged(Exception):
+    """The candidate's own fault: training went wrong for good."""
+
+
 class DivergenceMonitor:
     """Looks at each step's loss and gradient norm (before clipping).
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from nasd.contract import digests
 from nasd.contract.config import Stage
 from nasd.contract.protocol import write_atomically
+from nasd.contract.schedule import halved, share_of
 from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
 from nasd.worker.training.progress import LONG, Progress
 
@@ -44,18 +45,6 @@ def no_memory(error: RuntimeError) -> bool:
     )
 
 
-def halved(size: int, times: int) -> int:
-    """`size` halved so many times, never below 1."""
-    return max(1, size >> times)
-
-
-def share_of(stage: Stage, world: int) -> int:
-    """How many examples a rank takes at once where nothing is tried: its share of the batch, or
-    what the stage says, if that is less."""
-    share = -(-stage.batch // world)
-    return min(stage.micro_batch or share, share)
-
-
 class Device(Protocol):
     """What a trial asks of a device; times in seconds, memory in bytes."""
 
@@ -72,7 +61,9 @@ class Device(Protocol):
         """Gives back what is held for the next of the same size."""
 
 
-class Gpu:
+class TrialGpu:
+    """The GPU that an attempt's trials run on."""
+
     def __init__(self, device: Any) -> None:
         self._device = device
         free, total = torch.cuda.mem_get_info(device)
@@ -232,7 +223,7 @@ def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Devic
             "precision": precision,
             "task": [stage.task, stage.train, int(task.longest)],
             "share": share_of(stage, ranks.world),
-            "cached": getattr(task, "known", None) is not None,
+            "cached": task.known is not None,
             "width": task.model.architecture.width,
             "size": [_class(sum(p.numel() for p in task.model.parameters())), _class(sum(trained))],
         }
@@ -259,7 +250,7 @@ def _measure(
             def act() -> None:
                 for _ in range(count):
                     with autocast(precision, ranks.device):
-                        loss = task.loss(model, batch)
+                        loss = task.loss(task.outputs(model, batch), batch)
                     loss.backward()  # type: ignore[no-untyped-call]
 
             return act

@@ -6,14 +6,12 @@ seed, stage, epoch). So a resumed run needs no saved random state, and neither t
 order depend on the number of ranks.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nasd.contract.config import Stage
 from nasd.contract.errors import NasdError
+from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.contract.streams import stream_seed
-from nasd.contract.summaries import Summaries
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.tasks.task import (
     EVALUATION_BATCH,
@@ -39,52 +37,14 @@ from nasd.worker.tasks.task import (
 )
 from nasd.worker.training import checkpoint
 from nasd.worker.training.compilation import Compilation, eagerly
-from nasd.worker.training.divergence import DivergenceMonitor
-from nasd.worker.training.micro_batch import Trials, halved, share_of
+from nasd.worker.training.divergence import Diverged, DivergenceMonitor
+from nasd.worker.training.micro_batch import Trials
 from nasd.worker.training.progress import LONG, Progress
+from nasd.worker.training.recording import Recorder
 from nasd.worker.training.stop import Stopped, StopRequest
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
-
-
-class Diverged(Exception):
-    """The candidate's own fault: training went wrong for good."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How many steps, and the learning rate at each: linear warm-up, then linear to zero."""
-
-    examples: int
-    batch: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    peak: float
-
-    @classmethod
-    def of(cls, stage: Stage, examples: int) -> "Schedule":
-        assert stage.epochs is not None and stage.learning_rate is not None
-        batch = min(stage.batch, examples)
-        per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
-        steps = max(1, round(stage.epochs * per_epoch))
-        return cls(
-            examples, batch, per_epoch, steps, round(stage.warmup * steps), stage.learning_rate
-        )
-
-    def learning_rate(self, step: int) -> float:
-        if step < self.warmup:
-            return self.peak * (step + 1) / (self.warmup + 1)
-        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
-
-    def evaluates_after(self, step: int, per_epoch: int) -> bool:
-        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
-        done = step + 1
-        if done == self.steps:
-            return True
-        share = self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
-        return int(done / share) > int(step / share)
 
 
 class Order:
@@ -111,71 +71,6 @@ class Order:
         size, steps = self._schedule.batch, self._schedule.steps_per_epoch
         random = np.random.default_rng(stream_seed(self._seed, epoch, f"order/{self._stage}"))
         return random.permutation(self._schedule.examples)[: steps * size].reshape(steps, size)
-
-
-class Recorder(Protocol):
-    def line(self, **values: Any) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Where TensorBoard finds what is recorded. task: its curves share no chart with another
-    task's. first_step: where the stage begins in them. shared: a tag that the evaluation losses go
-    to as well, "" for none."""
-
-    run: Path
-    task: str
-    first_step: int = 0
-    shared: str = ""
-
-
-class MetricsFile:
-    """metrics.jsonl, and the same numbers to TensorBoard; only rank 0 has one.
-
-    done: steps of this stage that an earlier attempt has recorded, and whose points stay.
-    """
-
-    def __init__(self, path: Path, curves: Curves, done: int) -> None:
-        self._curves = curves
-        self._file = path.open("a", encoding="utf-8")
-        known = curves.first_step + done
-        self._summaries = Summaries(curves.run, known + 1 if known else 0)
-
-    def line(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        evaluation = values["kind"] == "evaluation"
-        scalars = {
-            f"{self._curves.task}/{'evaluation_' if evaluation else ''}{name}": value
-            for name, value in values.items()
-            if name not in ("kind", "step", "at") and isinstance(value, float)
-        }
-        if evaluation and self._curves.shared:
-            scalars[self._curves.shared] = values["loss"]
-        self._summaries.scalars(scalars, self._curves.first_step + values["step"])
-
-    def sync(self) -> None:
-        """A checkpoint that stands must not know of more than the curves show."""
-        self._summaries.sync()
-
-    def close(self) -> None:
-        self._file.close()
-        self._summaries.close()
-
-
-class NoMetrics:
-    def line(self, **values: Any) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass
@@ -217,137 +112,202 @@ def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
     quarter of that. Raises Diverged, or Stopped once everything is in a checkpoint.
     """
     run.progress("loading", patience=LONG)
-    model = task.model.to(ranks.device)
+    task.model.to(ranks.device)
     freeze(task)  # before wrapping: DDP looks at requires_grad once, when it is built
     if not task.trainable():
         run.say("nothing to train in this stage: the model is only evaluated")
         return _evaluate_only(task, ranks, run)
-    schedule = Schedule.of(stage, task.train_size)
-    if schedule.batch < ranks.world:
-        raise NasdError(
-            f"stages.{stage.name}: {schedule.batch} training examples cannot be dealt out to"
-            f" {ranks.world} slots: give more data, or fewer slots"
-        )
-    _training_mode(model)
-    micro = _micro_batch(task, stage, ranks, run)
-    optimizer = _optimizer(model, stage)
-    monitor = DivergenceMonitor()
-    curve: list[tuple[int, float]] = []
-    metrics: dict[str, float] = {}
-    unlogged: list[tuple[float, float]] = []  # losses and norms of the steps since the last line
-    start = 0
-    if (found := checkpoint.newest((run.checkpoints, *run.resume))) is not None:
-        model.load_state_dict(found.model, strict=False)
-        optimizer.load_state_dict(found.optimizer)
-        monitor.restore(found.progress["monitor"])
-        curve = [(step, loss) for step, loss in found.progress["curve"]]
-        metrics = found.progress["metrics"]
-        unlogged = [(loss, norm) for loss, norm in found.progress.get("unlogged", [])]
-        start = found.step
-        run.say(f"resumed at step {start} of {schedule.steps}")
-    _check_equal(start, ranks)
-    recorder = run.open_recorder(start)
-    wrapped = _wrapped(model, ranks)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    pending = torch.zeros(2 * run.log_steps, device=ranks.device)  # losses, then norms
-    waiting: list[int] = []
-    tokens = 0
-    logged = saved = time.monotonic()
-    run.say(
-        f"{stage.name}: {schedule.steps} steps of {schedule.batch}, "
-        f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters train"
-    )
+    return Training(task, stage, ranks, run).through()
 
-    def save(step: int) -> None:
-        if ranks.first:
-            run.progress("saving", step, schedule.steps, patience=LONG)
-            recorder.sync()
+
+@dataclass(frozen=True)
+class Due:
+    """What follows a step; the same on every rank. stops: only behind what it saves."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
+    stops: bool
+
+
+class Training:
+    """A task's way through a stage: what is known between two steps, and what is done with it.
+
+    The model is on its device, and what does not train is frozen. Where a method takes `done`, that
+    is how many steps have been made.
+    """
+
+    def __init__(self, task: Task, stage: Stage, ranks: Ranks, run: Run) -> None:
+        self.task, self.stage, self.ranks, self.run = task, stage, ranks, run
+        self.model = task.model
+        self.schedule = Schedule.of(stage, task.train_size)
+        if self.schedule.batch < ranks.world:
+            raise NasdError(
+                f"stages.{stage.name}: {self.schedule.batch} training examples cannot be dealt out"
+                f" to {ranks.world} slots: give more data, or fewer slots"
+            )
+        _training_mode(self.model)
+        self.micro = _micro_batch(task, stage, ranks, run)
+        self.optimizer = _optimizer(self.model, stage)
+        self.monitor = DivergenceMonitor()
+        self.curve: list[tuple[int, float]] = []  # steps made and the loss there
+        self.metrics: dict[str, float] = {}  # of the last evaluation
+        # Losses and norms of the steps since the last line, as far as they have been fetched; of
+        # the others the numbers, and losses and then norms on the device.
+        self.unlogged: list[tuple[float, float]] = []
+        self.waiting: list[int] = []
+        self.pending = torch.zeros(2 * run.log_steps, device=ranks.device)
+        self.tokens = 0  # of this rank, since they were last fetched
+        self.speed = self.left = 0.0  # tokens a second then, and seconds that were still to go
+
+    def through(self) -> Result:
+        start = self.resume()
+        self.recorder = self.run.open_recorder(start)
+        self.wrapped = _wrapped(self.model, self.ranks)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.logged = self.saved = time.monotonic()
+        self.run.say(
+            f"{self.stage.name}: {self.schedule.steps} steps of {self.schedule.batch}, "
+            f"{sum(p.numel() for p in self.trained) / 1e6:.2f} M of "
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters train"
+        )
+        self.run.progress("training", start, self.schedule.steps, patience=LONG)
+        for step, parts in enumerate(self.batches(start), start):
+            self.step(step, parts)
+            done = step + 1
+            due = self.due(done)
+            if due.logs or due.saves:
+                self.log(done, due)
+            if due.evaluates:
+                self.evaluate(done)
+            if due.saves:
+                self.save(done)
+            if due.stops:
+                raise Stopped(f"asked to stop after step {done} of {self.schedule.steps}")
+            self.compile()
+        return self.finish()
+
+    def resume(self) -> int:
+        """Takes up the newest checkpoint, where there is one; returns the steps made up to it."""
+        start = 0
+        found = checkpoint.newest((self.run.checkpoints, *self.run.resume))
+        if found is not None:
+            self.model.load_state_dict(found.model, strict=False)
+            self.optimizer.load_state_dict(found.optimizer)
+            self.monitor.restore(found.progress["monitor"])
+            self.curve = [(step, loss) for step, loss in found.progress["curve"]]
+            self.metrics = found.progress["metrics"]
+            self.unlogged = [(loss, norm) for loss, norm in found.progress.get("unlogged", [])]
+            start = found.step
+            self.run.say(f"resumed at step {start} of {self.schedule.steps}")
+        _check_equal(start, self.ranks)
+        return start
+
+    def batches(self, start: int) -> Iterator[list[Batch]]:
+        return _batches(
+            self.task, self.stage, self.schedule, self.micro, self.ranks, self.run, start
+        )
+
+    def step(self, step: int, parts: list[Batch]) -> None:
+        rate = self.schedule.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        name = f"step/{self.run.candidate}/{self.stage.name}"
+        torch.manual_seed(stream_seed(self.run.seed, step, name, self.ranks.rank))
+        loss, tokens = _step_backward(
+            self.task, self.wrapped, parts, self.schedule.batch, self.ranks, self.run.precision
+        )
+        self.tokens += tokens
+        norm = nn.utils.clip_grad_norm_(self.trained, self.stage.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pending[len(self.waiting)] = loss
+        self.pending[self.run.log_steps + len(self.waiting)] = norm
+        self.waiting.append(step)
+        self.run.progress("training", step + 1, self.schedule.steps)
+
+    def due(self, done: int) -> Due:
+        last = done == self.schedule.steps
+        evaluates = self.schedule.evaluates_after(done - 1, self.stage.evaluations)
+        epoch_ends = done % self.schedule.steps_per_epoch == 0
+        interval = self.run.checkpoint_seconds * (EPOCH_END_SHARE if epoch_ends else 1.0)
+        late = time.monotonic() - self.saved >= interval
+        stop, late = _any((self.run.stop.asked, late), self.ranks)
+        return Due(
+            # Whenever a checkpoint comes between, the same steps get a line.
+            logs=done % self.run.log_steps == 0 or evaluates,
+            evaluates=evaluates,
+            saves=(stop or late) and not last,
+            stops=stop and not last,
+        )
+
+    def log(self, done: int, due: Due) -> None:
+        """Fetches what is waiting, records it in a line where one is due, and looks whether it has
+        gone wrong."""
+        losses, norms = _agree(self.pending, len(self.waiting), self.run.log_steps, self.ranks)
+        now = time.monotonic()
+        self.speed = self.tokens * self.ranks.world / max(now - self.logged, 1e-9)
+        self.unlogged += zip(losses, norms, strict=True)
+        if due.logs:
+            mean_loss, mean_norm = np.mean(self.unlogged, axis=0).tolist()
+            self.recorder.line(
+                kind="train",
+                step=done,
+                loss=mean_loss,
+                gradient_norm=mean_norm,
+                learning_rate=self.schedule.learning_rate(done - 1),
+                tokens_per_second=self.speed,
+                at=time.time(),
+            )
+            self.unlogged = []
+        for step, loss, norm in zip(self.waiting, losses, norms, strict=True):
+            if (reason := self.monitor.look(step + 1, loss, norm)) is not None:
+                raise Diverged(reason)
+        self.left = (self.schedule.steps - done) * (now - self.logged) / len(self.waiting)
+        self.waiting, self.tokens, self.logged = [], 0, time.monotonic()
+
+    def evaluate(self, done: int) -> None:
+        self.metrics = _evaluate(self.task, self.ranks, self.run)
+        _training_mode(self.model)
+        loss = self.metrics["loss"]
+        if not math.isfinite(loss):
+            raise Diverged(f"the evaluation loss is {loss} at step {done}")
+        self.curve.append((done, loss))
+        self.recorder.line(kind="evaluation", step=done, **self.metrics, at=time.time())
+        self.logged = time.monotonic()  # tokens/s speaks of training alone
+
+    def save(self, done: int) -> None:
+        if self.ranks.first:
+            self.run.progress("saving", done, self.schedule.steps, patience=LONG)
+            self.recorder.sync()
             checkpoint.save(
-                run.checkpoints,
-                step,
-                _trained_state(model),
-                optimizer.state_dict(),
+                self.run.checkpoints,
+                done,
+                _trained_state(self.model),
+                self.optimizer.state_dict(),
                 {
-                    "monitor": monitor.state(),
-                    "curve": curve,
-                    "metrics": metrics,
-                    "unlogged": unlogged,
+                    "monitor": self.monitor.state(),
+                    "curve": self.curve,
+                    "metrics": self.metrics,
+                    "unlogged": self.unlogged,
                 },
             )
-            run.progress("training", step, schedule.steps)
-        if ranks.world > 1:
+            self.run.progress("training", done, self.schedule.steps)
+        if self.ranks.world > 1:
             dist.barrier()
+        self.saved = self.logged = time.monotonic()
 
-    run.progress("training", start, schedule.steps, patience=LONG)
-    batches = _batches(task, stage, schedule, micro, ranks, run, start)
-    for step, parts in enumerate(batches, start):
-        rate = schedule.learning_rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        step_seed = stream_seed(run.seed, step, f"step/{run.candidate}/{stage.name}", ranks.rank)
-        torch.manual_seed(step_seed)
-        loss, examples_tokens = _step_backward(
-            task, wrapped, parts, schedule.batch, ranks, run.precision
-        )
-        tokens += examples_tokens
-        norm = nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        pending[len(waiting)] = loss
-        pending[run.log_steps + len(waiting)] = norm
-        waiting.append(step)
-        run.progress("training", step + 1, schedule.steps)
+    def compile(self) -> None:
+        """Last of all behind a step: the patience that it asks for is to hold while the next step
+        compiles. Only where all has been fetched, so that the speed is this step's."""
+        if self.run.compilation is not None and not self.waiting:
+            self.run.compilation.consider(
+                self.speed, self.left, self.ranks, self.run.progress, self.run.say
+            )
 
-        last = step + 1 == schedule.steps
-        evaluates = schedule.evaluates_after(step, stage.evaluations)
-        epoch_ends = (step + 1) % schedule.steps_per_epoch == 0
-        interval = run.checkpoint_seconds * (EPOCH_END_SHARE if epoch_ends else 1.0)
-        due = time.monotonic() - saved >= interval
-        stop, due = _any((run.stop.asked, due), ranks)
-        saves = (stop or due) and not last
-        # Whenever a checkpoint comes between, the same steps get a line.
-        logs = (step + 1) % run.log_steps == 0 or evaluates
-        if logs or saves:
-            losses, norms = _agree(pending, len(waiting), run.log_steps, ranks)
-            now = time.monotonic()
-            speed = tokens * ranks.world / max(now - logged, 1e-9)
-            unlogged += zip(losses, norms, strict=True)
-            if logs:
-                mean_loss, mean_norm = np.mean(unlogged, axis=0).tolist()
-                recorder.line(
-                    kind="train",
-                    step=step + 1,
-                    loss=mean_loss,
-                    gradient_norm=mean_norm,
-                    learning_rate=rate,
-                    tokens_per_second=speed,
-                    at=time.time(),
-                )
-                unlogged = []
-            for at, one_loss, one_norm in zip(waiting, losses, norms, strict=True):
-                if (reason := monitor.look(at + 1, one_loss, one_norm)) is not None:
-                    raise Diverged(reason)
-            left = (schedule.steps - step - 1) * (now - logged) / len(waiting)
-            waiting, tokens, logged = [], 0, time.monotonic()
-        if evaluates:
-            metrics = _evaluate(task, ranks, run)
-            _training_mode(model)
-            if not math.isfinite(metrics["loss"]):
-                raise Diverged(f"the evaluation loss is {metrics['loss']} at step {step + 1}")
-            curve.append((step + 1, metrics["loss"]))
-            recorder.line(kind="evaluation", step=step + 1, **metrics, at=time.time())
-            logged = time.monotonic()  # tokens/s speaks of training alone
-        if saves:
-            save(step + 1)
-            saved = logged = time.monotonic()
-        if stop and not last:
-            raise Stopped(f"asked to stop after step {step + 1} of {schedule.steps}")
-        if run.compilation is not None and not waiting:
-            # Last of all: the patience that it asks for is to hold while the next step compiles.
-            run.compilation.consider(speed, left, ranks, run.progress, run.say)
-    recorder.close()
-    return Result(schedule.steps, metrics, curve)
+    def finish(self) -> Result:
+        self.recorder.close()
+        return Result(self.schedule.steps, self.metrics, self.curve)
 
 
 def freeze(task: Task) -> None:
@@ -418,7 +378,7 @@ def _step_backward(
             sync = model.no_sync()
         with sync:
             with autocast(precision, ranks.device):
-                loss = task.loss(model, micro) / examples
+                loss = task.loss(task.outputs(model, micro), micro) / examples
             (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         tokens += micro["input_ids"].numel()

@@ -1,0 +1,70 @@
+"""The arithmetic of steps: what trains and what foretells it count by the same rules."""
+
+import math
+from dataclasses import dataclass
+
+from nasd.contract.config import Stage
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, and the learning rate at each: linear warm-up, then linear to zero."""
+
+    examples: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    peak: float
+
+    @classmethod
+    def of(cls, stage: Stage, examples: int) -> "Schedule":
+        assert stage.epochs is not None and stage.learning_rate is not None
+        batch = min(stage.batch, examples)
+        per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
+        steps = max(1, round(stage.epochs * per_epoch))
+        return cls(
+            examples, batch, per_epoch, steps, round(stage.warmup * steps), stage.learning_rate
+        )
+
+    def learning_rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
+
+    def evaluates_after(self, step: int, per_epoch: int) -> bool:
+        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
+        done = step + 1
+        if done == self.steps:
+            return True
+        share = self._share(per_epoch)
+        return int(done / share) > int(step / share)
+
+    def evaluation_steps(self, per_epoch: int) -> tuple[int, ...]:
+        """After how many steps that is so, in order, without a look at each of them."""
+        share = self._share(per_epoch)
+        found = []
+        for number in range(1, int(self.steps / share) + 1):
+            step = math.ceil(number * share)
+            while int(step / share) < number:  # where a float is off by its last bit
+                step += 1
+            while int((step - 1) / share) >= number:
+                step -= 1
+            found.append(step)
+        return tuple(sorted({*(step for step in found if step <= self.steps), self.steps}))
+
+    def _share(self, per_epoch: int) -> float:
+        """Steps between two evaluations."""
+        return self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
+
+
+def share_of(stage: Stage, world: int) -> int:
+    """How many examples a rank takes at once where nothing is tried: its share of the batch, or
+    what the stage says, if that is less."""
+    share = -(-stage.batch // world)
+    return min(stage.micro_batch or share, share)
+
+
+def halved(size: int, times: int) -> int:
+    """`size` halved so many times, never below 1."""
+    return max(1, size >> times)

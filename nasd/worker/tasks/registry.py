@@ -1,0 +1,46 @@
+"""What the worker knows of each task: an entry each, under its name in nasd.contract.tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nasd.contract import tasks
+from nasd.contract.config import Stage
+from nasd.contract.protocol import Spec
+from nasd.worker import prepare
+from nasd.worker.tasks import mlm, qa
+from nasd.worker.tasks.task import Ranks, Task
+from nasd.worker.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    kind    of cache that it reads, as nasd.worker.prepare checks it
+    cache   where a spec says it is
+    begin   the task with its data, and the model that the attempt starts from: what its spec
+            names, or the child of what its spec names
+    score   all of an attempt that trains nothing: fills the folder of its result, and returns the
+            metrics, on the first rank; examples a rank takes at once are given. None: the task
+            gives no score. Raises Diverged where the loss is not finite.
+    """
+
+    kind: prepare.Kind
+    cache: Callable[[Spec], Path]
+    begin: Callable[[Spec, Stage, Ranks], Task]
+    score: Callable[[Spec, Stage, Path, Ranks, int, Progress], dict[str, float]] | None = None
+
+
+TASKS = {
+    tasks.MLM.name: Entry(prepare.CORPORA, lambda spec: Path(spec.mlm_cache), mlm.begin),
+    tasks.QA.name: Entry(prepare.QUESTIONS, lambda spec: Path(spec.qa_cache), qa.begin, qa.score),
+}
+
+
+def of(stage: Stage) -> Entry:
+    return TASKS[stage.task]
+
+
+def begin(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
+    """The stage's task, ready to train or to be evaluated; its model is on the CPU."""
+    return of(stage).begin(spec, stage, ranks)
