@@ -678,3 +678,16 @@ def test_a_launcher_forgets_what_has_ended(tmp_path: Path, monkeypatch):
     with suppress(psutil.NoSuchProcess):
         assert psutil.Process(note["pid"]).create_time() != note["started"]
     assert launcher._children == {}
+
+
+def test_two_experiments_set_aside_within_a_second_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon.time, "strftime", lambda form: "20260101-000000")
+    state = StateFolder(tmp_path)
+    olds = []
+    for content in ("first", "second", "third"):
+        state.database.write_text(content)
+        olds.append(daemon.set_aside(state))
+    kept = [(old / state.database.name).read_text() for old in olds]
+    assert kept == ["first", "second", "third"]

@@ -439,3 +439,21 @@ def test_losses_are_distilberts(pair: Any, auto: Any, tmp_path: Path) -> None:
             loss = ours(input_ids=input_ids, attention_mask=mask, **wanted).loss
             their_loss = theirs(input_ids=input_ids, attention_mask=mask, **wanted).loss
             torch.testing.assert_close(loss, their_loss, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("width", 10**9),
+        ("vocab_size", 10**9),
+        ("positions", 0),
+        ("blocks", [{"heads": 1, "ffns": []}] * 10**4),
+        ("blocks", [{"heads": 10**9, "ffns": []}]),
+        ("blocks", [{"heads": 1, "ffns": [{"activation": "relu", "sizes": [10**9]}]}]),
+    ],
+)
+def test_a_config_of_absurd_size_is_refused_by_its_key(key: str, value: Any) -> None:
+    plain = {"vocab_size": 10, "positions": 8, "width": 4, "blocks": []}
+    Architecture.from_json(plain)
+    with pytest.raises(ValueError, match=key):
+        Architecture.from_json({**plain, key: value})

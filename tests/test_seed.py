@@ -457,3 +457,16 @@ def test_a_tokenizer_that_cannot_serve_is_refused(
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer())
     assert message in refused(str(bert), read=seed.load_tokenizer)
+
+
+def test_a_seed_below_an_unknown_users_home_is_told_in_one_sentence() -> None:
+    with pytest.raises(NasdError, match=r"^seed_model\.source: '~nobody-of-that-name/x'"):
+        seed.resolve("~nobody-of-that-name/x", Path("."))
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "max_position_embeddings"])
+def test_a_seed_of_absurd_size_is_refused_by_file_and_key(bert: Path, key: str) -> None:
+    config = bert / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: 10**9}))
+    with pytest.raises(NasdError, match=rf"config\.json is damaged .*{key}"):
+        seed.describe(str(bert), Path("/"))

@@ -1,5 +1,6 @@
 """The long-running process: one lock, one store, one tick every few seconds."""
 
+import itertools
 import logging
 import os
 import sys
@@ -259,7 +260,9 @@ def _restart() -> None:
 
 def set_aside(state: StateFolder) -> Path:
     """Moves an experiment out of the way, whole but for the cache, which the next one may use."""
-    old = state.path / "old" / time.strftime("%Y%m%d-%H%M%S")
+    folder, moment = state.path / "old", time.strftime("%Y%m%d-%H%M%S")
+    names = itertools.chain([moment], (f"{moment}-{again}" for again in itertools.count(2)))
+    old = next(folder / name for name in names if not (folder / name).exists())
     old.mkdir(parents=True)
     for path in sorted(state.path.iterdir()):
         if path.name not in ("old", "cache", state.lock.name, ".gitkeep"):

@@ -25,6 +25,8 @@ MODEL_TYPE = "nasd"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
+LARGEST = 10**6  # of every other size, and of a number of heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,32 @@ class Architecture:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`; keys of others (transformers adds some) are passed over."""
+        _check_sizes(data)
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         return cls(**{**known, "blocks": _blocks(data["blocks"])})
+
+
+def _check_sizes(data: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the key, for a model that nobody means, before any is allocated."""
+    for key in ("vocab_size", "positions", "width"):
+        check_size(key, data[key])
+    for number, block in enumerate(_short("blocks", data["blocks"])):
+        check_size(f"blocks[{number}].heads", block["heads"])
+        for ffn in _short("ffns", block["ffns"]):
+            for size in _short("sizes", ffn["sizes"]):
+                check_size(f"blocks[{number}].ffns sizes", size)
+
+
+def check_size(key: str, value: Any, most: int = LARGEST) -> None:
+    """Raises ValueError, naming the key of config.json, for what is no size of a model."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{key} in {CONFIG} is no whole number from 1 to {most:,}")
+
+
+def _short(key: str, values: Any) -> Any:
+    if not isinstance(values, list | tuple) or len(values) > MOST[key]:
+        raise ValueError(f"{key} in {CONFIG} is no list of at most {MOST[key]:,}")
+    return values
 
 
 def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:

@@ -154,7 +154,10 @@ def resolve(source: str, base: Path) -> str | Path:
     """
     if source.startswith(PACKAGE):
         return _package_folder(source)
-    folder = base / Path(source).expanduser()
+    try:
+        folder = base / Path(source).expanduser()
+    except RuntimeError as error:  # ~user, of a user who is not known
+        raise _error(source, f"{error}: name the folder in full") from None
     if folder.is_dir():
         return folder.resolve()
     if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) is None:
@@ -350,7 +353,12 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
         "heads": own("heads"),
         "ffns": [{"activation": own("activation"), "sizes": [own("size")]}],
     }
-    with _reading(source, path):
+    with _reading(source, path):  # the sizes first: nothing of an absurd one is made
+        for key in ("vocab_size", "max_position_embeddings"):
+            phenotype.check_size(key, config[key])
+        phenotype.check_size(family.keys["width"], own("width"))
+        if own("blocks") != 0:  # which the genotype tells of
+            phenotype.check_size(family.keys["blocks"], own("blocks"), phenotype.MOST["blocks"])
         genotype = Genotype.from_json({"blocks": [block] * own("blocks")})
         if own("width") % own("heads"):
             raise ValueError(f"{own('heads')} heads do not divide the width {own('width')}")
