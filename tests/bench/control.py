@@ -92,13 +92,9 @@ def fill(state: StateFolder, candidates: int) -> None:
                 one = next(drawn)
                 cut = generation > 0 and len(born) % 2 == 1
                 stages = LADDER[:1] if cut else LADDER
-                run(
-                    "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
-                    (
-                        *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
-                        *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
-                        *(stages[-1], "cut" if cut else "scored"),
-                    ),
+                _candidate(
+                    *(run, number, generation, draw.choice(parents), one),
+                    *(draw.randint(20_000_000, 90_000_000), stages[-1], "cut" if cut else "scored"),
                 )
                 for stage in stages:
                     _attempt(run, number, stage, generation * 1e5)
@@ -124,6 +120,28 @@ def fill(state: StateFolder, candidates: int) -> None:
     )
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
+
+
+def _candidate(
+    run: Callable[..., Any],
+    number: int,
+    generation: int,
+    parent: int,
+    one: Genotype,
+    size: int,
+    stage: str,
+    state: str,
+) -> None:
+    lines = [f"{number}.{place}" for place in range(len(one.blocks))]
+    run(
+        "INSERT INTO candidate (id, generation, parent, genotype, hash, lineage, parameters, stage,"
+        " state, ancestry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(number, generation, parent, json.dumps(one.to_json()), one.hash, _lineage(one)),
+            *(size, stage, state, json.dumps(lines)),
+        ),
+    )
+    run("INSERT INTO parentage VALUES (?, 0, ?)", (number, parent))
 
 
 def _lineage(one: Genotype) -> str:
@@ -156,13 +174,10 @@ def put_in_play(state: StateFolder, before: int, count: int) -> None:
             fate = "running" if fate == "pending" and len(live) < 4 else fate
             done = {"cut": 1, "scored": 4}.get(fate, 1)
             candidate = before + 1 + place
-            run(
-                "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 0)",
-                (
-                    *(candidate, number, draw.choice(parents), json.dumps(one.to_json())),
-                    *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
-                    *("pretrain_1" if fate in ("pending", "running") else LADDER[done - 1], fate),
-                ),
+            stage = "pretrain_1" if fate in ("pending", "running") else LADDER[done - 1]
+            _candidate(
+                *(run, candidate, number, draw.choice(parents), one),
+                *(draw.randint(20_000_000, 90_000_000), stage, fate),
             )
             run(
                 "INSERT INTO member VALUES (?, ?, 'offspring', NULL, NULL, NULL)",

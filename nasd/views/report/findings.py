@@ -45,7 +45,7 @@ MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attent
 
 
 @dataclass(frozen=True)
-class Facts:
+class Findings:
     """An experiment at the instant `now` (seconds since the epoch). asked: the requests that
     changed its story."""
 
