@@ -39,8 +39,9 @@ from nasd.views.report import statistics, words, write
 from nasd.views.report.descent import framed, tree_places
 from nasd.views.report.drawing import COLOURS, apart, some_of
 from nasd.views.report.figures import drawings
-from nasd.views.report.findings import MUTATIONS, TABLES, Findings, in_words, mutations
+from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.losses import missed
+from nasd.views.report.mutations import MUTATIONS, between, in_words
 from nasd.views.report.page import render, toml
 from nasd.views.report.regret import price, stopped
 from tests.conftest import BASELINE, START, drive, make_tick, small_config
@@ -225,14 +226,14 @@ def test_each_kind_of_mutation_is_counted_once():
         BlockLineage.of(None, True, ("added",)),  # a new block's parts are part of it
         BlockLineage.of(2, False, ("altered",)),
     )
-    assert mutations(lineage, BASELINE) == {
+    assert between(lineage, BASELINE) == {
         "block added": 1,
         "block removed": 1,
         "FFN added": 1,
         "FFN altered": 1,
         "attention altered": 1,
     }
-    assert mutations(unchanged(BASELINE), BASELINE) == {}
+    assert between(unchanged(BASELINE), BASELINE) == {}
 
 
 @given(st.integers(0, 10**6))
@@ -240,7 +241,7 @@ def test_the_kinds_of_mutation_account_for_every_difference(seed: int):
     config = small_config()
     rates = config.variation.offspring
     child, lineage = mutate(BASELINE, BASELINE, config.search_space, rates, random.Random(seed))
-    found = mutations(lineage, BASELINE)
+    found = between(lineage, BASELINE)
     assert set(found) <= set(MUTATIONS)
     assert found["block added"] - found["block removed"] == len(child.blocks) - len(BASELINE.blocks)
     assert bool(found) == (lineage != unchanged(BASELINE))
@@ -254,7 +255,7 @@ def test_mutations_are_held_against_the_parents_and_the_selection(complete: Find
             one
             for one in snap.candidates.values()
             if one.parent is not None
-            and mutations(one.lineage, snap.candidates[one.parent].genotype)[row.mutation]
+            and between(one.lineage, snap.candidates[one.parent].genotype)[row.mutation]
         ]
         assert row.candidates == len(born)
         changes = [

@@ -34,6 +34,7 @@ from nasd.views.board import Board
 from nasd.views.status.facts import Reader
 from nasd.views.status.text import Lines
 from nasd.views.status.view import view
+from tests.bench.beside import beside
 from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
@@ -358,40 +359,6 @@ def commands(
     return found
 
 
-# The nasd of another folder with the bench of this one.
-WITH = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import nasd
-sys.path[0] = sys.argv[2]
-from tests.bench.control import main
-main(sys.argv[3:])
-"""
-
-
-def beside(other: Path, arguments: list[str]) -> None:
-    """All of it with the nasd of another checkout, then with this one; and both medians."""
-    root = Path(__file__).resolve().parents[2]
-    figures = []
-    with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
-        for name, checkout in (("there", other.resolve()), ("here", root)):
-            print(f"{name}: {checkout}", flush=True)
-            file = Path(folder) / f"{name}.json"
-            subprocess.run(
-                [
-                    *(sys.executable, "-P", "-c", WITH, str(checkout), str(root)),
-                    *(*arguments, "--json", str(file)),
-                ],
-                check=True,
-            )
-            figures.append(json.loads(file.read_text()))
-    there, here = figures
-    print(f"{'':58}{'there':>10}{'here':>10}")
-    for name, one in here.items():
-        if isinstance(one, dict) and "median" in one and name in there:
-            print(f"{name:58}{1e3 * there[name]['median']:7.1f} ms{1e3 * one['median']:7.1f} ms")
-
-
 AT_REST = """
 import sys
 from pathlib import Path
@@ -451,11 +418,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of watching the daemon")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--report", type=int, default=2_000, help="candidates of `nasd report`")
-    parser.add_argument("--beside", type=Path, help="another checkout, to be measured before")
+    parser.add_argument("--beside", type=Path, help="another checkout, in turns with this one")
     given = parser.parse_args(arguments)
     if given.beside is not None:
-        place = next(n for n, one in enumerate(arguments) if one.startswith("--beside"))
-        beside(given.beside, arguments[:place] + arguments[place + 2 :])
+        root = Path(__file__).resolve().parents[2]
+        beside(given.beside, root, given.candidates, given.report, given.generations)
         return
     with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
         state = StateFolder(Path(folder) / "state")

@@ -123,8 +123,8 @@ def notes(findings: Findings) -> dict[str, str]:
     return {
         "missed": f"To train the {counted(len(candidates), 'cut candidate')} of generation"
         f" {candidates[0].generation} to the end with `nasd report --regret` would take about"
-        f" {hours(asked.gpu_hours)} {findings.unit} ({hours(asked.low)} at the quickest pace measured,"
-        f" {hours(asked.high)} at the slowest)."
+        f" {hours(asked.gpu_hours)} {findings.unit} ({hours(asked.low)} at the quickest pace"
+        f" measured, {hours(asked.high)} at the slowest)."
     }
 
 
