@@ -24,7 +24,7 @@ from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Snapshot
 from nasd.views.dossier import compile_dossier
 from nasd.views.report import words
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.page import _survival, render
 from nasd.views.report.regret import offer, price, stopped
 from nasd.views.report.write import notes, read, write
@@ -242,10 +242,10 @@ def test_the_price_is_told_and_has_to_fit_the_budget(folder: Folder):
 
 def test_the_report_says_what_the_cutoff_missed(folder: Folder):
     tick, cut = finished(folder(), small_config(population__lambda=8))
-    assert words.missed(Facts(tick.store.read(), 0.0)) == []
+    assert words.missed(Findings(tick.store.read(), 0.0)) == []
     assert asked(tick, "regret")[0]
     found = drive(tick)
-    facts = Facts(found, tick.clock())
+    facts = Findings(found, tick.clock())
     (told,) = words.missed(facts)
     assert told in words.answer(facts)
     assert told.startswith("The cutoff after pretrain_0 in generation 2 stopped 4 candidates")
@@ -275,13 +275,13 @@ def test_the_report_offers_what_regret_would_accept_and_nothing_else(folder: Fol
     box = Box(folder(), script=all_succeed)
     tick = box.daemon()
     box.drive(tick, lambda found: bool(found.stopped_in(1)))
-    assert notes(Facts(tick.store.read(), tick.clock())) == {}
+    assert notes(Findings(tick.store.read(), tick.clock())) == {}
     box.drive(tick)
-    (told,) = notes(Facts(tick.store.read(), tick.clock())).values()
+    (told,) = notes(Findings(tick.store.read(), tick.clock())).values()
     assert "of generation 2 to the end with `nasd report --regret` would take" in told
     assert asked(tick, "regret")[0]
     box.drive(tick)
-    assert notes(Facts(tick.store.read(), tick.clock())) == {}
+    assert notes(Findings(tick.store.read(), tick.clock())) == {}
 
 
 # -- the command ---------------------------------------------------------------------------------

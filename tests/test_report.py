@@ -38,9 +38,10 @@ from nasd.search.variation.breeding import mutate
 from nasd.views.report import statistics, words, write
 from nasd.views.report.descent import framed, tree_places
 from nasd.views.report.drawing import COLOURS, apart, some_of
-from nasd.views.report.facts import MUTATIONS, TABLES, Facts, in_words, mutations
 from nasd.views.report.figures import drawings
+from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.losses import missed
+from nasd.views.report.mutations import MUTATIONS, between, in_words
 from nasd.views.report.page import render, toml
 from nasd.views.report.regret import price, stopped
 from tests.conftest import BASELINE, START, drive, make_tick, small_config
@@ -63,23 +64,23 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Tic
         tick.store.close()
 
 
-def facts_of(tick: Tick) -> Facts:
+def facts_of(tick: Tick) -> Findings:
     return write.read(tick.state.path, tick.clock())
 
 
 @pytest.fixture(scope="module")
-def complete(searches: dict[str, Tick]) -> Facts:
+def complete(searches: dict[str, Tick]) -> Findings:
     return facts_of(searches["complete"])
 
 
 @pytest.fixture(scope="module")
-def written(complete: Facts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(complete: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "PNG_DPI", 30)
         return write.write(complete, tmp_path_factory.mktemp("out") / "report").parent
 
 
-def with_regret(facts: Facts) -> tuple[Facts, list[int]]:
+def with_regret(facts: Findings) -> tuple[Findings, list[int]]:
     """As if the cut candidates of the newest generation had been trained to the end, to a quality
     of 90 % and more."""
     snap = facts.snapshot
@@ -92,7 +93,7 @@ def with_regret(facts: Facts) -> tuple[Facts, list[int]]:
         )
         scores = json.dumps({"exact_match": 90.0 + place, "f1": 90.0 + place})
         results[number, "evaluate"] = StageResult(number, "evaluate", scores, "[]", 0, 9.0)
-    return Facts(replace(snap, candidates=candidates, results=results), facts.now), ids
+    return Findings(replace(snap, candidates=candidates, results=results), facts.now), ids
 
 
 # -- estimates -------------------------------------------------------------------------------------
@@ -225,14 +226,14 @@ def test_each_kind_of_mutation_is_counted_once():
         BlockLineage.of(None, True, ("added",)),  # a new block's parts are part of it
         BlockLineage.of(2, False, ("altered",)),
     )
-    assert mutations(lineage, BASELINE) == {
+    assert between(lineage, BASELINE) == {
         "block added": 1,
         "block removed": 1,
         "FFN added": 1,
         "FFN altered": 1,
         "attention altered": 1,
     }
-    assert mutations(unchanged(BASELINE), BASELINE) == {}
+    assert between(unchanged(BASELINE), BASELINE) == {}
 
 
 @given(st.integers(0, 10**6))
@@ -240,21 +241,21 @@ def test_the_kinds_of_mutation_account_for_every_difference(seed: int):
     config = small_config()
     rates = config.variation.offspring
     child, lineage = mutate(BASELINE, BASELINE, config.search_space, rates, random.Random(seed))
-    found = mutations(lineage, BASELINE)
+    found = between(lineage, BASELINE)
     assert set(found) <= set(MUTATIONS)
     assert found["block added"] - found["block removed"] == len(child.blocks) - len(BASELINE.blocks)
     assert bool(found) == (lineage != unchanged(BASELINE))
     assert bool(in_words(found)) == bool(found)
 
 
-def test_mutations_are_held_against_the_parents_and_the_selection(complete: Facts):
+def test_mutations_are_held_against_the_parents_and_the_selection(complete: Findings):
     snap = complete.snapshot
     for row in complete.mutations[:-1]:
         born = [
             one
             for one in snap.candidates.values()
             if one.parent is not None
-            and mutations(one.lineage, snap.candidates[one.parent].genotype)[row.mutation]
+            and between(one.lineage, snap.candidates[one.parent].genotype)[row.mutation]
         ]
         assert row.candidates == len(born)
         changes = [
@@ -293,7 +294,7 @@ def attempt(number: int, state: AttemptState, start: float, end: float, reached:
     return Attempt(*args, start, end, reached)
 
 
-def with_attempts(facts: Facts, attempts: tuple[Attempt, ...], steps: int = 0) -> Facts:
+def with_attempts(facts: Findings, attempts: tuple[Attempt, ...], steps: int = 0) -> Findings:
     results = {}
     if steps:
         results[1, "pretrain_0"] = StageResult(
@@ -306,10 +307,10 @@ def with_attempts(facts: Facts, attempts: tuple[Attempt, ...], steps: int = 0) -
         results=results,
         candidates={number: replace(one, state=State.PENDING) for number, one in everyone},
     )
-    return Facts(snap, facts.now)
+    return Findings(snap, facts.now)
 
 
-def test_what_a_checkpoint_saved_is_not_lost(complete: Facts):
+def test_what_a_checkpoint_saved_is_not_lost(complete: Findings):
     """It ran 100 s to step 40 and left a checkpoint of step 30; another 60 s took it from there to
     60. At 2 s a step, 60 of the 100 s were saved; on two slots."""
     broken = attempt(1, AttemptState.LOST, 0, 100, 30)
@@ -318,7 +319,7 @@ def test_what_a_checkpoint_saved_is_not_lost(complete: Facts):
     assert [row.lost_gpu_hours * 3600 for row in facts.attempts] == [pytest.approx(80), 0]
 
 
-def test_an_attempt_without_a_checkpoint_is_lost_as_a_whole(complete: Facts):
+def test_an_attempt_without_a_checkpoint_is_lost_as_a_whole(complete: Findings):
     broken = attempt(1, AttemptState.LOST, 0, 100, 0)
     again = attempt(2, AttemptState.PREEMPTED, 100, 150, 0)
     facts = with_attempts(complete, (broken, again))
@@ -328,7 +329,7 @@ def test_an_attempt_without_a_checkpoint_is_lost_as_a_whole(complete: Facts):
 # -- generations, losses, cutoffs ------------------------------------------------------------------
 
 
-def test_hypervolume_is_as_recorded_and_never_falls_among_all_scored(complete: Facts):
+def test_hypervolume_is_as_recorded_and_never_falls_among_all_scored(complete: Findings):
     recorded = [d.payload["hypervolume"] for d in complete.snapshot.decisions if d.kind == "select"]
     assert [row.hypervolume for row in complete.generations] == recorded
     volumes = [row.hypervolume for row in complete.progress]
@@ -338,31 +339,31 @@ def test_hypervolume_is_as_recorded_and_never_falls_among_all_scored(complete: F
     assert {row.candidate for row in complete.progress} == {row.id for row in scored}
 
 
-def test_generations_account_for_everybody_born(complete: Facts):
+def test_generations_account_for_everybody_born(complete: Findings):
     for row in complete.generations:
         assert row.born == row.scored + row.cut + row.failed
     assert sum(row.failed for row in complete.generations) == 1
 
 
-def test_curves_go_on_from_stage_to_stage(complete: Facts):
+def test_curves_go_on_from_stage_to_stage(complete: Findings):
     kept = next(row.candidate for row in complete.cutoffs if row.kept)
     steps = [(row.stage, row.step) for row in complete.curves if row.candidate == kept]
     assert steps == [("pretrain_0", 5), ("pretrain_0", 10), ("pretrain_1", 15), ("pretrain_1", 20)]
 
 
-def test_a_candidate_with_nothing_new_to_train_has_its_one_point_at_the_cutoff(complete: Facts):
+def test_a_candidate_with_nothing_new_to_train_has_its_one_point_at_the_cutoff(complete: Findings):
     snap = complete.snapshot
     one = next(row.candidate for row in complete.cutoffs)
     results = dict(snap.results)
     results[one, "pretrain_0"] = replace(
         results[one, "pretrain_0"], curve_json="[[0, 2.0]]", steps=0
     )
-    facts = Facts(replace(snap, results=results), complete.now)
+    facts = Findings(replace(snap, results=results), complete.now)
     (point,) = [r for r in facts.curves if (r.candidate, r.stage) == (one, "pretrain_0")]
     assert point.step == facts.stage_end("pretrain_0") == 10
 
 
-def test_correlations_tell_generations_without_a_cutoff_apart(complete: Facts):
+def test_correlations_tell_generations_without_a_cutoff_apart(complete: Findings):
     groups = {row.among: row.n for row in complete.correlations if row.stage == "pretrain_0"}
     scored = [row for row in complete.candidates if row.quality is not None and not row.is_baseline]
     assert groups["all scored"] == len(scored)
@@ -372,7 +373,7 @@ def test_correlations_tell_generations_without_a_cutoff_apart(complete: Facts):
     assert few and all(row.value is None for row in few)
 
 
-def test_what_a_cutoff_missed_is_told_once_it_is_known(complete: Facts):
+def test_what_a_cutoff_missed_is_told_once_it_is_known(complete: Findings):
     assert complete.missed == ()
     facts, ids = with_regret(complete)
     assert sorted(row.candidate for row in facts.missed) == ids
@@ -400,7 +401,7 @@ def slower(snap: Snapshot, factor: float) -> Snapshot:
     )
 
 
-def test_the_price_of_regret_is_what_the_missing_stages_took_others(complete: Facts):
+def test_the_price_of_regret_is_what_the_missing_stages_took_others(complete: Findings):
     snap, config = complete.snapshot, small_config()
     cut = stopped(snap)
     assert cut and {one.generation for one in cut} == {2}
@@ -415,14 +416,14 @@ def test_the_price_of_regret_is_what_the_missing_stages_took_others(complete: Fa
     assert sum(alone) == pytest.approx(asked.gpu_hours)
 
 
-def test_the_price_of_regret_follows_the_measured_pace(complete: Facts):
+def test_the_price_of_regret_follows_the_measured_pace(complete: Findings):
     snap, config = complete.snapshot, small_config()
     one, other = (price(of, config, stopped(snap)) for of in (snap, slower(snap, 3.0)))
     assert other.gpu_hours == pytest.approx(3 * one.gpu_hours)
     assert (other.low, other.high) == (pytest.approx(3 * one.low), pytest.approx(3 * one.high))
 
 
-def test_a_pace_that_nobody_measured_has_no_price(complete: Facts):
+def test_a_pace_that_nobody_measured_has_no_price(complete: Findings):
     snap = complete.snapshot
     results = {key: one for key, one in snap.results.items() if key[1] != "finetune"}
     with pytest.raises(NasdError, match="nobody has finished finetune yet"):
@@ -448,7 +449,9 @@ def test_an_interval_of_two_does_not_hide_the_others():
     assert low < -2 and 80 < high < 95
 
 
-def with_scores(facts: Facts, baseline: float, sizes: dict[int, float], quality: float) -> Facts:
+def with_scores(
+    facts: Findings, baseline: float, sizes: dict[int, float], quality: float
+) -> Findings:
     """The baseline at one quality, all others at another and of given sizes."""
     snap = facts.snapshot
     results = dict(snap.results)
@@ -462,10 +465,10 @@ def with_scores(facts: Facts, baseline: float, sizes: dict[int, float], quality:
     for number, size in sizes.items():
         parameters = round(snap.baseline.parameters / size)
         candidates[number] = replace(snap.candidates[number], parameters=parameters)
-    return Facts(replace(snap, results=results, candidates=candidates), facts.now)
+    return Findings(replace(snap, results=results, candidates=candidates), facts.now)
 
 
-def test_the_answer_says_whether_the_baseline_was_beaten(complete: Facts):
+def test_the_answer_says_whether_the_baseline_was_beaten(complete: Findings):
     everyone = {row.id: 0.8 for row in complete.candidates if not row.is_baseline}
     scored = [row.id for row in complete.candidates if row.quality is not None][1:]
     cases = {
@@ -481,7 +484,7 @@ def test_the_answer_says_whether_the_baseline_was_beaten(complete: Facts):
         assert "Best quality: candidate" in told
 
 
-def test_the_answer_tells_cost_and_time_and_what_chance_does(complete: Facts):
+def test_the_answer_tells_cost_and_time_and_what_chance_does(complete: Findings):
     told = " ".join(words.answer(complete))
     assert "The search is complete" in told
     assert f"{readable.hours(complete.gpu_hours)} slot-hours" in told
@@ -489,12 +492,12 @@ def test_the_answer_tells_cost_and_time_and_what_chance_does(complete: Facts):
     assert words.instant(START) in told
 
 
-def test_the_answer_tells_what_the_data_is_worth(complete: Facts):
+def test_the_answer_tells_what_the_data_is_worth(complete: Findings):
     snap = complete.snapshot
     assert snap.experiment.prepared is not None
     poor = {**snap.experiment.prepared, "qa_unknown": 0.2, "qa_test_questions": 60}
     experiment = replace(snap.experiment, prepared=poor)
-    told = words.answer(Facts(replace(snap, experiment=experiment), complete.now))
+    told = words.answer(Findings(replace(snap, experiment=experiment), complete.now))
     assert any(one.startswith("20.0 % of the tokens in the contexts are [UNK]") for one in told)
     assert any(one.startswith("60 test questions are too few to tell") for one in told)
     assert not any("[UNK]" in one or "too few to tell" in one for one in words.answer(complete))
@@ -645,15 +648,15 @@ def test_each_figure_has_a_text_or_says_what_is_missing(searches: dict[str, Tick
         assert all(one.missing for one in drawn)
 
 
-def test_names_from_outside_are_text_and_nothing_else(complete: Facts):
+def test_names_from_outside_are_text_and_nothing_else(complete: Findings):
     experiment = replace(complete.snapshot.experiment, name='<script>alert("&")</script>')
-    facts = Facts(replace(complete.snapshot, experiment=experiment), complete.now)
+    facts = Findings(replace(complete.snapshot, experiment=experiment), complete.now)
     page = render(facts, [], {})
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
 
 
-def test_the_page_holds_population_seed_and_config(complete: Facts, written: Path):
+def test_the_page_holds_population_seed_and_config(complete: Findings, written: Path):
     text = (written / "index.html").read_text(encoding="utf-8")
     assert len(complete.final_population) == 3
     for row in (complete.baseline, *complete.final_population):
@@ -661,7 +664,7 @@ def test_the_page_holds_population_seed_and_config(complete: Facts, written: Pat
     assert f"the seed {complete.snapshot.experiment.seed}" in text
 
 
-def test_the_config_of_the_page_is_the_experiments(complete: Facts):
+def test_the_config_of_the_page_is_the_experiments(complete: Findings):
     again = config_module.parse(tomllib.loads(toml(complete.config)), "page")
     assert again == small_config()
 
@@ -669,7 +672,7 @@ def test_the_config_of_the_page_is_the_experiments(complete: Facts):
 # -- the files -------------------------------------------------------------------------------------
 
 
-def test_a_report_holds_every_table_and_figure(complete: Facts, written: Path):
+def test_a_report_holds_every_table_and_figure(complete: Findings, written: Path):
     for name in TABLES:
         rows = getattr(complete, name)
         table = pyarrow.parquet.read_table(written / "tables" / f"{name}.parquet")
@@ -698,10 +701,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_experiment_gives_the_same_bytes(
-    complete: Facts, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    complete: Findings, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(write, "PNG_DPI", 30)
-    again = Facts(complete.snapshot, complete.now)
+    again = Findings(complete.snapshot, complete.now)
     assert contents(write.write(again, tmp_path / "again").parent) == contents(written)
 
 
@@ -712,7 +715,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_new_report_takes_the_place_of_the_old_one(complete: Facts, tmp_path: Path):
+def test_a_new_report_takes_the_place_of_the_old_one(complete: Findings, tmp_path: Path):
     page = write.write(complete, tmp_path / "report")
     page.write_text("damaged")
     with pytest.raises(NasdError, match=r"holds index.html, which was changed since nasd wrote it"):
@@ -724,7 +727,7 @@ def test_a_new_report_takes_the_place_of_the_old_one(complete: Facts, tmp_path: 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_report_of_an_earlier_version_is_moved_aside_whole(complete: Facts, tmp_path: Path):
+def test_a_report_of_an_earlier_version_is_moved_aside_whole(complete: Findings, tmp_path: Path):
     old = tmp_path / "reports" / "search"
     old.mkdir(parents=True)
     (old / "report.json").write_text("{}")
@@ -736,7 +739,7 @@ def test_a_report_of_an_earlier_version_is_moved_aside_whole(complete: Facts, tm
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_folder_that_holds_something_else_is_never_replaced(complete: Facts, tmp_path: Path):
+def test_a_folder_that_holds_something_else_is_never_replaced(complete: Findings, tmp_path: Path):
     (tmp_path / "precious.txt").write_text("mine")
     (tmp_path / "report.json").write_text("mine as well")
     with pytest.raises(NasdError, match=r"has no list of .*: name another folder with --out"):
@@ -750,7 +753,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(complete: Facts, t
 
 @pytest.mark.usefixtures("quick")
 def test_a_report_that_fails_midway_leaves_the_old_one(
-    complete: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    complete: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write.write(complete, tmp_path / "report")
     before = contents(tmp_path)
@@ -765,10 +768,10 @@ def test_a_report_that_fails_midway_leaves_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_the_folders_name_is_the_experiments_where_that_can_be_a_name(complete: Facts):
+def test_the_folders_name_is_the_experiments_where_that_can_be_a_name(complete: Findings):
     def named(name: str) -> str:
         experiment = replace(complete.snapshot.experiment, name=name)
-        facts = Facts(replace(complete.snapshot, experiment=experiment), complete.now)
+        facts = Findings(replace(complete.snapshot, experiment=experiment), complete.now)
         return str(write.default_folder(Path("/state"), facts))
 
     assert named("small") == "/state/reports/small"

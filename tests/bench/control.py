@@ -34,14 +34,13 @@ from nasd.views.board import Board
 from nasd.views.status.facts import Reader
 from nasd.views.status.text import Lines
 from nasd.views.status.view import view
+from tests.bench.beside import beside
 from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
 CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
 EVENTS_A_STAGE = 2
 LADDER = ("pretrain_0", "pretrain_1", "finetune", "evaluate")
-
-CANDIDATE = "id, generation, parent, genotype, hash, lineage, parameters, stage, state"
 
 
 def genotypes(count: int, seed: int = 0) -> list[Genotype]:
@@ -94,13 +93,9 @@ def fill(state: StateFolder, candidates: int) -> None:
                 one = next(drawn)
                 cut = generation > 0 and len(born) % 2 == 1
                 stages = LADDER[:1] if cut else LADDER
-                run(
-                    f"INSERT INTO candidate ({CANDIDATE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *(number, generation, draw.choice(parents), json.dumps(one.to_json())),
-                        *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
-                        *(stages[-1], "cut" if cut else "scored"),
-                    ),
+                _candidate(
+                    *(run, number, generation, draw.choice(parents), one),
+                    *(draw.randint(20_000_000, 90_000_000), stages[-1], "cut" if cut else "scored"),
                 )
                 for stage in stages:
                     _attempt(run, number, stage, generation * 1e5)
@@ -126,6 +121,28 @@ def fill(state: StateFolder, candidates: int) -> None:
     )
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
+
+
+def _candidate(
+    run: Callable[..., Any],
+    number: int,
+    generation: int,
+    parent: int,
+    one: Genotype,
+    size: int,
+    stage: str,
+    state: str,
+) -> None:
+    lines = [f"{number}.{place}" for place in range(len(one.blocks))]
+    run(
+        "INSERT INTO candidate (id, generation, parent, genotype, hash, lineage, parameters, stage,"
+        " state, ancestry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(number, generation, parent, json.dumps(one.to_json()), one.hash, _lineage(one)),
+            *(size, stage, state, json.dumps(lines)),
+        ),
+    )
+    run("INSERT INTO parentage VALUES (?, 0, ?)", (number, parent))
 
 
 def _lineage(one: Genotype) -> str:
@@ -158,13 +175,10 @@ def put_in_play(state: StateFolder, before: int, count: int) -> None:
             fate = "running" if fate == "pending" and len(live) < 4 else fate
             done = {"cut": 1, "scored": 4}.get(fate, 1)
             candidate = before + 1 + place
-            run(
-                f"INSERT INTO candidate ({CANDIDATE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(candidate, number, draw.choice(parents), json.dumps(one.to_json())),
-                    *(one.hash, _lineage(one), draw.randint(20_000_000, 90_000_000)),
-                    *("pretrain_1" if fate in ("pending", "running") else LADDER[done - 1], fate),
-                ),
+            stage = "pretrain_1" if fate in ("pending", "running") else LADDER[done - 1]
+            _candidate(
+                *(run, candidate, number, draw.choice(parents), one),
+                *(draw.randint(20_000_000, 90_000_000), stage, fate),
             )
             run(
                 "INSERT INTO member VALUES (?, ?, 'offspring', NULL, NULL, NULL)",
@@ -347,40 +361,6 @@ def commands(
     return found
 
 
-# The nasd of another folder with the bench of this one.
-WITH = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import nasd
-sys.path[0] = sys.argv[2]
-from tests.bench.control import main
-main(sys.argv[3:])
-"""
-
-
-def beside(other: Path, arguments: list[str]) -> None:
-    """All of it with the nasd of another checkout, then with this one; and both medians."""
-    root = Path(__file__).resolve().parents[2]
-    figures = []
-    with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
-        for name, checkout in (("there", other.resolve()), ("here", root)):
-            print(f"{name}: {checkout}", flush=True)
-            file = Path(folder) / f"{name}.json"
-            subprocess.run(
-                [
-                    *(sys.executable, "-P", "-c", WITH, str(checkout), str(root)),
-                    *(*arguments, "--json", str(file)),
-                ],
-                check=True,
-            )
-            figures.append(json.loads(file.read_text()))
-    there, here = figures
-    print(f"{'':58}{'there':>10}{'here':>10}")
-    for name, one in here.items():
-        if isinstance(one, dict) and "median" in one and name in there:
-            print(f"{name:58}{1e3 * there[name]['median']:7.1f} ms{1e3 * one['median']:7.1f} ms")
-
-
 AT_REST = """
 import sys
 from pathlib import Path
@@ -441,11 +421,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of watching the daemon")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--report", type=int, default=2_000, help="candidates of `nasd report`")
-    parser.add_argument("--beside", type=Path, help="another checkout, to be measured before")
+    parser.add_argument("--beside", type=Path, help="another checkout, in turns with this one")
     given = parser.parse_args(arguments)
     if given.beside is not None:
-        place = next(n for n, one in enumerate(arguments) if one.startswith("--beside"))
-        beside(given.beside, arguments[:place] + arguments[place + 2 :])
+        root = Path(__file__).resolve().parents[2]
+        beside(given.beside, root, given.candidates, given.report, given.generations)
         return
     with tempfile.TemporaryDirectory(prefix="nasd-bench-") as folder:
         state = StateFolder(Path(folder) / "state")

@@ -23,16 +23,16 @@ from nasd.views.report.drawing import (
     panels_on,
     told,
 )
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE, CandidateRow
 
 MOST_LEAVES = 160  # rows of the family tree
 LONGEST = 4.0  # times the median that an interval is drawn to be
 
 
-def helped(facts: Facts) -> Drawing:
+def helped(findings: Findings) -> Drawing:
     drawing = Drawing("mutations", "Which mutations helped")
-    rows = [row for row in facts.mutations if row.candidates]
+    rows = [row for row in findings.mutations if row.candidates]
     if not rows:
         drawing.missing = "Nobody is bred yet: there are no mutations to judge."
         return drawing
@@ -123,23 +123,27 @@ def framed(known: Sequence[tuple[float, float, float]]) -> tuple[float, float] |
     return least - space, greatest + space
 
 
-def family(facts: Facts) -> Drawing:
+def family(findings: Findings) -> Drawing:
     drawing = Drawing("family", "The family tree")
-    everyone = [row for row in facts.candidates if not row.is_baseline]
+    everyone = [row for row in findings.candidates if not row.is_baseline]
     if not everyone:
         drawing.missing = "Nobody is bred yet: the baseline has no descendants."
         return drawing
-    shown, left_out = _who_fits(facts)
+    shown, left_out = _who_fits(findings)
     children: dict[int, list[CandidateRow]] = {}
     for row in shown:
         if row.parent is not None:
             children.setdefault(row.parent, []).append(row)
-    places = tree_places(facts.baseline.id, {p: [c.id for c in cs] for p, cs in children.items()})
+    places = tree_places(
+        findings.baseline.id, {p: [c.id for c in cs] for p, cs in children.items()}
+    )
     leaves = 1 + max(places.values())
     figure, (axes,) = panels_on(1, 1, height=max(2.4, 0.9 + 0.125 * leaves))
-    column = {row.id: -1 if row.generation is None else row.generation for row in facts.candidates}
-    final = {row.id for row in facts.final_population}
-    line = lineage(facts, final)
+    column = {
+        row.id: -1 if row.generation is None else row.generation for row in findings.candidates
+    }
+    final = {row.id for row in findings.final_population}
+    line = lineage(findings, final)
     for row in shown:
         if row.parent is None:
             continue
@@ -200,15 +204,15 @@ def family(facts: Facts) -> Drawing:
     drawing.alternative = (
         f"Tree of {counted(len(shown) - 1, 'candidate')} from the baseline over"
         f" {counted(newest + 1, 'generation')}. The last population descends from"
-        f" {counted(len({_founder(facts, one) for one in final}), 'candidate')} of generation 0."
+        f" {counted(len({_founder(findings, one) for one in final}), 'candidate')} of generation 0."
     )
     return drawing
 
 
-def _who_fits(facts: Facts) -> tuple[list[CandidateRow], str]:
+def _who_fits(findings: Findings) -> tuple[list[CandidateRow], str]:
     """All, where so many rows are not too many; else those that were scored, or that lead to the
     last population; with their ancestors, and a sentence that says so."""
-    final = {row.id for row in facts.final_population}
+    final = {row.id for row in findings.final_population}
     tests: tuple[tuple[Callable[[CandidateRow], bool], str], ...] = (
         (lambda row: True, ""),
         (
@@ -219,27 +223,27 @@ def _who_fits(facts: Facts) -> tuple[list[CandidateRow], str]:
     )
     shown, said = list[CandidateRow](), ""
     for test, said in tests:  # noqa: B007
-        chosen = lineage(facts, {row.id for row in facts.candidates if test(row)})
-        shown = [row for row in facts.candidates if row.id in chosen or row.is_baseline]
+        chosen = lineage(findings, {row.id for row in findings.candidates if test(row)})
+        shown = [row for row in findings.candidates if row.id in chosen or row.is_baseline]
         parents = {row.parent for row in shown}
         if sum(row.id not in parents for row in shown) <= MOST_LEAVES:
             break
     return shown, said
 
 
-def lineage(facts: Facts, candidates: set[int]) -> set[int]:
+def lineage(findings: Findings, candidates: set[int]) -> set[int]:
     """These, and all they descend from."""
     found: set[int] = set()
     for one in candidates:
         at: int | None = one
         while at is not None and at not in found:
             found.add(at)
-            at = facts.by_id[at].parent
+            at = findings.by_id[at].parent
     return found
 
 
-def _founder(facts: Facts, candidate: int) -> int:
-    while (parent := facts.by_id[candidate].parent) != facts.baseline.id:
+def _founder(findings: Findings, candidate: int) -> int:
+    while (parent := findings.by_id[candidate].parent) != findings.baseline.id:
         assert parent is not None
         candidate = parent
     return candidate

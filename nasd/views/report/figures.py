@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 from nasd.views.report.descent import family, helped
 from nasd.views.report.drawing import Drawing, styled
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.fronts import pareto, volume
 from nasd.views.report.losses import all_curves, correlation, curves, missed
 from nasd.views.report.spending import cost
 
-DRAW: tuple[Callable[[Facts], Drawing], ...] = (
+DRAW: tuple[Callable[[Findings], Drawing], ...] = (
     pareto,
     volume,
     curves,
@@ -22,7 +22,7 @@ DRAW: tuple[Callable[[Facts], Drawing], ...] = (
 )
 
 
-def drawings(facts: Facts) -> Iterator[Drawing]:
+def drawings(findings: Findings) -> Iterator[Drawing]:
     for draw in DRAW:
         with styled(draw.__name__):
-            yield draw(facts)
+            yield draw(findings)

@@ -29,16 +29,16 @@ from nasd.views.report.drawing import (
     some_of,
     told,
 )
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE, CandidateRow, MemberRow
 
 
-def pareto(facts: Facts) -> Drawing:
+def pareto(findings: Findings) -> Drawing:
     drawing = Drawing("pareto", "Pareto fronts per generation", thesis="Figure 8")
     shown = [
         one.generation
-        for one in facts.generations
-        if any(m.quality is not None for m in facts.members if m.generation == one.generation)
+        for one in findings.generations
+        if any(m.quality is not None for m in findings.members if m.generation == one.generation)
     ]
     if not shown:
         drawing.missing = "Nobody is scored yet: the first front stands when candidates are."
@@ -48,14 +48,14 @@ def pareto(facts: Facts) -> Drawing:
     rows = math.ceil(len(panels) / columns)
     figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
     for axes in grid[: len(panels)]:  # first: they ask each time how far all the marks reach
-        _baseline_cross(axes, facts)
+        _baseline_cross(axes, findings)
     for axes, generation in zip(grid, panels, strict=False):
-        members = [m for m in facts.members if m.generation == generation]
-        row = next(one for one in facts.generations if one.generation == generation)
+        members = [m for m in findings.members if m.generation == generation]
+        row = next(one for one in findings.generations if one.generation == generation)
         axes.set_title(f"generation {generation}")
         for member in members:
             if member.quality is not None:
-                _member(drawing, axes, member, facts.by_id[member.candidate])
+                _member(drawing, axes, member, findings.by_id[member.candidate])
         _staircase(axes, [m for m in members if m.rank == 0])
         away = ", ".join(
             f"{amount} {what}"
@@ -67,9 +67,9 @@ def pareto(facts: Facts) -> Drawing:
         if away:
             axes.set_title(away, loc="right", color=MUTED, fontweight="normal", fontsize=SMALL)
     outer_labels(grid[: len(panels)], columns, SIZE, QUALITY)
-    floor = _floor([q for row in facts.candidates if (q := row.quality) is not None])
-    far = _below(facts, grid, panels, floor)
-    highest = max((m.rank or 0 for m in facts.members), default=0)
+    floor = _floor([q for row in findings.candidates if (q := row.quality) is not None])
+    far = _below(findings, grid, panels, floor)
+    highest = max((m.rank or 0 for m in findings.members), default=0)
     key(
         figure,
         [
@@ -87,14 +87,14 @@ def pareto(facts: Facts) -> Drawing:
     )
     figure.draw_without_rendering()
     for axes, generation in zip(grid, panels, strict=False):
-        best = [m for m in facts.members if m.generation == generation and m.rank == 0]
+        best = [m for m in findings.members if m.generation == generation and m.rank == 0]
         all_at = [
             (share_of_baseline(m.size), m.quality)
-            for m in facts.members
+            for m in findings.members
             if m.generation == generation and m.quality is not None
         ]
-        if facts.baseline.quality is not None:
-            all_at.append((100.0, facts.baseline.quality))
+        if findings.baseline.quality is not None:
+            all_at.append((100.0, findings.baseline.quality))
         named = [(share_of_baseline(m.size), m.quality or 0.0, str(m.candidate)) for m in best]
         label_marks(axes, named, all_at)
     drawing.figure = figure
@@ -105,7 +105,7 @@ def pareto(facts: Facts) -> Drawing:
         " bounds what they dominate. Dashed: the baseline; what lies above and to the left of"
         " it is better in both." + (" Arrows: far below the frame." if far else "")
     )
-    if any(m.rank is None and m.quality is not None for m in facts.members):
+    if any(m.rank is None and m.quality is not None for m in findings.members):
         drawing.caption += " Grey: not selected among, yet or at all."
     if len(panels) < len(shown):
         drawing.caption += (
@@ -113,14 +113,14 @@ def pareto(facts: Facts) -> Drawing:
         )
     drawing.alternative = (
         f"{counted(len(panels), 'scatter plot')} of quality against parameters, one a generation."
-        + _front_in_words(facts, shown[-1])
-        + _baseline_words(facts)
+        + _front_in_words(findings, shown[-1])
+        + _baseline_words(findings)
     )
     return drawing
 
 
-def _front_in_words(facts: Facts, generation: int) -> str:
-    members = [m for m in facts.members if m.generation == generation and m.quality is not None]
+def _front_in_words(findings: Findings, generation: int) -> str:
+    members = [m for m in findings.members if m.generation == generation and m.quality is not None]
     front = sorted((m.size, m.quality or 0.0) for m in members if m.rank == 0)
     if not front:
         return f" Generation {generation} is not selected yet."
@@ -156,15 +156,15 @@ def _floor(values: Sequence[float]) -> float:
     return min(value for value in values if value >= least)
 
 
-def _below(facts: Facts, grid: Sequence[Axes], panels: Sequence[int], floor: float) -> bool:
+def _below(findings: Findings, grid: Sequence[Axes], panels: Sequence[int], floor: float) -> bool:
     """Frames the panels from the floor up; whether an arrow says that somebody lies below."""
-    qualities = [row.quality for row in facts.candidates if row.quality is not None]
+    qualities = [row.quality for row in findings.candidates if row.quality is not None]
     if min(qualities) >= floor:
         return False
     margin = 0.06 * (max(qualities) - floor or 1.0)
     for axes, generation in zip(grid, panels, strict=False):
         axes.set_ylim(floor - 2 * margin, max(qualities) + margin)
-        for member in facts.members:
+        for member in findings.members:
             if member.generation == generation and (member.quality or floor) < floor:
                 axes.annotate(
                     f"▼ {member.candidate}: {number(member.quality)}",
@@ -190,19 +190,19 @@ def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
         axes.plot(*zip(*steps, strict=True), color=RANKS[0], lw=0.7, zorder=2)
 
 
-def volume(facts: Facts) -> Drawing:
-    drawing = Drawing("hypervolume", f"Hypervolume per generation and per {facts.unit[:-1]}")
-    if not facts.progress:
+def volume(findings: Findings) -> Drawing:
+    drawing = Drawing("hypervolume", f"Hypervolume per generation and per {findings.unit[:-1]}")
+    if not findings.progress:
         drawing.missing = "Nobody is scored yet: there is no front to measure."
         return drawing
     figure, (left, right) = panels_on(1, 2, height=2.9, share_y=True)
-    base = facts.baseline_hypervolume
+    base = findings.baseline_hypervolume
     for axes in (left, right):
         axes.grid(axis="y", color=FAINT, lw=0.5)
         axes.set_axisbelow(True)
         if base is not None:
             axes.axhline(base, color=BASE, lw=1, ls=(0, (4, 3)))
-    done = [one for one in facts.generations if one.hypervolume is not None]
+    done = [one for one in findings.generations if one.hypervolume is not None]
     left.plot(
         [one.generation for one in done],
         [one.hypervolume or 0.0 for one in done],
@@ -214,7 +214,7 @@ def volume(facts: Facts) -> Drawing:
             one.generation,
             one.hypervolume or 0.0,
             f"generation {one.generation}: hypervolume {number(one.hypervolume)}, gain"
-            f" {signed(one.gain)}, {hours(one.gpu_hours)} {facts.unit} by then",
+            f" {signed(one.gain)}, {hours(one.gpu_hours)} {findings.unit} by then",
             ACCENT,
             ACCENT,
         )
@@ -225,13 +225,13 @@ def volume(facts: Facts) -> Drawing:
     left.set_ylabel("hypervolume, % x compression")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_title("of parents and offspring, at selection")
-    x = [one.gpu_hours for one in facts.progress]
-    y = [one.hypervolume for one in facts.progress]
-    right.step([*x, facts.gpu_hours], [*y, y[-1]], where="post", color=ACCENT, lw=1.4)
+    x = [one.gpu_hours for one in findings.progress]
+    y = [one.hypervolume for one in findings.progress]
+    right.step([*x, findings.gpu_hours], [*y, y[-1]], where="post", color=ACCENT, lw=1.4)
     ends = [one.gpu_hours for one in done]
     right.vlines(ends, 0, 0.03, transform=right.get_xaxis_transform(), color=MUTED, lw=0.8)
     right.set_title("of all scored so far, as each score came in")
-    right.set_xlabel(f"{facts.unit} spent (short bars: ends of generations)")
+    right.set_xlabel(f"{findings.unit} spent (short bars: ends of generations)")
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     figure.draw_without_rendering()
     if base is not None:
@@ -262,14 +262,15 @@ def volume(facts: Facts) -> Drawing:
             if done
             else "No generation is selected yet. "
         )
-        + f"Of all scored so far it is {number(y[-1])} after {hours(facts.gpu_hours)} {facts.unit}."
+        + f"Of all scored so far it is {number(y[-1])} after {hours(findings.gpu_hours)}"
+        + f" {findings.unit}."
         + ("" if base is None else f" The baseline alone has {number(base)}.")
     )
     return drawing
 
 
-def _baseline_cross(axes: Axes, facts: Facts) -> None:
-    quality = facts.baseline.quality
+def _baseline_cross(axes: Axes, findings: Findings) -> None:
+    quality = findings.baseline.quality
     if quality is None:
         return
     for line in (axes.axhline, axes.axvline):
@@ -279,6 +280,6 @@ def _baseline_cross(axes: Axes, facts: Facts) -> None:
     axes.plot([100.0], [quality], marker="*", markersize=9, color=BASE, linestyle="none", zorder=3)
 
 
-def _baseline_words(facts: Facts) -> str:
-    quality = facts.baseline.quality
+def _baseline_words(findings: Findings) -> str:
+    quality = findings.baseline.quality
     return "" if quality is None else f" The baseline has quality {number(quality)}."

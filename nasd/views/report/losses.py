@@ -31,36 +31,36 @@ from nasd.views.report.drawing import (
     some_of,
     told,
 )
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE, CandidateRow
 
 
-def curves(facts: Facts) -> Drawing:
+def curves(findings: Findings) -> Drawing:
     drawing = Drawing("curves", "MLM learning curves, and the cutoff", thesis="Figure 9")
-    found = sorted({row.generation for row in facts.curves if row.generation is not None})
+    found = sorted({row.generation for row in findings.curves if row.generation is not None})
     if not found:
         drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
         return drawing
-    decided = {row.generation for row in facts.cutoffs}
+    decided = {row.generation for row in findings.cutoffs}
     generation = max((g for g in found if g in decided), default=found[-1])
     figure, (axes,) = panels_on(1, 1, height=4.6)
-    lines = _draw_curves(facts, axes, generation, drawing)
-    _frame_curves(facts, axes, generation)
+    lines = _draw_curves(findings, axes, generation, drawing)
+    _frame_curves(findings, axes, generation)
     axes.set_xlabel("optimizer steps, the MLM stages in a row")
     axes.set_ylabel("MLM evaluation loss, nats a masked token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     figure.draw_without_rendering()
-    _mark_stages(facts, axes, generation)
+    _mark_stages(findings, axes, generation)
     _label_ends(axes, lines)
     drawing.figure = figure
-    cutoffs = [row for row in facts.cutoffs if row.generation == generation]
+    cutoffs = [row for row in findings.cutoffs if row.generation == generation]
     drawing.title += f": generation {generation}"
     failed = [
         row.name
-        for row in facts.candidates
+        for row in findings.candidates
         if row.generation == generation and row.state == State.FAILED
     ]
-    drawing.caption = f"{_curve_key(facts)} Numbers name the candidates."
+    drawing.caption = f"{_curve_key(findings)} Numbers name the candidates."
     if failed:
         one = len(failed) == 1
         drawing.caption += (
@@ -83,9 +83,9 @@ def curves(facts: Facts) -> Drawing:
     return drawing
 
 
-def all_curves(facts: Facts) -> Drawing:
+def all_curves(findings: Findings) -> Drawing:
     drawing = Drawing("curves-all", "Learning curves of all generations")
-    found = sorted({row.generation for row in facts.curves if row.generation is not None})
+    found = sorted({row.generation for row in findings.curves if row.generation is not None})
     if not found:
         drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
         return drawing
@@ -96,14 +96,14 @@ def all_curves(facts: Facts) -> Drawing:
     columns = min(len(panels), 3 if len(panels) <= 9 else 4)
     figure, grid = panels_on(math.ceil(len(panels) / columns), columns, height=2.2, share=True)
     for axes, generation in zip(grid, panels, strict=False):
-        _draw_curves(facts, axes, generation, drawing, width=0.6)
+        _draw_curves(findings, axes, generation, drawing, width=0.6)
         axes.set_title(f"generation {generation}")
-        for stage in facts.cutoff_stages:
-            if generation in {row.generation for row in facts.cutoffs if row.stage == stage}:
-                axes.axvline(facts.stage_end(stage), color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        for stage in findings.cutoff_stages:
+            if generation in {row.generation for row in findings.cutoffs if row.stage == stage}:
+                axes.axvline(findings.stage_end(stage), color=MUTED, lw=0.8, ls=(0, (4, 3)))
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _frame_curves(facts, grid[0], *panels)
+    _frame_curves(findings, grid[0], *panels)
     outer_labels(
         grid[: len(panels)],
         columns,
@@ -111,7 +111,7 @@ def all_curves(facts: Facts) -> Drawing:
         "MLM evaluation loss, nats",
     )
     drawing.figure = figure
-    drawing.caption = _curve_key(facts) + " Generation 0 climbs without a cutoff."
+    drawing.caption = _curve_key(findings) + " Generation 0 climbs without a cutoff."
     drawing.alternative = (
         f"{counted(len(panels), 'line plot')}, one a generation, of MLM evaluation losses against"
         " steps."
@@ -119,31 +119,31 @@ def all_curves(facts: Facts) -> Drawing:
     return drawing
 
 
-def _curve_key(facts: Facts) -> str:
+def _curve_key(findings: Findings) -> str:
     text = "Solid: went on behind the cutoff (bold: survived the selection). Dotted: cut."
-    if facts.baseline_loss is not None:
+    if findings.baseline_loss is not None:
         return text + " Dashed orange: the baseline, behind the training of its MLM head."
     return text + " The baseline is not trained on MLM, so it has no curve here."
 
 
 def _draw_curves(
-    facts: Facts, axes: Axes, generation: int, drawing: Drawing, width: float = 1.0
+    findings: Findings, axes: Axes, generation: int, drawing: Drawing, width: float = 1.0
 ) -> list[tuple[CandidateRow, float, float, str]]:
     """The lines, and where each ends: (candidate, step, loss, colour)."""
-    if facts.baseline_loss is not None:
-        axes.axhline(facts.baseline_loss, color=BASE, lw=1, ls=(0, (4, 3)))
+    if findings.baseline_loss is not None:
+        axes.axhline(findings.baseline_loss, color=BASE, lw=1, ls=(0, (4, 3)))
     ends = []
     by_candidate: dict[int, list[tuple[float, float]]] = {}
-    for one in facts.curves:
+    for one in findings.curves:
         if one.generation == generation:
             by_candidate.setdefault(one.candidate, []).append((one.step, one.loss))
     for candidate, points in sorted(
-        by_candidate.items(), key=lambda item: not facts.by_id[item[0]].cut
+        by_candidate.items(), key=lambda item: not findings.by_id[item[0]].cut
     ):
-        row = facts.by_id[candidate]
+        row = findings.by_id[candidate]
         survived = any(
             m.survives
-            for m in facts.members
+            for m in findings.members
             if (m.generation, m.candidate) == (generation, candidate)
         )
         colour = CUT if row.cut else ACCENT
@@ -162,13 +162,13 @@ def _draw_curves(
     return ends
 
 
-def _frame_curves(facts: Facts, axes: Axes, *generations: int) -> None:
+def _frame_curves(findings: Findings, axes: Axes, *generations: int) -> None:
     """So that what happens at the cutoff can be seen: the first steps may lie above the frame."""
-    rows = [row for row in facts.curves if row.generation in generations]
+    rows = [row for row in findings.curves if row.generation in generations]
     losses = [row.loss for row in rows]
-    if facts.baseline_loss is not None:
-        losses.append(facts.baseline_loss)
-    first = facts.mlm_stages[0]
+    if findings.baseline_loss is not None:
+        losses.append(findings.baseline_loss)
+    first = findings.mlm_stages[0]
     ends: dict[int, float] = {}
     for row in rows:
         if row.stage == first:
@@ -178,13 +178,13 @@ def _frame_curves(facts: Facts, axes: Axes, *generations: int) -> None:
     top = min(highest, lowest + 3.0 * max(interesting - lowest, 1e-3))
     margin = 0.04 * (top - lowest or 1.0)
     axes.set_ylim(lowest - margin, top + margin)
-    axes.set_xlim(0, 1.05 * max(facts.stage_end(facts.mlm_stages[-1]), 1))
+    axes.set_xlim(0, 1.05 * max(findings.stage_end(findings.mlm_stages[-1]), 1))
 
 
-def _mark_stages(facts: Facts, axes: Axes, generation: int) -> None:
+def _mark_stages(findings: Findings, axes: Axes, generation: int) -> None:
     """Names of the stages above, and the cutoffs."""
-    for stage in facts.mlm_stages:
-        start, end = facts.offsets[stage], facts.stage_end(stage)
+    for stage in findings.mlm_stages:
+        start, end = findings.offsets[stage], findings.stage_end(stage)
         if end == start:
             continue
         axes.annotate(
@@ -197,8 +197,8 @@ def _mark_stages(facts: Facts, axes: Axes, generation: int) -> None:
             color=MUTED,
             fontsize=8,
         )
-        rows = [r for r in facts.cutoffs if (r.generation, r.stage) == (generation, stage)]
-        if stage != facts.mlm_stages[-1]:
+        rows = [r for r in findings.cutoffs if (r.generation, r.stage) == (generation, stage)]
+        if stage != findings.mlm_stages[-1]:
             axes.axvline(end, color=INK if rows else FAINT, lw=0.9, ls=(0, (4, 3)))
         if rows:
             kept = sum(row.kept for row in rows)
@@ -240,23 +240,25 @@ def _label_ends(axes: Axes, lines: Sequence[tuple[CandidateRow, float, float, st
             )
 
 
-def correlation(facts: Facts) -> Drawing:
+def correlation(findings: Findings) -> Drawing:
     drawing = Drawing("correlation", "MLM loss and score", thesis="Figure 10")
-    if not facts.losses:
+    if not findings.losses:
         drawing.missing = (
             "No candidate has both an MLM loss and a score yet: nothing can be correlated."
         )
         return drawing
-    stages = [stage for stage in facts.mlm_stages if any(r.stage == stage for r in facts.losses)]
+    stages = [
+        stage for stage in findings.mlm_stages if any(r.stage == stage for r in findings.losses)
+    ]
     figure, grid = panels_on(1, len(stages), height=3.6, share_y=True)
-    cut = {row.generation for row in facts.cutoffs}
+    cut = {row.generation for row in findings.cutoffs}
     for axes, stage in zip(grid, stages, strict=True):
-        found = [row for row in facts.losses if row.stage == stage]
-        if facts.baseline.quality is not None:
-            axes.axhline(facts.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
+        found = [row for row in findings.losses if row.stage == stage]
+        if findings.baseline.quality is not None:
+            axes.axhline(findings.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
         points: dict[str, list[Mark]] = {"o": [], "^": []}
         for row in found:
-            candidate = facts.by_id[row.candidate]
+            candidate = findings.by_id[row.candidate]
             colour = CUT if candidate.cut else ACCENT
             tip = told(candidate, f"loss {number(row.loss, 3)} at the end of {stage}")
             face = colour if row.generation in cut else PAPER
@@ -264,8 +266,8 @@ def correlation(facts: Facts) -> Drawing:
             points[shape].append(Mark(row.loss, row.quality, tip, colour, face))
         for shape, marks in points.items():
             drawing.marks(axes, marks, shape, 4.5)
-        where = "at the cutoff" if stage in facts.cutoff_stages else "at the end"
-        if stage in facts.cutoff_stages or stage == facts.mlm_stages[-1]:
+        where = "at the cutoff" if stage in findings.cutoff_stages else "at the end"
+        if stage in findings.cutoff_stages or stage == findings.mlm_stages[-1]:
             axes.set_title(f"{where} ({stage})")
         else:
             axes.set_title(stage)
@@ -273,21 +275,21 @@ def correlation(facts: Facts) -> Drawing:
         n = len(found)
         said = [
             f"{row.method} {_estimate(row.value, row.low, row.high)}"
-            for row in facts.correlations
+            for row in findings.correlations
             if (row.stage, row.among) == (stage, "all scored") and row.value is not None
         ]
         text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: too few to correlate"
         axes.set_title(text, loc="right", fontweight="normal", fontsize=8)
     grid[0].set_ylabel(QUALITY)
     legend: list[tuple[str, dict[str, Any]]] = []
-    if any(row.generation in cut for row in facts.losses):
+    if any(row.generation in cut for row in findings.losses):
         legend.append(("went on behind a cutoff", {"marker": "o", "color": ACCENT}))
-    if any(row.generation not in cut for row in facts.losses):
+    if any(row.generation not in cut for row in findings.losses):
         style = {"marker": "o", "color": ACCENT, "markerfacecolor": PAPER}
         legend.append(("generation without a cutoff", style))
-    if any(facts.by_id[row.candidate].cut for row in facts.losses):
+    if any(findings.by_id[row.candidate].cut for row in findings.losses):
         legend.append(("cut, trained all the same", {"marker": "^", "color": CUT}))
-    if facts.baseline.quality is not None:
+    if findings.baseline.quality is not None:
         legend.append((BASELINE, {"linestyle": (0, (4, 3)), "marker": "", "color": BASE, "lw": 1}))
     key(figure, legend)
     drawing.figure = figure
@@ -300,7 +302,7 @@ def correlation(facts: Facts) -> Drawing:
     )
     drawing.alternative = "Scatter plots of quality against MLM loss. " + " ".join(
         f"{row.stage}, {row.method}: {_estimate(row.value, row.low, row.high)}, n = {row.n}."
-        for row in facts.correlations
+        for row in findings.correlations
         if row.among == "all scored"
     )
     return drawing
@@ -312,33 +314,33 @@ def _estimate(value: float | None, low: float | None, high: float | None) -> str
     return f"{number(value, 2)} [{number(low, 2)}, {number(high, 2)}]"
 
 
-def missed(facts: Facts) -> Drawing:
+def missed(findings: Findings) -> Drawing:
     drawing = Drawing("missed", "What the cutoff missed", thesis="6.2")
-    if not facts.missed:
+    if not findings.missed:
         drawing.missing = (
             "No candidate that a cutoff stopped was trained to its end, so nobody knows what it"
             " missed."
-            if any(not row.kept for row in facts.cutoffs)
+            if any(not row.kept for row in findings.cutoffs)
             else "No cutoff has stopped anybody yet."
         )
         return drawing
-    groups = sorted({(row.generation, row.stage) for row in facts.missed})[-3:]
+    groups = sorted({(row.generation, row.stage) for row in findings.missed})[-3:]
     figure, grid = panels_on(1, len(groups), height=3.6, share_y=True)
     for axes, (generation, stage) in zip(grid, groups, strict=True):
         rows = [
             r
-            for r in facts.cutoffs
+            for r in findings.cutoffs
             if (r.generation, r.stage) == (generation, stage) and r.quality is not None
         ]
-        if facts.baseline.quality is not None:
-            axes.axhline(facts.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
+        if findings.baseline.quality is not None:
+            axes.axhline(findings.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
         axes.axvline(rows[0].threshold, color=INK, lw=0.9, ls=(0, (4, 3)))
         for row in rows:
             drawing.mark(
                 axes,
                 row.loss,
                 row.quality or 0.0,
-                told(facts.by_id[row.candidate], f"loss {number(row.loss, 3)} at the cutoff"),
+                told(findings.by_id[row.candidate], f"loss {number(row.loss, 3)} at the cutoff"),
                 marker="o" if row.kept else "^",
                 markersize=5,
                 color=ACCENT if row.kept else CUT,
@@ -359,13 +361,13 @@ def missed(facts: Facts) -> Drawing:
     for axes, (generation, stage) in zip(grid, groups, strict=True):
         rows = [
             r
-            for r in facts.cutoffs
+            for r in findings.cutoffs
             if (r.generation, r.stage) == (generation, stage) and r.quality is not None
         ]
         at = [(r.loss, r.quality or 0.0) for r in rows]
         label_marks(axes, [(r.loss, r.quality or 0.0, str(r.candidate)) for r in rows], at)
     drawing.figure = figure
-    would = [row for row in facts.missed if row.would_survive]
+    would = [row for row in findings.missed if row.would_survive]
     drawing.caption = (
         "Candidates left of the dashed line went on; those right of it were cut and trained to"
         " their end afterwards. A triangle above a circle has a higher quality than one that went"
@@ -374,7 +376,7 @@ def missed(facts: Facts) -> Drawing:
     )
     drawing.alternative = (
         "Scatter plot of quality against the loss at the cutoff:"
-        f" {counted(len(facts.missed), 'cut candidate')} trained to the end, of which"
+        f" {counted(len(findings.missed), 'cut candidate')} trained to the end, of which"
         f" {len(would)} would have survived the selection."
     )
     return drawing

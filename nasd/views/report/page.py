@@ -12,7 +12,7 @@ from nasd import __version__
 from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
 from nasd.record.lifecycle import ExperimentState
 from nasd.views.report.drawing import COLOURS, Drawing
-from nasd.views.report.facts import TABLES, Facts
+from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.rows import CandidateRow, MissedRow
 from nasd.views.report.words import answer, instant, significant
 
@@ -38,7 +38,7 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) -> str:
+def render(findings: Findings, drawings: Sequence[Drawing], notes: Mapping[str, str]) -> str:
     """notes: sentences to stand below a figure, by its name."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -46,8 +46,8 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
     environment = Environment(
         loader=PackageLoader("nasd.views.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    experiment = facts.snapshot.experiment
-    tables = _tables(facts)
+    experiment = findings.snapshot.experiment
+    tables = _tables(findings)
     sections = [
         Section(
             drawing,
@@ -60,14 +60,14 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
     return environment.get_template("page.html.jinja").render(
         version=__version__,
         name=experiment.name,
-        now=instant(facts.now),
+        now=instant(findings.now),
         colours=COLOURS,
-        answer=answer(facts),
-        population=_population(facts),
+        answer=answer(findings),
+        population=_population(findings),
         sections=sections,
         seed=experiment.seed,
-        asked=_asked(facts) if facts.asked else None,
-        config=toml(facts.config),
+        asked=_asked(findings) if findings.asked else None,
+        config=toml(findings.config),
         prepared=json.dumps(experiment.prepared, indent=1) if experiment.prepared else "",
         genotypes=json.dumps(
             [
@@ -76,7 +76,7 @@ def render(facts: Facts, drawings: Sequence[Drawing], notes: Mapping[str, str]) 
                     "hash": row.hash,
                     "genotype": json.loads(row.genotype_json),
                 }
-                for row in (facts.baseline, *facts.final_population)
+                for row in (findings.baseline, *findings.final_population)
             ]
         ),
         tables=TABLES,
@@ -126,17 +126,20 @@ def _without_none(value: Any) -> Any:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _population(facts: Facts) -> dict[str, Any]:
-    rows = facts.final_population
-    losses = {row.candidate: row.loss for row in facts.losses if row.stage == facts.mlm_stages[-1]}
+def _population(findings: Findings) -> dict[str, Any]:
+    rows = findings.final_population
+    losses = {
+        row.candidate: row.loss for row in findings.losses if row.stage == findings.mlm_stages[-1]
+    }
     generation = max(
-        (one.generation for one in facts.generations if one.hypervolume is not None), default=None
+        (one.generation for one in findings.generations if one.hypervolume is not None),
+        default=None,
     )
-    complete = facts.snapshot.experiment.state is ExperimentState.COMPLETE
+    complete = findings.snapshot.experiment.state is ExperimentState.COMPLETE
     name = "The final population" if complete else "The newest population"
 
     def line(row: CandidateRow) -> list[str]:
-        loss = facts.baseline_loss if row.is_baseline else losses.get(row.id)
+        loss = findings.baseline_loss if row.is_baseline else losses.get(row.id)
         return [
             row.name,
             NOTHING if row.rank is None else str(row.rank),
@@ -170,10 +173,10 @@ def _population(facts: Facts) -> dict[str, Any]:
                 "MLM loss",
                 "born in",
                 "parent",
-                facts.unit,
+                findings.unit,
                 "genotype",
             ],
-            [line(row) for row in (facts.baseline, *rows)],
+            [line(row) for row in (findings.baseline, *rows)],
             title="Best rank first. Genotypes from the embeddings upwards: heads, then feed-forward"
             " networks by activation (r for ReLU, g for GELU) and inner sizes.",
             texts=(0, 12),
@@ -183,23 +186,23 @@ def _population(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _tables(facts: Facts) -> dict[str, list[Table]]:
+def _tables(findings: Findings) -> dict[str, list[Table]]:
     """By the name of the figure below which they stand."""
     found: dict[str, list[Table]] = {}
-    if facts.progress:
-        found["hypervolume"] = [_generations(facts)]
-    if facts.losses:
-        found["correlation"] = [_correlations(facts)]
-    if facts.missed:
-        found["missed"] = [_missed(facts)]
-    if any(row.candidates for row in facts.mutations):
-        found["mutations"] = [_mutations(facts)]
-    if facts.costs:
-        found["cost"] = [_costs(facts)]
+    if findings.progress:
+        found["hypervolume"] = [_generations(findings)]
+    if findings.losses:
+        found["correlation"] = [_correlations(findings)]
+    if findings.missed:
+        found["missed"] = [_missed(findings)]
+    if any(row.candidates for row in findings.mutations):
+        found["mutations"] = [_mutations(findings)]
+    if findings.costs:
+        found["cost"] = [_costs(findings)]
     return found
 
 
-def _generations(facts: Facts) -> Table:
+def _generations(findings: Findings) -> Table:
     return Table(
         [
             "generation",
@@ -213,8 +216,8 @@ def _generations(facts: Facts) -> Table:
             "median",
             "hypervolume",
             "gain",
-            facts.unit,
-            f"gain per {facts.unit[:-1]}",
+            findings.unit,
+            f"gain per {findings.unit[:-1]}",
         ],
         [
             [
@@ -229,19 +232,19 @@ def _generations(facts: Facts) -> Table:
                 hours(row.gpu_hours),
                 significant(row.gain_per_gpu_hour),
             ]
-            for row in facts.generations
+            for row in findings.generations
         ],
         title="Qualities are of parents and offspring together. The first gain is on what the"
-        f" baseline alone dominates, the others on the generation before; {facts.unit} are those"
+        f" baseline alone dominates, the others on the generation before; {findings.unit} are those"
         " spent in all by the generation's end. Cut candidates that were trained on since count as"
         " scored.",
         texts=(0, 1),
     )
 
 
-def _correlations(facts: Facts) -> Table:
+def _correlations(findings: Findings) -> Table:
     rows = []
-    for (stage, among), pair in groupby(facts.correlations, lambda row: (row.stage, row.among)):
+    for (stage, among), pair in groupby(findings.correlations, lambda row: (row.stage, row.among)):
         found = list(pair)
         rows.append(
             [
@@ -265,7 +268,7 @@ def _correlations(facts: Facts) -> Table:
     )
 
 
-def _missed(facts: Facts) -> Table:
+def _missed(findings: Findings) -> Table:
     return Table(
         [
             "candidate",
@@ -277,7 +280,7 @@ def _missed(facts: Facts) -> Table:
             "of baseline's parameters",
             "would have survived",
             "on the front",
-            f"{facts.unit} more",
+            f"{findings.unit} more",
         ],
         [
             [
@@ -292,19 +295,19 @@ def _missed(facts: Facts) -> Table:
                 "yes" if row.front else "no",
                 hours(row.gpu_hours),
             ]
-            for row in facts.missed
+            for row in findings.missed
         ],
         title="Cut candidates that were trained to the end, among the scored of their generation.",
         texts=(0, 7, 8),
     )
 
 
-def _asked(facts: Facts) -> Table:
+def _asked(findings: Findings) -> Table:
     return Table(
         ["when", "who", "what", "why"],
         [
             [instant(one.at), one.who, f"{one.action}: {one.answer}", one.why or NOTHING]
-            for one in facts.asked
+            for one in findings.asked
         ],
         title="What people asked of the search while it ran. It belongs to the story as the seed"
         " does.",
@@ -320,7 +323,7 @@ def _survival(row: MissedRow) -> str:
     return f"no: rank {row.rank}{crowded}"
 
 
-def _mutations(facts: Facts) -> Table:
+def _mutations(findings: Findings) -> Table:
     def cell(value: float | None, low: float | None, high: float | None, n: int, unit: int) -> str:
         if value is None or low is None or high is None:
             return f"too few (n = {n})"
@@ -328,7 +331,7 @@ def _mutations(facts: Facts) -> Table:
         ends = f"[{number(unit * low, digits)}, {number(unit * high, digits)}]"
         return f"{number(unit * value, digits)} {ends}, n = {n}"
 
-    any_row = facts.mutations[-1]
+    any_row = findings.mutations[-1]
     return Table(
         [
             "mutation",
@@ -351,14 +354,14 @@ def _mutations(facts: Facts) -> Table:
                 cell(row.size, row.size_low, row.size_high, row.size_n, 1),
                 cell(row.survived, row.survived_low, row.survived_high, row.survived_n, 100),
             ]
-            for row in facts.mutations
+            for row in findings.mutations
         ],
         title="Against the parent, with 95 % intervals.",
     )
 
 
-def _costs(facts: Facts) -> Table:
-    total = facts.gpu_hours or 1.0
+def _costs(findings: Findings) -> Table:
+    total = findings.gpu_hours or 1.0
     rows = [
         [
             row.stage,
@@ -372,19 +375,19 @@ def _costs(facts: Facts) -> Table:
             f"{number(100 * row.gpu_hours / total)} %",
             hours(row.lost_gpu_hours),
         ]
-        for row in facts.costs
+        for row in findings.costs
     ]
     sums = [
         "all",
         "",
-        str(len({one.candidate for one in facts.attempts})),
+        str(len({one.candidate for one in findings.attempts})),
         *(
-            str(sum(getattr(row, name) for row in facts.costs))
+            str(sum(getattr(row, name) for row in findings.costs))
             for name in ("attempts", "succeeded", "interrupted", "failed")
         ),
-        hours(facts.gpu_hours),
+        hours(findings.gpu_hours),
         "100 %",
-        hours(sum(row.lost_gpu_hours for row in facts.costs)),
+        hours(sum(row.lost_gpu_hours for row in findings.costs)),
     ]
     return Table(
         [
@@ -395,12 +398,12 @@ def _costs(facts: Facts) -> Table:
             "succeeded",
             "interrupted",
             "failed",
-            facts.unit,
+            findings.unit,
             "share",
             "lost",
         ],
         [*rows, sums],
         title="Attempts still running count among attempts alone.",
         texts=(0, 1),
-        marked=[place for place, row in enumerate(facts.costs) if row.who == "baseline"],
+        marked=[place for place, row in enumerate(findings.costs) if row.who == "baseline"],
     )

@@ -7,22 +7,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nasd.contract.readable import counted, hours
 from nasd.views.report.drawing import ACCENT, BASE, CUT, INK, Drawing, key, panels_on
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE
 
 
-def cost(facts: Facts) -> Drawing:
-    drawing = Drawing("cost", f"Where the {facts.unit} went")
-    if not facts.gpu_hours:
+def cost(findings: Findings) -> Drawing:
+    drawing = Drawing("cost", f"Where the {findings.unit} went")
+    if not findings.gpu_hours:
         drawing.missing = "No attempt has run yet: nothing is spent."
         return drawing
-    stages = list(dict.fromkeys(row.stage for row in facts.costs))
-    figure, (left, right) = panels_on(1, 2, height=0.9 + 0.36 * max(len(stages), len(facts.fates)))
+    stages = list(dict.fromkeys(row.stage for row in findings.costs))
+    figure, (left, right) = panels_on(
+        1, 2, height=0.9 + 0.36 * max(len(stages), len(findings.fates))
+    )
     for place, stage in enumerate(stages):
         y, start = len(stages) - place, 0.0
-        total = sum(row.gpu_hours for row in facts.costs if row.stage == stage)
-        gone = sum(row.lost_gpu_hours for row in facts.costs if row.stage == stage)
-        for row in (row for row in facts.costs if row.stage == stage):
+        total = sum(row.gpu_hours for row in findings.costs if row.stage == stage)
+        gone = sum(row.lost_gpu_hours for row in findings.costs if row.stage == stage)
+        for row in (row for row in findings.costs if row.stage == stage):
             colour = BASE if row.who == BASELINE else ACCENT
             left.barh(y, row.gpu_hours - row.lost_gpu_hours, left=start, height=0.6, color=colour)
             start += row.gpu_hours - row.lost_gpu_hours
@@ -31,22 +33,22 @@ def cost(facts: Facts) -> Drawing:
             left,
             total,
             y,
-            _spent(total, facts.gpu_hours) + (f", {hours(gone)} lost" if gone else ""),
+            _spent(total, findings.gpu_hours) + (f", {hours(gone)} lost" if gone else ""),
         )
-    _bars(left, stages, "by stage", facts.unit)
-    for place, fate in enumerate(facts.fates):
-        y = len(facts.fates) - place
+    _bars(left, stages, "by stage", findings.unit)
+    for place, fate in enumerate(findings.fates):
+        y = len(findings.fates) - place
         colour = BASE if fate.fate == BASELINE else ACCENT
         right.barh(y, fate.gpu_hours, height=0.6, color=colour)
-        _bar_label(right, fate.gpu_hours, y, _spent(fate.gpu_hours, facts.gpu_hours))
+        _bar_label(right, fate.gpu_hours, y, _spent(fate.gpu_hours, findings.gpu_hours))
     _bars(
         right,
         [
             row.fate if row.fate == BASELINE else f"{row.fate} ({row.candidates})"
-            for row in facts.fates
+            for row in findings.fates
         ],
         "by what became of the candidate",
-        facts.unit,
+        findings.unit,
     )
     key(
         figure,
@@ -63,9 +65,9 @@ def cost(facts: Facts) -> Drawing:
         " attempts."
     )
     drawing.alternative = "Two bar charts. " + " ".join(
-        f"{row.stage} ({row.who}): {hours(row.gpu_hours)} {facts.unit} in"
+        f"{row.stage} ({row.who}): {hours(row.gpu_hours)} {findings.unit} in"
         f" {counted(row.attempts, 'attempt')}."
-        for row in facts.costs
+        for row in findings.costs
     )
     return drawing
 

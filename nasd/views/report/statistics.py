@@ -119,3 +119,7 @@ def _fisher(value: float, n: int, variance: float) -> Estimate:
     half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt(variance / (n - 3))
     middle = math.atanh(value)
     return Estimate(value, math.tanh(middle - half), math.tanh(middle + half), n)
+
+
+def ends(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)

@@ -7,7 +7,7 @@ from itertools import groupby
 from nasd.contract.readable import NOTHING, counted, duration, hours, number, of_baseline, signed
 from nasd.record.lifecycle import State
 from nasd.views import caveats
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.report.rows import CandidateRow
 from nasd.views.report.statistics import spearman
 
@@ -26,29 +26,29 @@ def instant(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def answer(facts: Facts) -> list[str]:
+def answer(findings: Findings) -> list[str]:
     """What came of it, a sentence or two each."""
-    known = caveats.of(facts.snapshot.experiment.prepared or {})
+    known = caveats.of(findings.snapshot.experiment.prepared or {})
     of_the_data = [f"{text[0].upper()}{text[1:]}." for text in known]
     return [
-        *_best(facts),
-        *_noise(facts),
+        *_best(findings),
+        *_noise(findings),
         *of_the_data,
-        *missed(facts),
-        _where(facts),
-        _price(facts),
+        *missed(findings),
+        _where(findings),
+        _price(findings),
     ]
 
 
-def missed(facts: Facts) -> list[str]:
+def missed(findings: Findings) -> list[str]:
     """What each cutoff missed, as far as those whom it stopped were trained on."""
     said = []
-    rows = sorted(facts.missed, key=lambda row: (row.generation, row.stage))
+    rows = sorted(findings.missed, key=lambda row: (row.generation, row.stage))
     for (generation, stage), group in groupby(rows, lambda row: (row.generation, row.stage)):
         found = list(group)
         peers = [
             row
-            for row in facts.cutoffs
+            for row in findings.cutoffs
             if (row.generation, row.stage) == (generation, stage) and row.quality is not None
         ]
         best = max(found, key=lambda row: row.quality)
@@ -56,7 +56,7 @@ def missed(facts: Facts) -> list[str]:
         told = (
             f"The cutoff after {stage} in generation {generation} stopped"
             f" {counted(len(found), 'candidate')} that went on to the end since, for"
-            f" {hours(sum(row.gpu_hours for row in found))} {facts.unit}. Of them would have"
+            f" {hours(sum(row.gpu_hours for row in found))} {findings.unit}. Of them would have"
             f" survived the selection: {_which([c.candidate for c in found if c.would_survive])};"
             f" on the front of all that were scored:"
             f" {_which([c.candidate for c in found if c.front])}. The best of them, candidate"
@@ -84,10 +84,10 @@ def _which(candidates: list[int]) -> str:
     return f"{len(candidates)} (candidate{'s' if len(candidates) > 1 else ''} {names})"
 
 
-def _where(facts: Facts) -> str:
-    snap = facts.snapshot
+def _where(findings: Findings) -> str:
+    snap = findings.snapshot
     experiment, generation = snap.experiment, snap.generation
-    planned = facts.config["experiment"]["generations"]
+    planned = findings.config["experiment"]["generations"]
     if generation is None:
         at = "before its first generation"
     else:
@@ -97,7 +97,7 @@ def _where(facts: Facts) -> str:
         " initial one.",
         "halted": f"The search has halted {at}: {experiment.reason}.",
     }.get(experiment.state, f"The search is under way, {at}, so all this may change.")
-    born = [row for row in facts.candidates if not row.is_baseline]
+    born = [row for row in findings.candidates if not row.is_baseline]
     if not born:
         return said
     fates = [
@@ -113,9 +113,9 @@ def _where(facts: Facts) -> str:
     return f"{said} {counted(len(born), 'candidate')}: {told}."
 
 
-def _best(facts: Facts) -> list[str]:
-    base = facts.baseline
-    scored = [row for row in facts.candidates if row.quality is not None and not row.is_baseline]
+def _best(findings: Findings) -> list[str]:
+    base = findings.baseline
+    scored = [row for row in findings.candidates if row.quality is not None and not row.is_baseline]
     if not scored:
         known = (
             "" if base.quality is None else f" The baseline has quality {number(base.quality)} %."
@@ -172,10 +172,10 @@ def _millions(row: CandidateRow) -> str:
     )
 
 
-def _noise(facts: Facts) -> list[str]:
+def _noise(findings: Findings) -> list[str]:
     """How far chance alone moves a score."""
-    prepared = facts.snapshot.experiment.prepared
-    exact = [row.exact_match for row in facts.candidates if row.exact_match is not None]
+    prepared = findings.snapshot.experiment.prepared
+    exact = [row.exact_match for row in findings.candidates if row.exact_match is not None]
     if prepared is None or not exact:
         return []
     n, p = int(prepared["qa_test_questions"]), max(exact) / 100
@@ -187,24 +187,24 @@ def _noise(facts: Facts) -> list[str]:
     ]
 
 
-def _price(facts: Facts) -> str:
-    experiment = facts.snapshot.experiment
-    end = experiment.completed_at or facts.now
-    lost = sum(row.lost_gpu_hours for row in facts.costs)
-    share = 100 * lost / facts.gpu_hours if facts.gpu_hours else 0.0
+def _price(findings: Findings) -> str:
+    experiment = findings.snapshot.experiment
+    end = experiment.completed_at or findings.now
+    lost = sum(row.lost_gpu_hours for row in findings.costs)
+    share = 100 * lost / findings.gpu_hours if findings.gpu_hours else 0.0
     until = f"to {instant(end)}" if experiment.completed_at else f"until now ({instant(end)})"
     said = (
         f"From {instant(experiment.created_at)} {until}, {duration(end - experiment.created_at)}:"
-        f" {hours(facts.gpu_hours)} {facts.unit}"
+        f" {hours(findings.gpu_hours)} {findings.unit}"
     )
-    budget = experiment.budget(facts.config["experiment"]["budget_gpu_hours"])
+    budget = experiment.budget(findings.config["experiment"]["budget_gpu_hours"])
     if budget:
         said += f" of a budget of {hours(budget)}"
-    scored = sum(row.quality is not None and not row.is_baseline for row in facts.candidates)
+    scored = sum(row.quality is not None and not row.is_baseline for row in findings.candidates)
     if lost:
         said += (
             f", of which {hours(lost)} ({number(share)} %) were lost to interruptions and failures"
         )
     if scored:
-        said += f"; {hours(facts.gpu_hours / scored)} for each scored candidate"
+        said += f"; {hours(findings.gpu_hours / scored)} for each scored candidate"
     return f"{said}."

@@ -26,8 +26,8 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase
 from nasd.record.state import Snapshot
 from nasd.views.report.drawing import Drawing
-from nasd.views.report.facts import TABLES, Facts
 from nasd.views.report.figures import drawings
+from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.page import render
 from nasd.views.report.regret import price, stopped
 
@@ -36,13 +36,13 @@ STEERING = ("inject", "cut", "retry")  # the requests that change the story of a
 PNG_DPI = 200
 
 
-def read(state: Path, now: float | None = None) -> Facts:
+def read(state: Path, now: float | None = None) -> Findings:
     """The experiment of a state folder, read-only; raises NasdError if there is none."""
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
         asked = tuple(snapshot.granted(connection, *STEERING))
     now = time.time() if now is None else now
-    return Facts(snap, now, asked, _until(StateFolder(state), snap, now))
+    return Findings(snap, now, asked, _until(StateFolder(state), snap, now))
 
 
 def _until(state: StateFolder, snap: Snapshot, now: float) -> float:
@@ -57,12 +57,12 @@ def _until(state: StateFolder, snap: Snapshot, now: float) -> float:
     return min(now, max(signs))
 
 
-def default_folder(state: Path, facts: Facts) -> Path:
-    name = re.sub(r"[^\w.-]+", "-", facts.snapshot.experiment.name).strip("-.")
+def default_folder(state: Path, findings: Findings) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", findings.snapshot.experiment.name).strip("-.")
     return StateFolder(state).reports / (name or "report")
 
 
-def write(facts: Facts, folder: Path) -> Path:
+def write(findings: Findings, folder: Path) -> Path:
     """The report in a folder, in the place of an older one; the path of its page.
 
     A report of an earlier nasd, which kept no list of what it wrote, is moved aside. Raises
@@ -77,7 +77,7 @@ def write(facts: Facts, folder: Path) -> Path:
         with written.beside(folder) as beside:
             made = beside / "report"
             made.mkdir()
-            _fill(made, facts)
+            _fill(made, findings)
             written.vouch(made)
             if earlier:
                 written.aside(folder)
@@ -93,45 +93,45 @@ def _is_report(folder: Path) -> bool:
     return (folder / MARKER).is_file() and {one.name for one in folder.iterdir()} <= known
 
 
-def _fill(folder: Path, facts: Facts) -> None:
+def _fill(folder: Path, findings: Findings) -> None:
     figures, tables = folder / "figures", folder / "tables"
     figures.mkdir()
     tables.mkdir()
-    drawn = list(drawings(facts))
+    drawn = list(drawings(findings))
     for drawing in drawn:
         _figure(drawing, figures)
     for name in TABLES:
-        _table(name, getattr(facts, name), tables)
-    page = render(facts, drawn, notes(facts))
+        _table(name, getattr(findings, name), tables)
+    page = render(findings, drawn, notes(findings))
     (folder / "index.html").write_text(page, encoding="utf-8")
     about = {
         "nasd": __version__,
-        "experiment": facts.snapshot.experiment.name,
-        "at": facts.now,
+        "experiment": findings.snapshot.experiment.name,
+        "at": findings.now,
         "figures": {one.name: one.missing or one.alternative for one in drawn},
-        "tables": {name: len(getattr(facts, name)) for name in TABLES},
+        "tables": {name: len(getattr(findings, name)) for name in TABLES},
     }
     (folder / MARKER).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def notes(facts: Facts) -> dict[str, str]:
+def notes(findings: Findings) -> dict[str, str]:
     """What stands below a figure, by its name."""
-    candidates, newest = stopped(facts.snapshot), facts.snapshot.generation
-    last = facts.config["experiment"]["generations"]
+    candidates, newest = stopped(findings.snapshot), findings.snapshot.generation
+    last = findings.config["experiment"]["generations"]
     if not candidates or newest is None or newest.phase is not Phase.COMPLETE:
         return {}
     if newest.number < last:
         return {}
     try:
-        settings = config_module.parse(facts.config, "the experiment's config")
-        asked = price(facts.snapshot, settings, candidates)
+        settings = config_module.parse(findings.config, "the experiment's config")
+        asked = price(findings.snapshot, settings, candidates)
     except NasdError:  # a config of another version of nasd, or a stage that nobody has finished
         return {}
     return {
         "missed": f"To train the {counted(len(candidates), 'cut candidate')} of generation"
         f" {candidates[0].generation} to the end with `nasd report --regret` would take about"
-        f" {hours(asked.gpu_hours)} {facts.unit} ({hours(asked.low)} at the quickest pace measured,"
-        f" {hours(asked.high)} at the slowest)."
+        f" {hours(asked.gpu_hours)} {findings.unit} ({hours(asked.low)} at the quickest pace"
+        f" measured, {hours(asked.high)} at the slowest)."
     }
 
 
@@ -166,7 +166,7 @@ def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
 
 def _getter(name: str) -> Any:
     """The function behind one of TABLES."""
-    return vars(Facts)[name].func
+    return vars(Findings)[name].func
 
 
 def _plain_type(hint: Any) -> type:

@@ -5,7 +5,7 @@ what is written as CSV and Parquet.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -15,15 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasd.contract import slots, tasks
-from nasd.contract.config import PREPARE
-from nasd.contract.genotype import Genotype, Lineage
 from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
-from nasd.record.state import Attempt, Candidate, Granted, Snapshot
+from nasd.record.state import Granted, Snapshot
 from nasd.search.objectives import reference
 from nasd.search.pareto import Point, hypervolume, ranks, survivors
-from nasd.views.report import statistics
+from nasd.views.report import accounts, mutations, statistics
 from nasd.views.report.rows import (
-    BASELINE,
     AttemptRow,
     CandidateRow,
     CorrelationRow,
@@ -38,15 +35,12 @@ from nasd.views.report.rows import (
     MutationRow,
     ProgressRow,
 )
-from nasd.views.report.statistics import Estimate
 
 Floats = NDArray[np.float64]
-# What mutation can do (thesis 4.2.1), in the order in which it is shown.
-MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attention altered")
 
 
 @dataclass(frozen=True)
-class Facts:
+class Findings:
     """An experiment at the instant `now` (seconds since the epoch). asked: the requests that
     changed its story."""
 
@@ -122,7 +116,9 @@ class Facts:
                     survives=member.survives if member else None,
                     front=one.id in front,
                     mutations=(
-                        "injected" if one.id in self.injected else in_words(self.mutated[one.id])
+                        "injected"
+                        if one.id in self.injected
+                        else mutations.in_words(self.mutated[one.id])
                     ),
                     genotype=str(one.genotype),
                     genotype_json=one.genotype_json,
@@ -165,7 +161,7 @@ class Facts:
         return {
             one.id: Counter()
             if one.parent is None
-            else mutations(one.lineage, snap.candidates[one.parent].genotype)
+            else mutations.between(one.lineage, snap.candidates[one.parent].genotype)
             for one in snap.candidates.values()
         }
 
@@ -382,7 +378,9 @@ class Facts:
                     ("Pearson", statistics.pearson(x, y)),
                     ("Spearman", statistics.spearman(x, y)),
                 ):
-                    rows.append(CorrelationRow(stage, among, method, len(found), *_ends(estimate)))
+                    rows.append(
+                        CorrelationRow(stage, among, method, len(found), *statistics.ends(estimate))
+                    )
         return tuple(rows)
 
     @cached_property
@@ -435,153 +433,24 @@ class Facts:
             if row.candidate == candidate and row.stage in behind
         )
 
-    # -- mutations -----------------------------------------------------------------------------
+    # -- mutations and cost --------------------------------------------------------------------
 
     @cached_property
     def mutations(self) -> tuple[MutationRow, ...]:
-        """One row a kind, and one for all offspring."""
-        born = [
-            one
-            for one in self.snapshot.candidates.values()
-            if one.parent is not None and one.id not in self.injected
-        ]
-        each = self._each(born)
-        rows = [
-            self._mutation(kind, [one for one in born if self.mutated[one.id][kind]], each[kind])
-            for kind in MUTATIONS
-        ]
-        return (*rows, self._mutation("any", born, None))
-
-    def _change(self, one: Candidate) -> float | None:
-        """Of quality, against the parent."""
-        assert one.parent is not None
-        here, there = self.snapshot.quality(one.id), self.snapshot.quality(one.parent)
-        return None if here is None or there is None else here - there
-
-    def _each(self, born: Sequence[Candidate]) -> Mapping[str, Estimate | None]:
-        changes = {one.id: change for one in born if (change := self._change(one)) is not None}
-        kinds = [kind for kind in MUTATIONS if any(self.mutated[one][kind] for one in changes)]
-        rows = [[float(self.mutated[one][kind]) for kind in kinds] for one in changes]
-        found = statistics.least_squares(rows, list(changes.values())) if kinds else None
-        return {**dict.fromkeys(MUTATIONS), **dict(zip(kinds, found or (), strict=bool(found)))}
-
-    def _mutation(
-        self, kind: str, found: Sequence[Candidate], each: Estimate | None
-    ) -> MutationRow:
-        snap = self.snapshot
-        selected = {g.number for g in snap.generations if g.phase is Phase.COMPLETE}
-        survivors = {(m.generation, m.candidate) for m in snap.members if m.survives}
-        changes = [change for one in found if (change := self._change(one)) is not None]
-        sizes = [
-            snap.size(one.id) - snap.size(one.parent) for one in found if one.parent is not None
-        ]
-        judged = [one for one in found if one.generation in selected]
-        lasting = sum((one.generation, one.id) in survivors for one in judged)
-        many = self.mutated
-        return MutationRow(
-            kind,
-            len(found),
-            sum(many[one.id].total() if kind == "any" else many[one.id][kind] for one in found),
-            len(changes),
-            *_ends(statistics.mean(changes)),
-            *_ends(each),
-            len(sizes),
-            *_ends(statistics.mean(sizes)),
-            len(judged),
-            *_ends(statistics.share(lasting, len(judged))),
-        )
-
-    # -- cost ----------------------------------------------------------------------------------
+        return mutations.table(self.snapshot, self.mutated, self.injected)
 
     @cached_property
     def attempts(self) -> tuple[AttemptRow, ...]:
-        lost = dict(self._lost())
-        return tuple(
-            AttemptRow(
-                id=one.id,
-                candidate=one.candidate,
-                stage=one.stage,
-                number=one.number,
-                state=str(one.state),
-                verdict=one.verdict,
-                message=one.message,
-                slots=" ".join(one.slots),
-                started_at=one.started_at,
-                ended_at=one.ended_at,
-                reached=one.reached,
-                gpu_hours=self._held(one) / 3600,
-                lost_gpu_hours=lost.get(one.id, 0.0) / 3600,
-            )
-            for one in self.snapshot.attempts
-        )
-
-    def _held(self, attempt: Attempt) -> float:
-        """Slot-seconds."""
-        end = self.now if attempt.ended_at is None else attempt.ended_at
-        return len(attempt.slots) * max(0.0, end - attempt.started_at)
-
-    def _lost(self) -> Iterator[tuple[int, float]]:
-        """(attempt, slot-seconds) of those that ended before their stage's end: what they held,
-        less what their newest checkpoint saved, at the pace of those that got to the end."""
-        groups: dict[tuple[int, str], list[Attempt]] = {}
-        for one in self.snapshot.attempts:
-            groups.setdefault((one.candidate, one.stage), []).append(one)
-        paces: dict[str, list[float]] = {}
-        own: dict[tuple[int, str], float] = {}
-        for key, tried in groups.items():
-            result, last = self.snapshot.results.get(key), tried[-1]
-            first = max((one.reached for one in tried[:-1]), default=0)
-            if result is not None and result.steps > first:
-                own[key] = self._held(last) / (result.steps - first)
-                paces.setdefault(key[1], []).append(own[key])
-        for key, tried in groups.items():
-            usual = paces.get(key[1])
-            pace = own.get(key, median(usual) if usual else 0.0)
-            furthest = 0
-            for one in tried:
-                if not one.live and one.state is not AttemptState.SUCCEEDED:
-                    saved = pace * max(0, one.reached - furthest)
-                    yield one.id, max(0.0, self._held(one) - saved)
-                furthest = max(furthest, one.reached)
+        return accounts.attempts(self.snapshot, self.now)
 
     @cached_property
     def costs(self) -> tuple[CostRow, ...]:
-        """A row a stage and who climbed it, in the order of the ladder."""
-        groups: dict[tuple[str, str], list[AttemptRow]] = {}
-        for one in self.attempts:
-            who = BASELINE if one.candidate == self.baseline.id else "candidates"
-            groups.setdefault((one.stage, who), []).append(one)
-        names = [PREPARE, *(stage["name"] for stage in self.config["stages"])]
-        broken = (AttemptState.LOST, AttemptState.PREEMPTED)
-        return tuple(
-            CostRow(
-                stage=stage,
-                who=who,
-                candidates=len({one.candidate for one in tried}),
-                attempts=len(tried),
-                succeeded=sum(one.state == AttemptState.SUCCEEDED for one in tried),
-                interrupted=sum(one.state in broken for one in tried),
-                failed=sum(one.state == AttemptState.FAILED for one in tried),
-                gpu_hours=sum(one.gpu_hours for one in tried),
-                lost_gpu_hours=sum(one.lost_gpu_hours for one in tried),
-            )
-            for stage in names
-            for who in (BASELINE, "candidates")
-            if (tried := groups.get((stage, who)))
-        )
+        stages = [stage["name"] for stage in self.config["stages"]]
+        return accounts.costs(stages, self.baseline.id, self.attempts)
 
     @cached_property
     def fates(self) -> tuple[FateRow, ...]:
-        final = {row.id for row in self.final_population}
-        groups: dict[str, list[CandidateRow]] = {}
-        for row in self.candidates:
-            groups.setdefault(_fate(row, final), []).append(row)
-        order = (BASELINE, "in the last population", "scored, not in it", "cut", "failed")
-        return tuple(
-            FateRow(fate, len(rows), sum(row.gpu_hours for row in rows))
-            for fate in (*order, "under way")
-            if (rows := groups.get(fate))
-        )
+        return accounts.fates(self.candidates, {row.id for row in self.final_population})
 
     @cached_property
     def gpu_hours(self) -> float:
@@ -603,43 +472,3 @@ TABLES = (
     "fates",
     "attempts",
 )
-
-
-def mutations(lineage: Lineage, parent: Genotype) -> Counter[str]:
-    """How often each of MUTATIONS turned the parent into a candidate of this lineage. What a new
-    block brings along belongs to its being added."""
-    found: Counter[str] = Counter()
-    sources = {block.source for block in lineage}
-    found["block removed"] = sum(index not in sources for index in range(len(parent.blocks)))
-    for block in lineage:
-        if block.source is None:
-            found["block added"] += 1
-            continue
-        found["attention altered"] += block.attention_new
-        for origin in block.origins:
-            if origin != "kept":
-                found[f"FFN {origin}"] += 1
-    return +found
-
-
-def in_words(found: Mapping[str, int]) -> str:
-    """`FFN added 2x, attention altered`."""
-    return ", ".join(
-        kind if found[kind] == 1 else f"{kind} {found[kind]}x"
-        for kind in MUTATIONS
-        if found.get(kind)
-    )
-
-
-def _ends(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
-
-
-def _fate(row: CandidateRow, final: set[int]) -> str:
-    if row.is_baseline:
-        return BASELINE
-    if row.id in final:
-        return "in the last population"
-    if row.quality is not None:
-        return "scored, not in it"
-    return row.state if row.state in (State.CUT, State.FAILED) else "under way"
