@@ -23,7 +23,7 @@ from nasd.record.folders import StateFolder
 from nasd.search import objectives
 from nasd.search.objectives import OBJECTIVES, Objective
 from nasd.search.pareto import crowding, hypervolume, ranks, survivors
-from nasd.views.report.facts import Facts
+from nasd.views.report.findings import Findings
 from nasd.views.status import standing
 from tests.conftest import ROOT, drive, make_tick, small_config, small_dict, without_summaries
 
@@ -242,7 +242,7 @@ def test_a_search_by_any_number_of_objectives_runs_and_is_shown(
     for chosen in tick.store.selected():
         assert (chosen.best_quality is not None) == ("quality" in names)
     assert standing.ever(found)
-    facts = Facts(found, now=1e9)
+    facts = Findings(found, now=1e9)
     assert facts.generations[-1].hypervolume == selections(tick)[-1].payload["hypervolume"]
     assert facts.baseline_hypervolume is not None
     front = {row.id for row in facts.candidates if row.front}

@@ -47,11 +47,9 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
     model = answering_stage(config)
-    names = snapshot.experiment.objectives
+    names, baseline = snapshot.experiment.objectives, snapshot.baseline
     pool = {
-        one.id: at
-        for one in scored
-        if (at := point(names, one, one.metrics, snapshot.baseline)) is not None
+        one.id: at for one in scored if (at := point(names, one, one.metrics, baseline)) is not None
     }
     front = ranks(list(pool.values()))
     wanted |= {(one, model) for one, rank in zip(pool, front, strict=True) if rank == 0}
