@@ -5,7 +5,7 @@ One form of each for all that nasd shows. Standard library alone, as a look at a
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -65,6 +65,11 @@ def of_baseline(compression: float) -> str:
 def share_of_baseline(compression: float) -> float:
     """As `of_baseline`, in percent."""
     return 100 / compression
+
+
+def hours_unit(slots: Iterable[str]) -> str:
+    """What the ledger counts on these slots: an hour of a CPU's slot is no GPU-hour."""
+    return "GPU-hours" if any(slot.startswith("cuda") for slot in slots) else "slot-hours"
 
 
 def rate(value: float | None) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.readable import hours_unit
 from nasd.record.database_file import damaged, readable, unreadable
 from nasd.record.lifecycle import FINAL, LIVE_ATTEMPT, AttemptState, Phase, State
 
@@ -321,6 +322,13 @@ class Snapshot:
     def size(self, candidate: int) -> float:
         """The second objective, parameters of the baseline / parameters of the candidate."""
         return self.baseline.parameters / self.candidates[candidate].parameters
+
+    @property
+    def hours_unit(self) -> str:
+        """Of the ledger: by the slots that the config lists, or that attempts have held."""
+        listed = self.experiment.config["slots"]["devices"]
+        held = (slot for attempt in self.attempts for slot in attempt.slots)
+        return hours_unit(held if listed == "auto" else listed)
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""

@@ -196,7 +196,6 @@ class _Compiler:
         weights = tuple(self._weights())
         stages = tuple(self._stages())
         trained = any(row.state == "done" and row.train != "none" for row in stages)
-        cuda = any(slot.startswith("cuda") for tried in snap.attempts for slot in tried.slots)
         return Dossier(
             id=one.id,
             is_baseline=one.is_baseline,
@@ -221,7 +220,7 @@ class _Compiler:
             attempts=tuple(self._attempt(tried) for tried in self.attempts),
             slot_hours=self._hours({one.id}),
             with_ancestors=self._hours({other.id for other in line}),
-            unit="GPU-hours" if cuda else "slot-hours",
+            unit=snap.hours_unit,
             children=tuple(
                 Child(c.id, c.generation, str(c.state), c.stage, snap.quality(c.id))
                 for c in snap.candidates.values()

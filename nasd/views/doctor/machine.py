@@ -11,7 +11,7 @@ import psutil
 from nasd.contract import interpreter
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
-from nasd.contract.readable import duration
+from nasd.contract.readable import duration, hours_unit
 from nasd.estimate.cost import memory_gb
 from nasd.launch import child, gpus
 from nasd.launch import local as slots_module
@@ -174,7 +174,7 @@ def clock(case: Case) -> Iterator[Finding]:
             "clock",
             "bad",
             f"it is {duration(behind)} behind the newest event of the database, so durations and"
-            " GPU-hours would be wrong: set it right, for good with"
+            f" {hours_unit(case.devices)} would be wrong: set it right, for good with"
             " `sudo timedatectl set-ntp true`",
         )
         return

@@ -128,7 +128,7 @@ def fit(
     """The keys to set and their values, and a line on each choice; raises NasdError where the
     budget does not pay the smallest search. fixed: keys that the person has set."""
     subject = gather(config, config_path)
-    unit = "GPU-hours" if subject.slots[0].startswith("cuda") else "slot-hours"
+    unit = readable.hours_unit(subject.slots)
     trained = [one for one in config.stages if one.task == "mlm" and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
     batch = max((one.batch for one in trained), default=1)

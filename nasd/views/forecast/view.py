@@ -13,7 +13,7 @@ def render(data: dict[str, Any]) -> Any:
     from rich.text import Text
 
     runs = data["runs"]
-    unit = "GPU-hours" if data["on_gpus"] else "slot-hours"
+    unit = readable.hours_unit(("cuda",) if data["on_gpus"] else ())
     seeds = f"search seed {runs[0]['seed']}"
     if len(runs) > 1:
         seeds = f"search seeds {runs[0]['seed']} to {runs[-1]['seed']}"

@@ -77,8 +77,7 @@ class Facts:
 
     @cached_property
     def unit(self) -> str:
-        used = {slot for attempt in self.snapshot.attempts for slot in attempt.slots}
-        return "GPU-hours" if any(slot.startswith("cuda") for slot in used) else "slot-hours"
+        return self.snapshot.hours_unit
 
     # -- candidates ----------------------------------------------------------------------------
 

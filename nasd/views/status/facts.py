@@ -103,8 +103,7 @@ class Facts:
 
     @property
     def unit(self) -> str:
-        on_gpus = any(slot.startswith("cuda") for slot in self.slots)
-        return "GPU-hours" if on_gpus else "slot-hours"
+        return self.snapshot.hours_unit
 
     # -- slots ---------------------------------------------------------------------------------
 
