@@ -46,7 +46,7 @@ def serve(state: Path, host: str, port: int) -> NoReturn:
 
 
 def links(state: Path, host: str, port: int) -> list[str]:
-    """Where to find the newest generation with learning curves; none before the first.
+    """Where to find the newest generation with learning curves, and cards; none before the first.
 
     Where there are more than 40 runs, TensorBoard chooses none of them in these tabs, unless a
     filter leaves fewer.
@@ -55,16 +55,19 @@ def links(state: Path, host: str, port: int) -> list[str]:
         snap = read(connection)
     folder = StateFolder(state).tensorboard
     names = [run_name(one.number) for one in reversed(snap.generations)]
-    name = next((one for one in names if any(folder.glob(f"{one}/*/mlm/events.*"))), None)
-    if name is None:  # a link now would show empty charts
-        return []
-    curves = quote(f"search|{name}/(cutoff|.*/mlm)", safe="")
-    cards = quote(f"{name}/[^/]*$", safe="")
+    found: list[str] = []
     where = f"http://{host}:{port}/#"
-    return [
-        f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}",
-        f"cards:           {where}text&regexInput={cards}",
-    ]
+    # A link before anything is there would show empty charts; a ladder may have no MLM stage.
+    if curved := next((one for one in names if any(folder.glob(f"{one}/*/mlm/events.*"))), None):
+        curves = quote(f"search|{curved}/(cutoff|.*/mlm)", safe="")
+        found.append(
+            f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}"
+        )
+    carded = next((one for one in names if any(folder.glob(f"{one}/*/events.*"))), None)
+    if told := curved or carded:
+        cards = quote(f"{told}/[^/]*$", safe="")
+        found.append(f"cards:           {where}text&regexInput={cards}")
+    return found
 
 
 def _check_address(host: str, port: int) -> None:

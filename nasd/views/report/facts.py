@@ -473,6 +473,11 @@ class Facts:
         sizes = [
             snap.size(one.id) - snap.size(one.parent) for one in found if one.parent is not None
         ]
+        changes_of_parameters = [
+            100 * (one.parameters / snap.candidates[one.parent].parameters - 1)
+            for one in found
+            if one.parent is not None
+        ]
         judged = [one for one in found if one.generation in selected]
         lasting = sum((one.generation, one.id) in survivors for one in judged)
         many = self.mutated
@@ -485,6 +490,7 @@ class Facts:
             *_ends(each),
             len(sizes),
             *_ends(statistics.mean(sizes)),
+            *_ends(statistics.mean(changes_of_parameters)),
             len(judged),
             *_ends(statistics.share(lasting, len(judged))),
         )

@@ -185,6 +185,8 @@ def _population(facts: Facts) -> dict[str, Any]:
 def _tables(facts: Facts) -> dict[str, list[Table]]:
     """By the name of the figure below which they stand."""
     found: dict[str, list[Table]] = {}
+    if any(row.front for row in facts.candidates):
+        found["pareto"] = [_best_ever(facts)]
     if facts.progress:
         found["hypervolume"] = [_generations(facts)]
     if facts.losses:
@@ -196,6 +198,39 @@ def _tables(facts: Facts) -> dict[str, list[Table]]:
     if facts.costs:
         found["cost"] = [_costs(facts)]
     return found
+
+
+def _best_ever(facts: Facts) -> Table:
+    best = sorted((row for row in facts.candidates if row.front), key=lambda row: -row.size)
+    shown = best if any(row.is_baseline for row in best) else [facts.baseline, *best]
+    return Table(
+        [
+            "candidate",
+            "born in",
+            "quality, %",
+            "against baseline",
+            "of baseline's parameters",
+            "parameters",
+            "in the newest population",
+        ],
+        [
+            [
+                row.name,
+                NOTHING if row.generation is None else str(row.generation),
+                number(row.quality, 2),
+                signed(None if row.is_baseline else row.quality_against_baseline),
+                of_baseline(row.size),
+                f"{row.parameters:,}",
+                "yes" if row in facts.final_population else "no",
+            ]
+            for row in shown
+        ],
+        title="The front of all that were ever scored, the smallest first: nobody, in whatever"
+        " generation, is better than one of these in quality and parameters at once. The baseline"
+        " stands beside it.",
+        texts=(0, 6),
+        marked=[place for place, row in enumerate(shown) if row.is_baseline],
+    )
 
 
 def _generations(facts: Facts) -> Table:
@@ -335,7 +370,7 @@ def _mutations(facts: Facts) -> Table:
             "times",
             "change of quality, points",
             "for each one more, points",
-            "change of compression",
+            "change of parameters, %",
             "survived, %",
         ],
         [
@@ -347,7 +382,13 @@ def _mutations(facts: Facts) -> Table:
                 NOTHING
                 if row is any_row
                 else cell(row.each, row.each_low, row.each_high, any_row.quality_n, 1),
-                cell(row.size, row.size_low, row.size_high, row.size_n, 1),
+                cell(
+                    row.parameters_percent,
+                    row.parameters_percent_low,
+                    row.parameters_percent_high,
+                    row.size_n,
+                    1,
+                ),
                 cell(row.survived, row.survived_low, row.survived_high, row.survived_n, 100),
             ]
             for row in facts.mutations
