@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nasd.contract.readable import counted, hours, number, of_baseline, share_of_baseline, signed
+from nasd.search.pareto import ranks
 from nasd.views.report.drawing import (
     ACCENT,
     BASE,
@@ -50,7 +51,7 @@ def pareto(facts: Facts) -> Drawing:
     figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
     for axes in grid[: len(panels)]:  # first: they ask each time how far all the marks reach
         _baseline_cross(axes, facts)
-    ever = [row for row in facts.candidates if row.front]
+    ever = best_ever(facts)
     for axes, generation in zip(grid, panels, strict=False):
         _staircase(axes, ever, color=MUTED, lw=0.7, ls=":", zorder=1.5)
         members = [m for m in facts.members if m.generation == generation]
@@ -122,6 +123,15 @@ def pareto(facts: Facts) -> Drawing:
         + _baseline_words(facts)
     )
     return drawing
+
+
+def best_ever(facts: Facts) -> list[CandidateRow]:
+    """The front of all candidates ever scored, the smallest first. The baseline, which is in no
+    population, stands beside it and takes nobody out of it."""
+    scored = [r for r in facts.candidates if r.quality is not None and not r.is_baseline]
+    places = ranks([(row.quality or 0.0, row.size) for row in scored])
+    best = [row for row, rank in zip(scored, places, strict=True) if rank == 0]
+    return sorted(best, key=lambda row: -row.size)
 
 
 def _front_in_words(facts: Facts, generation: int) -> str:

@@ -12,6 +12,7 @@ from nasd import __version__
 from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
 from nasd.views.report.drawing import COLOURS, Drawing
 from nasd.views.report.facts import TABLES, Facts
+from nasd.views.report.fronts import best_ever
 from nasd.views.report.rows import CandidateRow, MissedRow
 from nasd.views.report.words import answer, instant, significant
 
@@ -185,7 +186,7 @@ def _population(facts: Facts) -> dict[str, Any]:
 def _tables(facts: Facts) -> dict[str, list[Table]]:
     """By the name of the figure below which they stand."""
     found: dict[str, list[Table]] = {}
-    if any(row.front for row in facts.candidates):
+    if best_ever(facts):
         found["pareto"] = [_best_ever(facts)]
     if facts.progress:
         found["hypervolume"] = [_generations(facts)]
@@ -201,8 +202,7 @@ def _tables(facts: Facts) -> dict[str, list[Table]]:
 
 
 def _best_ever(facts: Facts) -> Table:
-    best = sorted((row for row in facts.candidates if row.front), key=lambda row: -row.size)
-    shown = best if any(row.is_baseline for row in best) else [facts.baseline, *best]
+    shown = [facts.baseline, *best_ever(facts)]
     return Table(
         [
             "candidate",
@@ -225,11 +225,11 @@ def _best_ever(facts: Facts) -> Table:
             ]
             for row in shown
         ],
-        title="The front of all that were ever scored, the smallest first: nobody, in whatever"
+        title="The front of all candidates ever scored, the smallest first: no other, of whatever"
         " generation, is better than one of these in quality and parameters at once. The baseline"
         " stands beside it.",
         texts=(0, 6),
-        marked=[place for place, row in enumerate(shown) if row.is_baseline],
+        marked=(0,),
     )
 
 
