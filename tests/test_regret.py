@@ -137,7 +137,7 @@ def test_it_is_refused_where_nobody_was_cut_or_the_budget_is_spent(folder: Folde
     assert "in generation 0 there is nobody whom a cutoff has stopped" in refused(tick, "regret")
     tick, _ = finished(folder())
     assert asked(tick, "budget", gpu_hours=1e-3)[0]
-    assert refused(tick, "regret") == "the budget of 0.001 GPU-hours is spent"
+    assert refused(tick, "regret") == "the budget of 0.001 slot-hours is spent"
 
 
 def test_who_is_cut_by_a_person_is_none_of_them(folder: Folder):

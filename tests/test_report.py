@@ -42,7 +42,7 @@ from nasd.views.report.figures import drawings
 from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.losses import missed
 from nasd.views.report.mutations import MUTATIONS, between, in_words
-from nasd.views.report.page import render, toml
+from nasd.views.report.page import _tables, render, toml
 from nasd.views.report.regret import price, stopped
 from tests.conftest import BASELINE, START, drive, make_tick, small_config
 from tests.test_status import WHEN, one_diverges
@@ -268,6 +268,9 @@ def test_mutations_are_held_against_the_parents_and_the_selection(complete: Find
         if len(changes) > 1:
             assert row.quality == pytest.approx(sum(changes) / len(changes))
             assert row.quality_low <= row.quality <= row.quality_high
+        ways = [100 * (o.parameters / snap.candidates[o.parent or 0].parameters - 1) for o in born]
+        if len(ways) > 1:
+            assert row.parameters_percent == pytest.approx(sum(ways) / len(ways))
         lasting = [one.id in snap.survivors(one.generation or 0) for one in born]
         assert row.survived_n == len(born)
         assert not born or row.survived == pytest.approx(sum(lasting) / len(born))
@@ -337,6 +340,21 @@ def test_hypervolume_is_as_recorded_and_never_falls_among_all_scored(complete: F
     assert volumes[-1] >= max(recorded) - 1e-9
     scored = [row for row in complete.candidates if row.quality is not None and not row.is_baseline]
     assert {row.candidate for row in complete.progress} == {row.id for row in scored}
+
+
+def test_the_front_of_all_ever_scored_holds_whom_nobody_dominates(complete: Findings):
+    (table,) = _tables(complete)["pareto"]
+    scored = [r for r in complete.candidates if r.quality is not None and not r.is_baseline]
+    best = {
+        row.name
+        for row in scored
+        if not any(
+            (other.size >= row.size and (other.quality or 0) >= (row.quality or 0))
+            and (other.size, other.quality) != (row.size, row.quality)
+            for other in scored
+        )
+    }
+    assert {line[0] for line in table.rows} == best | {"baseline"}
 
 
 def test_generations_account_for_everybody_born(complete: Findings):
@@ -680,10 +698,16 @@ def test_a_report_holds_every_table_and_figure(complete: Findings, written: Path
         lines = (written / "tables" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         assert [part.strip('"') for part in lines[0].split(",")] == table.column_names
         if rows:
-            assert table.column_names == [one.name for one in fields(rows[0])]
+            told = [one.name for one in fields(rows[0])]
+            assert [one for one in table.column_names if one in told] == told
+            if "size" in told:
+                assert "parameters_percent" in table.column_names
     candidates = pyarrow.csv.read_csv(written / "tables" / "candidates.csv").to_pylist()
     qualities = [row["quality"] for row in candidates]
     assert qualities == [row.quality for row in complete.candidates]
+    for row in candidates:
+        share = 100 * row["parameters"] / complete.snapshot.baseline.parameters
+        assert row["parameters_percent"] == pytest.approx(share)
     about = json.loads((written / "report.json").read_text())
     for name, said in about["figures"].items():
         there = {path.suffix for path in (written / "figures").glob(f"{name}.*")}

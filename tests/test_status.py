@@ -293,6 +293,28 @@ def test_attempts_hold_no_slots_beyond_their_last_sign_where_no_daemon_serves(se
             heartbeat.unlink()
 
 
+def test_the_time_taken_ends_with_the_last_sign_of_life_where_no_daemon_serves(searches):
+    tick = searches["running"]
+    snap = tick.store.read()
+    (attempt, *_) = snap.live_attempts
+    heartbeat = tick.state.attempt(attempt.id).heartbeat
+    there = heartbeat.read_text() if heartbeat.exists() else None
+    last = tick.clock() + 50.0
+    write(Heartbeat(doing="training", at=last), heartbeat)
+    try:
+        for later in (1e3, 1e5):
+            took = as_json.report(tick.state.path, tick.clock() + later)["experiment"]["seconds"]
+            assert took == pytest.approx(last - snap.experiment.created_at)
+        with daemon_lock.hold(tick.state.lock):
+            took = as_json.report(tick.state.path, tick.clock() + 1e3)["experiment"]["seconds"]
+        assert took == pytest.approx(tick.clock() + 1e3 - snap.experiment.created_at)
+    finally:
+        if there is not None:
+            heartbeat.write_text(there)
+        else:
+            heartbeat.unlink()
+
+
 def test_it_tells_why_a_search_halted(tmp_path: Path):
     tick = make_tick(StateFolder(tmp_path), small_config())
     tick.store.halt("the disk is full", tick.clock())

@@ -433,7 +433,7 @@ def test_a_lower_budget_stops_and_halts_the_search_and_a_higher_one_lets_it_go_o
     assert f"and {used:.2f} are used: what runs stops at a checkpoint, and then" in text
     found = box.drive(tick)
     assert found.experiment.state == "halted"
-    assert found.experiment.reason.startswith(f"the budget of {used / 2} GPU-hours is spent")
+    assert found.experiment.reason.startswith(f"the budget of {used / 2} slot-hours is spent")
     assert {one.state for one in found.attempts[-2:]} == {AttemptState.PREEMPTED}
     tick.store.close()
     asking.ask(box.state.path, "budget", gpu_hours=None)  # nasd is down
@@ -449,9 +449,9 @@ def test_a_budget_holds_until_the_one_in_the_config_is_changed(folder: Folder):
     tick = make_tick(folder(), config)
     assert asked(tick, "budget", gpu_hours=2000.0) == (
         True,
-        "the budget is 2000 GPU-hours, of which 0.00 are used",
+        "the budget is 2000 slot-hours, of which 0.00 are used",
     )
-    assert "the budget is 2000 GPU-hours already" in refused(tick, "budget", gpu_hours=2000.0)
+    assert "the budget is 2000 slot-hours already" in refused(tick, "budget", gpu_hours=2000.0)
     as_json = config.model_dump(mode="json", by_alias=True)
     store = tick.store
     as_json["daemon"]["tick_seconds"] = 1.0
@@ -480,7 +480,8 @@ def test_a_budget_that_is_no_number_of_hours_is_refused(box: Box, hours: str):
     code, _, told = nasd("budget", "--", hours, state=box.state)
     assert code == 2
     assert told == (
-        "nasd: a budget is a number of GPU-hours above 0, and up to 1,000,000,000, or none, and not"
+        "nasd: a budget is a number of slot-hours (of GPUs: GPU-hours) above 0, and up to"
+        " 1,000,000,000, or none, and not"
         f" {hours}"
     )
 

@@ -145,7 +145,7 @@ def simulate(
     ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
-    """Forecast wall-clock, GPU-hours and slot use of a config, without training.
+    """Forecast wall-clock, slot-hours (of GPUs: GPU-hours) and slot use, without training.
 
     Example: nasd simulate --tflops 60 --slots 8
     """

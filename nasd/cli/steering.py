@@ -95,7 +95,7 @@ def budget(
     why: WhyOption = "",
     no_wait: NoWaitOption = False,
 ) -> None:
-    """Set the GPU-hours that the search may take in all.
+    """Set the slot-hours (of GPUs: GPU-hours) that the search may take in all.
 
     It holds in the place of experiment.budget_gpu_hours, until that is changed in
     the config. Once it is spent, attempts stop at a checkpoint and the search
@@ -111,8 +111,9 @@ def budget(
             hours = math.nan
         if not 0 < hours <= MOST_HOURS:
             raise NasdError(
-                f"a budget is a number of GPU-hours above 0, and up to {MOST_HOURS:,}, or none, and"
-                f" not {gpu_hours if len(gpu_hours) < 40 else shown(gpu_hours)}"
+                "a budget is a number of slot-hours (of GPUs: GPU-hours) above 0, and up to"
+                f" {MOST_HOURS:,}, or none, and not"
+                f" {gpu_hours if len(gpu_hours) < 40 else shown(gpu_hours)}"
             )
     _ask(config, state, "budget", why, no_wait, gpu_hours=hours)
 

@@ -91,8 +91,8 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     # With nothing running, what is spent does not depend on the time.
     if decision is None and not snapshot.live_attempts and budget_spent(snapshot, config, now=0.0):
         return Halt(
-            f"the budget of {budget(snapshot, config)} GPU-hours is spent: raise it with"
-            " `nasd budget` or as experiment.budget_gpu_hours, and start nasd again"
+            f"the budget of {budget(snapshot, config)} {snapshot.hours_unit} is spent: raise it"
+            " with `nasd budget` or as experiment.budget_gpu_hours, and start nasd again"
         )
     return decision
 

@@ -151,17 +151,17 @@ def _resume(snapshot: Snapshot) -> Accepted:
 
 
 def _budget(snapshot: Snapshot, config: Config, wanted: float | None, now: float) -> Accepted:
-    used = snapshot.gpu_hours(now)
+    used, unit = snapshot.gpu_hours(now), snapshot.hours_unit
     if wanted == scheduling.budget(snapshot, config):
-        there = "there is no budget" if wanted is None else f"the budget is {wanted:g} GPU-hours"
+        there = "there is no budget" if wanted is None else f"the budget is {wanted:g} {unit}"
         raise Refused(f"{there} already")
     if wanted is None:
-        text = f"no budget limits the search any more; {used:.2f} GPU-hours are used"
+        text = f"no budget limits the search any more; {used:.2f} {unit} are used"
     elif wanted > used:
-        text = f"the budget is {wanted:g} GPU-hours, of which {used:.2f} are used"
+        text = f"the budget is {wanted:g} {unit}, of which {used:.2f} are used"
     else:
         text = (
-            f"the budget is {wanted:g} GPU-hours, and {used:.2f} are used: what runs stops at a"
+            f"the budget is {wanted:g} {unit}, and {used:.2f} are used: what runs stops at a"
             " checkpoint, and then the search halts"
         )
     return Accepted(SetBudget(wanted), text)
@@ -280,7 +280,8 @@ def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> A
     if not left:
         raise Refused(f"the weights of all whom the cutoff stopped are gone: {_named(stopped)}")
     if scheduling.budget_spent(snapshot, config, now):
-        raise Refused(f"the budget of {scheduling.budget(snapshot, config)} GPU-hours is spent")
+        spent = f"{scheduling.budget(snapshot, config)} {snapshot.hours_unit}"
+        raise Refused(f"the budget of {spent} is spent")
     steps = [stage.name for stage in config.ladder("candidates")]
     stages = {one.id: steps[steps.index(one.stage) + 1] for one in left}
     gone = [one for one in stopped if one not in left]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from nasd.contract import slots
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.contract.objectives import DEFAULT
 from nasd.record.lifecycle import (
@@ -318,6 +319,13 @@ class Snapshot:
     injections: tuple[Injection, ...]
     taken: frozenset[str]
     ended_slot_seconds: float
+
+    @property
+    def hours_unit(self) -> str:
+        """Of the ledger: by the slots that the config lists, or that attempts have held."""
+        listed = self.experiment.config["slots"]["devices"]
+        held = (slot for attempt in self.attempts for slot in attempt.slots)
+        return slots.unit(held if listed == "auto" else listed)
 
     @property
     def generation(self) -> Generation | None:

@@ -47,7 +47,7 @@ def serve(state: Path, host: str, port: int) -> NoReturn:
 
 
 def links(state: Path, host: str, port: int) -> list[str]:
-    """Where to find the newest generation with learning curves; none before the first.
+    """Where to find the newest generation with learning curves, and cards; none before the first.
 
     Where there are more than 40 runs, TensorBoard chooses none of them in these tabs, unless a
     filter leaves fewer.
@@ -57,24 +57,24 @@ def links(state: Path, host: str, port: int) -> list[str]:
     folder = StateFolder(state).tensorboard
     names = [run_name(one.number) for one in reversed(snap.generations)]
     charted = [one.name for one in tasks.ranking()]
-    name = next(
-        (
-            one
-            for one in names
-            if any(any(folder.glob(f"{one}/*/{task}/events.*")) for task in charted)
-        ),
+    found: list[str] = []
+    where = f"http://{host}:{port}/#"
+    # A link before anything is there would show empty charts; a ladder may have no MLM stage.
+    curved = next(
+        (one for one in names for task in charted if any(folder.glob(f"{one}/*/{task}/events.*"))),
         None,
     )
-    if name is None:  # a link now would show empty charts
-        return []
-    runs = "|".join(["cutoff", *(f".*/{task}" for task in charted)])
-    curves = quote(f"search|{name}/({runs})", safe="")
-    cards = quote(f"{name}/[^/]*$", safe="")
-    where = f"http://{host}:{port}/#"
-    return [
-        f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}",
-        f"cards:           {where}text&regexInput={cards}",
-    ]
+    if curved is not None:
+        runs = "|".join(["cutoff", *(f".*/{task}" for task in charted)])
+        curves = quote(f"search|{curved}/({runs})", safe="")
+        found.append(
+            f"learning curves: {where}custom_scalars&_smoothingWeight=0&regexInput={curves}"
+        )
+    carded = next((one for one in names if any(folder.glob(f"{one}/*/events.*"))), None)
+    if told := curved or carded:
+        cards = quote(f"{told}/[^/]*$", safe="")
+        found.append(f"cards:           {where}text&regexInput={cards}")
+    return found
 
 
 def _check_address(host: str, port: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd import __version__
-from nasd.contract import slots, tasks
+from nasd.contract import tasks
 from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
 from nasd.contract.readable import of_baseline
@@ -260,7 +260,7 @@ def _training(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
     ladder = config.ladder("baseline" if candidate.is_baseline else "candidates")
     head = ("stage", "task", "trains", "epochs", "batch", "learning rate", "steps", "loss")
     return table(
-        (*head, _unit(snapshot)),
+        (*head, snapshot.hours_unit),
         [
             _stage(snapshot, candidate, stage)
             for stage in ladder
@@ -301,15 +301,11 @@ def hours(snapshot: Snapshot, of: Iterable[Candidate], stage: str | None = None)
 def _cost(snapshot: Snapshot, candidate: Candidate, now: float) -> str:
     line = ancestors(snapshot, candidate)
     return (
-        f"{hours(snapshot, [candidate]):.3g} {_unit(snapshot)} for this model,"
+        f"{hours(snapshot, [candidate]):.3g} {snapshot.hours_unit} for this model,"
         f" {hours(snapshot, line):.3g} with all that it descends from, and"
         f" {snapshot.gpu_hours(now):.3g} for the whole search so far, with its"
         f" {len(snapshot.candidates)} candidates."
     )
-
-
-def _unit(snapshot: Snapshot) -> str:
-    return slots.unit(slot for one in snapshot.attempts for slot in one.slots)
 
 
 def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> str:

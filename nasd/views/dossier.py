@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import config as config_module
-from nasd.contract import slots
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Origin, changes
@@ -221,7 +220,7 @@ class _Compiler:
             attempts=tuple(self._attempt(tried) for tried in self.attempts),
             slot_hours=self._hours({one.id}),
             with_ancestors=self._hours({other.id for other in line}),
-            unit=slots.unit(slot for tried in snap.attempts for slot in tried.slots),
+            unit=snap.hours_unit,
             children=tuple(
                 Child(c.id, c.generation, str(c.state), c.stage, snap.quality(c.id))
                 for c in snap.candidates.values()

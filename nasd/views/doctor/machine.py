@@ -12,7 +12,7 @@ from nasd.contract import tasks
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
-from nasd.contract.slots import Slot, SlotKind
+from nasd.contract.slots import Slot, SlotKind, unit
 from nasd.estimate.cost import memory_gb
 from nasd.launch import child, gpus, interpreter, launchers
 from nasd.record import daemon_lock
@@ -173,7 +173,7 @@ def clock(case: Case) -> Iterator[Finding]:
             "clock",
             "bad",
             f"it is {duration(behind)} behind the newest event of the database, so durations and"
-            " GPU-hours would be wrong: set it right, for good with"
+            f" {unit(case.devices)} would be wrong: set it right, for good with"
             " `sudo timedatectl set-ntp true`",
         )
         return

@@ -47,7 +47,7 @@ def helped(findings: Findings) -> Drawing:
     panels: tuple[tuple[str, str, float], ...] = (
         ("quality", "change of quality\nagainst the parent, points", 0.0),
         ("each", "... for each such mutation,\nthe others held equal, points", 0.0),
-        ("size", "change of compression\nagainst the parent", 0.0),
+        ("parameters_percent", "change of parameters\nagainst the parent, %", 0.0),
         ("survived", "share that survived\nthe selection, %", math.nan),
     )
     cut = False

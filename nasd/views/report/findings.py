@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasd.contract import slots, tasks
+from nasd.contract import tasks
 from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
 from nasd.record.state import Granted, Snapshot
 from nasd.search.objectives import reference
@@ -72,8 +72,7 @@ class Findings:
 
     @cached_property
     def unit(self) -> str:
-        used = {slot for attempt in self.snapshot.attempts for slot in attempt.slots}
-        return slots.unit(used)
+        return self.snapshot.hours_unit
 
     # -- candidates ----------------------------------------------------------------------------
 

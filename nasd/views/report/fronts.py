@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import quantiles
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nasd.contract.readable import counted, hours, number, of_baseline, share_of_baseline, signed
+from nasd.search.pareto import ranks
 from nasd.views.report.drawing import (
     ACCENT,
     BASE,
@@ -49,14 +51,16 @@ def pareto(findings: Findings) -> Drawing:
     figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
     for axes in grid[: len(panels)]:  # first: they ask each time how far all the marks reach
         _baseline_cross(axes, findings)
+    ever = best_ever(findings)
     for axes, generation in zip(grid, panels, strict=False):
+        _staircase(axes, ever, color=MUTED, lw=0.7, ls=":", zorder=1.5)
         members = [m for m in findings.members if m.generation == generation]
         row = next(one for one in findings.generations if one.generation == generation)
         axes.set_title(f"generation {generation}")
         for member in members:
             if member.quality is not None:
                 _member(drawing, axes, member, findings.by_id[member.candidate])
-        _staircase(axes, [m for m in members if m.rank == 0])
+        _staircase(axes, [m for m in members if m.rank == 0], color=RANKS[0], lw=0.7, zorder=2)
         away = ", ".join(
             f"{amount} {what}"
             for what, amount in (("cut", row.cut), ("failed", row.failed))
@@ -83,6 +87,7 @@ def pareto(findings: Findings) -> Drawing:
             ("offspring", {"marker": "s", "color": MUTED}),
             ("does not survive", {"marker": "s", "color": MUTED, "markerfacecolor": PAPER}),
             (BASELINE, {"marker": "*", "color": BASE, "markersize": 9}),
+            ("best ever scored", {"marker": "", "linestyle": ":", "lw": 1.2, "color": MUTED}),
         ],
     )
     figure.draw_without_rendering()
@@ -102,7 +107,8 @@ def pareto(findings: Findings) -> Drawing:
         "Each panel is one selection: parents and scored offspring of a generation, by quality and"
         " parameters, both better to the upper left. Numbers name the candidates of rank 0; the"
         " line"
-        " bounds what they dominate. Dashed: the baseline; what lies above and to the left of"
+        " bounds what they dominate. Dotted: the front of all that were ever scored, whose members"
+        " the table names. Dashed: the baseline; what lies above and to the left of"
         " it is better in both." + (" Arrows: far below the frame." if far else "")
     )
     if any(m.rank is None and m.quality is not None for m in findings.members):
@@ -117,6 +123,15 @@ def pareto(findings: Findings) -> Drawing:
         + _baseline_words(findings)
     )
     return drawing
+
+
+def best_ever(findings: Findings) -> list[CandidateRow]:
+    """The front of all candidates ever scored, the smallest first. The baseline, which is in no
+    population, stands beside it and takes nobody out of it."""
+    scored = [r for r in findings.candidates if r.quality is not None and not r.is_baseline]
+    places = ranks([(row.quality or 0.0, row.size) for row in scored])
+    best = [row for row, rank in zip(scored, places, strict=True) if rank == 0]
+    return sorted(best, key=lambda row: -row.size)
 
 
 def _front_in_words(findings: Findings, generation: int) -> str:
@@ -179,7 +194,7 @@ def _below(findings: Findings, grid: Sequence[Axes], panels: Sequence[int], floo
     return True
 
 
-def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
+def _staircase(axes: Axes, front: Sequence[MemberRow | CandidateRow], **style: Any) -> None:
     line = sorted((share_of_baseline(m.size), m.quality or 0.0) for m in front)
     steps = [
         corner
@@ -187,7 +202,7 @@ def _staircase(axes: Axes, front: Sequence[MemberRow]) -> None:
         for corner in ((left, lower), (right, lower), (right, upper))
     ]
     if steps:
-        axes.plot(*zip(*steps, strict=True), color=RANKS[0], lw=0.7, zorder=2)
+        axes.plot(*zip(*steps, strict=True), **style)
 
 
 def volume(findings: Findings) -> Drawing:

@@ -61,6 +61,11 @@ def _row(
     sizes = [
         snapshot.size(one.id) - snapshot.size(one.parent) for one in found if one.parent is not None
     ]
+    changes_of_parameters = [
+        100 * (one.parameters / snapshot.candidates[one.parent].parameters - 1)
+        for one in found
+        if one.parent is not None
+    ]
     judged = [one for one in found if one.generation in selected]
     lasting = sum((one.generation, one.id) in survivors for one in judged)
     return MutationRow(
@@ -72,6 +77,7 @@ def _row(
         *statistics.ends(each),
         len(sizes),
         *statistics.ends(statistics.mean(sizes)),
+        *statistics.ends(statistics.mean(changes_of_parameters)),
         len(judged),
         *statistics.ends(statistics.share(lasting, len(judged))),
     )

@@ -13,6 +13,7 @@ from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline
 from nasd.record.lifecycle import ExperimentState
 from nasd.views.report.drawing import COLOURS, Drawing
 from nasd.views.report.findings import TABLES, Findings
+from nasd.views.report.fronts import best_ever
 from nasd.views.report.rows import CandidateRow, MissedRow
 from nasd.views.report.words import answer, instant, significant
 
@@ -189,6 +190,8 @@ def _population(findings: Findings) -> dict[str, Any]:
 def _tables(findings: Findings) -> dict[str, list[Table]]:
     """By the name of the figure below which they stand."""
     found: dict[str, list[Table]] = {}
+    if best_ever(findings):
+        found["pareto"] = [_best_ever(findings)]
     if findings.progress:
         found["hypervolume"] = [_generations(findings)]
     if findings.losses:
@@ -200,6 +203,38 @@ def _tables(findings: Findings) -> dict[str, list[Table]]:
     if findings.costs:
         found["cost"] = [_costs(findings)]
     return found
+
+
+def _best_ever(findings: Findings) -> Table:
+    shown = [findings.baseline, *best_ever(findings)]
+    return Table(
+        [
+            "candidate",
+            "born in",
+            "quality, %",
+            "against baseline",
+            "of baseline's parameters",
+            "parameters",
+            "in the newest population",
+        ],
+        [
+            [
+                row.name,
+                NOTHING if row.generation is None else str(row.generation),
+                number(row.quality, 2),
+                signed(None if row.is_baseline else row.quality_against_baseline),
+                of_baseline(row.size),
+                f"{row.parameters:,}",
+                "yes" if row in findings.final_population else "no",
+            ]
+            for row in shown
+        ],
+        title="The front of all candidates ever scored, the smallest first: no other, of whatever"
+        " generation, is better than one of these in quality and parameters at once. The baseline"
+        " stands beside it.",
+        texts=(0, 6),
+        marked=(0,),
+    )
 
 
 def _generations(findings: Findings) -> Table:
@@ -339,7 +374,7 @@ def _mutations(findings: Findings) -> Table:
             "times",
             "change of quality, points",
             "for each one more, points",
-            "change of compression",
+            "change of parameters, %",
             "survived, %",
         ],
         [
@@ -351,7 +386,13 @@ def _mutations(findings: Findings) -> Table:
                 NOTHING
                 if row is any_row
                 else cell(row.each, row.each_low, row.each_high, any_row.quality_n, 1),
-                cell(row.size, row.size_low, row.size_high, row.size_n, 1),
+                cell(
+                    row.parameters_percent,
+                    row.parameters_percent_low,
+                    row.parameters_percent_high,
+                    row.size_n,
+                    1,
+                ),
                 cell(row.survived, row.survived_low, row.survived_high, row.survived_n, 100),
             ]
             for row in findings.mutations

@@ -154,7 +154,8 @@ class CorrelationRow:
 class MutationRow:
     """Candidates in which a kind of mutation occurred (others may have occurred beside it), against
     their parents. each: what one more of it adds to quality with the others held equal, by least
-    squares. survived: the selection of the generation they were born in."""
+    squares. parameters_percent: the change of parameters, in percent of the parent's. survived: the
+    selection of the generation they were born in."""
 
     mutation: str
     candidates: int
@@ -170,6 +171,9 @@ class MutationRow:
     size: float | None
     size_low: float | None
     size_high: float | None
+    parameters_percent: float | None
+    parameters_percent_low: float | None
+    parameters_percent_high: float | None
     survived_n: int
     survived: float | None
     survived_low: float | None

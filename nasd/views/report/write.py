@@ -20,7 +20,7 @@ from nasd import __version__
 from nasd.contract import config as config_module
 from nasd.contract import protocol, written
 from nasd.contract.errors import NasdError
-from nasd.contract.readable import counted, hours
+from nasd.contract.readable import counted, hours, share_of_baseline
 from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase
@@ -34,6 +34,7 @@ from nasd.views.report.regret import price, stopped
 MARKER = "report.json"
 STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search
 PNG_DPI = 200
+SIZE, PERCENT = "size", "parameters_percent"  # compression, and what people are shown of it
 
 
 def read(state: Path, now: float | None = None) -> Findings:
@@ -156,6 +157,10 @@ def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
         ]
     )
     columns = [[getattr(row, column) for row in rows] for column in schema.names]
+    if SIZE in schema.names and PERCENT not in schema.names:
+        place = schema.get_field_index(SIZE)
+        schema = schema.insert(place + 1, pyarrow.field(PERCENT, pyarrow.float64()))
+        columns.insert(place + 1, [share_of_baseline(row.size) for row in rows])
     table = pyarrow.Table.from_arrays(
         [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
         schema=schema,

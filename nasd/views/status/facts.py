@@ -107,7 +107,7 @@ class Facts:
 
     @property
     def unit(self) -> str:
-        return slots.unit(self.slots)
+        return self.snapshot.hours_unit
 
     # -- slots ---------------------------------------------------------------------------------
 

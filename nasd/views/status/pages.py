@@ -14,7 +14,7 @@ HELP = (
     "Page Up, Down    the same, ten at once",
     "Enter            all about the candidate: nasd show",
     "l                the end of its log: nasd log",
-    "f                the front, quality against size",
+    "f                the front, quality against parameters",
     "?                this help",
     "q, Esc, ←        back; from the status, leave",
     "Ctrl-C           leave",
