@@ -11,7 +11,7 @@ from nasd.cli import searching  # their order is that of the panels in `nasd --h
 from nasd.cli import looking
 
 # isort: split
-from nasd.cli import steering
+from nasd.cli import intervening
 
 # isort: split
 from nasd.cli import models
@@ -19,7 +19,7 @@ from nasd.cli.options import app
 from nasd.contract.errors import NasdError
 from nasd.launch.interpreter import keep_asserts
 
-__all__ = ["app", "looking", "main", "models", "searching", "steering"]
+__all__ = ["app", "intervening", "looking", "main", "models", "searching"]
 
 
 def main() -> None:

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import config as config_module
-from nasd.contract.config import Config
-from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Origin, changes
-from nasd.contract.protocol import Heartbeat, read, read_metrics
+from nasd.contract.protocol import read_metrics
 from nasd.control.retention import answering_stage
-from nasd.policy import ladder, scheduling
-from nasd.record import daemon_lock, lookup, snapshot
+from nasd.policy import ladder
+from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import DecisionKind, ExperimentState, State
-from nasd.record.state import PAUSED, Attempt, Candidate, Member, Recorded, Snapshot
+from nasd.record.lifecycle import DecisionKind, State
+from nasd.record.state import Attempt, Candidate, Member, Recorded
 from nasd.views.card import ancestors
+from nasd.views.why import Subject, why
 
 Reached = Literal["done", "here", "ahead", "never"]
 
@@ -165,7 +164,9 @@ def compile_dossier(state: Path, name: str, now: float | None = None) -> Dossier
     """The dossier of the candidate of that name; raises NasdError if there is none."""
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
-    return _Compiler(snap, state, lookup.find(snap, name), now or time.time()).dossier()
+    one = lookup.find(snap, name)
+    config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
+    return _Compiler(Subject(snap, StateFolder(state), config, one, now or time.time())).dossier()
 
 
 def _plain(value: Any) -> Any:
@@ -177,17 +178,17 @@ def _plain(value: Any) -> Any:
 
 
 class _Compiler:
-    def __init__(self, snap: Snapshot, state: Path, candidate: Candidate, now: float) -> None:
-        self.snap = snap
-        self.folder = StateFolder(state)
-        self.candidate = candidate
-        self.now = now
-        self.config: Config = config_module.parse(
-            snap.experiment.config, f"the experiment's config in {state}"
-        )
-        self.attempts = [one for one in snap.attempts if one.candidate == candidate.id]
-        self.live = next((one for one in self.attempts if one.live), None)
-        self.ladder = ladder.steps_of(snap, self.config, candidate)
+    """Compiles the parts of a dossier, one method each."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.snap = subject.snapshot
+        self.folder = subject.folder
+        self.config = subject.config
+        self.candidate = subject.candidate
+        self.attempts = subject.attempts
+        self.ladder = subject.ladder
+        self.now = subject.now
 
     def dossier(self) -> Dossier:
         snap, one = self.snap, self.candidate
@@ -203,7 +204,7 @@ class _Compiler:
             parent=one.parent,
             state=str(one.state),
             stage=one.stage,
-            why=self._why(),
+            why=why(self.subject),
             hash=one.hash,
             genotype=one.genotype.to_json(),
             genotype_text=str(one.genotype),
@@ -229,97 +230,6 @@ class _Compiler:
             weights=weights,
             weights_gone=trained and not weights,
         )
-
-    # -- its state -----------------------------------------------------------------------------
-
-    def _why(self) -> str:
-        """Why it is in its state, as a sentence without a full stop."""
-        one = self.candidate
-        match one.state:
-            case State.RUNNING:
-                return self._running()
-            case State.WAITING:
-                return self._waiting()
-            case State.SCORED:
-                return self._fate()
-            case State.PENDING:
-                return self._pending()
-        return one.reason
-
-    def _running(self) -> str:
-        live = self.live
-        if live is None:
-            return "its attempt has just ended"
-        if not daemon_lock.held(self.folder.lock):
-            return (
-                f"no daemon serves the search: with `nasd run` it goes on from attempt {live.id}'s"
-                " newest checkpoint"
-            )
-        where = f"attempt {live.id} runs on {' '.join(live.slots)}"
-        try:
-            beat = read(Heartbeat, self.folder.attempt(live.id).heartbeat)
-        except NasdError:  # not yet
-            return f"{where}, starting"
-        steps = f", step {beat.step:,} of {beat.steps:,}" if beat.steps else ""
-        return f"{where}: {beat.doing}{steps}"
-
-    def _waiting(self) -> str:
-        one = self.candidate
-        assert one.generation is not None
-        here = self.ladder.index(one.stage)
-        behind = [
-            other.id
-            for other in self.snap.born_in(one.generation)
-            if not other.final
-            and (self.ladder.index(other.stage), other.state is State.WAITING) < (here, True)
-        ]
-        return (
-            f"the cutoff behind {one.stage} waits for {_numbers(behind)} of its generation"
-            if behind
-            else f"the cutoff behind {one.stage} is due"
-        )
-
-    def _pending(self) -> str:
-        """What is in its way, the most general first."""
-        experiment, one = self.snap.experiment, self.candidate
-        if experiment.state is ExperimentState.HALTED:
-            return f"the search has halted: {experiment.reason}"
-        if not daemon_lock.held(self.folder.lock):
-            return "no daemon serves the search: go on with `nasd run`"
-        if experiment.pause:
-            return f"the search is {PAUSED[experiment.pause]} {experiment.pause_note}"
-        if experiment.hold:
-            return f"the search is on hold: {experiment.hold}"
-        if scheduling.budget_spent(self.snap, self.config, self.now):
-            return "the budget is spent: raise it with `nasd budget`"
-        ended = [tried for tried in self.attempts if tried.stage == one.stage]
-        last = f"; its last attempt ended so: {ended[-1].message}" if one.reason and ended else ""
-        need = ladder.slots_needed(self.config, one.stage, len(self._slots()))
-        return f"waits for {need} free slot{'s' * (need > 1)}{last}"
-
-    def _slots(self) -> tuple[str, ...]:
-        devices = self.config.slots.devices
-        if devices != "auto":
-            return devices
-        return tuple({slot for tried in self.snap.attempts for slot in tried.slots})
-
-    def _fate(self) -> str:
-        selected = [m for m in self._memberships() if m.survives is not None]
-        if not selected:
-            return "has climbed the whole ladder"
-        last = selected[-1]
-        newest = self.snap.generation
-        assert newest is not None
-        if not last.survives:
-            return f"has climbed the whole ladder; not selected in generation {last.generation}"
-        if any(m.generation == newest.number for m in self._memberships()):
-            return (
-                f"has climbed the whole ladder; among the survivors of generation {last.generation}"
-            )
-        return f"has climbed the whole ladder; survived generation {last.generation}"
-
-    def _memberships(self) -> list[Member]:
-        return [one for one in self.snap.members if one.candidate == self.candidate.id]
 
     # -- where it comes from -------------------------------------------------------------------
 
@@ -406,7 +316,7 @@ class _Compiler:
     # -- decisions -----------------------------------------------------------------------------
 
     def _decisions(self) -> Iterator[DecisionRow]:
-        members = {one.generation: one for one in self._memberships()}
+        members = {one.generation: one for one in self.subject.memberships}
         for decision in self.snap.decisions:
             match decision.kind:
                 case DecisionKind.BREED:
@@ -520,9 +430,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:  # a daemon may collect weights at any time
         return 0
-
-
-def _numbers(candidates: list[int]) -> str:
-    """`candidate 3`, `candidates 3 and 5`, `candidates 3, 5 and 7`."""
-    *others, last = map(str, candidates)
-    return f"candidates {', '.join(others)} and {last}" if others else f"candidate {last}"

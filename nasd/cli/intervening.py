@@ -1,4 +1,7 @@
-"""Commands that steer a search: they ask, and its daemon does it within a turn."""
+"""Commands by which a person intervenes in a search: they ask, and its daemon does it in a turn.
+
+What each request means is nasd.policy.steering's to say.
+"""
 
 import json
 import math
