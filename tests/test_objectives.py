@@ -18,7 +18,7 @@ from nasd.contract import objectives as contract
 from nasd.contract.config import parse
 from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
-from nasd.record import lookup, snapshot
+from nasd.record import lookup, snapshot, state
 from nasd.record.folders import StateFolder
 from nasd.search import objectives
 from nasd.search.objectives import OBJECTIVES, Objective
@@ -150,7 +150,7 @@ def searched(folder: Path, *names: str) -> Tick:
     return tick
 
 
-def selections(tick: Tick) -> list[snapshot.Decision]:
+def selections(tick: Tick) -> list[state.Recorded]:
     return [one for one in tick.store.read().decisions if one.kind == "select"]
 
 
