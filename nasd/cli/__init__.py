@@ -3,6 +3,7 @@
 One file for each kind of command, with its options in `options`; each registers its own with `app`.
 """
 
+import io
 import sys
 
 from nasd.cli import searching  # their order is that of the panels in `nasd --help`
@@ -23,6 +24,9 @@ __all__ = ["app", "intervening", "looking", "main", "models", "searching"]
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 is shown escapes instead
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         keep_asserts()
         app(standalone_mode=True, prog_name="nasd")  # also of `python -m nasd`

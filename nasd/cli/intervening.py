@@ -3,7 +3,6 @@
 What each request means is nasd.policy.steering's to say.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument
 from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
+from nasd.contract import strangers
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import shown
 
@@ -176,13 +176,6 @@ def inject(
     """
     from nasd.contract.config import load
 
-    try:
-        wanted = json.loads(genotype.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise NasdError(f"{genotype} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
-        raise NasdError(f"{genotype} is not JSON: {str(error).partition(';')[0]}") from error
-    if not isinstance(wanted, dict):
-        raise NasdError(f"{genotype} holds no genotype: that is an object with blocks")
+    wanted = strangers.json_object(genotype)
     settings = load(config) if state is None else None
     _ask(config, state, "inject", why, no_wait, genotype=wanted, settings=settings)

@@ -98,7 +98,7 @@ def answer(
 
     if context == "-":
         try:
-            context = sys.stdin.read()
+            context = sys.stdin.buffer.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise NasdError(f"standard input is not UTF-8 text ({error.reason})") from error
     found = oracle.answer(folder, question, context)

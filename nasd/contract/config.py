@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,12 +21,19 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from nasd.contract import genotype, ranges, tasks, toml
+from nasd.contract import genotype, ranges, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.objectives import DEFAULT, FEWEST, MOST, OBJECTIVES
 from nasd.contract.readable import shown
 from nasd.contract.slots import Slot
+
+
+def _plain(value: str) -> str:
+    if (found := words.fault(value)) is not None:
+        raise ValueError(f"the text {found}")
+    return value
+
 
 # Strict: "8" and true are no numbers, whatever Python thinks.
 Whole = Annotated[int, Field(strict=True)]
@@ -44,6 +52,7 @@ Size = Annotated[Whole, Field(ge=1, le=genotype.LARGEST)]
 Blocks = Annotated[Whole, Field(ge=1, le=genotype.MOST_BLOCKS)]
 Steps = Annotated[Whole, Field(ge=1, le=100)]
 Layers = Annotated[Whole, Field(ge=2, le=genotype.MOST_LAYERS)]
+Plain = Annotated[str, AfterValidator(_plain)]  # of one line, without what acts on a terminal
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -116,11 +125,11 @@ class Section(BaseModel):
 
 
 class Experiment(Section):
-    name: str = Field(min_length=1)
+    name: Annotated[Plain, Field(min_length=1, max_length=200)]
     """What it is called in every view."""
     seed: Seed = 0
     """What all random choices follow from."""
-    state: str = "state"
+    state: Plain = "state"
     """Folder for database, weights, curves and cache."""
     generations: Annotated[Whole, Field(ge=0, le=10**6)]
     """How many follow the initial population."""
@@ -132,7 +141,7 @@ class Experiment(Section):
 
 
 class SeedModel(Section):
-    source: str = Field(min_length=1)
+    source: Annotated[Plain, Field(min_length=1)]
     """A folder, `package:NAME/FOLDER` of an installed package, or a model of the hub."""
     dropout: Probability | None = None
     """Of every candidate; else as the seed's own config says."""
@@ -245,9 +254,9 @@ class Population(Section):
 class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
-    files: tuple[str, ...] = ()
+    files: tuple[Plain, ...] = ()
     """UTF-8 text, a paragraph a line; or JSON lines, CSV or Parquet; gzipped or not."""
-    hub: str | None = None
+    hub: Plain | None = None
     """Or a data set of the hub."""
     config: str | None = None
     """The data set's configuration, where it has several."""
@@ -282,10 +291,10 @@ class MlmData(Section):
 
 
 class QaData(Section):
-    files: tuple[str, ...] = ()
+    files: tuple[Plain, ...] = ()
     """In SQuAD v1.1's JSON form, or with a question a row as on the hub, as JSON lines or Parquet;
     gzipped or not."""
-    hub: str | None = None
+    hub: Plain | None = None
     """Or a data set of the hub."""
     revision: str | None = None
     """The data set's branch, tag or commit."""

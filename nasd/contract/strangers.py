@@ -3,11 +3,15 @@
 They are opened without waiting and without following, and read only up to a limit.
 """
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from nasd.contract.errors import NasdError
+
+LARGEST_JSON = 1 << 22  # bytes of a genotype, or of a config.json: what is larger is none
 
 
 def content(path: Path, limit: int) -> bytes:
@@ -35,6 +39,20 @@ def content(path: Path, limit: int) -> bytes:
     if len(read) > limit:
         raise NasdError(f"{name} is larger than {limit} bytes")
     return read
+
+
+def json_object(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object of a file that a person names, through links as well; a byte order mark is no
+    part of it. Raises NasdError if it holds anything else, nests too deeply, or is too large."""
+    try:
+        found = json.loads(content(path.resolve(), limit).decode("utf-8-sig"))
+    except RecursionError:
+        raise NasdError(f"{path} is no JSON that anyone means: it nests too deeply") from None
+    except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
+        raise NasdError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
+    if not isinstance(found, dict):
+        raise NasdError(f"{path} holds no JSON object")
+    return found
 
 
 def shown(name: str, longest: int = 80) -> str:

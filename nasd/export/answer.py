@@ -1,9 +1,9 @@
 """Asks an exported model: a child process loads it, because that takes torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nasd.contract import strangers
 from nasd.contract.errors import NasdError
 from nasd.launch import child
 
@@ -36,10 +36,9 @@ def answer(folder: Path, question: str, context: str) -> Answer:
 def check_model(folder: Path) -> None:
     """Raises NasdError unless `folder` looks like an exported model."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kinds = config["architectures"]
+        kinds = strangers.json_object(folder / "config.json")["architectures"]
         whole = KIND in kinds and (folder / "tokenizer.json").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (NasdError, KeyError, TypeError):
         whole = False
     if not whole:
         raise NasdError(
