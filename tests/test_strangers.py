@@ -136,3 +136,7 @@ def test_ten_thousand_are_answered_without_reading_the_search_for_each(
     assert requests.waiting(tick.state.requests) == []
     assert tick.store.read().experiment.budget_set == "300.0"
     assert len(reads) < 10
+
+
+def test_a_log_cannot_act_on_the_terminal_that_shows_it() -> None:
+    assert strangers.harmless(b"a\x1b[2Jb\r\nc\td\xc3\xa9") == b"a?[2Jb?\nc\td\xc3\xa9"

@@ -11,6 +11,7 @@ from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument, candidates
 from nasd.cli.numbers import MOST_ID, real, whole
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
+from nasd.contract.strangers import harmless
 
 
 @app.command(cls=Command, rich_help_panel=LOOK)
@@ -137,7 +138,7 @@ def log(
 
 
 def _write(text: bytes) -> None:
-    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.buffer.flush()
 
 

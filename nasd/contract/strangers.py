@@ -55,6 +55,14 @@ def json_object(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
     return found
 
 
+ACTS = bytes(one for one in range(32) if one not in b"\n\t") + b"\x7f"
+
+
+def harmless(text: bytes) -> bytes:
+    """Text that others have written, for a terminal: what would act on it is shown as `?`."""
+    return text.translate(bytes.maketrans(ACTS, b"?" * len(ACTS)))
+
+
 def shown(name: str, longest: int = 80) -> str:
     """A name that somebody else gave, as one line of a log may have it: short, and with whatever is
     no letter, digit or sign written as an escape."""
