@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nasd.contract.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
 from nasd.worker.model import phenotype, transfers
 from nasd.worker.model.phenotype import Architecture, Block, Encoder, MaskedLM, Model
+from nasd.worker.model.site import Part, Site
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,11 @@ def _fill(
             source = parent.layer(module.block, module.place)
         part, norm = mine.layers[layer]
         stood = (None, None) if source is None else parent.layers[source]
-        site = transfers.Site(
-            module=cast("transfers.Part", part),
+        site = Site(
+            module=cast("Part", part),
             norm=norm,
             below=mine.layers[layer - 1][1],
-            source=cast("transfers.Part | None", stood[0]),
+            source=cast("Part | None", stood[0]),
             source_norm=stood[1],
             generator=generator,
             spread=spread,

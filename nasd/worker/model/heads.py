@@ -1,0 +1,209 @@
+"""Another number of heads: what an attention keeps of one that had more of them, or fewer.
+
+Patterns and values are told apart on windows of text; the output layer is refitted at the end.
+Shapes: n windows of l tokens, t of them no padding; w = the backbone's width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nasd.worker.model.phenotype import Attention
+from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refitted
+
+
+class _Heads(NamedTuple):
+    """What an attention computes on the windows: queries, keys, values and what is attended, each
+    [n, heads, l, w / heads], and the shares that attend [n, heads, l, l]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    shares: Tensor
+    attended: Tensor
+
+
+def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
+    parts = {name: Linear.of(getattr(source, name)) for name in ("q", "k", "v", "out")}
+    seen = None
+    if site.states is not None and site.mask is not None and int(site.mask.sum()) >= LEAST_ROWS:
+        seen = _seen(parts, source.heads, site.states(), site.mask)
+    if into.heads < source.heads:
+        parts = _fewer(parts, source.heads, into.heads, seen, site)
+    elif into.heads > source.heads:
+        parts = _more(parts, source.heads, into.heads, seen, site)
+    hidden = None
+    if seen is not None:
+        assert site.states is not None and site.mask is not None
+        attended = _seen(parts, into.heads, site.states(), site.mask).attended
+        hidden = attended.transpose(1, 2).flatten(2)[site.mask.bool()]
+    parts["out"] = refitted(site, hidden, parts["out"])
+    for name, part in parts.items():
+        part.put(getattr(into, name))
+
+
+def _seen(parts: dict[str, Linear], heads: int, states: Tensor, mask: Tensor) -> _Heads:
+    def split(values: Tensor) -> Tensor:
+        examples, tokens, _ = values.shape
+        return values.view(examples, tokens, heads, -1).transpose(1, 2)
+
+    q, k, v = (split(parts[name](states)) for name in "qkv")
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    shares = scores.masked_fill(mask[:, None, None] == 0, -torch.inf).softmax(-1)
+    return _Heads(q, k, v, shares, shares @ v)
+
+
+def _per_head(values: Tensor, mask: Tensor) -> Tensor:
+    """[n, heads, l, x] to [heads, t, x], without the padding."""
+    return values.transpose(1, 2)[mask.bool()].transpose(0, 1)
+
+
+def _split(linear: Linear, heads: int) -> list[Linear]:
+    """The rows of each head."""
+    weights, biases = linear.weight.chunk(heads), linear.bias.chunk(heads)
+    return [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _fewer(
+    parts: dict[str, Linear], heads: int, wanted: int, seen: _Heads | None, site: Site
+) -> dict[str, Linear]:
+    """The most telling heads stay, each with room for more values: those of the others move in
+    with the head whose shares are most like theirs. Queries and keys get new room as well, which
+    adds nothing at first, as the queries there are zero."""
+    width = parts["q"].weight.shape[1]
+    old, new = width // heads, width // wanted
+    q, k, v = (_split(parts[name], heads) for name in "qkv")
+    out = parts["out"].weight.chunk(heads, dim=1)
+    energy = torch.stack([one.square().sum() for one in out])
+    like = torch.ones(heads, heads)
+    if seen is not None:
+        assert site.mask is not None
+        attended = _per_head(seen.attended, site.mask)
+        energy = torch.stack([(attended[head] @ out[head].T).var(0).sum() for head in range(heads)])
+        shares = nn.functional.normalize(_per_head(seen.shares, site.mask).flatten(1))
+        like = shares @ shares.T
+    stay = energy.topk(wanted).indices.sort().values.tolist()
+    values = {head: [v[head]] for head in stay}
+    readers = {head: [out[head]] for head in stay}
+    room = dict.fromkeys(stay, new - old)
+    for head in sorted(set(range(heads)) - set(stay), key=lambda one: -float(energy[one])):
+        at = 0
+        for host in sorted(stay, key=lambda one: (-float(like[head, one]), one)):
+            count = min(room[host], old - at)
+            values[host].append(
+                Linear(v[head].weight[at : at + count], v[head].bias[at : at + count])
+            )
+            readers[host].append(out[head][:, at : at + count])
+            room[host] -= count
+            at += count
+    scale = math.sqrt(new / old)
+    spare = new - old
+    return {
+        "q": _joined(
+            [
+                Linear(
+                    torch.cat([q[head].weight * scale, torch.zeros(spare, width)]),
+                    torch.cat([q[head].bias * scale, torch.zeros(spare)]),
+                )
+                for head in stay
+            ]
+        ),
+        "k": _joined(
+            [
+                Linear(
+                    torch.cat([k[head].weight, site.fresh(spare, width)]),
+                    torch.cat([k[head].bias, torch.zeros(spare)]),
+                )
+                for head in stay
+            ]
+        ),
+        "v": _joined([one for head in stay for one in values[head]]),
+        "out": Linear(
+            torch.cat([one for head in stay for one in readers[head]], 1), parts["out"].bias
+        ),
+    }
+
+
+def _more(
+    parts: dict[str, Linear], heads: int, wanted: int, seen: _Heads | None, site: Site
+) -> dict[str, Linear]:
+    """Each head by its best approximation with fewer dimensions; the values that find no room go
+    to twins, which look where it looks, of the heads that would lose most."""
+    width = parts["q"].weight.shape[1]
+    new = width // wanted
+    split = {name: _split(parts[name], heads) for name in "qkv"}
+    out = parts["out"].weight.chunk(heads, dim=1)
+    looks: list[tuple[Linear, Linear]] = []
+    values: list[tuple[Linear, Tensor, Tensor]] = []  # values, what reads them, energy of each
+    for head in range(heads):
+        q, k, v = (split[name][head] for name in "qkv")
+        if seen is None:
+            one = torch.eye(len(q.bias))
+            queries = keys = attended = one
+        else:
+            assert site.mask is not None
+            queries, keys, attended = (
+                _per_head(values, site.mask)[head] for values in (seen.q, seen.k, seen.attended)
+            )
+        looks.append(_narrowed(q, k, queries, keys - keys.mean(0), new))
+        root = _root((attended - attended.mean(0)).T @ (attended - attended.mean(0)))
+        left, size, right = torch.linalg.svd(out[head] @ root, full_matrices=False)
+        turn = right @ torch.linalg.pinv(root)
+        values.append((Linear(turn @ v.weight, turn @ v.bias), left * size, size.square()))
+    chunks = [1] * heads  # of `new` values each, the first in the head itself
+    for _ in range(wanted - heads):
+        losses = [float(values[one][2][new * chunks[one] :][:new].sum()) for one in range(heads)]
+        chunks[losses.index(max(losses))] += 1
+    made: dict[str, list[Linear]] = {"q": [], "k": [], "v": []}
+    readers = []
+    for head in range(heads):
+        for chunk in range(chunks[head]):
+            value, reader, _ = values[head]
+            part = slice(new * chunk, new * (chunk + 1))
+            spare = new - len(value.bias[part])
+            made["q"].append(looks[head][0])
+            made["k"].append(looks[head][1])
+            made["v"].append(
+                Linear(
+                    torch.cat([value.weight[part], site.fresh(spare, width)]),
+                    torch.cat([value.bias[part], torch.zeros(spare)]),
+                )
+            )
+            readers.append(torch.cat([reader[:, part], torch.zeros(width, spare)], 1))
+    return {
+        **{name: _joined(each) for name, each in made.items()},
+        "out": Linear(torch.cat(readers, 1), parts["out"].bias),
+    }
+
+
+def _narrowed(
+    q: Linear, k: Linear, queries: Tensor, keys: Tensor, new: int
+) -> tuple[Linear, Linear]:
+    """Queries and keys with `new` dimensions whose products are, on these tokens, as near to those
+    of all dimensions as can be. What is the same for all keys changes no share."""
+    roots = _root(queries.T @ queries), _root(keys.T @ keys)
+    left, size, right = torch.linalg.svd(roots[0] @ roots[1])
+    each = size[:new].sqrt()[:, None]
+    # With fewer dimensions the scores are scaled down by less.
+    scale = math.sqrt(new / len(q.bias))
+    turn_q = scale * each * (left.T[:new] @ torch.linalg.pinv(roots[0]))
+    turn_k = each * (right[:new] @ torch.linalg.pinv(roots[1]))
+    return (
+        Linear(turn_q @ q.weight, turn_q @ q.bias),
+        Linear(turn_k @ k.weight, turn_k @ k.bias),
+    )
+
+
+def _root(square: Tensor) -> Tensor:
+    """The symmetric root of a positive matrix, damped where it is nearly singular."""
+    values, vectors = torch.linalg.eigh(square.double())
+    values = values.clamp_min(1e-6 * float(values.max().clamp_min(1e-12)))
+    root: Tensor = ((vectors * values.sqrt()) @ vectors.T).float()
+    return root
+
+
+def _joined(parts: Sequence[Linear]) -> Linear:
+    return Linear(torch.cat([one.weight for one in parts]), torch.cat([one.bias for one in parts]))
