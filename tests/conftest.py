@@ -421,7 +421,7 @@ def story(store: Store) -> dict[str, Any]:
     """What may not depend on the order of events, on kills, or on lost attempts."""
     snapshot = store.read()
     return {
-        "state": snapshot.experiment.state,
+        "state": str(snapshot.experiment.state),
         "generations": [(one.number, one.phase) for one in snapshot.generations],
         "candidates": {
             one.id: (

@@ -53,6 +53,9 @@ def test_nasd_tensorboard_serves_the_runs(tick: Tick):
             assert wait_until(serves, 60)
         finally:
             process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):  # else the test would wait for it for good
+                process.wait(30)
+            process.kill()
         assert process.stderr is not None
         assert {"search", "baseline", "gen00/c0001"} <= {*runs}, process.stderr.read()
 

@@ -782,7 +782,7 @@ def test_a_spent_budget_stops_what_runs_and_halts(state: StateFolder):
     config = small_config(experiment__budget_gpu_hours=3.0)
     snapshot, _ = finished(state, config=config)
     assert snapshot.experiment.state == "halted"
-    assert "budget of 3.0 GPU-hours" in snapshot.experiment.reason
+    assert "budget of 3.0 slot-hours" in snapshot.experiment.reason
     assert snapshot.gpu_hours(0.0) == pytest.approx(3.0, rel=0.01)
     assert AttemptState.PREEMPTED in {attempt.state for attempt in snapshot.attempts}
 

@@ -1,0 +1,149 @@
+"""Children that start from their parents' fine-tuned weights, by small steps and by crossover."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from nasd.contract import config as config_module
+from nasd.contract.config import OPERATORS as NAMES
+from nasd.contract.config import Config, parse
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, Transfer, unchanged
+from nasd.contract.protocol import Verdict
+from nasd.policy import ladder
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.search.variation.keeping import informed
+from nasd.search.variation.operators import OPERATORS
+from nasd.worker.model.transfers import TRANSFERS
+from tests.conftest import drive, make_tick, small_dict, without_summaries
+from tests.training import Workshop, demo_config, make_workshop, stage, work
+
+STEPS = {"narrow": 2, "widen": 1, "fewer_heads": 1, "more_heads": 1, "drop_block": 1, "cross": 3}
+
+
+def task_dict(**changes: Any) -> dict[str, Any]:
+    data = small_dict(**changes)
+    data["variation"] = {
+        "inherit_from": "task",
+        "transfers": "informed",
+        "operators": STEPS,
+        "steps": [1, 2],
+    }
+    data["stages"] = [one for one in data["stages"] if one["task"] != "mlm"]
+    data["search_space"] |= {"blocks": [1, 4]}
+    return data
+
+
+def task_config() -> Config:
+    return parse(task_dict(), "task.toml")
+
+
+def test_what_a_config_can_name_is_what_there_is() -> None:
+    assert set(NAMES) == set(OPERATORS)
+    assert set(get_args(Transfer)) == set(TRANSFERS)
+
+
+def test_a_search_by_task_lineage_has_children_of_two_parents_that_start_from_fine_tuned_weights(
+    tmp_path: Path,
+) -> None:
+    data = task_dict(population__mu=4, population__lambda=8, experiment__generations=3)
+    config = parse(data, "task.toml")
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        drive(tick)
+        found = tick.store.read()
+    assert found.experiment.state == "complete"
+    born = [one for one in found.candidates.values() if not one.is_baseline]
+    assert all(one.operators for one in born)
+    crossed = [one for one in born if one.second is not None]
+    assert crossed
+    for one in born:
+        assert len(one.ancestry) == len(one.genotype.blocks)
+        assert (one.second is not None) == any(
+            module.parent for line in one.lineage for module in (line.attention, *line.ffns)
+        )
+        first = replace(one, stage="finetune", state=State.PENDING)
+        assert ladder.weights_of(found, config, first) == ((one.parent, "finetune"), True)
+        second = None if one.second is None else (one.second, "finetune")
+        assert ladder.second_weights_of(found, config, first) == second
+
+
+def test_the_first_generation_waits_for_the_fine_tuned_baseline(tmp_path: Path) -> None:
+    config = task_config()
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        found = drive(tick, lambda snapshot: snapshot.generation is not None)
+    done = {stage for candidate, stage in found.results if candidate == found.baseline.id}
+    assert "finetune" in done
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"operators": {"grow": 1}}, "there is no grow; take of widen, narrow"),
+        ({"operators": {"narrow": 0}}, "at least one of them a share above 0"),
+        ({"operators": None}, "initial is missing: give it, or the shares of operators"),
+        ({"steps": [3, 1]}, "steps must be [fewest, most]"),
+        ({"operators": {"narrow": -1}}, "variation.operators.narrow: "),
+    ],
+)
+def test_a_variation_that_cannot_be_is_refused_by_its_key(
+    section: dict[str, Any], words: str
+) -> None:
+    data = task_dict()
+    data["variation"] |= section
+    with pytest.raises(NasdError) as caught:
+        parse(data, "c.toml")
+    assert words in str(caught.value)
+
+
+def test_an_mlm_stage_has_no_place_in_a_ladder_of_fine_tuned_children() -> None:
+    data = task_dict()
+    data["stages"] = small_dict()["stages"]
+    with pytest.raises(NasdError, match=r"stages\.pretrain_\w+: children that start from"):
+        parse(data, "c.toml")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+def test_a_worker_builds_the_child_of_a_fine_tuned_parent_and_trains_it(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    config = demo_config()
+    tuned, outcome = work(shop.spec(stage(config, "finetune", epochs=0.3)), tmp_path / "tuned")
+    assert outcome is not None, tuned.log.read_text()
+    blocks = list(shop.baseline.blocks)
+    blocks[1] = replace(blocks[1], ffns=(FeedForward("gelu", (64,)),))
+    child = Genotype(tuple(blocks))
+    drawn = [*unchanged(shop.baseline)]
+    drawn[1] = BlockLineage.of(1, False, ["altered"])
+    lineage = informed(child, tuple(drawn), [shop.baseline])
+    ends = []
+    for name in ("one", "again"):
+        spec = shop.spec(
+            stage(config, "finetune", epochs=0.1),
+            weights=tuned.result,
+            **shop.child(child, lineage),
+        )
+        folder, outcome = work(spec, tmp_path / name)
+        assert outcome is not None, folder.log.read_text()
+        assert outcome.verdict is Verdict.SUCCEEDED
+        assert "born of 1, refitted by" in folder.log.read_text()
+        ends.append(outcome.metrics)
+    assert ends[0] == ends[1]
+    made = json.loads((folder.result / "config.json").read_text())
+    assert made["blocks"][1]["ffns"][0]["sizes"] == [64]
+
+
+def test_the_configs_that_are_shipped_still_mutate_and_draw_as_the_thesis_does() -> None:
+    root = Path(__file__).parents[1]
+    variation = config_module.load(root / "config.toml").variation
+    assert (variation.transfers, variation.inherit_from) == ("fresh", "mlm")
+    assert variation.operators is None
