@@ -1,7 +1,12 @@
 """What is freed stays with the process: no page of it is mapped again."""
 
+import os
 import subprocess
 import sys
+
+import pytest
+
+from nasd.worker.training import allocator
 
 BLOCK = 64 << 20
 CODE = f"""
@@ -25,7 +30,7 @@ if sys.argv[1] == "a worker":
     from nasd.worker import stage
     alone = {{"RANK": "0", "WORLD_SIZE": "1"}}
     os.environ |= alone | {{"CUDA_VISIBLE_DEVICES": ""}}
-    stage.join(SimpleNamespace(threads=1, stall_minutes=1, precision="float32"))
+    stage.join(SimpleNamespace(threads=1, stall_minutes=1, precision="float32", stage=None))
 use()
 before = faults()
 use()
@@ -42,3 +47,15 @@ def mapped_again(how: str) -> int:
 def test_a_worker_on_a_cpu_uses_a_large_block_that_it_freed_again():
     assert mapped_again("a worker") < 10
     assert mapped_again("another process") > 10  # or there would be nothing to gain
+
+
+def test_programs_are_few_where_lengths_differ_unless_somebody_set_another_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    allocator.bound_programs()
+    assert int(os.environ[name]) < 1024
+    monkeypatch.setenv(name, "500")
+    allocator.bound_programs()
+    assert os.environ[name] == "500"

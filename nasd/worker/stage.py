@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd.contract import digests, variables
+from nasd.contract import digests, tasks, variables
 from nasd.contract.config import Stage
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict
 from nasd.contract.schedule import halved, share_of
@@ -16,7 +16,7 @@ from nasd.worker import inputs
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
-from nasd.worker.training.allocator import keep_freed_memory
+from nasd.worker.training.allocator import bound_programs, keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
@@ -52,6 +52,8 @@ def _device(spec: Spec) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
         return device
     keep_freed_memory()
+    if spec.stage is not None and tasks.of(spec.stage.task).varies:
+        bound_programs()
     return torch.device("cpu")
 
 
