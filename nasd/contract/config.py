@@ -125,7 +125,7 @@ class Section(BaseModel):
 
 
 class Experiment(Section):
-    name: Annotated[Plain, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
     """What it is called in every view."""
     seed: Seed = 0
     """What all random choices follow from."""
@@ -141,7 +141,7 @@ class Experiment(Section):
 
 
 class SeedModel(Section):
-    source: Annotated[Plain, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1), AfterValidator(_plain)]
     """A folder, `package:NAME/FOLDER` of an installed package, or a model of the hub."""
     dropout: Probability | None = None
     """Of every candidate; else as the seed's own config says."""

@@ -22,9 +22,9 @@ CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
 # What a rank takes of the machine's memory beside what its slot holds, generously: on a GPU also
 # the driver's, and batches on their way.
 RANK_GB = {SlotKind.CPU: 0.6, SlotKind.CUDA: 4.0}
-# On a CPU in bfloat16 oneDNN keeps a program for each shape that it has met, up to 1,024 of them;
-# questions, which all differ in length, fill that (seen: 1.3 GB).
-PROGRAMS_GB = 1.3
+# On a CPU in bfloat16 oneDNN keeps programs for shapes that it has met, and questions all differ in
+# length (seen, with the few that nasd.worker.training.allocator leaves it: 0.8 GB).
+PROGRAMS_GB = 0.8
 NO_HALVINGS, ONE_EXAMPLE = 0, 62  # of the micro-batch
 CLOCK_SLACK_SECONDS = 60.0
 
