@@ -176,6 +176,6 @@ def inject(
     """
     from nasd.contract.config import load
 
-    wanted = strangers.json_object(genotype)
+    wanted = strangers.json_object(genotype, "genotype: that is an object with blocks")
     settings = load(config) if state is None else None
     _ask(config, state, "inject", why, no_wait, genotype=wanted, settings=settings)

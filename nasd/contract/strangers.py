@@ -41,17 +41,23 @@ def content(path: Path, limit: int) -> bytes:
     return read
 
 
-def json_object(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
+def json_object(path: Path, what: str = "JSON object") -> dict[str, Any]:
     """The JSON object of a file that a person names, through links as well; a byte order mark is no
-    part of it. Raises NasdError if it holds anything else, nests too deeply, or is too large."""
+    part of it. Raises NasdError if it holds anything else, nests too deeply, or is too large.
+
+    what: it is meant to hold, for the sentence.
+    """
     try:
-        found = json.loads(content(path.resolve(), limit).decode("utf-8-sig"))
+        text = content(path.resolve(strict=True), LARGEST_JSON)
+        found = json.loads(text.decode("utf-8-sig"))
+    except OSError as error:
+        raise NasdError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:
         raise NasdError(f"{path} is no JSON that anyone means: it nests too deeply") from None
     except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise NasdError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
     if not isinstance(found, dict):
-        raise NasdError(f"{path} holds no JSON object")
+        raise NasdError(f"{path} holds no {what}")
     return found
 
 
