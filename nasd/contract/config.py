@@ -219,6 +219,8 @@ class Variation(Section):
     `{ narrow = 2, fewer_heads = 1 }`; without it they mutate as `initial` and `offspring` say."""
     steps: tuple[Steps, Steps] = (1, 2)
     """The fewest and the most of these small steps for a child."""
+    adaptive: Annotated[bool, Field(strict=True)] = False
+    """Let the shares of the operators follow what their children have gained."""
     initial: Mutation | None = None
     """Of the baseline, into the initial population."""
     offspring: Mutation | None = None
@@ -235,6 +237,8 @@ class Variation(Section):
         for name in self.operators or {}:
             if name not in OPERATORS:
                 raise ValueError(f"operators: there is no {name}; take of {', '.join(OPERATORS)}")
+        if self.adaptive and self.operators is None:
+            raise ValueError("adaptive: there are no shares to follow; give operators theirs")
         if self.operators is not None and not any(self.operators.values()):
             raise ValueError("operators: give at least one of them a share above 0")
         if self.steps[0] > self.steps[1]:
@@ -249,6 +253,12 @@ class Population(Section):
     """How many offspring a generation has."""
     tournament: Count
     """How many are drawn for a tournament, whose winner is a parent."""
+    screened: Annotated[Whole, Field(ge=1, le=1000)] = 1
+    """How many mutants there are for each place in a generation; where several, they are tried
+    untrained on windows that nobody trains on, and the best of each size are born."""
+    control: Annotated[bool, Field(strict=True)] = False
+    """Train the unmodified baseline on with each generation, as its candidates are trained; only
+    who is better than it is called better than the baseline."""
 
 
 class Corpus(Section):
@@ -444,7 +454,8 @@ class Config(Section):
     def _ladder(self) -> Self:
         names = [stage.name for stage in self.stages]
         for name in names:
-            if names.count(name) > 1 or name == PREPARE:
+            screens = self.population.screened > 1 and name == SCREEN
+            if names.count(name) > 1 or name == PREPARE or screens:
                 raise ValueError(f"stages: the name {name!r} is taken")
         whos: tuple[Literal["candidates", "baseline"], ...] = ("candidates", "baseline")
         for who in whos:
@@ -476,6 +487,7 @@ class Config(Section):
 
 
 PREPARE = "prepare"
+SCREEN = "screen"  # a parent's mutants are tried untrained
 
 
 def load(path: Path) -> Config:

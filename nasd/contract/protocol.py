@@ -37,6 +37,15 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Untried(Message):
+    """A mutant that a screening is to try."""
+
+    id: int
+    genotype: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    second_weights: str | None = None
+
+
 class Spec(Message):
     """All a worker needs for one attempt. Paths are absolute."""
 
@@ -44,7 +53,7 @@ class Spec(Message):
     attempt: int
     candidate: int
     generation: int | None
-    stage: Stage | None  # None: prepare
+    stage: Stage | None  # None: prepare, or a screening
     seed: int  # of the experiment
     dropout: float | None
     source: str  # the seed model
@@ -71,6 +80,8 @@ class Spec(Message):
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
+    mutants: tuple[Untried, ...] = ()  # of a screening
+    holds_out: bool = False  # keep the windows that screenings go by out of training
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
     digest: str = ""  # of all the rest, see nasd.contract.digests
 

@@ -7,6 +7,7 @@ What is kept, and why:
   offspring will inherit from; one that has failed too, while its generation climbs, so that a
   person can have it tried again
 - parents, and scored candidates that may become parents: their last MLM stage
+- the newest control that is scored, and the one on its way: the next goes on from it
 - whoever is on the front of all that were ever scored, and all survivors: the fine-tuned model
 - a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
   can have it trained on to see what the cutoff missed (thesis, Figure 9)
@@ -28,7 +29,7 @@ from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, param
 from nasd.contract.protocol import AttemptFolder, checkpoints_below
 from nasd.policy import endings, ladder
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import Phase, State
+from nasd.record.lifecycle import CandidateKind, Phase, State
 from nasd.record.state import Candidate, Scored, Snapshot
 from nasd.search.objectives import point
 from nasd.search.pareto import ranks
@@ -62,6 +63,8 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         return set(steps)
     generation = snapshot.generation
     assert generation is not None
+    if candidate.kind is CandidateKind.SCREENING:
+        return set()
     here = steps.index(candidate.stage)
     left = ladder.leaving(snapshot, config, candidate)
     newest = candidate.generation == generation.number
@@ -72,6 +75,9 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             return {candidate.stage} if newest else set()
         case State.WAITING:
             return {candidate.stage}
+        case State.SCORED if candidate.kind is CandidateKind.CONTROL:
+            newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
+            return {left[-1], answering_stage(config)} if candidate is newest_one else set()
         case State.SCORED:
             # Until a generation's selection stands, each of its members may become a parent.
             members = [one for one in snapshot.members if one.generation == generation.number]
@@ -189,7 +195,8 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
         if stage.keep is not None:
             offspring = min(offspring, max(1, math.ceil(stage.keep * offspring)))
     scored = mu + config.experiment.generations * offspring
-    in_play = (mu + lambda_) * training + len(config.ladder("baseline")) + 1
+    controls = (1 + training) * config.population.control
+    in_play = (mu + lambda_) * training + len(config.ladder("baseline")) + 1 + controls
     return Bound(
         largest_model=largest,
         models=in_play + scored + slots,

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from nasd.contract.config import Config
-from nasd.contract.protocol import Spec
+from nasd.contract.protocol import Spec, Untried
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import CandidateKind
 from nasd.record.state import Candidate, Snapshot
 
 
@@ -26,6 +27,8 @@ def spec(
     earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
     stage = ladder.stage_named(config, candidate.stage)
     task = candidate.stage if stage is None else stage.task
+    if candidate.kind is CandidateKind.SCREENING:
+        stage = config.ladder("candidates")[0]  # of whose task the losses are
     return Spec(
         attempt=attempt,
         candidate=candidate.id,
@@ -54,12 +57,30 @@ def spec(
         stall_minutes=config.daemon.stall_minutes,
         compile=config.slots.compile,
         packing=config.slots.packing,
+        mutants=_mutants(snapshot, config, state, candidate),
+        holds_out=config.population.screened > 1,
         fixed_masks=stage is not None
         and stage.train == "new"
         and prepared.get("fixed_masks", False),
         activation_cache_gb=config.daemon.activation_cache_gb,
         halvings=endings.halvings(snapshot, config, candidate, slots),
         resume=tuple(str(state.attempt(one.id).checkpoints) for one in reversed(earlier)),
+    )
+
+
+def _mutants(
+    snapshot: Snapshot, config: Config, state: StateFolder, candidate: Candidate
+) -> tuple[Untried, ...]:
+    if candidate.kind is not CandidateKind.SCREENING:
+        return ()
+    return tuple(
+        Untried(
+            id=one.id,
+            genotype=one.genotype.to_json(),
+            lineage=[block.to_json() for block in one.lineage],
+            second_weights=None if second is None else str(state.result(*second)),
+        )
+        for one, second in ladder.mutants_of(snapshot, config, candidate)
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasd.contract import digests
-from nasd.contract.config import Config
+from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import (
     AttemptFolder,
@@ -317,9 +317,15 @@ class Tick:
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case decisions.Breed(generation, births, first_stage, payload, injections):
+            case decisions.Screen(generation, mutants, payload):
+                self.store.record_screening(generation, mutants, payload, SCREEN, now)
+                log.info("generation %d: %d mutants are to be tried", generation, len(mutants))
+            case decisions.Breed(
+                generation, births, first_stage, payload, injections, control, losses, chosen
+            ):
                 born = self.store.record_births(
-                    generation, births, payload, first_stage, now, injections
+                    *(generation, births, payload, first_stage, now, injections),
+                    *(control, losses, chosen),
                 )
                 self._board.show_all()
                 log.info(

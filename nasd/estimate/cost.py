@@ -5,7 +5,7 @@ in which nasd.policy.scheduling starts attempts.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nasd.contract import tasks
@@ -16,6 +16,7 @@ from nasd.contract.genotype import (
     Lineage,
     new_modules,
     parameters,
+    unchanged,
     weights_of_ffn,
 )
 from nasd.contract.schedule import Schedule, halved, share_of
@@ -69,6 +70,9 @@ CPU_THREAD = Machine(
 )
 
 
+SCREENED_WINDOWS = 512  # that trying a mutant comes to, the refit with it
+
+
 @dataclass(frozen=True)
 class Work:
     """What a stage asks of a machine: `steps` of training with evaluations behind some of them, or
@@ -112,6 +116,19 @@ def work(
         schedule.evaluation_steps(stage.evaluations),
         schedule.batch * tokens,
     )
+
+
+def screening(
+    stage: Stage, mutants: Sequence[Genotype], backbone: Backbone, data: Data, volumes: Volumes
+) -> Work:
+    """What trying mutants untrained asks for, by the task of the stage that they would climb first:
+    a pass over held-out windows each, and a few over those by which it is refitted."""
+    task = tasks.of(stage.task)
+    tokens, masks = task.tokens(data, volumes), task.masks(data)
+    flop = sum(
+        example_flop(task, one, unchanged(one), backbone, tokens, masks, "none") for one in mutants
+    )
+    return Work(0, 0.0, SCREENED_WINDOWS * flop, (), 0.0)
 
 
 def example_flop(

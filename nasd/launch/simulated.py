@@ -39,7 +39,15 @@ from nasd.contract.protocol import (
 )
 from nasd.contract.slots import Slot, SlotKind
 from nasd.contract.volumes import Volumes
-from nasd.estimate.cost import Machine, Timeline, Work, memory_gb, prepare_seconds, work
+from nasd.estimate.cost import (
+    Machine,
+    Timeline,
+    Work,
+    memory_gb,
+    prepare_seconds,
+    screening,
+    work,
+)
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.launcher import Entry
 
@@ -253,6 +261,12 @@ class SimulatedLauncher:
             seconds = prepare_seconds(self.machine, spec.data.mlm, self.volumes)
             start = self.machine.start_seconds
             timeline = Timeline(start, 0.0, 0, 0, max(0.0, seconds - start), 1.0, 0.0)
+        elif spec.mutants:
+            tried = [Genotype.from_json(one.genotype) for one in spec.mutants]
+            asked = screening(spec.stage, tried, surrogate.backbone, spec.data, self.volumes)
+            timeline = Timeline.of(
+                asked, self.machine, spec.stage.name, slots, spec.checkpoint_minutes
+            )
         else:
             genotype = Genotype.from_json(spec.genotype)
             lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
@@ -282,7 +296,7 @@ class SimulatedLauncher:
     def _strike(self, job: _Job, fate: Fate) -> tuple[Kind, float]:
         """What ends the attempt, and how many seconds after its beginning."""
         spec, stage, timeline = job.spec, job.spec.stage, job.timeline
-        if stage is not None and self.machine.memory_gb is not None:
+        if stage is not None and not spec.mutants and self.machine.memory_gb is not None:
             lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
             need = memory_gb(
                 stage,
@@ -409,6 +423,12 @@ class SimulatedLauncher:
                 )
             case "error":
                 return Outcome(verdict=Verdict.ERROR, message="RuntimeError: simulated")
+        if job.spec.mutants:
+            assert stage is not None
+            tried = [(one.id, Genotype.from_json(one.genotype)) for one in job.spec.mutants]
+            told = job.surrogate.answer_loss
+            losses = {str(number): told(one, stage.name, None, Trained()) for number, one in tried}
+            return Outcome(verdict=Verdict.SUCCEEDED, metrics=losses)
         said = {
             "candidate": job.spec.candidate,
             "hash": job.genotype.hash,

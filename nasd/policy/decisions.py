@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from nasd.contract.config import Config
+from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import unchanged
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.ladder import seed_weights_stand
 from nasd.policy.scheduling import budget, budget_spent
-from nasd.record.lifecycle import Phase, State
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.lifecycle import DecisionKind, Phase, State
+from nasd.record.state import Candidate, Mutant, Recorded, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
-from nasd.search.objectives import reference, unscored
+from nasd.search.objectives import known, reference, unscored
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,
@@ -28,6 +29,8 @@ from nasd.search.variation.breeding import (
     initial_population,
     offspring,
 )
+from nasd.search.variation.credit import Credit, credited, gain, shares
+from nasd.search.variation.screening import Tried, best
 
 PROMOTION = "share"  # the rule of every cutoff
 
@@ -42,12 +45,22 @@ class OpenGeneration:
 
 
 @dataclass(frozen=True)
+class Screen:
+    generation: int
+    mutants: tuple[Bred, ...]
+    payload: dict[str, object]
+
+
+@dataclass(frozen=True)
 class Breed:
     generation: int
     births: tuple[Bred, ...]
     first_stage: str
     payload: dict[str, object]
     injections: Mapping[int, int | None] = field(default_factory=dict)  # to its place among births
+    control: Bred | None = None
+    losses: Mapping[int, float] = field(default_factory=dict)  # of the mutants that were screened
+    chosen: tuple[int, ...] = ()  # of these mutants, who the first births are
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Halt:
     reason: str
 
 
-Decision = OpenGeneration | Breed | Cutoff | StartSelecting | Select | Complete | Halt
+Decision = OpenGeneration | Screen | Breed | Cutoff | StartSelecting | Select | Complete | Halt
 
 
 def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
@@ -112,16 +125,20 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     match generation.phase:
         case Phase.BREEDING:
             try:
-                return _adopt(snapshot, _breed(snapshot, config, generation.number))
+                return _next_births(snapshot, config, generation.number)
             except NasdError as error:  # the search space is exhausted: so it is next time
                 return Halt(str(error))
         case Phase.CLIMBING:
             return _climb(snapshot, config, generation.number)
         case Phase.SELECTING:
+            if config.variation.adaptive and not baseline.final:
+                return None  # its children's gains are counted from it
             return _select(snapshot, config, generation.number)
         case Phase.COMPLETE:
             if not all(one.final for one in snapshot.born_in(generation.number)):
                 return None  # cut ones that are trained on: what they come to changes nothing
+            if not all(one.final for one in snapshot.controls):
+                return None  # the next one goes on from it
             if generation.number < config.experiment.generations:
                 survivors = snapshot.survivors(generation.number)
                 return OpenGeneration(generation.number + 1, tuple(survivors))
@@ -141,19 +158,76 @@ def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
     return found
 
 
-def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
+def _next_births(
+    snapshot: Snapshot, config: Config, generation: int
+) -> Screen | Breed | Halt | None:
+    """Who is born; where mutants are screened before, who is tried, and None until they are."""
+    if config.population.screened == 1:
+        births, payload = _draw(snapshot, config, generation)
+        return _breed(snapshot, config, generation, births, payload)
+    screen = _decided(snapshot, generation, DecisionKind.SCREEN)
+    if screen is None:
+        mutants, payload = _draw(snapshot, config, generation)
+        return Screen(generation, mutants, payload)
+    screenings = snapshot.screenings_of(generation)
+    if not all(one.final for one in screenings):
+        return None
+    losses = _losses(snapshot, generation)
+    if not losses:
+        last = screenings[-1]
+        return Halt(
+            f"none of generation {generation}'s mutants could be tried ({last.reason}): mend what"
+            f" is behind it and have them tried again with `nasd retry {last.id}` and so on, or set"
+            " population.screened = 1"
+        )
+    places = config.population.lambda_ if generation else config.population.mu
+    baseline = snapshot.baseline
+    names = snapshot.experiment.objectives
+    tried = [Tried(losses.get(one.id), known(names, one, baseline)) for one in snapshot.mutants]
+    chosen = [snapshot.mutants[index] for index in best(tried, places)]
+    found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
+    return replace(found, losses=losses, chosen=tuple(one.id for one in chosen))
+
+
+def _bred(one: Mutant) -> Bred:
+    return Bred(one.parent, one.genotype, one.lineage, one.second, one.operators)
+
+
+def _losses(snapshot: Snapshot, generation: int) -> dict[int, float]:
+    """Of the mutants that were tried, each by its id."""
+    found: dict[int, float] = {}
+    for one in snapshot.screenings_of(generation):
+        if (result := snapshot.results.get((one.id, SCREEN))) is not None:
+            found |= {int(mutant): loss for mutant, loss in result.metrics.items()}
+    return found
+
+
+def _decided(snapshot: Snapshot, generation: int, kind: DecisionKind) -> Recorded | None:
+    found = (one for one in snapshot.decisions if (one.generation, one.kind) == (generation, kind))
+    return next(found, None)
+
+
+def _draw(
+    snapshot: Snapshot, config: Config, generation: int
+) -> tuple[tuple[Bred, ...], dict[str, object]]:
+    """Mutants for a generation, `population.screened` for each of its places, and what they rest
+    on."""
     baseline = snapshot.baseline
     seed = snapshot.experiment.seed
-    first_stage = config.ladder("candidates")[0].name
+    times = config.population.screened
     if generation == 0:
         mutants = initial_population(
-            baseline.genotype, config.search_space, config.variation, config.population.mu, seed
+            baseline.genotype,
+            config.search_space,
+            config.variation,
+            config.population.mu,
+            seed,
+            times,
         )
-        measure = diversity([one.genotype for one in mutants], snapshot.experiment.backbone)
-        births = tuple(
+        drawn = [
             Bred(baseline.id, one.genotype, one.lineage, operators=one.operators) for one in mutants
-        )
-        return Breed(0, births, first_stage, {"diversity": measure})
+        ]
+        return tuple(drawn), {}
     parents = [
         Parent(member.candidate, one.genotype, point, one.ancestry)
         for member in snapshot.members
@@ -164,6 +238,7 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
     if not parents:  # nobody of the last generation was scored: begin again from the baseline
         point = unscored(snapshot.experiment.objectives, baseline, baseline)
         parents = [Parent(baseline.id, baseline.genotype, point, baseline.ancestry)]
+    rates = _shares(snapshot, config, generation)
     bred = offspring(
         parents,
         baseline.genotype,
@@ -175,19 +250,68 @@ def _breed(snapshot: Snapshot, config: Config, generation: int) -> Breed:
         taken=set(snapshot.taken),
         seed=seed,
         generation=generation,
+        shares=rates,
+        times=times,
     )
-    return Breed(
-        generation,
-        tuple(bred),
-        first_stage,
-        {
-            "objectives": snapshot.experiment.objectives,
-            "parents": [
-                {"candidate": parent.candidate, "point": parent.point} for parent in parents
-            ],
-            "picked": [one.parent for one in bred],
-        },
-    )
+    told: dict[str, object] = {
+        "objectives": snapshot.experiment.objectives,
+        "parents": [{"candidate": parent.candidate, "point": parent.point} for parent in parents],
+    }
+    return tuple(bred), told if rates is None else {**told, "shares": rates}
+
+
+def _breed(
+    snapshot: Snapshot,
+    config: Config,
+    generation: int,
+    births: Sequence[Bred],
+    payload: Mapping[str, object],
+) -> Breed:
+    """With these births, the control's, and what people have injected."""
+    told = dict(payload)
+    if generation == 0:
+        measure = diversity([one.genotype for one in births], snapshot.experiment.backbone)
+        told["diversity"] = measure
+    else:
+        told["picked"] = [one.parent for one in births]
+    control = None
+    if config.population.control:
+        trained = [one.id for one in snapshot.controls if one.state is State.SCORED]
+        baseline = snapshot.baseline
+        before = trained[-1] if trained else baseline.id
+        control = Bred(before, baseline.genotype, unchanged(baseline.genotype))
+    first_stage = config.ladder("candidates")[0].name
+    breed = Breed(generation, tuple(births), first_stage, told, control=control)
+    return _adopt(snapshot, breed)
+
+
+def _shares(snapshot: Snapshot, config: Config, generation: int) -> dict[str, float] | None:
+    """Of the operators, by what they have gained so far; None where they stay as they are."""
+    if not config.variation.adaptive:
+        return None
+    assert config.variation.operators is not None
+    return shares(config.variation.operators, _credits(snapshot, generation - 1))
+
+
+def _credits(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
+    """As a generation's selection has left them."""
+    selected = _decided(snapshot, generation, DecisionKind.SELECT)
+    found = {} if selected is None else selected.payload.get("credits", {})
+    return {name: Credit(*told) for name, told in found.items()}
+
+
+def _credited(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
+    """The credits behind this generation."""
+    names, baseline = snapshot.experiment.objectives, snapshot.baseline
+    children = []
+    for one in snapshot.born_in(generation):
+        origins = [snapshot.candidates[parent] for parent in one.parents]
+        before = [
+            snapshot.point(parent.id) or unscored(names, parent, baseline) for parent in origins
+        ]
+        gained = gain(snapshot.point(one.id), before, reference(names))
+        children.append((one.operators, gained))
+    return credited(_credits(snapshot, generation - 1), children)
 
 
 def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
@@ -284,6 +408,8 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
     at = points(snapshot, pool)
     rank = ranks(at)
     distance = crowding(at, rank)
+    adapts = config.variation.adaptive
+    credits = _credited(snapshot, generation) if adapts else {}
     chosen = {pool[index] for index in survivors(at, config.population.mu)}
     return Select(
         generation,
@@ -297,5 +423,6 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
             "survivors": sorted(chosen),
             "hypervolume": hypervolume(at, reference(names)),
+            **({"credits": {n: (c.tried, c.gained) for n, c in credits.items()}} if adapts else {}),
         },
     )

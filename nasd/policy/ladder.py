@@ -5,15 +5,17 @@ which weights it starts from.
 """
 
 from nasd.contract import tasks
-from nasd.contract.config import PREPARE, Config, Stage
+from nasd.contract.config import PREPARE, SCREEN, Config, Stage
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
-from nasd.record.lifecycle import Event, Phase
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.lifecycle import CandidateKind, Event, Phase
+from nasd.record.state import Candidate, Mutant, Snapshot
 
 
 def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
     """Names of the stages that this candidate climbs, in order."""
+    if candidate.kind is CandidateKind.SCREENING:
+        return (SCREEN,)
     if not candidate.is_baseline:
         return tuple(stage.name for stage in config.ladder("candidates"))
     prepared = snapshot.experiment.prepared
@@ -24,7 +26,7 @@ def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[
 
 
 def stage_named(config: Config, name: str) -> Stage | None:
-    """The stage's settings; None for prepare, which has none."""
+    """The stage's settings; None for those that have none: prepare, and screening."""
     return next((stage for stage in config.stages if stage.name == name), None)
 
 
@@ -58,6 +60,8 @@ def after(
 def _is_cut_after(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> bool:
     stage = stage_named(config, name)
     if stage is None or not stage.cuts or not candidate.generation:
+        return False
+    if candidate.kind is CandidateKind.CONTROL:
         return False
     # In a complete generation all cutoffs have been: who still climbs was cut, and is trained on.
     return any(
@@ -107,7 +111,8 @@ def weights_of(
         return (candidate.id, steps[position - 1]), False
     if candidate.parent is None:
         return None, False
-    return (candidate.parent, left_by(snapshot, config, candidate.parent)), True
+    inherits = candidate.kind is not CandidateKind.SCREENING  # it is the parent
+    return (candidate.parent, left_by(snapshot, config, candidate.parent)), inherits
 
 
 def second_weights_of(
@@ -117,6 +122,18 @@ def second_weights_of(
     if candidate.second is None or not weights_of(snapshot, config, candidate)[1]:
         return None
     return candidate.second, left_by(snapshot, config, candidate.second)
+
+
+def mutants_of(
+    snapshot: Snapshot, config: Config, screening: Candidate
+) -> list[tuple[Mutant, tuple[int, str] | None]]:
+    """Those that a screening tries, each with the (candidate, stage) whose weights it takes of a
+    second parent."""
+    return [
+        (one, None if one.second is None else (one.second, left_by(snapshot, config, one.second)))
+        for one in snapshot.mutants
+        if one.parent == screening.parent
+    ]
 
 
 def left_by(snapshot: Snapshot, config: Config, parent: int) -> str:

@@ -29,6 +29,15 @@ class State(StrEnum):
 FINAL = frozenset({State.SCORED, State.CUT, State.FAILED})  # unless a person asks otherwise
 
 
+class CandidateKind(StrEnum):
+    """What a row of candidates is: whatever climbs stages, and is tried again when a machine fails,
+    is one."""
+
+    CANDIDATE = "candidate"  # of the population, or the baseline
+    CONTROL = "control"  # the baseline, trained on as a generation's candidates are
+    SCREENING = "screening"  # a parent, whose mutants are tried untrained
+
+
 class Event(StrEnum):
     BORN = "born"
     START = "start"
@@ -130,6 +139,7 @@ class QuarantineKind(StrEnum):
 class DecisionKind(StrEnum):
     """Of what was decided about a generation."""
 
+    SCREEN = "screen"
     BREED = "breed"
     CUTOFF = "cutoff"
     SELECT = "select"

@@ -204,6 +204,42 @@ def m004_parentage(db: Database) -> None:
         )
 
 
+@migrations()
+def m005_controls(db: Database) -> None:
+    """Rows of candidates that are none of the population; and mutants that are tried untrained."""
+    statements = """
+    ALTER TABLE candidate ADD COLUMN kind TEXT NOT NULL DEFAULT 'candidate'
+        CHECK (kind IN ('candidate', 'control', 'screening'));
+    CREATE INDEX candidate_kind ON candidate (kind) WHERE kind <> 'candidate';
+    CREATE TABLE mutant (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generation,
+        parent INTEGER NOT NULL REFERENCES candidate,
+        second INTEGER REFERENCES candidate,
+        genotype TEXT NOT NULL,
+        lineage TEXT NOT NULL,
+        operators TEXT NOT NULL,
+        parameters INTEGER NOT NULL,
+        loss REAL,
+        candidate INTEGER REFERENCES candidate
+    ) STRICT;
+    CREATE INDEX mutant_generation ON mutant (generation);
+    ALTER TABLE decision RENAME TO decision_before;
+    CREATE TABLE decision (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generation,
+        kind TEXT NOT NULL CHECK (kind IN ('screen', 'breed', 'cutoff', 'select')),
+        stage TEXT NOT NULL DEFAULT '',
+        payload TEXT NOT NULL,
+        at REAL NOT NULL,
+        UNIQUE (generation, kind, stage)
+    ) STRICT;
+    INSERT INTO decision SELECT id, generation, kind, stage, payload, at FROM decision_before;
+    DROP TABLE decision_before;
+    """
+    _execute(db, statements)
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

@@ -18,6 +18,7 @@ from nasd.record.database_file import damaged, readable, unreadable
 from nasd.record.lifecycle import (
     AttemptState,
     AttemptVerdict,
+    CandidateKind,
     DecisionKind,
     ExperimentState,
     Phase,
@@ -34,6 +35,7 @@ from nasd.record.state import (
     Injection,
     LoggedEvent,
     Member,
+    Mutant,
     Quarantine,
     Recorded,
     Scored,
@@ -44,7 +46,7 @@ from nasd.record.state import (
 )
 from nasd.search.objectives import QUALITY
 
-SCHEMA = 4  # how many migrations this version of nasd knows
+SCHEMA = 5  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -181,7 +183,7 @@ def scored(connection: sqlite3.Connection) -> list[Scored]:
     rows = connection.execute(
         "SELECT c.id, c.parameters, r.metrics"
         " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
-        " WHERE c.state = 'scored' ORDER BY c.id"
+        " WHERE c.state = 'scored' AND c.kind = 'candidate' ORDER BY c.id"
     ).fetchall()
     metrics = json.loads(f"[{','.join(row[2] for row in rows)}]")  # as one text: quicker
     return [Scored(row[0], row[1], found) for row, found in zip(rows, metrics, strict=True)]
@@ -216,7 +218,7 @@ _BEST_QUALITY = (
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
     " retried_after, (SELECT parentage.parent FROM parentage WHERE child = id AND place = 1),"
-    " ancestry, operators"
+    " ancestry, operators, kind"
 )
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
@@ -241,6 +243,7 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         second=row[11],
         ancestry=tuple(decoded(row[12])),
         operators=tuple(decoded(row[13])),
+        kind=CandidateKind(row[14]),
     )
 
 
@@ -285,14 +288,15 @@ _WHOLE = _Part(whole=True)
 
 _PLAYING = (
     "(SELECT candidate FROM member WHERE generation = :newest"
-    " UNION SELECT id FROM candidate WHERE generation IS NULL)"
+    " UNION SELECT id FROM candidate WHERE generation IS NULL OR kind = 'control'"
+    " OR (kind = 'screening' AND generation = :newest))"
 )
 _IN_PLAY = _Part(
     generations="number >= :newest - 1",
     candidates=f"id IN {_PLAYING}",
     attempts=f"candidate IN {_PLAYING}",
     results=f"candidate IN {_PLAYING}",
-    decisions="generation >= :newest",
+    decisions="generation >= :newest OR (generation = :newest - 1 AND kind = 'select')",
     members="generation >= :newest - 1",  # the parents' ranks stand in the generation before
     injections="generation IS NULL",
 )
@@ -300,7 +304,8 @@ _IN_PLAY = _Part(
 _ASKED = "(SELECT value FROM json_each(:asked))"
 _LINE = (
     "(WITH RECURSIVE line (id) AS ("
-    f"SELECT id FROM candidate WHERE generation IS NULL OR id IN {_ASKED}"
+    "SELECT id FROM candidate WHERE generation IS NULL OR kind = 'control'"
+    f" OR id IN {_ASKED}"
     " UNION SELECT parent FROM parentage JOIN line ON child = id)"
     " SELECT id FROM line)"
 )
@@ -343,6 +348,27 @@ def _read(connection: sqlite3.Connection, part: _Part, asked: Sequence[int]) -> 
         injections=_injections(rows, part),
         taken=_taken(rows) if part.whole or breeds else frozenset(),
         ended_slot_seconds=rows("SELECT slot_seconds FROM experiment")[0][0],
+        mutants=_mutants(rows, "generation = :newest") if breeds else (),
+    )
+
+
+def mutants(connection: sqlite3.Connection, generation: int | None = None) -> list[Mutant]:
+    """Whoever was tried untrained, in a generation or in all."""
+    given = {"generation": generation}
+
+    def rows(query: str) -> Sequence[Any]:
+        return connection.execute(query, given).fetchall()
+
+    return list(_mutants(rows, "true" if generation is None else "generation = :generation"))
+
+
+def _mutants(rows: _Rows, which: str) -> tuple[Mutant, ...]:
+    return tuple(
+        Mutant(number, born, parent, second, genotype, lineage, tuple(decoded(operators)), *rest)
+        for number, born, parent, second, genotype, lineage, operators, *rest in rows(
+            "SELECT id, generation, parent, second, genotype, lineage, operators, parameters, loss,"
+            f" candidate FROM mutant WHERE {which} ORDER BY id"
+        )
     )
 
 

@@ -21,6 +21,7 @@ from nasd.record.lifecycle import (
     LIVE_ATTEMPT,
     AttemptState,
     AttemptVerdict,
+    CandidateKind,
     DecisionKind,
     Event,
     ExperimentState,
@@ -92,6 +93,7 @@ class Candidate:
     second: int | None = None  # of a crossover: the parent whom its lineage calls 1
     ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
     operators: tuple[str, ...] = ()  # by which it was made, where they have names
+    kind: CandidateKind = CandidateKind.CANDIDATE
 
     @property
     def parents(self) -> tuple[int, ...]:
@@ -113,6 +115,32 @@ class Candidate:
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One that is tried untrained, of a generation that is screened. loss: on held-out windows;
+    None before it is tried, and where there was none. candidate: what it was born as, None for one
+    that was screened out."""
+
+    id: int
+    generation: int
+    parent: int
+    second: int | None
+    genotype_json: str
+    lineage_json: str
+    operators: tuple[str, ...]
+    parameters: int
+    loss: float | None
+    candidate: int | None
+
+    @cached_property
+    def genotype(self) -> Genotype:
+        return Genotype.from_json(json.loads(self.genotype_json))
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        return tuple(BlockLineage.from_json(block) for block in json.loads(self.lineage_json))
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +330,7 @@ class LoggedEvent:
 class Snapshot:
     """whole: everything is in it, not only what is in play and the two newest generations. taken:
     the genotype hashes that are not free any more; read while a generation breeds. injections: all,
-    or those that wait.
+    or those that wait. mutants: of the newest generation, while it breeds.
     ended_slot_seconds: of all attempts ever.
     """
 
@@ -319,6 +347,7 @@ class Snapshot:
     injections: tuple[Injection, ...]
     taken: frozenset[str]
     ended_slot_seconds: float
+    mutants: tuple[Mutant, ...] = ()
 
     @property
     def hours_unit(self) -> str:
@@ -344,8 +373,33 @@ class Snapshot:
     def cutoffs(self) -> tuple[Recorded, ...]:
         return tuple(one for one in self.decisions if one.kind is DecisionKind.CUTOFF)
 
+    @cached_property
+    def individuals(self) -> list[Candidate]:
+        """The baseline, and whoever is or was of a population."""
+        return [one for one in self.candidates.values() if one.kind is CandidateKind.CANDIDATE]
+
+    @cached_property
+    def controls(self) -> list[Candidate]:
+        """The baseline trained on, one a generation, oldest first."""
+        return [one for one in self.candidates.values() if one.kind is CandidateKind.CONTROL]
+
     def born_in(self, generation: int) -> list[Candidate]:
-        return [one for one in self.candidates.values() if one.generation == generation]
+        return [one for one in self.individuals if one.generation == generation]
+
+    def screenings_of(self, generation: int) -> list[Candidate]:
+        """A parent each, whose mutants for the generation are tried untrained."""
+        return [
+            one
+            for one in self.candidates.values()
+            if one.kind is CandidateKind.SCREENING and one.generation == generation
+        ]
+
+    @cached_property
+    def bar(self) -> float | None:
+        """The quality that a candidate has to beat to be better than the baseline: of the baseline
+        and its controls the best; None before one of them is scored."""
+        found = [self.quality(one.id) for one in (self.baseline, *self.controls)]
+        return max((one for one in found if one is not None), default=None)
 
     def stopped_in(self, generation: int) -> list[Candidate]:
         """Whom cutoffs have stopped, and who have not been trained on since."""

@@ -22,6 +22,7 @@ from nasd.record.lifecycle import (
     ATTEMPT_TRANSITIONS,
     NEXT_PHASE,
     AttemptState,
+    CandidateKind,
     DecisionKind,
     Event,
     ExperimentState,
@@ -319,10 +320,15 @@ class Store:
         first_stage: str,
         now: float,
         injections: Mapping[int, int | None] | None = None,
+        control: Bred | None = None,
+        losses: Mapping[int, float] | None = None,
+        chosen: Sequence[int] = (),
     ) -> list[int]:
         """The breed decision and all its candidates; the generation climbs from here on.
 
-        injections: to their places among the births, None for one that is not born.
+        injections: to their places among the births, None for one that is not born. control: is
+        born behind the others, and is no member. losses: of mutants that were screened; chosen: of
+        these, who they are that are born first, in order.
         """
         with self._transaction():
             self._decide(generation, DecisionKind.BREED, "", payload, now)
@@ -339,8 +345,47 @@ class Store:
                 if place is None:
                     detail = f"injection {injection} is not born: its genotype had been by then"
                     self._log(now, event="injection", detail=detail)
+            if control is not None:
+                number = first + len(births)
+                kind = CandidateKind.CONTROL
+                self._bear(number, generation, control, backbone, first_stage, now, kind)
+            for mutant, loss in (losses or {}).items():
+                self._db.execute("UPDATE mutant SET loss = ? WHERE id = ?", (loss, mutant))
+            for number, mutant in enumerate(chosen, first):
+                self._db.execute("UPDATE mutant SET candidate = ? WHERE id = ?", (number, mutant))
             self._next_phase(generation, Phase.BREEDING, now)
             return list(range(first, first + len(births)))
+
+    def record_screening(
+        self,
+        generation: int,
+        mutants: Sequence[Bred],
+        payload: Mapping[str, Any],
+        stage: str,
+        now: float,
+    ) -> None:
+        """The mutants that are to be tried untrained, and for each parent what tries its own."""
+        with self._transaction():
+            self._decide(generation, DecisionKind.SCREEN, "", payload, now)
+            backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
+            for one in mutants:
+                self._insert(
+                    "mutant",
+                    generation=generation,
+                    parent=one.parent,
+                    second=one.second,
+                    genotype=json.dumps(one.genotype.to_json()),
+                    lineage=json.dumps([block.to_json() for block in one.lineage]),
+                    operators=json.dumps(one.operators),
+                    parameters=parameters(one.genotype, backbone),
+                )
+            number = self._value("SELECT max(id) FROM candidate") + 1
+            kind = CandidateKind.SCREENING
+            for place, parent in enumerate(sorted({one.parent for one in mutants})):
+                text = self._value("SELECT genotype FROM candidate WHERE id = ?", parent)
+                genotype = Genotype.from_json(json.loads(text))
+                itself = Bred(parent, genotype, unchanged(genotype))
+                self._bear(number + place, generation, itself, backbone, stage, now, kind)
 
     def record_cutoff(
         self,
@@ -493,8 +538,10 @@ class Store:
         backbone: Backbone,
         stage: str,
         now: float,
+        kind: CandidateKind = CandidateKind.CANDIDATE,
     ) -> None:
-        """generation: None for the baseline, which has no parents."""
+        """generation: None for the baseline, which has no parents. Whoever is of another kind has
+        the genotype of somebody else, and so no hash that says more than its name."""
         founder = generation is None
         parents = (
             [] if founder else [one for one in (birth.parent, birth.second) if one is not None]
@@ -508,18 +555,19 @@ class Store:
             generation=generation,
             parent=None if founder else birth.parent,
             genotype=json.dumps(birth.genotype.to_json()),
-            hash=birth.genotype.hash,
+            hash=birth.genotype.hash if kind is CandidateKind.CANDIDATE else f"{kind}-{number}",
             lineage=json.dumps([block.to_json() for block in birth.lineage]),
             parameters=parameters(birth.genotype, backbone),
             stage=stage,
             state=str(target(None, Event.BORN)),
             ancestry=json.dumps(lines),
             operators=json.dumps(birth.operators),
+            kind=str(kind),
         )
         for place, parent in enumerate(parents):
             self._insert("parentage", child=number, place=place, parent=parent)
         detail = f"from {' and '.join(map(str, parents))}: " if parents else ""
-        detail += str(birth.genotype)
+        detail += str(birth.genotype) if kind is CandidateKind.CANDIDATE else str(kind)
         self._log(
             now,
             candidate=number,

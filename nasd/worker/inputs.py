@@ -32,7 +32,8 @@ def check(spec: Spec, progress: Progress) -> None:
         prepare.check(task.kind, cache, progress)
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
-    for weights in map(Path, filter(None, (spec.weights, spec.second_weights))):
+    seconds = [spec.second_weights, *(one.second_weights for one in spec.mutants)]
+    for weights in map(Path, filter(None, dict.fromkeys([spec.weights, *seconds]))):
         try:
             digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
         except Damaged as damage:

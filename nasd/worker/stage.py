@@ -98,7 +98,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> Outcome:
     """Does the attempt. A fault of the candidate is an outcome, any other raises."""
-    trains = spec.stage is not None and spec.stage.train != "none"
+    trains = spec.stage is not None and spec.stage.train != "none" and not spec.mutants
     pulse = Pulse(folder.heartbeat, ranks.first, None if trains else stop)
     spec = _with_precision(spec, ranks)
     began = time.monotonic()
@@ -109,6 +109,8 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
             _check_inputs(spec, folder, ranks, stop, pulse)
         if spec.stage is None:
             outcome = _prepare(spec, result, pulse)
+        elif spec.mutants:
+            outcome = _screen(spec, spec.stage, ranks, pulse)
         elif spec.stage.train == "none":
             outcome = _evaluate(spec, spec.stage, result, ranks, pulse)
         else:
@@ -177,6 +179,14 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
         **counts,
     )
     return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
+
+
+def _screen(spec: Spec, stage: Stage, ranks: Ranks, pulse: Pulse) -> Outcome:
+    from nasd.worker import screening
+
+    pulse("loading", patience=LONG)
+    metrics = screening.losses(spec, stage, ranks, pulse)
+    return Outcome(verdict=Verdict.SUCCEEDED, metrics=metrics)
 
 
 def _train(

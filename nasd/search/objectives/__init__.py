@@ -45,6 +45,12 @@ def unscored(names: Sequence[str], model: Model, baseline: Model) -> Point:
     return tuple(found)
 
 
+def known(names: Sequence[str], model: Model, baseline: Model) -> Point:
+    """The model by those of the objectives that need no metrics, each to be maximised."""
+    values = [(OBJECTIVES[name], OBJECTIVES[name].value(model, {}, baseline)) for name in names]
+    return tuple(one.upwards(value) for one, value in values if value is not None)
+
+
 def told(names: Sequence[str], point: Sequence[float]) -> dict[str, float]:
     """The values that make a point, each in its own unit, by name."""
     return {name: OBJECTIVES[name].upwards(value) for name, value in zip(names, point, strict=True)}

@@ -212,17 +212,24 @@ def _step(
 
 
 def initial_population(
-    baseline: Genotype, space: SearchSpace, variation: Variation, mu: int, seed: int
+    baseline: Genotype,
+    space: SearchSpace,
+    variation: Variation,
+    mu: int,
+    seed: int,
+    times: int = 1,
 ) -> list[Offspring]:
     """Diverse mutants of the baseline, by the aggressive rates of variation.initial (thesis 4.2.2),
     or by small steps.
 
     Each lies at least variation.min_distance from the baseline and from every other one; mutants
-    that do not are drawn again. Raises NasdError if the search space gives no more of them.
+    that do not are drawn again. times: mutants for each of mu places; where there are several, a
+    place may come to have fewer. Raises NasdError if the search space gives none for a place.
     """
     population: list[Offspring] = []
     for individual in range(mu):
         known = [baseline, *(other.genotype for other in population)]
+        found = 0
         for attempt in range(TRIES):
             rng = stream(seed, 0, "initial", individual * TRIES + attempt)
             mutant = child_of(
@@ -238,8 +245,11 @@ def initial_population(
             far = variation.min_distance
             if all(distance(mutant.genotype, other) >= far for other in known):
                 population.append(mutant)
+                known.append(mutant.genotype)
+                found += 1
+            if found == times:
                 break
-        else:
+        if not found:
             raise NasdError(
                 f"{TRIES} mutations of the baseline gave none that lies variation.min_distance ="
                 f" {variation.min_distance} from the baseline and from the {individual} of {mu}"
@@ -279,6 +289,7 @@ def offspring(
     seed: int,
     generation: int,
     shares: Mapping[str, float] | None = None,
+    times: int = 1,
 ) -> list[Bred]:
     """The children of a generation: lambda mutants of parents picked in pairs (thesis 4.2.3).
 
@@ -286,8 +297,8 @@ def offspring(
     odd. A child whose hash is `taken`, or is that of its parent or of a child before it, is drawn
     again from the same parent; raises NasdError if that leads nowhere. `taken` holds the hashes
     of all candidates of the experiment, the baseline among them. objectives: by name, the axes of
-    the parents' points. shares: of the operators, where
-    they have taken others than the config's.
+    the parents' points. shares: of the operators, where they have taken others than the config's.
+    times: mutants for each of lambda places; where there are several, a place may have fewer.
     """
     known = set(taken)
     children: list[Bred] = []
@@ -297,6 +308,7 @@ def offspring(
     for index, parent in enumerate(picked[:lambda_]):
         partner = picked[index ^ 1]
         both = [parent] if partner.candidate == parent.candidate else [parent, partner]
+        found = 0
         for attempt in range(TRIES):
             rng = stream(seed, generation, "mutate", index * TRIES + attempt)
             child = child_of(
@@ -316,8 +328,10 @@ def offspring(
                 children.append(
                     Bred(parent.candidate, genotype, child.lineage, second, child.operators)
                 )
+                found += 1
+            if found == times:
                 break
-        else:
+        if not found:
             raise NasdError(
                 f"{TRIES} mutations of candidate {parent.candidate} gave no genotype that is new"
                 f" to the experiment (generation {generation}, offspring {index}): widen"

@@ -54,11 +54,13 @@ def born(
     generator: torch.Generator,
     windows: Windows | None = None,
     say: Callable[[str], None] = lambda _: None,
+    traces: "Sequence[Trace] | None" = None,
 ) -> Model:
     """The child's model on the CPU; `lineage` says which of the parents' modules it continues.
 
     Only what is drawn anew draws from `generator`, from the embeddings upwards. Without windows,
-    `ranked` goes by the weights alone. say: takes what did not go as one would wish. Raises
+    `ranked` goes by the weights alone. say: takes what did not go as one would wish. traces: of the
+    parents on the windows, where several children are made of the same. Raises
     ValueError where the lineage does not lead from the parents' architectures to the child's.
     """
     first = parents[0]
@@ -70,15 +72,16 @@ def born(
         first.get_submodule(first.head_name).state_dict()
     )
     model.eval()
-    traces = [_Trace(parent.eval().encoder, windows) for parent in parents]
-    mine = _Trace(model.encoder, windows)
+    if traces is None:
+        traces = [Trace(parent.eval().encoder, windows) for parent in parents]
+    mine = Trace(model.encoder, windows)
     for index, block in enumerate(lineage):
         for note in _fill(index, block, mine, traces, generator, arch.initializer_range):
             say(f"block {index + 1}: {note}")
     return model
 
 
-class _Trace:
+class Trace:
     """What an encoder computes on the windows, layer by layer, as far as it is asked for.
 
     Layer 0 is the embeddings; behind it come, for each block, its attention and its FFNs, each with
@@ -128,8 +131,8 @@ class _Trace:
 def _fill(
     index: int,
     lineage: BlockLineage,
-    mine: _Trace,
-    traces: Sequence[_Trace],
+    mine: Trace,
+    traces: Sequence[Trace],
     generator: torch.Generator,
     spread: float,
 ) -> list[str]:
@@ -176,7 +179,7 @@ def _fill(
 
 
 def _neighbour(
-    trace: _Trace, block: int
+    trace: Trace, block: int
 ) -> tuple[list[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm]:
     """The layers of a block, each with the norm behind it, and the norm below the first."""
     first = trace.layer(block)

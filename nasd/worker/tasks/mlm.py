@@ -1,7 +1,7 @@
 """Masked language modelling (thesis 5.2.1): which tokens are hidden, and the loss on them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class MlmTask:
 def begin(spec: Spec, stage: Stage, ranks: Ranks) -> MlmTask:
     """The task of an attempt's stage, with the model that it starts from."""
     if spec.inherits:
-        model = born(spec, MaskedLM, drawing(spec, stage), lambda: _windows(spec))
+        model = born(spec, MaskedLM, drawing(spec, stage), lambda: windows(spec))
     else:
         model = loaded(spec, lambda folder: phenotype.load(MaskedLM, folder, spec.dropout))
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
@@ -135,10 +135,17 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> MlmTask:
     return MlmTask(model, corpus, spec.data.mlm.mask_share, _trained(model, spec, stage), fixed)
 
 
-def _windows(spec: Spec) -> "Windows":
+def windows(spec: Spec) -> "Windows":
+    """What children are refitted by."""
     from nasd.worker.tasks.windows import for_language
 
     return for_language(Path(spec.mlm_cache), spec.seed)
+
+
+def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> MlmTask:
+    """A task whose evaluations are of the sequences that nobody trains on."""
+    corpus = MlmCorpus.load(Path(spec.mlm_cache))
+    return MlmTask(cast("MaskedLM", model), corpus, spec.data.mlm.mask_share, set())
 
 
 def _trained(model: MaskedLM, spec: Spec, stage: Stage) -> set[str]:

@@ -47,6 +47,19 @@ class QaFeatures:
         """[F] tokens of each feature."""
         return np.diff(self.bounds)
 
+    def take(self, indices: Longs) -> Self:
+        """Some of the features, in memory."""
+        low, high = self.bounds[indices], self.bounds[indices + 1]
+        places = np.concatenate([np.arange(one, end) for one, end in zip(low, high, strict=True)])
+        return type(self)(
+            tokens=self.tokens[places],
+            bounds=np.concatenate([[0], np.cumsum(high - low)]),
+            characters=self.characters[places],
+            start=self.start[indices],
+            end=self.end[indices],
+            question=self.question[indices],
+        )
+
     def batch(self, indices: Sequence[int] | Longs) -> dict[str, Longs]:
         """input_ids, attention_mask [B, L] and start, end [B]; padded with 0, which is masked."""
         chosen = np.asarray(indices, dtype=np.int64)

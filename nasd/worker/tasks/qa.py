@@ -37,7 +37,8 @@ Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a wind
 class QaTask:
     """Fine-tuning: the mean of the cross entropies of the start and the end position.
 
-    packs: nothing is computed for padding; else it is masked out.
+    packs: nothing is computed for padding; else it is masked out. rows: of the training features,
+    those that are trained on; None: all.
     """
 
     def __init__(
@@ -46,21 +47,33 @@ class QaTask:
         train: QaFeatures,
         test: QaFeatures,
         packs: bool = False,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         self.model: MaskedLM | QuestionAnswering = model
         self.packs = packs
         self.uniform = False  # there is packing against that
         self.fixed: Fixed | None = None
         self.known: Tensor | None = None
-        self.train_size = len(train)
-        self.lengths: NDArray[np.int64] | None = train.lengths
-        self.longest = int(train.lengths.max())
+        self._rows = np.arange(len(train)) if rows is None else rows
+        lengths = train.lengths[self._rows]
+        self.train_size = len(lengths)
+        self.lengths: NDArray[np.int64] | None = lengths
+        self.longest = int(lengths.max())
         self._train = train
         self._test = test
 
     @classmethod
-    def load(cls, model: QuestionAnswering, cache: Path, packs: bool = False) -> "QaTask":
-        return cls(model, QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test"), packs)
+    def load(
+        cls,
+        model: QuestionAnswering,
+        cache: Path,
+        packs: bool = False,
+        without: NDArray[np.int64] | None = None,
+    ) -> "QaTask":
+        """without: training features that are held out."""
+        train, test = QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test")
+        rows = None if without is None else np.setdiff1d(np.arange(len(train)), without)
+        return cls(model, train, test, packs, rows)
 
     def trainable(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}
@@ -69,7 +82,7 @@ class QaTask:
         assert states is None, "everything trains: there is no frozen layer"
 
     def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return self._tensors(self._train, indices)
+        return self._tensors(self._train, self._rows[indices])
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """The logits of the answer's start and of its end, [b, length] each."""
@@ -184,18 +197,39 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
     """The task of an attempt's stage, with the model that it starts from."""
     fresh = drawing(spec, stage)
     if spec.inherits:
-        model = born(spec, QuestionAnswering, fresh, lambda: _windows(spec))
+        model = born(spec, QuestionAnswering, fresh, lambda: windows(spec))
     else:
         model = loaded(
             spec, lambda folder: phenotype.load_for_answering(folder, fresh, spec.dropout)
         )
-    return QaTask.load(model, Path(spec.qa_cache), packing_of(spec, model.architecture, ranks))
+    cache = Path(spec.qa_cache)
+    return QaTask.load(model, cache, packing_of(spec, model.architecture, ranks), _held_out(spec))
 
 
-def _windows(spec: Spec) -> "Windows":
+def windows(spec: Spec) -> "Windows":
+    """What children are refitted by."""
     from nasd.worker.tasks.windows import for_questions
 
-    return for_questions(Path(spec.qa_cache), spec.seed)
+    return for_questions(Path(spec.qa_cache), spec.seed, _held_out(spec))
+
+
+def _held_out(spec: Spec) -> NDArray[np.int64] | None:
+    """Of the training features, those that screenings go by; None where there are none."""
+    from nasd.worker.tasks.windows import held_out
+
+    if not spec.holds_out:
+        return None
+    return held_out(len(QaFeatures.load(Path(spec.qa_cache) / "train")), spec.seed)
+
+
+def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> QaTask:
+    """A task whose evaluations are of the windows that nobody trains on."""
+    assert isinstance(model, QuestionAnswering)
+    train = QaFeatures.load(Path(spec.qa_cache) / "train")
+    held = _held_out(spec)
+    assert held is not None, "nothing is held out"
+    packs = packing_of(spec, model.architecture, ranks)
+    return QaTask(model, train, train.take(held), packs)
 
 
 def score(

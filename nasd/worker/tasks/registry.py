@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nasd.contract import tasks
 from nasd.contract.config import Stage
 from nasd.contract.protocol import Spec
 from nasd.worker import prepare
+from nasd.worker.model.inherit import Windows
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.tasks import mlm, qa
 from nasd.worker.tasks.task import Ranks, Task
 from nasd.worker.training.progress import Progress
@@ -20,6 +23,9 @@ class Entry:
     cache   where a spec says it is
     begin   the task with its data, and the model that the attempt starts from: what its spec
             names, or the child of what its spec names
+    model   what it works with
+    windows text that a child's modules are ranked and refitted by
+    unseen  the task with a model, such that its evaluations are of what nobody trains on
     score   all of an attempt that trains nothing: fills the folder of its result, and returns the
             metrics, on the first rank; examples a rank takes at once are given. None: the task
             gives no score. Raises Diverged where the loss is not finite.
@@ -28,12 +34,30 @@ class Entry:
     kind: prepare.Kind
     cache: Callable[[Spec], Path]
     begin: Callable[[Spec, Stage, Ranks], Task]
+    model: type[Any]
+    windows: Callable[[Spec], Windows]
+    unseen: Callable[[Spec, MaskedLM | QuestionAnswering, Ranks], Task]
     score: Callable[[Spec, Stage, Path, Ranks, int, Progress], dict[str, float]] | None = None
 
 
 TASKS = {
-    tasks.MLM.name: Entry(prepare.CORPORA, lambda spec: Path(spec.mlm_cache), mlm.begin),
-    tasks.QA.name: Entry(prepare.QUESTIONS, lambda spec: Path(spec.qa_cache), qa.begin, qa.score),
+    tasks.MLM.name: Entry(
+        kind=prepare.CORPORA,
+        cache=lambda spec: Path(spec.mlm_cache),
+        begin=mlm.begin,
+        model=MaskedLM,
+        windows=mlm.windows,
+        unseen=mlm.unseen,
+    ),
+    tasks.QA.name: Entry(
+        kind=prepare.QUESTIONS,
+        cache=lambda spec: Path(spec.qa_cache),
+        begin=qa.begin,
+        model=QuestionAnswering,
+        windows=qa.windows,
+        unseen=qa.unseen,
+        score=qa.score,
+    ),
 }
 
 

@@ -16,12 +16,24 @@ from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.passages import QaFeatures
 
 TOKENS = 8192  # at most, so that a refit takes seconds
+HELD_OUT = 128  # windows by which mutants are screened, where there are ten times as many
 
 
-def for_questions(cache: Path, seed: int) -> Windows:
-    """Of the training questions in a cache, each with its context."""
+def held_out(count: int, seed: int) -> NDArray[np.int64]:
+    """Of so many training features, those that are kept for screening: one at least, and a tenth at
+    most. In no epoch does anybody train on them, nor is anything refitted by them."""
+    order = np.random.default_rng(stream_seed(seed, 0, "held out")).permutation(count)
+    return np.sort(order[: min(HELD_OUT, max(1, count // 10))])
+
+
+def for_questions(cache: Path, seed: int, without: NDArray[np.int64] | None = None) -> Windows:
+    """Of the training questions in a cache, each with its context. without: features that are held
+    out."""
     train = QaFeatures.load(cache / "train")
-    batch = train.batch(_drawn(train.lengths, seed))
+    rows = np.arange(len(train))
+    if without is not None:
+        rows = np.setdiff1d(rows, without)
+    batch = train.batch(rows[_drawn(train.lengths[rows], seed)])
     return Windows(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]))
 
 

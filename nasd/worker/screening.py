@@ -1,0 +1,89 @@
+"""A parent's mutants, tried untrained: their losses on windows that nobody trains on.
+
+All in one attempt, which loads the parent once and looks once at what it computes; a mutant is then
+a matter of seconds (DESIGN 8).
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasd.contract.config import Stage
+from nasd.contract.genotype import BlockLineage, Genotype
+from nasd.contract.protocol import Spec, Untried
+from nasd.contract.schedule import halved
+from nasd.contract.streams import stream_seed
+from nasd.worker.model import phenotype
+from nasd.worker.model.inherit import Trace, Windows, born
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.tasks import registry
+from nasd.worker.tasks.beginning import reading
+from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
+from nasd.worker.training.progress import Progress
+
+AnyModel = MaskedLM | QuestionAnswering
+
+
+def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[str, float]:
+    """The loss of each of the spec's mutants, by its id; one whose loss is no number is left out.
+
+    stage: the first that those who are born will climb, of whose task the losses are.
+    """
+    assert spec.weights is not None
+    began = time.monotonic()
+    entry = registry.of(stage)
+    windows = entry.windows(spec)
+    parent = _Parent(spec, entry.model, Path(spec.weights), windows)
+    task = entry.unseen(spec, parent.model, ranks)
+    batch = halved(EVALUATION_BATCH, spec.halvings)
+
+    def loss() -> float:
+        task.model.to(ranks.device).eval()
+        with autocast(spec.precision, ranks.device):
+            return task.evaluate(ranks, batch, _unheard)["loss"]
+
+    print(f"the parent itself: loss {loss():.4f}", flush=True)
+    parent.model.cpu()
+    found = {}
+    for number, mutant in enumerate(spec.mutants):
+        progress("screening", number, len(spec.mutants))
+        task.model = _made(spec, mutant, parent, entry.model, windows)
+        if math.isfinite(untrained := loss()):
+            found[str(mutant.id)] = untrained
+        print(f"mutant {mutant.id}: loss {untrained:.4f}", flush=True)
+    taken = time.monotonic() - began
+    print(f"{len(spec.mutants)} mutants tried in {taken:.1f} s", flush=True)
+    return found
+
+
+def _unheard(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
+    """A mutant is a second or so: what is told is how many are done."""
+
+
+class _Parent:
+    """With what it computes on the windows, once for all its mutants."""
+
+    def __init__(self, spec: Spec, kind: type[Any], folder: Path, windows: Windows) -> None:
+        with reading(folder):
+            self.model: AnyModel = phenotype.load(kind, folder, spec.dropout)
+        self.trace = Trace(self.model.eval().encoder, windows)
+
+
+def _made(
+    spec: Spec, mutant: Untried, parent: _Parent, kind: type[Any], windows: Windows
+) -> AnyModel:
+    parents = [parent]
+    if mutant.second_weights is not None:
+        parents.append(_Parent(spec, kind, Path(mutant.second_weights), windows))
+    child: AnyModel = born(
+        Genotype.from_json(mutant.genotype),
+        tuple(BlockLineage.from_json(block) for block in mutant.lineage),
+        list[Any](one.model for one in parents),
+        torch.Generator().manual_seed(stream_seed(spec.seed, mutant.id, "screening")),
+        windows,
+        traces=[one.trace for one in parents],
+    )
+    return child
