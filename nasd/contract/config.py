@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from nasd.contract import genotype, ranges, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
+from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT, FEWEST, MOST, OBJECTIVES
 from nasd.contract.readable import shown
 from nasd.contract.slots import Slot
@@ -109,6 +110,11 @@ def _objectives(value: Any) -> Any:
     return value
 
 
+def _limit(value: str) -> str:
+    Limit.parse(value)
+    return value
+
+
 def _auto_or_bool(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f'take "auto", true or false, not {_as_json(value)}')
@@ -138,6 +144,10 @@ class Experiment(Section):
     objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
     """What candidates are selected by, two to five of `quality` (of their answers) and
     `compression` (the baseline's parameters over theirs)."""
+
+    limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
+    """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:
+    whoever does is selected before all who do not."""
 
 
 class SeedModel(Section):

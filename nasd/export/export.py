@@ -157,7 +157,7 @@ def _model(state: Path, config: Config, candidate: Candidate) -> Path:
 def _collected(snap: Snapshot, state: Path, config: Config, candidate: Candidate) -> NasdError:
     kept = [
         one.id
-        for one in snap.candidates.values()
+        for one in snap.individuals
         if one.state is State.SCORED and (_model(state, config, one) / WEIGHTS).is_file()
     ]
     return NasdError(

@@ -131,8 +131,9 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
         case Phase.CLIMBING:
             return _climb(snapshot, config, generation.number)
         case Phase.SELECTING:
-            if config.variation.adaptive and not baseline.final:
-                return None  # its children's gains are counted from it
+            counts = config.variation.adaptive or config.experiment.limits
+            if counts and not baseline.final:
+                return None  # gains and limits are counted from it
             return _select(snapshot, config, generation.number)
         case Phase.COMPLETE:
             if not all(one.final for one in snapshot.born_in(generation.number)):
@@ -177,8 +178,7 @@ def _next_births(
         last = screenings[-1]
         return Halt(
             f"none of generation {generation}'s mutants could be tried ({last.reason}): mend what"
-            f" is behind it and have them tried again with `nasd retry {last.id}` and so on, or set"
-            " population.screened = 1"
+            f" is behind it and have them tried again with `nasd retry {last.id}` and so on"
         )
     places = config.population.lambda_ if generation else config.population.mu
     baseline = snapshot.baseline
@@ -229,7 +229,7 @@ def _draw(
         ]
         return tuple(drawn), {}
     parents = [
-        Parent(member.candidate, one.genotype, point, one.ancestry)
+        Parent(member.candidate, one.genotype, point, one.ancestry, snapshot.missed(one.id))
         for member in snapshot.members
         if member.generation == generation and member.role == "parent"
         for one in [snapshot.candidates[member.candidate]]
@@ -406,11 +406,12 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
     )
     names = snapshot.experiment.objectives
     at = points(snapshot, pool)
-    rank = ranks(at)
+    beyond = [snapshot.missed(candidate) for candidate in pool]
+    rank = ranks(at, beyond)
     distance = crowding(at, rank)
     adapts = config.variation.adaptive
     credits = _credited(snapshot, generation) if adapts else {}
-    chosen = {pool[index] for index in survivors(at, config.population.mu)}
+    chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
     return Select(
         generation,
         {
@@ -423,6 +424,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
             "survivors": sorted(chosen),
             "hypervolume": hypervolume(at, reference(names)),
+            **({"missed": dict(zip(pool, beyond, strict=True))} if any(beyond) else {}),
             **({"credits": {n: (c.tried, c.gained) for n, c in credits.items()}} if adapts else {}),
         },
     )

@@ -12,7 +12,7 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
 from nasd.policy import endings, ladder, scheduling
-from nasd.record.lifecycle import ExperimentState, Phase, State
+from nasd.record.lifecycle import CandidateKind, ExperimentState, Phase, State
 from nasd.record.requests import Request
 from nasd.record.state import PAUSED, Attempt, Candidate, Snapshot
 from nasd.search.variation.breeding import check_genotype
@@ -198,6 +198,14 @@ def _retry(snapshot: Snapshot, config: Config, one: Candidate, stands: Stands) -
 def _may_come_back(snapshot: Snapshot, config: Config, one: Candidate) -> None:
     """Raises Refused where decisions have been made without the candidate."""
     generation = next(g for g in snapshot.generations if g.number == one.generation)
+    if one.kind is not CandidateKind.CANDIDATE:
+        waited_for = one.kind is CandidateKind.CONTROL or generation.phase is Phase.BREEDING
+        if generation is snapshot.generation and waited_for:
+            return
+        raise Refused(
+            f"candidate {one.id} is {one.called}, of generation {one.generation}, which went on"
+            " without it"
+        )
     if generation.phase is not Phase.CLIMBING:
         raise Refused(
             f"candidate {one.id} is of generation {one.generation}, which is {generation.phase} and"

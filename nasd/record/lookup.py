@@ -58,7 +58,7 @@ def find(snap: Snapshot, name: str, wish: Wish = ANY) -> Candidate:
 def _best(snap: Snapshot, wish: Wish) -> Candidate:
     """The best quality, the baseline's included; of equals the smallest, then the oldest. With a
     wish: of those small enough, and of these the smallest that is within so many points."""
-    scored = [one for one in snap.candidates.values() if one.state is State.SCORED]
+    scored = [one for one in snap.individuals if one.state is State.SCORED]
     if not scored:
         raise NasdError("no candidate has a score yet: `nasd status` shows how far the search is")
     if wish.max_parameters is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from nasd.contract import slots
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT
 from nasd.record.lifecycle import (
     FINAL,
@@ -62,6 +63,10 @@ class Experiment:
     def objectives(self) -> tuple[str, ...]:
         """The axes of its points, by name, in order."""
         return tuple(self.config["experiment"].get("objectives", DEFAULT))
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return tuple(Limit.parse(one) for one in self.config["experiment"].get("limits", ()))
 
     def budget(self, configured: float | None) -> float | None:
         """GPU-hours that the search may take, None without a limit; configured: as the config
@@ -115,6 +120,16 @@ class Candidate:
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    @property
+    def called(self) -> str:
+        """Whoever is no candidate by its part, all others by their number."""
+        match self.kind:
+            case CandidateKind.CONTROL:
+                return "control"
+            case CandidateKind.SCREENING:
+                return f"the screening of {self.parent}'s mutants"
+        return "baseline" if self.is_baseline else f"candidate {self.id}"
 
 
 @dataclass(frozen=True)
@@ -395,11 +410,10 @@ class Snapshot:
         ]
 
     @cached_property
-    def bar(self) -> float | None:
-        """The quality that a candidate has to beat to be better than the baseline: of the baseline
-        and its controls the best; None before one of them is scored."""
-        found = [self.quality(one.id) for one in (self.baseline, *self.controls)]
-        return max((one for one in found if one is not None), default=None)
+    def rival(self) -> Candidate:
+        """Whom a candidate has to beat to be better than the baseline: of the baseline and its
+        controls the best by quality, the oldest of equals."""
+        return max((self.baseline, *self.controls), key=lambda one: self.quality(one.id) or -1.0)
 
     def stopped_in(self, generation: int) -> list[Candidate]:
         """Whom cutoffs have stopped, and who have not been trained on since."""
@@ -447,6 +461,15 @@ class Snapshot:
             return None
         names = self.experiment.objectives
         return objectives.point(names, self.candidates[candidate], scores, self.baseline)
+
+    def missed(self, candidate: int) -> float:
+        """By how much a scored candidate breaks the experiment's limits, in all; 0 if it holds
+        them."""
+        return sum(
+            one.missed(value, self.value(self.baseline.id, one.objective))
+            for one in self.experiment.limits
+            if (value := self.value(candidate, one.objective)) is not None
+        )
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""

@@ -16,18 +16,28 @@ from nasd.contract.objectives import FEWEST, MOST
 Point = tuple[float, ...]
 
 
-def ranks(points: Sequence[Point]) -> list[int]:
+def ranks(points: Sequence[Point], missed: Sequence[float] = ()) -> list[int]:
     """The front of each point: 0 for those that no other dominates, and so on with those removed.
 
     A point dominates another if it is nowhere worse and somewhere better, so equal points share
-    their front.
+    their front. missed: by how much each breaks the limits; whoever breaks none dominates all that
+    do, and of these whoever breaks them by less (constraint domination, Deb et al. 2002).
     """
     _check(points)
     if not points:
         return []
     import moocore
 
-    return [int(rank) for rank in moocore.pareto_rank(points, maximise=True)]
+    if not any(missed):
+        return [int(rank) for rank in moocore.pareto_rank(points, maximise=True)]
+    assert len(missed) == len(points), "a limit is missed by each point, or by none"
+    within = [index for index, by in enumerate(missed) if not by]
+    found = dict(zip(within, ranks([points[index] for index in within]), strict=True))
+    behind = max(found.values(), default=-1) + 1
+    beyond = sorted({by for by in missed if by})
+    return [
+        found.get(index, behind + beyond.index(by) if by else 0) for index, by in enumerate(missed)
+    ]
 
 
 def crowding(
@@ -80,12 +90,12 @@ def tournament(
     return min(contenders, key=lambda index: (ranks[index], -crowding[index], index))
 
 
-def survivors(points: Sequence[Point], mu: int) -> list[int]:
+def survivors(points: Sequence[Point], mu: int, missed: Sequence[float] = ()) -> list[int]:
     """The best mu of parents and offspring together, as indices, best first (thesis 4.2.6).
 
     By rank, then the larger crowding distance on all axes, then the lower index.
     """
-    rank = ranks(points)
+    rank = ranks(points, missed)
     distance = crowding(points, rank)
     order = sorted(range(len(points)), key=lambda index: (rank[index], -distance[index], index))
     return order[:mu]

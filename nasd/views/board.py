@@ -82,7 +82,8 @@ NEAREST = 20  # ancestors that a card shows
 ABOUT = {
     "search/hypervolume": "Of parents and scored offspring, above no quality and no compression.",
     "search/best_quality": f"{QUALITY.words} in percent, the best among parents and offspring.",
-    "search/baseline_quality": "The seed model's, trained and scored by the same procedure.",
+    "search/baseline_quality": "The seed model's, trained and scored by the same procedure; of its"
+    " controls the best.",
     "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
     "search/slot_use": "Slots x time held / (slots x time from the generation's opening to its"
     " selection); slots that nothing ran on in that time are not counted.",
@@ -424,7 +425,7 @@ def search_events(
     yield value(scalars_plugin.CONFIG_SUMMARY_TAG, metadata, began, content)
     columns = HParamsPluginData(experiment=_columns(snapshot))
     yield _hparams(hparams_plugin.EXPERIMENT_TAG, columns, began)
-    base = snapshot.quality(snapshot.baseline.id)
+    base = snapshot.quality(snapshot.rival.id)
     begins = np.array([one.opened_at for one in chosen], dtype=float)
     ends = np.array([one.completed_at for one in chosen], dtype=float)
     for one, use in zip(chosen, Ledger(holdings).use(begins, ends), strict=True):

@@ -162,7 +162,7 @@ def _onnx(difference: float | None) -> Iterable[str]:
 
 
 def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
-    baseline = snapshot.baseline
+    baseline = snapshot.rival
     own, other = (snapshot.scores(one.id) or {} for one in (candidate, baseline))
     rows: list[Row] = [
         ("exact match", *_compared(own.get("exact_match"), other.get("exact_match"))),
@@ -175,7 +175,7 @@ def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
     share = of_baseline(snapshot.size(candidate.id))
     rows.append(("parameters, of the baseline's", share, of_baseline(1.0), ""))
-    return table(("", "this model", "baseline", "difference"), rows)
+    return table(("", "this model", baseline.called, "difference"), rows)
 
 
 def _compared(own: float | None, other: float | None) -> Row:

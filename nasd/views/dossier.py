@@ -125,7 +125,8 @@ class Left:
 class Dossier:
     """slot_hours: its own cost; with_ancestors: that of the whole line it descends from. unit:
     what they are called. why: the reason of its state. weights_gone: it has trained, and none of
-    it is kept. baseline_quality: to compare with; None while it has none."""
+    it is kept. baseline_quality: to compare with, of the baseline or its best control, as `rival`
+    says; None while it has none. called: what people call it."""
 
     id: int
     is_baseline: bool
@@ -143,6 +144,8 @@ class Dossier:
     f1: float | None
     quality: float | None
     baseline_quality: float | None
+    rival: str
+    called: str
     blocks: tuple[BlockRow, ...]
     ancestry: tuple[Ancestor, ...]
     stages: tuple[StageRow, ...]
@@ -213,7 +216,9 @@ class _Compiler:
             exact_match=scores.get("exact_match"),
             f1=scores.get("f1"),
             quality=snap.quality(one.id),
-            baseline_quality=snap.quality(snap.baseline.id),
+            baseline_quality=None if snap.rival is one else snap.quality(snap.rival.id),
+            rival=snap.rival.called,
+            called=one.called,
             blocks=tuple(_blocks(one)),
             ancestry=tuple(self._ancestor(other) for other in line),
             stages=stages,
@@ -224,7 +229,7 @@ class _Compiler:
             unit=snap.hours_unit,
             children=tuple(
                 Child(c.id, c.generation, str(c.state), c.stage, snap.quality(c.id))
-                for c in snap.candidates.values()
+                for c in snap.individuals
                 if c.parent == one.id
             ),
             weights=weights,
@@ -393,6 +398,9 @@ class _Compiler:
                 f" {member.rank}, crowding distance {alone};"
                 f" {facts['survivors']} of {facts['of']} survive"
             )
+            if by := decision.payload.get("missed", {}).get(str(member.candidate)):
+                facts["missed"] = by
+                text += f"; breaks the limits by {100 * by:.1f} %"
         return DecisionRow(decision.generation, "select", "", text, facts)
 
     # -- the disk ------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ def render(found: Dossier) -> Any:
 
 
 def _head(found: Dossier) -> Iterator[Text]:
-    name = "baseline" if found.is_baseline else f"candidate {found.id}"
-    first = Text.assemble((name, "bold"))
+    name = found.called if found.called.endswith(f" {found.id}") else f"{found.called} ({found.id})"
+    first = Text.assemble((found.called if found.is_baseline else name, "bold"))
     if not found.is_baseline:
         first.append(f", generation {found.generation}, from {found.parent}")
     first.append("  ")
@@ -52,7 +52,9 @@ def _head(found: Dossier) -> Iterator[Text]:
         scores = f"quality {found.quality:.2f}  F1 {found.f1:.2f}  EM {found.exact_match:.2f}"
         if found.baseline_quality is not None and not found.is_baseline:
             difference = found.quality - found.baseline_quality
-            scores += f"  ({difference:+.2f} against the baseline's {found.baseline_quality:.2f})"
+            scores += (
+                f"  ({difference:+.2f} against the {found.rival}'s {found.baseline_quality:.2f})"
+            )
         yield Text(scores, style="bold")
     yield Text(
         f"{parameters(found.parameters)} parameters, {of_baseline(found.size)} of the baseline's"

@@ -60,6 +60,7 @@ class Parent:
     genotype: Genotype
     point: Point
     ancestry: tuple[str, ...] = ()  # the line of descent of each block
+    missed: float = 0.0  # by how much it breaks the experiment's limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +414,7 @@ def _pick_parents(
     """
     assert parents, "there is no parent"
     points = [parent.point for parent in parents]
-    rank = ranks(points)
+    rank = ranks(points, [parent.missed for parent in parents])
     lonely = crowding(points, rank, axes)
     picked: list[int] = []
     while len(picked) < count:

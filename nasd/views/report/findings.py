@@ -78,21 +78,21 @@ class Findings:
 
     @cached_property
     def candidates(self) -> tuple[CandidateRow, ...]:
-        """All of them, the baseline first."""
+        """All of them, the baseline first: where it has been trained on, as its best control."""
         snap = self.snapshot
         newest = {one.candidate: one for one in snap.members if one.rank is not None}
-        scored = {c: q for c in snap.candidates if (q := snap.quality(c)) is not None}
-        at = {c: point for c in scored if (point := snap.point(c)) is not None}
+        at = {c.id: point for c in snap.individuals if (point := snap.point(c.id)) is not None}
         front = {c for c, rank in zip(at, ranks(list(at.values())), strict=True) if rank == 0}
-        base = snap.quality(snap.baseline.id)
+        base = snap.quality(snap.rival.id)
         cut = {row.candidate for row in self.cutoffs if not row.kept}
         attempts: dict[int, list[AttemptRow]] = {}
         for attempt in self.attempts:
             attempts.setdefault(attempt.candidate, []).append(attempt)
         rows = []
-        for one in sorted(snap.candidates.values(), key=lambda c: (not c.is_baseline, c.id)):
-            member, quality = newest.get(one.id), scored.get(one.id)
-            scores = snap.scores(one.id) or {}
+        for one in sorted(snap.individuals, key=lambda c: (not c.is_baseline, c.id)):
+            measured = snap.rival if one.is_baseline else one
+            member, quality = newest.get(one.id), snap.quality(measured.id)
+            scores = snap.scores(measured.id) or {}
             tried = attempts.get(one.id, [])
             rows.append(
                 CandidateRow(
@@ -123,6 +123,7 @@ class Findings:
                     genotype_json=one.genotype_json,
                     hash=one.hash,
                     attempts=len(tried),
+                    trained_on=measured is not one,
                     gpu_hours=sum(row.gpu_hours for row in tried),
                     lost_gpu_hours=sum(row.lost_gpu_hours for row in tried),
                 )
@@ -161,7 +162,7 @@ class Findings:
             one.id: Counter()
             if one.parent is None
             else mutations.between(one.lineage, snap.candidates[one.parent].genotype)
-            for one in snap.candidates.values()
+            for one in snap.individuals
         }
 
     # -- generations ---------------------------------------------------------------------------
@@ -347,7 +348,7 @@ class Findings:
     def losses(self) -> tuple[LossRow, ...]:
         snap = self.snapshot
         rows = []
-        for one in snap.candidates.values():
+        for one in snap.individuals:
             quality = snap.quality(one.id)
             if quality is None or one.generation is None:
                 continue
@@ -399,8 +400,9 @@ class Findings:
             members = sorted(m.candidate for m in snap.members if m.generation == cutoff.generation)
             known = {c: point for c in members if (point := snap.point(c)) is not None}
             pool, at = list(known), list(known.values())
-            chosen = {pool[index] for index in survivors(at, mu)}
-            rank = dict(zip(pool, ranks(at), strict=True))
+            beyond = [snap.missed(one) for one in pool]
+            chosen = {pool[index] for index in survivors(at, mu, beyond)}
+            rank = dict(zip(pool, ranks(at, beyond), strict=True))
             mine, survives = rank[cutoff.candidate], cutoff.candidate in chosen
             better = sum((row.quality or 0.0) > cutoff.quality for row in peers)
             rows.append(

@@ -19,9 +19,7 @@ MUTATIONS = ("block added", "block removed", "FFN added", "FFN altered", "attent
 def table(snapshot: Snapshot, mutated: Mutated, injected: Set[int]) -> tuple[MutationRow, ...]:
     """One row a kind, and one for all offspring."""
     born = [
-        one
-        for one in snapshot.candidates.values()
-        if one.parent is not None and one.id not in injected
+        one for one in snapshot.individuals if one.parent is not None and one.id not in injected
     ]
     each = _each(snapshot, mutated, born)
     rows = [

@@ -166,7 +166,7 @@ def _population(findings: Findings) -> dict[str, Any]:
                 "candidate",
                 "rank",
                 "quality, %",
-                "against baseline",
+                f"against {findings.baseline.name}",
                 "EM, %",
                 "F1, %",
                 "of baseline's parameters",
@@ -212,7 +212,7 @@ def _best_ever(findings: Findings) -> Table:
             "candidate",
             "born in",
             "quality, %",
-            "against baseline",
+            f"against {findings.baseline.name}",
             "of baseline's parameters",
             "parameters",
             "in the newest population",
@@ -230,8 +230,8 @@ def _best_ever(findings: Findings) -> Table:
             for row in shown
         ],
         title="The front of all candidates ever scored, the smallest first: no other, of whatever"
-        " generation, is better than one of these in quality and parameters at once. The baseline"
-        " stands beside it.",
+        " generation, is better than one of these in quality and parameters at once. The"
+        f" {findings.baseline.name} stands beside it.",
         texts=(0, 6),
         marked=(0,),
     )

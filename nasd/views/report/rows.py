@@ -6,7 +6,7 @@ None.
 
 from dataclasses import dataclass
 
-BASELINE = "baseline"
+BASELINE, CONTROL = "baseline", "control"  # which is the baseline, trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class CandidateRow:
     attempts: int
     gpu_hours: float
     lost_gpu_hours: float
+    trained_on: bool = False  # of the baseline: it stands for its best control
 
     @property
     def is_baseline(self) -> bool:
@@ -46,7 +47,9 @@ class CandidateRow:
 
     @property
     def name(self) -> str:
-        return BASELINE if self.is_baseline else str(self.id)
+        if not self.is_baseline:
+            return str(self.id)
+        return CONTROL if self.trained_on else BASELINE
 
 
 @dataclass(frozen=True, slots=True)

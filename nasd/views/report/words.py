@@ -118,21 +118,23 @@ def _best(findings: Findings) -> list[str]:
     scored = [row for row in findings.candidates if row.quality is not None and not row.is_baseline]
     if not scored:
         known = (
-            "" if base.quality is None else f" The baseline has quality {number(base.quality)} %."
+            ""
+            if base.quality is None
+            else f" The {base.name} has quality {number(base.quality)} %."
         )
         return [f"No candidate is scored yet.{known}"]
     best = max(scored, key=lambda row: (row.quality or 0.0, row.size))
-    told = f"Best quality: {_told(best)}"
+    told = f"Best quality: {_told(best, base.name)}"
     if base.quality is None:
-        return [f"{told}. The baseline is not scored yet, so nothing can be held against it."]
-    said = [f"{told}; the baseline has {number(base.quality)} % with {_millions(base)}."]
+        return [f"{told}. The {base.name} is not scored yet, so nothing can be held against it."]
+    said = [f"{told}; {_rival(findings)} has {number(base.quality)} % with {_millions(base)}."]
     dominating = [row for row in scored if row.size > 1 and (row.quality or 0.0) >= base.quality]
     if dominating:
         smallest = max(dominating, key=lambda row: row.size)
         said.append(
             f"{counted(len(dominating), 'candidate')} {'is' if len(dominating) == 1 else 'are'}"
-            " smaller than the baseline and at least as good; the smallest of them:"
-            f" {_told(smallest)}."
+            f" smaller than the {base.name} and at least as good; the smallest of them:"
+            f" {_told(smallest, base.name)}."
         )
         return said
     smaller = [row for row in scored if row.size > 1]
@@ -140,27 +142,33 @@ def _best(findings: Findings) -> list[str]:
     if near:
         smallest = max(near, key=lambda row: row.size)
         said.append(
-            "No candidate is smaller than the baseline and as good. The smallest within"
-            f" {number(NEAR, 0)} point of it: {_told(smallest)}."
+            f"No candidate is smaller than the {base.name} and as good. The smallest within"
+            f" {number(NEAR, 0)} point of it: {_told(smallest, base.name)}."
         )
     elif smaller:
         closest = max(smaller, key=lambda row: row.quality or 0.0)
         said.append(
-            f"No smaller candidate comes within {number(NEAR, 0)} point of the baseline; the"
-            f" closest: {_told(closest)}."
+            f"No smaller candidate comes within {number(NEAR, 0)} point of the {base.name}; the"
+            f" closest: {_told(closest, base.name)}."
         )
     else:
-        said.append("No scored candidate is smaller than the baseline.")
+        said.append(f"No scored candidate is smaller than the {base.name}.")
     return said
 
 
-def _told(row: CandidateRow) -> str:
+def _rival(findings: Findings) -> str:
+    if not findings.baseline.trained_on:
+        return "the baseline"
+    return "the control (the baseline, trained on as candidates are)"
+
+
+def _told(row: CandidateRow, rival: str) -> str:
     against = row.quality_against_baseline
     told = f"candidate {row.id} (generation {row.generation}) with {number(row.quality)} %"
     told += f" (EM {number(row.exact_match)}, F1 {number(row.f1)})"
     if against is not None:
         where = "above" if against > 0 else "below"
-        told += f", {number(abs(against))} points {where} the baseline," if against else ","
+        told += f", {number(abs(against))} points {where} the {rival}," if against else ","
     return f"{told} with {_millions(row)} ({of_baseline(row.size)} of the baseline's)"
 
 

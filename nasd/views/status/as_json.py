@@ -71,7 +71,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "gained": asdict(facts.gained),
         "remaining": _remaining(facts),
         "slots": [_slot(facts, slot) for slot in facts.slots],
-        "candidates": [_candidate(facts, one, tables) for one in snap.candidates.values()],
+        "candidates": [_candidate(facts, one, tables) for one in snap.individuals],
+        "controls": [_candidate(facts, one, tables) for one in snap.controls],
         "generations": [
             {
                 "number": one.number,

@@ -13,7 +13,7 @@ from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import ExperimentState
+from nasd.record.lifecycle import ExperimentState, Phase
 from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
 from nasd.search.objectives import reference
 from nasd.search.pareto import Point
@@ -161,6 +161,18 @@ class Facts:
         ]
 
     @cached_property
+    def beside(self) -> list[Candidate]:
+        """Of the newest generation: its control, and while it breeds what screens its mutants."""
+        generation = self.snapshot.generation
+        if generation is None:
+            return []
+        number, breeds = generation.number, generation.phase is Phase.BREEDING
+        return [
+            *(self.snapshot.screenings_of(number) if breeds else []),
+            *(one for one in self.snapshot.controls if one.generation == number),
+        ]
+
+    @cached_property
     def points(self) -> Mapping[int, Point]:
         """Of who is scored among the newest generation and its parents."""
         found = {}
@@ -173,7 +185,8 @@ class Facts:
     @cached_property
     def ranks(self) -> Mapping[int, int]:
         """As a selection among `points` would rank them."""
-        found = standing.ranks(list(self.points.values()))
+        missed = [self.snapshot.missed(one) for one in self.points]
+        found = standing.ranks(list(self.points.values()), missed)
         return dict(zip(self.points, found, strict=True))
 
     @cached_property
@@ -197,7 +210,7 @@ class Facts:
         return Gained(
             quality=max((self.snapshot.quality(one) or 0.0 for one in self.points), default=None),
             hypervolume=standing.hypervolume(points, above) if points else None,
-            baseline=self.snapshot.quality(self.snapshot.baseline.id),
+            baseline=self.snapshot.quality(self.snapshot.rival.id),
             before=before[-1][0] if before else None,
             quality_before=before[-1][2] if before else None,
             hypervolume_before=before[-1][1] if before else None,

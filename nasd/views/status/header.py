@@ -117,14 +117,14 @@ def _busy(facts: Facts) -> str:
 
 def _better(facts: Facts, width: int) -> Text:
     gained = facts.gained
-    base = gained.baseline
+    base, rival = gained.baseline, facts.snapshot.rival.called
     if gained.quality is None or gained.hypervolume is None:
         if base is None:
             return fitting(width, line(("nobody is scored yet", "dim")), line(("no score", "dim")))
         return fitting(
             width,
-            line(f"the baseline scores {base:.2f}, ", ("no candidate is scored yet", "dim")),
-            line(f"baseline {base:.2f}"),
+            line(f"the {rival} scores {base:.2f}, ", ("no candidate is scored yet", "dim")),
+            line(f"{rival} {base:.2f}"),
         )
     volume = line(f"hypervolume {gained.hypervolume:.2f}")
     if gained.hypervolume_before is not None:
@@ -137,8 +137,8 @@ def _better(facts: Facts, width: int) -> Text:
     short = line(f"best {gained.quality:.2f}")
     against: list[Text] = []
     if base is not None:
-        against.append(line(_signed(gained.quality - base), " on the baseline"))
-        short.append_text(line(", base ", f"{base:.2f}"))
+        against.append(line(_signed(gained.quality - base), f" on the {rival}"))
+        short.append_text(line(f", {'base' if rival == 'baseline' else rival} ", f"{base:.2f}"))
     if gained.quality_before is not None:
         change = gained.quality - gained.quality_before
         against.append(line(_signed(change), f" on generation {gained.before}"))

@@ -154,8 +154,10 @@ class _Work:
             if generation is not None and generation.phase is Phase.BREEDING:
                 yield from self._generation(generation.number)
             return
+        controls = [c for c in self._snapshot.controls if c.generation == generation.number]
         climbing = [one for one in self._born if not one.final]
         busy = [one for one in climbing if one.state is not State.WAITING]
+        busy += [one for one in controls if not one.final]
         yield first + [self._job_of(one) for one in busy]
         parts = self._parts(generation.number)
         steps = [stage.name for stage in self._config.ladder("candidates")]
@@ -173,7 +175,7 @@ class _Work:
         population = self._config.population
         reach = population.lambda_ if number else population.mu
         for part in self._parts(number):
-            yield [self._usual(part)] * reach
+            yield [self._usual(part)] * (reach + population.control)
             reach = _kept(part, reach)
 
     def _parts(self, number: int) -> list[list[Stage]]:

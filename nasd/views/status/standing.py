@@ -11,11 +11,11 @@ from nasd.search import pareto
 from nasd.search.pareto import Point
 
 
-def ranks(points: Sequence[Point]) -> list[int]:
+def ranks(points: Sequence[Point], missed: Sequence[float] = ()) -> list[int]:
     """As nasd.search.pareto.ranks: 0 for those that no other dominates, and so on with those
     removed."""
-    if points and len(points[0]) > 2:
-        return pareto.ranks(points)
+    if any(missed) or (points and len(points[0]) > 2):
+        return pareto.ranks(points, missed)
     found = [0] * len(points)
     best: list[Point] = []  # of each front, the last point that joined it: the highest one yet
     order = sorted(range(len(points)), key=lambda at: (-points[at][1], -points[at][0]))
@@ -39,10 +39,11 @@ def ranks(points: Sequence[Point]) -> list[int]:
 
 
 def ever(snapshot: Snapshot) -> list[Candidate]:
-    """The front of all that were ever scored, the baseline among them; the best quality first."""
+    """The front of all that were ever scored, the baseline and its controls among them; the best
+    quality first."""
     scored = [
         (one, point)
-        for one in snapshot.candidates.values()
+        for one in (*snapshot.individuals, *snapshot.controls)
         if (point := snapshot.point(one.id)) is not None
     ]
     order = ranks([point for _, point in scored])

@@ -44,7 +44,7 @@ def _front(facts: Facts, front: Sequence[Candidate]) -> list[Text]:
         line(
             f"  {one.id:>4}  quality {snap.quality(one.id) or 0.0:6.2f}"
             f"  parameters {of_baseline(snap.size(one.id)):>8}"
-            f"  {'baseline  ' if one.is_baseline else ''}{one.genotype}"
+            f"  {'' if one.called.startswith('candidate') else one.called + '  '}{one.genotype}"
         )
         for one in (*front, *rest)
     ]

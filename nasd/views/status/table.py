@@ -8,7 +8,7 @@ from rich.text import Text
 
 from nasd.contract import tasks
 from nasd.contract.readable import number, parameters, rate, share_of_baseline
-from nasd.record.lifecycle import State
+from nasd.record.lifecycle import CandidateKind, State
 from nasd.record.state import Candidate
 from nasd.views.status import marks
 from nasd.views.status.attempts import Where
@@ -145,10 +145,10 @@ def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
 
 
 def everyone(facts: Facts) -> list[Candidate]:
-    """Newborn, parents and baseline, in the order of the rows."""
+    """Newborn, parents, what else runs for them, and baseline, in the order of the rows."""
     born = {one.id for one in facts.born}
     parents = [one for one in facts.parents if one.id not in born and not one.is_baseline]
-    return [*facts.born, *parents, facts.snapshot.baseline]
+    return [*facts.born, *parents, *facts.beside, facts.snapshot.baseline]
 
 
 def _chosen(
@@ -217,8 +217,10 @@ def _what(facts: Facts, one: Candidate, width: int) -> Text:
         return Text(facts.waits[one.id])
     if one.state is State.FAILED:
         return Text(f"failed: {one.reason}" if one.reason else "failed")
-    if one.is_baseline:
-        return Text("baseline")
+    if one.kind is CandidateKind.SCREENING:
+        return Text("screened" if one.final else f"{one.parent}'s mutants")
+    if one.is_baseline or one.kind is CandidateKind.CONTROL:
+        return Text(one.called)
     generation, member = facts.snapshot.generation, facts.members.get(one.id)
     assert generation is not None
     if member is not None and member.generation == generation.number and member.survives:
@@ -257,7 +259,7 @@ def _losses(facts: Facts, one: Candidate) -> tuple[Sequence[float], float | None
 
 
 def _style(facts: Facts, one: Candidate) -> str:
-    if one.is_baseline:
+    if one.is_baseline or one.kind is CandidateKind.CONTROL:
         return "cyan"
     rests = one.state is State.RUNNING and not facts.served  # its worker went with the daemon
     if rests or one.state in (State.CUT, State.PENDING, State.WAITING):
