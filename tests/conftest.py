@@ -279,6 +279,10 @@ def succeeded(spec: Spec, has_mlm_head: bool = True) -> Outcome:
     """The outcome of a good worker: its numbers depend on genotype and stage alone."""
     if spec.stage is None:
         return Outcome(verdict="succeeded", has_result=True, prepared=prepared(has_mlm_head))
+    if spec.mutants:
+        hashes = {str(one.id): Genotype.from_json(one.genotype).hash for one in spec.mutants}
+        losses = {number: 1 + int(name[:8], 16) % 1009 / 1009 for number, name in hashes.items()}
+        return Outcome(verdict="succeeded", metrics=losses)
     luck = int(Genotype.from_json(spec.genotype).hash[:8], 16)
     if spec.stage.train == "none":
         scores = {"exact_match": float(luck % 61), "f1": float(luck % 61 + luck % 17)}

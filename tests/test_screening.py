@@ -1,0 +1,279 @@
+"""Many mutants for each place, tried untrained; and the control, the baseline trained on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nasd.contract.config import SCREEN, Config, parse
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, unchanged
+from nasd.contract.protocol import Outcome, Spec, Untried, Verdict
+from nasd.control import retention
+from nasd.policy import ladder
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import CandidateKind, DecisionKind, State
+from nasd.record.snapshot import mutants
+from nasd.record.state import Snapshot
+from nasd.search.objectives import known
+from nasd.search.variation.keeping import informed
+from nasd.search.variation.screening import Tried, best
+from nasd.views.status import standing
+from nasd.worker.tasks.passages import QaFeatures
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.windows import held_out
+from tests.conftest import advance, drive, make_tick, story, succeeded, without_summaries
+from tests.test_task_lineage import task_dict
+from tests.training import Workshop, demo_config, make_workshop, stage, work
+
+
+def screened_dict(**changes: Any) -> dict[str, Any]:
+    data = task_dict(population__mu=3, population__lambda=4, experiment__generations=2)
+    data["population"] |= {"screened": 5, "control": True}
+    data["variation"]["adaptive"] = True
+    for key, value in changes.items():
+        section, name = key.split("__")
+        data[section][name] = value
+    return data
+
+
+def screened(**changes: Any) -> Config:
+    return parse(screened_dict(**changes), "screened.toml")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, list[Any], dict[str, Any]]:
+    config = screened()
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path_factory.mktemp("screened") / "state"), config)
+        drive(tick)
+        tried = mutants(tick.store._db.conn)
+        return tick.store.read(), tried, story(tick.store)
+
+
+def test_the_best_of_the_mutants_of_each_size_are_born_and_the_others_stay_in_the_record(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+) -> None:
+    found, tried, _ = done
+    assert found.experiment.state == "complete"
+    for generation in range(3):
+        mine = [one for one in tried if one.generation == generation]
+        places = 4 if generation else 3
+        assert places < len(mine) <= 5 * places
+        names = found.experiment.objectives
+        points = [Tried(one.loss, known(names, one, found.baseline)) for one in mine]
+        born = [mine[index] for index in best(points, places)]
+        assert [one.candidate for one in born] == [one.id for one in found.born_in(generation)]
+        for one in born:
+            child = found.candidates[one.candidate]
+            assert child.genotype == one.genotype
+            assert (child.parent, child.second) == (one.parent, one.second)
+        assert sum(one.candidate is None for one in mine) == len(mine) - places
+
+
+def test_what_screens_and_what_controls_is_no_member_of_any_population(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+) -> None:
+    found, _, _ = done
+    aside = {one.id for one in found.candidates.values() if one.kind is not CandidateKind.CANDIDATE}
+    assert aside
+    assert not aside & {member.candidate for member in found.members}
+    assert not aside & {one.id for one in found.individuals}
+    for made in found.decisions:
+        if made.kind is DecisionKind.SELECT:
+            assert not aside & {int(one) for one in made.payload["points"]}
+
+
+def test_each_control_is_the_baseline_and_goes_on_from_the_one_before(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+) -> None:
+    found, _, _ = done
+    assert [one.generation for one in found.controls] == [0, 1, 2]
+    before = found.baseline.id
+    for one in found.controls:
+        assert one.genotype == found.baseline.genotype
+        assert one.lineage == unchanged(one.genotype)
+        assert (one.parent, one.state) == (before, State.SCORED)
+        stages = [name for candidate, name in found.results if candidate == one.id]
+        assert stages == ["finetune", "evaluate"]
+        before = one.id
+
+
+def test_the_rival_is_the_best_of_the_baseline_and_its_controls(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+) -> None:
+    found, _, _ = done
+    known_to = [found.quality(one.id) or 0.0 for one in (found.baseline, *found.controls)]
+    assert found.quality(found.rival.id) == max(known_to)
+    front = standing.ever(found)
+    assert not any(one is found.baseline for one in front) or found.rival is found.baseline
+
+
+def test_killed_between_any_two_turns_a_screened_search_tells_the_same_story(
+    done: tuple[Snapshot, list[Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    config = screened()
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        for turn in range(400):
+            tick()
+            if tick.store.read().experiment.state != "running":
+                break
+            advance(tick)
+            if turn % 3 == 0:  # another daemon begins anew what ran
+                tick = make_tick(tick.state, config, clock=tick.clock, store=tick.store)  # type: ignore[arg-type]
+                tick.begin()
+        assert tick.store.read().experiment.state == "complete"
+        assert story(tick.store) == done[2]
+
+
+def test_a_control_is_never_cut(tmp_path: Path) -> None:
+    from tests.conftest import small_dict
+
+    data = small_dict(experiment__generations=1)
+    data["population"]["control"] = True
+    config = parse(data, "small.toml")
+    assert any(one.cuts for one in config.stages)
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        drive(tick)
+        found = tick.store.read()
+    assert found.cutoffs
+    control = found.controls[-1]
+    assert control.state is State.SCORED
+    assert not any(control.id in made.promotion.losses for made in found.cutoffs)
+
+
+def test_the_weights_of_the_newest_control_stay_and_those_before_go(tmp_path: Path) -> None:
+    config = screened()
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        drive(tick)
+        wanted = retention.needed(tick.store.in_play(), config, tick.store.scored())
+        controls = tick.store.read().controls
+    assert (controls[-1].id, "finetune") in wanted
+    assert not any((one.id, "finetune") in wanted for one in controls[:-1])
+
+
+def test_a_screening_that_fails_halts_with_what_to_do_and_goes_on_once_retried(
+    tmp_path: Path,
+) -> None:
+    broken = True
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if spec.mutants and broken:
+            return 5.0, Outcome(verdict=Verdict.ERROR, message="RuntimeError: no")
+        return 30.0, succeeded(spec)
+
+    config = screened()
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config, script)
+        found = drive(tick, lambda snapshot: snapshot.experiment.state == "halted")
+        (job,) = found.screenings_of(0)
+        assert f"nasd retry {job.id}" in found.experiment.reason
+        assert "none of generation 0's mutants could be tried" in found.experiment.reason
+        broken = False
+        tick.store.retry(job.id, "", 0.0)
+        tick.store.resume(0.0)
+        assert drive(tick).experiment.state == "complete"
+
+
+def test_a_screening_starts_from_the_weights_that_the_parent_leaves(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+) -> None:
+    found, _, _ = done
+    config = screened()
+    for generation in range(3):
+        jobs = found.screenings_of(generation)
+        assert len({one.parent for one in jobs}) == len(jobs)
+        for one in jobs:
+            assert one.stage == SCREEN
+            assert ladder.weights_of(found, config, one) == ((one.parent, "finetune"), False)
+
+
+def test_a_stage_of_the_name_of_screening_is_refused_where_there_is_one() -> None:
+    data = screened_dict()
+    data["stages"][0]["name"] = SCREEN
+    with pytest.raises(NasdError, match="the name 'screen' is taken"):
+        parse(data, "c.toml")
+
+
+# -- what is held out ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+def test_what_is_held_out_is_never_trained_on_and_is_all_that_a_screening_sees(
+    shop: Workshop,
+) -> None:
+    cache = Path(shop.prepared.qa_cache)
+    train = QaFeatures.load(cache / "train")
+    held = held_out(len(train), 5)
+    assert 0 < len(held) <= len(train) / 10
+    assert (held == held_out(len(train), 5)).all()
+
+    def windows(task: QaTask) -> set[bytes]:
+        shown = task.batch(np.arange(task.train_size), 0)
+        rows = zip(shown["input_ids"], shown["attention_mask"], strict=True)
+        return {ids[mask.bool()].numpy().tobytes() for ids, mask in rows}
+
+    without = windows(QaTask.load(None, cache, without=held))  # type: ignore[arg-type]
+    kept = train.take(held)
+    for index in range(len(kept)):
+        window = kept.tokens[kept.bounds[index] : kept.bounds[index + 1]].astype(np.int64)
+        whole = [train.tokens[a:b] for a, b in zip(train.bounds, train.bounds[1:], strict=False)]
+        twins = sum(np.array_equal(one, window) for one in whole)
+        assert twins > 1 or window.tobytes() not in without
+
+
+def test_a_worker_tries_mutants_and_the_more_a_mutant_loses_the_higher_its_loss(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    config = demo_config()
+    tuned, outcome = work(shop.spec(stage(config, "finetune", epochs=2)), tmp_path / "tuned")
+    assert outcome is not None, tuned.log.read_text()
+
+    def mutant(number: int, *sizes: int) -> Untried:
+        blocks = [replace(one, ffns=(FeedForward("gelu", sizes),)) for one in shop.baseline.blocks]
+        child = Genotype(tuple(blocks))
+        drawn = [BlockLineage.of(i, False, ["altered"]) for i in range(len(blocks))]
+        lineage = informed(child, tuple(drawn), [shop.baseline])
+        told = [one.to_json() for one in lineage]
+        return Untried(id=number, genotype=child.to_json(), lineage=told)
+
+    spec = shop.spec(
+        stage(config, "finetune"),
+        weights=tuned.result,
+        mutants=(mutant(7, 512), mutant(8, 192), mutant(9, 4)),
+        holds_out=True,
+    )
+    folder, outcome = work(spec, tmp_path / "screen")
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.verdict is Verdict.SUCCEEDED
+    assert not outcome.has_result
+    losses = outcome.metrics
+    assert list(losses) == ["7", "8", "9"]
+    itself = float(folder.log.read_text().partition("the parent itself: loss ")[2].split()[0])
+    assert losses["7"] == pytest.approx(itself, abs=1e-3)  # growth changes nothing
+    assert losses["7"] <= losses["8"] + 1e-3 < losses["9"]
+    assert json.loads((folder.path / "heartbeat").read_text())
+
+
+# -- who is born, as a pure function ---------------------------------------------------------------
+
+
+def test_of_equal_losses_the_smaller_is_born_and_of_equal_sizes_the_better() -> None:
+    tried = [Tried(2.0, (1.0,)), Tried(2.0, (1.5,)), Tried(1.9, (1.0,)), Tried(3.0, (1.5,))]
+    assert best(tried, 2) == [1, 2]
+
+
+def test_those_without_a_loss_only_fill_up() -> None:
+    tried = [Tried(None, (9.0,)), Tried(2.0, (1.0,)), Tried(None, (9.0,))]
+    assert best(tried, 1) == [1]
+    assert best(tried, 2) == [0, 1]
