@@ -210,6 +210,7 @@ def m005_controls(db: Database) -> None:
     statements = """
     ALTER TABLE candidate ADD COLUMN kind TEXT NOT NULL DEFAULT 'candidate'
         CHECK (kind IN ('candidate', 'control', 'screening'));
+    ALTER TABLE candidate ADD COLUMN untrained REAL;
     CREATE INDEX candidate_kind ON candidate (kind) WHERE kind <> 'candidate';
     CREATE TABLE mutant (
         id INTEGER PRIMARY KEY,

@@ -218,7 +218,7 @@ _BEST_QUALITY = (
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
     " retried_after, (SELECT parentage.parent FROM parentage WHERE child = id AND place = 1),"
-    " ancestry, operators, kind"
+    " ancestry, operators, kind, untrained"
 )
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
@@ -244,6 +244,7 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         ancestry=tuple(decoded(row[12])),
         operators=tuple(decoded(row[13])),
         kind=CandidateKind(row[14]),
+        untrained=row[15],
     )
 
 

@@ -99,6 +99,7 @@ class Candidate:
     ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
     operators: tuple[str, ...] = ()  # by which it was made, where they have names
     kind: CandidateKind = CandidateKind.CANDIDATE
+    untrained: float | None = None  # the loss by which it was born, where mutants were screened
 
     @property
     def parents(self) -> tuple[int, ...]:

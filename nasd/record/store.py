@@ -353,6 +353,10 @@ class Store:
                 self._db.execute("UPDATE mutant SET loss = ? WHERE id = ?", (loss, mutant))
             for number, mutant in enumerate(chosen, first):
                 self._db.execute("UPDATE mutant SET candidate = ? WHERE id = ?", (number, mutant))
+                untrained = (losses or {}).get(mutant)
+                self._db.execute(
+                    "UPDATE candidate SET untrained = ? WHERE id = ?", (untrained, number)
+                )
             self._next_phase(generation, Phase.BREEDING, now)
             return list(range(first, first + len(births)))
 

@@ -353,7 +353,16 @@ class _Compiler:
         if one.generation == number:
             origin = "the baseline" if one.parent == self.snap.baseline.id else f"{one.parent}"
             how = "drawn as a mutant of" if number == 0 else "bred from"
-            yield DecisionRow(number, "breed", "", f"{how} {origin}", {"parent": one.parent})
+            text, facts = f"{how} {origin}", {"parent": one.parent, "untrained": one.untrained}
+            if one.second is not None:
+                text += f" and {one.second}"
+            if one.operators:
+                text += f", by {', '.join(one.operators)}"
+            if one.untrained is not None:
+                tried = self.snap.experiment.config["population"].get("screened", 1)
+                text += f"; of {tried} mutants a place among the best untrained: loss"
+                text += f" {one.untrained:.4f}"
+            yield DecisionRow(number, "breed", "", text, facts)
         picked = decision.payload.get("picked", [])
         if times := picked.count(one.id):
             text = f"picked as a parent for {times} of {len(picked)} offspring"
