@@ -251,6 +251,46 @@ class Population(Section):
     """How many are drawn for a tournament, whose winner is a parent."""
 
 
+MATCHES = ("logits", "hidden", "relations")
+OURS = ("baseline", "best")  # teachers that the search has itself
+
+
+def _match(value: Any) -> Any:
+    """Checked as one, so that the sentence names the key and not a place in it."""
+    names = value if isinstance(value, list | tuple) else ()
+    if not names or len(set(map(str, names))) < len(names) or not set(names) <= set(MATCHES):
+        raise ValueError(f"take one or more of {', '.join(MATCHES)}, each once: {_as_json(value)}")
+    return value
+
+
+class Teacher(Section):
+    """A model whose outputs candidates learn from, besides the data (distillation)."""
+
+    source: Annotated[str, Field(min_length=1), AfterValidator(_plain)] = "baseline"
+    """`baseline`, fine-tuned; `best`, of a generation's parents the one that answers best, or the
+    baseline where it is better; or another question-answering model: a folder,
+    `package:NAME/FOLDER`, or one of the hub."""
+    share: Probability = 0.5
+    """The share of the loss that is the teacher's; the rest is the data's own."""
+    temperature: Annotated[Real, Field(gt=0, le=100)] = 2.0
+    """Flattens both models' logits before they are compared."""
+    match: Annotated[tuple[str, ...], BeforeValidator(_match)] = ("logits",)
+    """What is compared: `logits`; `hidden`, the last hidden states, where the widths are one;
+    `relations`, among the last attention's queries, keys and values. They share alike."""
+    relation_heads: Count | None = None
+    """Heads that `relations` are of, a divisor of both widths; else they are 16 wide, or less."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is no model of the search itself."""
+        return self.source not in OURS
+
+    def runs_along(self, task: str) -> bool:
+        """Whether it is computed with each batch; else what it says of each example is computed
+        once, and kept."""
+        return self.match != ("logits",) or not tasks.of(task).steady
+
+
 class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
@@ -430,6 +470,8 @@ class Config(Section):
     """How candidates differ from what they come from."""
     search_space: SearchSpace
     """What new modules are drawn from; it must hold the seed's own."""
+    teacher: Teacher | None = None
+    """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The ladder, one table a stage, climbed in this order."""

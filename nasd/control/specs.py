@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nasd.contract.config import Config
-from nasd.contract.protocol import Spec
+from nasd.contract.protocol import Spec, Teaching
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
 from nasd.record.state import Candidate, Snapshot
@@ -41,6 +41,7 @@ def spec(
         weights=None if origin is None else str(state.result(*origin)),
         inherits=inherits,
         second_weights=None if second is None else str(state.result(*second)),
+        teacher=_teaching(snapshot, config, state, candidate),
         cache=str(state.cache),
         mlm_cache=_cache(state, prepared.get("mlm_cache")),
         qa_cache=_cache(state, prepared.get("qa_cache")),
@@ -61,6 +62,22 @@ def spec(
         halvings=endings.halvings(snapshot, config, candidate, slots),
         resume=tuple(str(state.attempt(one.id).checkpoints) for one in reversed(earlier)),
     )
+
+
+def _teaching(
+    snapshot: Snapshot, config: Config, state: StateFolder, candidate: Candidate
+) -> Teaching | None:
+    """Whom its stage learns from."""
+    settings = config.teacher
+    if settings is None or not ladder.taught(config, candidate):
+        return None
+    name = ladder.teacher_name(snapshot, config, candidate)
+    if settings.outside:
+        folder = _cache(state, (snapshot.experiment.prepared or {}).get("teacher"))
+    else:
+        origin = ladder.teacher_of(snapshot, config, candidate)
+        folder = "" if origin is None else str(state.result(*origin))
+    return Teaching(weights=folder, name=name, settings=settings) if folder else None
 
 
 def _cache(state: StateFolder, found: str | None) -> str:

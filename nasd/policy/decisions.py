@@ -12,7 +12,7 @@ from itertools import pairwise
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.policy.endings import all_failed, epidemic, worn_out
-from nasd.policy.ladder import seed_weights_stand
+from nasd.policy.ladder import seed_weights_stand, teacher_is_known
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Candidate, Snapshot
@@ -123,6 +123,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             if not all(one.final for one in snapshot.born_in(generation.number)):
                 return None  # cut ones that are trained on: what they come to changes nothing
             if generation.number < config.experiment.generations:
+                if not teacher_is_known(snapshot, config):
+                    return None
                 survivors = snapshot.survivors(generation.number)
                 return OpenGeneration(generation.number + 1, tuple(survivors))
             return Complete() if baseline.final else None

@@ -13,7 +13,7 @@ from nasd.contract.config import PREPARE
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, sync_folder
-from nasd.worker import prepare
+from nasd.worker import caches, prepare
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.beginning import reading
@@ -29,10 +29,11 @@ def check(spec: Spec, progress: Progress) -> None:
     task = registry.of(spec.stage)
     cache = task.cache(spec)
     try:
-        prepare.check(task.kind, cache, progress)
+        caches.check(task.kind, cache, progress)
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
-    for weights in map(Path, filter(None, (spec.weights, spec.second_weights))):
+    teacher = None if spec.teacher is None else spec.teacher.weights
+    for weights in map(Path, filter(None, (spec.weights, spec.second_weights, teacher))):
         try:
             digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
         except Damaged as damage:

@@ -130,8 +130,8 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
 def _check_inputs(
     spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> None:
-    """The first rank looks, and the others wait for its word by no collective's time-out: what is
-    damaged may take as long to make again as it took to make."""
+    """The first rank looks, and asks a teacher; the others wait for its word by no collective's
+    time-out: what is damaged may take as long to make again as it took to make."""
 
     def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
         if stop.asked:
@@ -140,6 +140,8 @@ def _check_inputs(
 
     if ranks.first:
         inputs.check(spec, progress)
+        assert spec.stage is not None
+        registry.ask(spec, spec.stage, ranks, progress)
         folder.checked.touch()
     while not folder.checked.exists():
         progress("waiting")

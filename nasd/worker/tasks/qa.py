@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,17 +116,10 @@ class QaTask:
         others none.
         """
         mine = ranks.deal(self._by_length())
-        found: Logits = {}
-        for position, features in portions(mine, batch, self._tested, ranks.device):
-            progress("answering", position, len(mine))
-            indices = mine[position : position + batch]
-            shown = to_device(features, ranks.device)
-            start, end = self.outputs(self.model, shown)
-            for index, one, other in zip(
-                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
-            ):
-                length = int(self._test.lengths[index])
-                found[int(index)] = (one[:length], other[:length])
+        told = partial(progress, "answering")
+        found: Logits = {
+            index: (start, end) for index, start, end in self.said(mine, batch, ranks.device, told)
+        }
         if ranks.world > 1:
             found = self._gathered(found, ranks)
             if not ranks.first:
@@ -139,6 +134,25 @@ class QaTask:
             data.max_answer_tokens,
             progress,
         )
+
+    def said(
+        self,
+        windows: NDArray[np.int64],
+        batch: int,
+        device: torch.device,
+        progress: Callable[[int, int], None],
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        """Each of these test windows, and the logits of start and end at its tokens; `batch` at
+        once. The model is on the device, and is evaluated."""
+        for position, features in portions(windows, batch, self._tested, device):
+            progress(position, len(windows))
+            indices = windows[position : position + batch]
+            start, end = self.outputs(self.model, to_device(features, device))
+            for index, one, other in zip(
+                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
+            ):
+                length = int(self._test.lengths[index])
+                yield int(index), one[:length], other[:length]
 
     def _by_length(self) -> NDArray[np.int64]:
         return np.argsort(self._test.lengths, kind="stable")
