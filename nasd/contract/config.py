@@ -258,8 +258,11 @@ OURS = ("baseline", "best")  # teachers that the search has itself
 def _match(value: Any) -> Any:
     """Checked as one, so that the sentence names the key and not a place in it."""
     names = value if isinstance(value, list | tuple) else ()
-    if not names or len(set(map(str, names))) < len(names) or not set(names) <= set(MATCHES):
-        raise ValueError(f"take one or more of {', '.join(MATCHES)}, each once: {_as_json(value)}")
+    known = all(name in MATCHES for name in names)
+    if not names or not known or len(set(names)) < len(names):
+        raise ValueError(
+            f"take one or more of {', '.join(MATCHES)}, each once, not {_as_json(value)}"
+        )
     return value
 
 
@@ -481,6 +484,22 @@ class Config(Section):
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The stages that candidates, or the baseline, climb, in order."""
         return tuple(stage for stage in self.stages if stage.who in (who, "all"))
+
+    def taught(self, stage: Stage, baseline: bool) -> bool:
+        """Whether the baseline, or a candidate, learns from a teacher in the stage, whoever that
+        is. The baseline is not taught by models of the search; a candidate of its architecture is.
+        A teacher from outside knows the task that gives the score, and no other."""
+        if self.teacher is None or not self.teacher.share or stage.train in ("none", "head"):
+            return False
+        return tasks.of(stage.task).scores if self.teacher.outside else not baseline
+
+    def taught_along(self, stage: Stage, baseline: bool) -> bool:
+        """Whether a teacher is computed with each batch of it."""
+        return (
+            self.teacher is not None
+            and self.taught(stage, baseline)
+            and self.teacher.runs_along(stage.task)
+        )
 
     @model_validator(mode="after")
     def _ladder(self) -> Self:

@@ -87,7 +87,15 @@ def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> floa
     volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
     backbone = snapshot.experiment.backbone
     return sum(
-        work(stage, candidate.genotype, candidate.lineage, backbone, config.data, volumes).flop
+        work(
+            stage,
+            candidate.genotype,
+            candidate.lineage,
+            backbone,
+            config.data,
+            volumes,
+            config.taught_along(stage, candidate.is_baseline),
+        ).flop
         for stage in way(snapshot, config, candidate)
     )
 
@@ -123,8 +131,7 @@ def teacher_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tupl
     """The (candidate, stage) whose weights the candidate's stage learns from as well; None where it
     learns from nobody, or from a teacher that is no model of the search.
 
-    It is the last model that the teacher has of the stage's own task. The baseline is not taught by
-    models of the search; a candidate of its architecture is.
+    It is the last model that the teacher has of the stage's own task.
     """
     settings, stage = config.teacher, stage_named(config, candidate.stage)
     if settings is None or settings.outside or not taught(config, candidate):
@@ -136,14 +143,9 @@ def teacher_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tupl
 
 
 def taught(config: Config, candidate: Candidate) -> bool:
-    """Whether the candidate's stage learns from a teacher, whoever that is. One from outside knows
-    the task that gives the score, and no other."""
-    settings, stage = config.teacher, stage_named(config, candidate.stage)
-    if settings is None or not settings.share or stage is None:
-        return False
-    if stage.train in ("none", "head"):
-        return False
-    return tasks.of(stage.task).scores if settings.outside else not candidate.is_baseline
+    """Whether the candidate's stage learns from a teacher, whoever that is."""
+    stage = stage_named(config, candidate.stage)
+    return stage is not None and config.taught(stage, candidate.is_baseline)
 
 
 def teacher_name(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
@@ -161,14 +163,13 @@ def teacher_name(snapshot: Snapshot, config: Config, candidate: Candidate) -> st
 
 def teachers(snapshot: Snapshot, config: Config, generation: int) -> set[tuple[int, str]]:
     """All (candidate, stage) that the generation's candidates learn from."""
-    settings = config.teacher
-    if settings is None or settings.outside or not settings.share:
+    if config.teacher is None or config.teacher.outside:
         return set()
     teacher = _teacher(snapshot, config, generation)
     names = {
         _model_of(snapshot, config, teacher, stage.task)
         for stage in config.ladder("candidates")
-        if stage.train not in ("none", "head")
+        if config.taught(stage, baseline=False)
     }
     return {(teacher.id, name) for name in names if name is not None}
 

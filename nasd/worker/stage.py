@@ -16,6 +16,7 @@ from nasd.worker import inputs
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
+from nasd.worker.tasks.taught import watched
 from nasd.worker.training.allocator import bound_programs, keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
@@ -238,6 +239,8 @@ def _compilation(
     if spec.compile is False or (spec.compile == "auto" and not fits):
         return None
     reason = why_not(ranks.device, task.model.encoder)
+    if spec.teacher is not None and watched(spec.teacher.settings):
+        reason = "a teacher's hidden states and relations are compared"
     if reason is not None:
         if ranks.first:
             print(f"slots.compile: not compiled, as {reason}", flush=True)

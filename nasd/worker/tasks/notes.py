@@ -109,6 +109,8 @@ def _forget(root: Path) -> None:
 class Noted:
     """A teacher whose logits have been written down."""
 
+    size = ""
+
     def __init__(self, logits: NDArray[np.float16], bounds: NDArray[np.int64]) -> None:
         self._logits = logits
         self._bounds = bounds

@@ -32,7 +32,10 @@ HEAD_WIDTH = 16  # of relations, unless a config says how many heads there are
 
 
 class Tells(Protocol):
-    """What a teacher says of a batch."""
+    """What a teacher says of a batch. size: of what computes it, for who asks how much memory is
+    taken; "" where it is only looked up."""
+
+    size: str
 
     def beside(self, indices: NDArray[np.int64], batch: Batch) -> Batch:
         """What goes with a batch of these examples, still on the CPU."""
@@ -52,6 +55,7 @@ class Taught:
         self._settings = settings
         self._teacher = teacher
         self.watches = watched(settings)
+        self.beside = teacher.size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
@@ -106,6 +110,8 @@ class Along:
     def __init__(self, model: nn.Module, watches: tuple[str, ...]) -> None:
         self._model = model.eval().requires_grad_(False)
         self._watches = watches
+        millions = round(sum(p.numel() for p in model.parameters()) / 1e6)
+        self.size = f"{millions} M, {', '.join(('logits', *watches))}"
 
     def beside(self, indices: NDArray[np.int64], batch: Batch) -> Batch:
         return {}
