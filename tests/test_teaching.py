@@ -1,10 +1,12 @@
 """Who learns from whom: what a config may say of it, and what follows for a search. Pure."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
@@ -18,6 +20,7 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Snapshot
 from nasd.record.store import BASELINE
+from nasd.views import dossier, dossier_view
 from tests.conftest import BACKBONE, drive, make_tick, small_config, small_dict, without_summaries
 from tests.snapshots import phase_of, put, snapshot_when
 from tests.test_task_lineage import task_dict
@@ -244,3 +247,24 @@ def test_a_teacher_computed_along_costs_a_third_and_one_that_was_asked_before_no
         assert taught == pytest.approx(ratio * steps(plain, name))
     finetune = next(one for one in plain.stages if one.name == "finetune")
     assert not config_with(match=["hidden"]).taught_along(finetune, baseline=True)
+
+
+def test_show_tells_who_taught_a_candidate_and_in_which_stages(tmp_path: Path):
+    state = StateFolder(tmp_path / "state")
+    tick = make_tick(state, config_with())
+    drive(tick, phase_of(0, Phase.CLIMBING))
+    found = dossier.compile_dossier(state.path, "1", tick.clock())
+    assert {row.stage: row.teacher for row in found.stages} == {
+        "pretrain_0": "the baseline",
+        "pretrain_1": "the baseline",
+        "finetune": "the baseline",
+        "evaluate": "",
+    }
+    console = Console(file=StringIO(), width=80, force_terminal=False, color_system=None)
+    console.print(dossier_view.render(found))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert "learns from the baseline as well, in pretrain_0 and pretrain_1 and finetune" in shown
+    own = dossier.compile_dossier(state.path, "baseline", tick.clock())
+    assert not any(row.teacher for row in own.stages)
+    tick.store.close()
