@@ -590,6 +590,12 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
                 f"{origin}: search_space.heads: {heads} heads do not divide the seed's width"
                 f" {width}; take divisors of {width}"
             )
+    relations = None if config.teacher is None else config.teacher.relation_heads
+    if relations is not None and width % relations:
+        raise NasdError(
+            f"{origin}: teacher.relation_heads: {relations} heads do not divide the seed's width"
+            f" {width}; take a divisor of {width}"
+        )
     for task in tasks.TASKS.values():
         if (tokens := task.limit(config.data)) > positions:
             raise NasdError(

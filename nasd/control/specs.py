@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nasd.contract.config import Config
+from nasd.contract.config import PREPARE, Config
 from nasd.contract.protocol import Spec, Teaching
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
@@ -67,8 +67,10 @@ def spec(
 def _teaching(
     snapshot: Snapshot, config: Config, state: StateFolder, candidate: Candidate
 ) -> Teaching | None:
-    """Whom its stage learns from."""
+    """Whom its stage learns from; of prepare, whom it is to bring from outside."""
     settings = config.teacher
+    if settings is not None and settings.outside and candidate.stage == PREPARE:
+        return Teaching(weights="", name=settings.source, settings=settings)
     if settings is None or not ladder.taught(config, candidate):
         return None
     name = ladder.teacher_name(snapshot, config, candidate)
@@ -76,8 +78,9 @@ def _teaching(
         folder = _cache(state, (snapshot.experiment.prepared or {}).get("teacher"))
     else:
         origin = ladder.teacher_of(snapshot, config, candidate)
-        folder = "" if origin is None else str(state.result(*origin))
-    return Teaching(weights=folder, name=name, settings=settings) if folder else None
+        assert origin is not None, "every task that is taught has left a model"
+        folder = str(state.result(*origin))
+    return Teaching(weights=folder, name=name, settings=settings)
 
 
 def _cache(state: StateFolder, found: str | None) -> str:

@@ -15,7 +15,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, sync_folder
 from nasd.worker import caches, prepare
 from nasd.worker.model import phenotype
-from nasd.worker.tasks import registry
+from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.training.progress import DOWNLOAD, Progress
 
@@ -33,6 +33,9 @@ def check(spec: Spec, progress: Progress) -> None:
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
     teacher = None if spec.teacher is None else spec.teacher.weights
+    if spec.teacher is not None and spec.teacher.settings.outside:
+        teachers.check(spec, progress)
+        teacher = None
     for weights in map(Path, filter(None, (spec.weights, spec.second_weights, teacher))):
         try:
             digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)

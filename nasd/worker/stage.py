@@ -14,7 +14,7 @@ from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdi
 from nasd.contract.schedule import halved, share_of
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
-from nasd.worker.tasks import registry
+from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
 from nasd.worker.tasks.taught import watched
 from nasd.worker.training.allocator import bound_programs, keep_freed_memory
@@ -170,12 +170,14 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     model, has_head = prepare.convert_seed(
         spec.source, base, spec.dropout, tokenizer, result, pulse
     )
+    taught = "" if spec.teacher is None else str(teachers.fetch(spec, tokenizer, pulse))
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
         mlm_cache=str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
         parameters=sum(p.numel() for p in model.encoder.parameters()),
+        teacher=taught,
         fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,
     )

@@ -12,7 +12,6 @@ they take time.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import gcd
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,14 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.contract.config import Teacher
-from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Teaching
+from nasd.worker.model.outside import Outside
 from nasd.worker.tasks import teachers
 from nasd.worker.tasks.task import Batch, Outputs, Ranks, Task
 from nasd.worker.training import distance
 
 RELATED = ("q", "k", "v")
-HEAD_WIDTH = 16  # of relations, unless a config says how many heads there are
 
 
 class Tells(Protocol):
@@ -98,7 +96,7 @@ class Taught:
             parts.append(distance.of_states(*pairs[0], padding))
             pairs = pairs[1:]
         if "relations" in self.watches:
-            heads = relation_heads(self._settings, *(one.shape[-1] for one in pairs[0]))
+            heads = distance.relation_heads(self._settings, *(one.shape[-1] for one in pairs[0]))
             each = [distance.of_relations(*pair, heads, padding) for pair in pairs]
             parts.append(torch.stack(each).mean())
         return torch.stack(parts).mean()
@@ -130,7 +128,7 @@ def begun(task: Task, teaching: Teaching, ranks: Ranks, told: Tells | None) -> T
     settings = teaching.settings
     if told is None:
         teacher = teachers.load(teaching, type(task.model))
-        check_widths(settings, task.model.architecture.width, teacher.architecture.width)
+        distance.check_widths(settings, task.model.architecture.width, teacher.architecture.width)
         told = Along(teacher.to(ranks.device), watched(settings))
     if ranks.first:
         matched = " and ".join(settings.match)
@@ -178,6 +176,8 @@ def watching(model: nn.Module, watches: tuple[str, ...]) -> Iterator[list[Tensor
 
 def last_block(model: nn.Module) -> dict[str, nn.Module]:
     """The last block, and its attention's queries, keys and values."""
+    if isinstance(model, Outside):
+        return model.last_block()
     block: Any = model.encoder.blocks[-1]  # type: ignore[union-attr, index]
     return {"hidden": block, **{name: getattr(block.attention, name) for name in RELATED}}
 
@@ -189,28 +189,3 @@ def spread(states: Tensor, batch: Batch) -> Tensor:
     examples, longest = batch["input_ids"].shape
     flat = states.new_zeros(examples * longest, states.shape[-1])
     return flat.index_copy(0, batch["places"], states[0]).view(examples, longest, -1)
-
-
-def relation_heads(settings: Teacher, mine: int, theirs: int) -> int:
-    """How many heads relations are of, where the models are so wide."""
-    common = gcd(mine, theirs)
-    heads = settings.relation_heads
-    if heads is None:
-        return max(1, common // HEAD_WIDTH)
-    if common % heads:
-        raise NasdError(
-            f"teacher.relation_heads: {heads} heads do not divide both widths, {mine} and {theirs}:"
-            f" take a divisor of {common}"
-        )
-    return heads
-
-
-def check_widths(settings: Teacher, mine: int, theirs: int) -> None:
-    """Raises NasdError where the models cannot be compared as the config says."""
-    if "hidden" in settings.match and mine != theirs:
-        raise NasdError(
-            f'teacher.match: "hidden" compares states of one width, but the teacher\'s are {theirs}'
-            f' wide and the candidates\' {mine}: take "relations"'
-        )
-    if "relations" in settings.match:
-        relation_heads(settings, mine, theirs)

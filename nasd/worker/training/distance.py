@@ -5,8 +5,15 @@ loss is, so it does not depend on how a batch is dealt out. Shapes: b = examples
 masks, w = a model's width. padding, [b, n], is true where a token is none.
 """
 
+from math import gcd
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from nasd.contract.config import Teacher
+from nasd.contract.errors import NasdError
+
+HEAD_WIDTH = 16  # of relations, unless a config says how many heads there are
 
 
 def of_logits(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
@@ -27,6 +34,31 @@ def of_relations(mine: Tensor, theirs: Tensor, heads: int, padding: Tensor | Non
     hidden = None if padding is None else padding[:, None, None, :]
     apart = _divergence(_related(mine, heads), _related(theirs, heads), hidden)  # [b, heads, n]
     return _over_tokens(apart.mean(1), padding)
+
+
+def relation_heads(settings: Teacher, mine: int, theirs: int) -> int:
+    """How many heads relations are of, where the models are so wide."""
+    common = gcd(mine, theirs)
+    heads = settings.relation_heads
+    if heads is None:
+        return max(1, common // HEAD_WIDTH)
+    if common % heads:
+        raise NasdError(
+            f"teacher.relation_heads: {heads} heads do not divide both widths, {mine} and {theirs}:"
+            f" take a divisor of {common}"
+        )
+    return heads
+
+
+def check_widths(settings: Teacher, mine: int, theirs: int) -> None:
+    """Raises NasdError where the models cannot be compared as the config says."""
+    if "hidden" in settings.match and mine != theirs:
+        raise NasdError(
+            f'teacher.match: "hidden" compares states of one width, but the teacher\'s are {theirs}'
+            f' wide and the candidates\' {mine}: take "relations"'
+        )
+    if "relations" in settings.match:
+        relation_heads(settings, mine, theirs)
 
 
 def _divergence(mine: Tensor, theirs: Tensor, padding: Tensor | None) -> Tensor:
