@@ -201,8 +201,8 @@ def test_caches_of_files_from_before_names_were_names_count_no_more_and_all_othe
     from nasd.presets.demo import write_demo_data
 
     keys: list[dict[str, Any]] = []
-    key_of = prepare._key
-    monkeypatch.setattr(prepare, "_key", lambda parts: keys.append(parts) or key_of(parts))
+    key_of = prepare.key_of
+    monkeypatch.setattr(prepare, "key_of", lambda parts: keys.append(parts) or key_of(parts))
     write_demo_data(texts / "demo-data")
     settings = demo_config().data
     prepare.caches(settings, texts, tokenizer, texts / "c", 1, quiet)

@@ -17,7 +17,7 @@ from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder, Spec
-from nasd.worker import inputs, prepare
+from nasd.worker import caches, inputs, prepare
 from nasd.worker.__main__ import _judged
 from nasd.worker.model import phenotype
 from nasd.worker.stage import run as run_stage
@@ -250,7 +250,7 @@ def test_who_waits_for_a_cache_that_another_attempt_makes_shows_signs_of_life_an
     cache = Path(shop.prepared.qa_cache)
     kept = shutil.copytree(cache, shop.folder / "kept")
     flip_a_bit(cache / "train" / "tokens.npy")
-    held = prepare._alone(cache.parent, quiet)
+    held = caches.alone(cache.parent, quiet)
     held.__enter__()
     waits, said = "waiting for who makes the cache", list[str]()
 

@@ -22,8 +22,9 @@ from nasd.search.objectives import known
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.screening import Tried, best
 from nasd.views.status import standing
+from nasd.worker.tasks.notes import Noted
 from nasd.worker.tasks.passages import QaFeatures
-from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.qa import QaTask, rows_of
 from nasd.worker.tasks.windows import held_out
 from tests.conftest import advance, drive, make_tick, story, succeeded, without_summaries
 from tests.test_task_lineage import task_dict
@@ -230,6 +231,19 @@ def test_what_is_held_out_is_never_trained_on_and_is_all_that_a_screening_sees(
         whole = [train.tokens[a:b] for a, b in zip(train.bounds, train.bounds[1:], strict=False)]
         twins = sum(np.array_equal(one, window) for one in whole)
         assert twins > 1 or window.tobytes() not in without
+
+
+def test_what_a_teacher_has_said_is_of_the_windows_that_are_trained_on(shop: Workshop) -> None:
+    cache = Path(shop.prepared.qa_cache)
+    train = QaFeatures.load(cache / "train")
+    held = held_out(len(train), 5)
+    said = np.stack([train.tokens, train.tokens]).astype(np.float16)  # as if it echoed each token
+    noted = Noted(said, train.bounds, rows_of(train, held))
+    task = QaTask.load(None, cache, without=held)  # type: ignore[arg-type]
+    indices = np.arange(0, task.train_size, 7)
+    batch = task.batch(indices, 0)
+    for told in noted.beside(indices, batch).values():
+        assert (told == batch["input_ids"]).all()
 
 
 def test_a_worker_tries_mutants_and_the_more_a_mutant_loses_the_higher_its_loss(

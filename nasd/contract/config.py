@@ -271,6 +271,49 @@ class Population(Section):
     who is better than it is called better than the baseline."""
 
 
+MATCHES = ("logits", "hidden", "relations")
+OURS = ("baseline", "best")  # teachers that the search has itself
+
+
+def _match(value: Any) -> Any:
+    """Checked as one, so that the sentence names the key and not a place in it."""
+    names = value if isinstance(value, list | tuple) else ()
+    known = all(name in MATCHES for name in names)
+    if not names or not known or len(set(names)) < len(names):
+        raise ValueError(
+            f"take one or more of {', '.join(MATCHES)}, each once, not {_as_json(value)}"
+        )
+    return value
+
+
+class Teacher(Section):
+    """A model whose outputs candidates learn from, besides the data (distillation)."""
+
+    source: Annotated[str, Field(min_length=1), AfterValidator(_plain)] = "baseline"
+    """`baseline`, fine-tuned; `best`, of a generation's parents the one that answers best, or the
+    baseline where it is better; or another question-answering model: a folder,
+    `package:NAME/FOLDER`, or one of the hub."""
+    share: Probability = 0.5
+    """The share of the loss that is the teacher's; the rest is the data's own."""
+    temperature: Annotated[Real, Field(gt=0, le=100)] = 2.0
+    """Flattens both models' logits before they are compared."""
+    match: Annotated[tuple[str, ...], BeforeValidator(_match)] = ("logits",)
+    """What is compared: `logits`; `hidden`, the last hidden states, where the widths are one;
+    `relations`, among the last attention's queries, keys and values. They share alike."""
+    relation_heads: Count | None = None
+    """Heads that `relations` are of, a divisor of both widths; else they are 16 wide, or less."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is no model of the search itself."""
+        return self.source not in OURS
+
+    def runs_along(self, task: str) -> bool:
+        """Whether it is computed with each batch; else what it says of each example is computed
+        once, and kept."""
+        return self.match != ("logits",) or not tasks.of(task).steady
+
+
 class Corpus(Section):
     """One text corpus: local text files, or a data set of the hub."""
 
@@ -450,6 +493,8 @@ class Config(Section):
     """How candidates differ from what they come from."""
     search_space: SearchSpace
     """What new modules are drawn from; it must hold the seed's own."""
+    teacher: Teacher | None = None
+    """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The ladder, one table a stage, climbed in this order."""
@@ -459,6 +504,22 @@ class Config(Section):
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The stages that candidates, or the baseline, climb, in order."""
         return tuple(stage for stage in self.stages if stage.who in (who, "all"))
+
+    def taught(self, stage: Stage, baseline: bool) -> bool:
+        """Whether the baseline, or a candidate, learns from a teacher in the stage, whoever that
+        is. The baseline is not taught by models of the search; a candidate of its architecture is.
+        A teacher from outside knows the task that gives the score, and no other."""
+        if self.teacher is None or not self.teacher.share or stage.train in ("none", "head"):
+            return False
+        return tasks.of(stage.task).scores if self.teacher.outside else not baseline
+
+    def taught_along(self, stage: Stage, baseline: bool) -> bool:
+        """Whether a teacher is computed with each batch of it."""
+        return (
+            self.teacher is not None
+            and self.taught(stage, baseline)
+            and self.teacher.runs_along(stage.task)
+        )
 
     @model_validator(mode="after")
     def _ladder(self) -> Self:
@@ -551,6 +612,12 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
                 f"{origin}: search_space.heads: {heads} heads do not divide the seed's width"
                 f" {width}; take divisors of {width}"
             )
+    relations = None if config.teacher is None else config.teacher.relation_heads
+    if relations is not None and width % relations:
+        raise NasdError(
+            f"{origin}: teacher.relation_heads: {relations} heads do not divide the seed's width"
+            f" {width}; take a divisor of {width}"
+        )
     for task in tasks.TASKS.values():
         if (tokens := task.limit(config.data)) > positions:
             raise NasdError(

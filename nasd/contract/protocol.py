@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nasd.contract.config import Data, Stage
+from nasd.contract.config import Data, Stage, Teacher
 from nasd.contract.errors import NasdError
 
 # `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
@@ -46,6 +46,14 @@ class Untried(Message):
     second_weights: str | None = None
 
 
+class Teaching(Message):
+    """Whom an attempt learns from. weights: the teacher's folder; name: what people call it."""
+
+    weights: str
+    name: str
+    settings: Teacher
+
+
 class Spec(Message):
     """All a worker needs for one attempt. Paths are absolute."""
 
@@ -64,6 +72,7 @@ class Spec(Message):
     weights: str | None  # the folder to start from; None: the seed itself
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
     second_weights: str | None = None  # those of the second parent of a crossover
+    teacher: Teaching | None = None
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself
     qa_cache: str
@@ -103,6 +112,7 @@ class Prepared(Message):
     mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
     qa_unknown: float | None = None
     qa_skipped: int = 0  # faulty questions that were left out
+    teacher: str = ""  # the cache folder of a teacher that is no model of the search
 
 
 class Verdict(StrEnum):

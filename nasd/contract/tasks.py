@@ -30,6 +30,7 @@ class Task:
                     and what it trained is what others may inherit
     scores          a stage of it that trains nothing gives a candidate its score
     varies          examples differ in length
+    steady          an example is the same every time that it is seen
     limit           tokens of its longest example
     tokens          of an example as it is computed, on average
     examples        there are to train on
@@ -48,6 +49,7 @@ class Task:
     ranks: bool
     scores: bool
     varies: bool
+    steady: bool
     limit: "Callable[[Data], int]"
     tokens: "Callable[[Data, Volumes], float]"
     examples: "Callable[[Volumes], int]"
@@ -77,6 +79,7 @@ MLM = Task(
     ranks=True,
     scores=False,
     varies=False,
+    steady=False,
     limit=lambda data: data.mlm.tokens,
     tokens=lambda data, volumes: float(data.mlm.tokens),
     examples=lambda volumes: volumes.mlm_train_sequences,
@@ -96,6 +99,7 @@ QA = Task(
     ranks=False,
     scores=True,
     varies=True,
+    steady=True,
     limit=lambda data: data.qa.tokens,
     tokens=lambda data, volumes: volumes.qa_tokens,
     examples=lambda volumes: volumes.qa_train_features,

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nasd.contract import tasks
-from nasd.contract.config import Config, check_against_seed
+from nasd.contract.config import Config, Teacher, check_against_seed
 from nasd.contract.errors import NasdError
 from nasd.contract.formats import check_texts
 from nasd.contract.genotype import Backbone, Genotype
@@ -60,7 +60,9 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
         "stages": [stage.model_dump(mode="json") for stage in config.stages],
     }
     with _named(origin):
-        seed = look_at_seed(config.seed_model.source, folder, hubs, data)
+        seed = look_at_seed(
+            config.seed_model.source, folder, hubs, data, config.teacher, config.data.qa.tokens
+        )
     check_seed(config, seed, origin)
     has_head_stage = any(stage.train == "head" for stage in config.stages)
     if not seed.has_mlm_head and not has_head_stage:
@@ -88,14 +90,25 @@ def look_at_seed(
     folder: Path,
     hubs: Mapping[str, list[str | None]] = MappingProxyType({}),
     data: Mapping[str, Any] | None = None,
+    teacher: Teacher | None = None,
+    tokens: int = 0,
 ) -> Seed:
     """The seed's shape, from a child process; raises NasdError if it cannot be loaded.
 
     hubs: config keys to the [name, config, revision, column] of data sets that have to be there as
     well.
-    data: what nasd.worker.data_check is to look at, or None.
+    data: what nasd.worker.data_check is to look at, or None. teacher: is looked at where it comes
+    from outside; tokens: of the longest window that it is shown.
     """
-    question = {"source": source, "folder": str(folder), "hubs": dict(hubs), "data": data}
+    outside = teacher is not None and teacher.outside
+    question = {
+        "source": source,
+        "folder": str(folder),
+        "hubs": dict(hubs),
+        "data": data,
+        "teacher": teacher.model_dump(mode="json") if teacher is not None and outside else None,
+        "tokens": tokens,
+    }
     try:
         answer = child.ask("nasd.worker.check", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
     except child.NoAnswer as error:

@@ -8,6 +8,7 @@ What is kept, and why:
   person can have it tried again
 - parents, and scored candidates that may become parents: their last MLM stage
 - the newest control that is scored, and the one on its way: the next goes on from it
+- whoever the newest generation learns from
 - whoever is on the front of all that were ever scored, and all survivors: the fine-tuned model
 - a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
   can have it trained on to see what the cutoff missed (thesis, Figure 9)
@@ -47,6 +48,8 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
     wanted: set[tuple[int, str]] = set()
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
+    if snapshot.generation is not None:  # nobody else climbs
+        wanted |= ladder.teachers(snapshot, config, snapshot.generation.number)
     model = answering_stage(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     pool = {

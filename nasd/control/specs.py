@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nasd.contract.config import Config
-from nasd.contract.protocol import Spec, Untried
+from nasd.contract.config import PREPARE, Config
+from nasd.contract.protocol import Spec, Teaching, Untried
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import CandidateKind
@@ -44,6 +44,7 @@ def spec(
         weights=None if origin is None else str(state.result(*origin)),
         inherits=inherits,
         second_weights=None if second is None else str(state.result(*second)),
+        teacher=_teaching(snapshot, config, state, candidate),
         cache=str(state.cache),
         mlm_cache=_cache(state, prepared.get("mlm_cache")),
         qa_cache=_cache(state, prepared.get("qa_cache")),
@@ -82,6 +83,25 @@ def _mutants(
         )
         for one, second in ladder.mutants_of(snapshot, config, candidate)
     )
+
+
+def _teaching(
+    snapshot: Snapshot, config: Config, state: StateFolder, candidate: Candidate
+) -> Teaching | None:
+    """Whom its stage learns from; of prepare, whom it is to bring from outside."""
+    settings = config.teacher
+    if settings is not None and settings.outside and candidate.stage == PREPARE:
+        return Teaching(weights="", name=settings.source, settings=settings)
+    if settings is None or not ladder.taught(config, candidate):
+        return None
+    name = ladder.teacher_name(snapshot, config, candidate)
+    if settings.outside:
+        folder = _cache(state, (snapshot.experiment.prepared or {}).get("teacher"))
+    else:
+        origin = ladder.teacher_of(snapshot, config, candidate)
+        assert origin is not None, "every task that is taught has left a model"
+        folder = str(state.result(*origin))
+    return Teaching(weights=folder, name=name, settings=settings)
 
 
 def _cache(state: StateFolder, found: str | None) -> str:

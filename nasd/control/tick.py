@@ -386,10 +386,13 @@ class Tick:
     def _start(self, snapshot: Snapshot, one: scheduling.Start) -> None:
         token = secrets.token_hex(16)
         candidate = snapshot.candidates[one.candidate]
-        origin, _ = ladder.weights_of(snapshot, self.config, candidate)
-        if origin is not None and not self.state.result(*origin).is_dir():
+        start, _ = ladder.weights_of(snapshot, self.config, candidate)
+        teacher = ladder.teacher_of(snapshot, self.config, candidate)
+        for origin, how in ((start, "starts"), (teacher, "learns")):
+            if origin is None or self.state.result(*origin).is_dir():
+                continue
             reason = (
-                f"candidate {candidate.id} at {one.stage} starts from"
+                f"candidate {candidate.id} at {one.stage} {how} from"
                 f" {self.state.result(*origin)}, which is gone: put it back, or take a backup of"
                 " the database from before it was made"
             )

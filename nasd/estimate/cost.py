@@ -97,8 +97,11 @@ def work(
     backbone: Backbone,
     data: Data,
     volumes: Volumes,
+    along: bool = False,
 ) -> Work:
-    """What the stage asks for this candidate, by the operations that nasd.worker does."""
+    """What the stage asks for this candidate, by the operations that nasd.worker does. along: a
+    teacher is computed with each batch, and taken for as large; one that has been asked before
+    costs nothing here."""
     task = tasks.of(stage.task)
     tokens, masks = task.tokens(data, volumes), task.masks(data)
     looks = task.looks(volumes)
@@ -109,6 +112,7 @@ def work(
         return Work(0, 0.0, looks * forward, (), 0.0)
     schedule = Schedule.of(stage, task.examples(volumes))
     flop = example_flop(task, genotype, lineage, backbone, tokens, masks, stage.train)
+    flop += along * forward
     return Work(
         schedule.steps,
         schedule.batch * flop,
@@ -182,9 +186,10 @@ def attempt_seconds(
     volumes: Volumes,
     machine: Machine,
     checkpoint_minutes: float = 15.0,
+    along: bool = False,
 ) -> float:
     """How long an attempt at the stage takes on the slots that the stage asks for, undisturbed."""
-    asked = work(stage, genotype, lineage, backbone, data, volumes)
+    asked = work(stage, genotype, lineage, backbone, data, volumes, along)
     return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes).end
 
 

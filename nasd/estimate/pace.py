@@ -25,7 +25,7 @@ class Effort:
         prepared = snapshot.experiment.prepared
         assert prepared is not None, "before the data is counted, no work is known"
         self._snapshot = snapshot
-        self._data = config.data
+        self._config = config
         self._stages = {stage.name: stage for stage in config.stages}
         self._volumes = Volumes.of(prepared, config.data.qa)
         self._known = {} if known is None else known
@@ -41,8 +41,9 @@ class Effort:
                 candidate.genotype,
                 candidate.lineage,
                 self._snapshot.experiment.backbone,
-                self._data,
+                self._config.data,
                 self._volumes,
+                self._config.taught_along(self._stages[stage], candidate.is_baseline),
             ).flop
         return found
 

@@ -270,7 +270,16 @@ class SimulatedLauncher:
         else:
             genotype = Genotype.from_json(spec.genotype)
             lineage = tuple(BlockLineage.from_json(block) for block in spec.lineage)
-            asked = work(spec.stage, genotype, lineage, surrogate.backbone, spec.data, self.volumes)
+            teacher = spec.teacher
+            asked = work(
+                spec.stage,
+                genotype,
+                lineage,
+                surrogate.backbone,
+                spec.data,
+                self.volumes,
+                teacher is not None and teacher.settings.runs_along(spec.stage.task),
+            )
             timeline = Timeline.of(
                 asked,
                 self.machine,

@@ -13,7 +13,7 @@ from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import unchanged
 from nasd.policy.endings import all_failed, epidemic, worn_out
-from nasd.policy.ladder import seed_weights_stand
+from nasd.policy.ladder import seed_weights_stand, teacher_is_known
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
 from nasd.record.state import Candidate, Mutant, Recorded, Snapshot
@@ -141,6 +141,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             if not all(one.final for one in snapshot.controls):
                 return None  # the next one goes on from it
             if generation.number < config.experiment.generations:
+                if not teacher_is_known(snapshot, config):
+                    return None
                 survivors = snapshot.survivors(generation.number)
                 return OpenGeneration(generation.number + 1, tuple(survivors))
             return Complete() if baseline.final else None

@@ -91,7 +91,15 @@ def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> floa
     volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
     backbone = snapshot.experiment.backbone
     return sum(
-        work(stage, candidate.genotype, candidate.lineage, backbone, config.data, volumes).flop
+        work(
+            stage,
+            candidate.genotype,
+            candidate.lineage,
+            backbone,
+            config.data,
+            volumes,
+            config.taught_along(stage, candidate.is_baseline),
+        ).flop
         for stage in way(snapshot, config, candidate)
     )
 
@@ -136,6 +144,89 @@ def mutants_of(
     ]
 
 
+def teacher_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str] | None:
+    """The (candidate, stage) whose weights the candidate's stage learns from as well; None where it
+    learns from nobody, or from a teacher that is no model of the search.
+
+    It is the last model that the teacher has of the stage's own task.
+    """
+    settings, stage = config.teacher, stage_named(config, candidate.stage)
+    if settings is None or settings.outside or not taught(config, candidate):
+        return None
+    assert stage is not None
+    teacher = _teacher(snapshot, config, candidate.generation)
+    name = _model_of(snapshot, config, teacher, stage.task)
+    return None if name is None else (teacher.id, name)
+
+
+def taught(config: Config, candidate: Candidate) -> bool:
+    """Whether the candidate's stage learns from a teacher, whoever that is."""
+    stage = stage_named(config, candidate.stage)
+    return stage is not None and config.taught(stage, candidate.is_baseline)
+
+
+def teacher_name(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
+    """What people call whom the candidate's stage learns from; "" where that is nobody."""
+    settings = config.teacher
+    if settings is None or not taught(config, candidate):
+        return ""
+    if settings.outside:
+        return settings.source
+    origin = teacher_of(snapshot, config, candidate)
+    if origin is None:
+        return ""
+    return "the baseline" if origin[0] == snapshot.baseline.id else f"candidate {origin[0]}"
+
+
+def teachers(snapshot: Snapshot, config: Config, generation: int) -> set[tuple[int, str]]:
+    """All (candidate, stage) that the generation's candidates learn from."""
+    if config.teacher is None or config.teacher.outside:
+        return set()
+    teacher = _teacher(snapshot, config, generation)
+    names = {
+        _model_of(snapshot, config, teacher, stage.task)
+        for stage in config.ladder("candidates")
+        if config.taught(stage, baseline=False)
+    }
+    return {(teacher.id, name) for name in names if name is not None}
+
+
+def _teacher(snapshot: Snapshot, config: Config, generation: int | None) -> Candidate:
+    """Of a generation, the same from its first attempt to its last: parents have their scores when
+    it opens, and so has the baseline, where it is compared with them (see `teacher_is_known`)."""
+    assert config.teacher is not None
+    baseline = snapshot.baseline
+    if config.teacher.source != "best" or not generation:
+        return baseline
+    trained_on = [one.id for one in snapshot.controls if (one.generation or 0) < generation]
+    pool = [baseline.id, *trained_on] + [
+        one.candidate
+        for one in snapshot.members
+        if one.generation == generation and one.role == "parent"
+    ]
+    qualities = {one: quality for one in pool if (quality := snapshot.quality(one)) is not None}
+    best = max(qualities, key=lambda one: (qualities[one], -one), default=baseline.id)
+    return snapshot.candidates[best]
+
+
+def teacher_is_known(snapshot: Snapshot, config: Config) -> bool:
+    """Whether the next generation's teacher can be told: where the baseline may be it, its score is
+    waited for."""
+    best = config.teacher is not None and config.teacher.source == "best"
+    return snapshot.baseline.final or not best
+
+
+def _model_of(snapshot: Snapshot, config: Config, teacher: Candidate, task: str) -> str | None:
+    """The last stage in which it was trained for the task; prepare leaves a model for those that
+    rank."""
+    found = PREPARE if teacher.is_baseline and tasks.of(task).ranks else None
+    for name in steps_of(snapshot, config, teacher):
+        stage = stage_named(config, name)
+        if stage is not None and stage.task == task and stage.train != "none":
+            found = name
+    return found
+
+
 def left_by(snapshot: Snapshot, config: Config, parent: int) -> str:
     """The stage whose weights a candidate leaves to its children: its last MLM stage, as the head
     that fine-tuning trained is no use to MLM; or, with variation.inherit_from = "task", the last
@@ -159,9 +250,12 @@ def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[st
 
 
 def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
-    """Whether the baseline has climbed past everything that generation 0 starts from."""
+    """Whether the baseline has climbed past everything that generation 0 starts from, or is taught
+    by."""
     if snapshot.experiment.prepared is None:
         return False
     steps = steps_of(snapshot, config, snapshot.baseline)
-    last = steps.index(left_by(snapshot, config, snapshot.baseline.id))
+    wanted = {left_by(snapshot, config, snapshot.baseline.id)}
+    wanted |= {stage for _, stage in teachers(snapshot, config, 0)}
+    last = max(map(steps.index, wanted))
     return snapshot.baseline.final or steps.index(snapshot.baseline.stage) > last

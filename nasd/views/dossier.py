@@ -6,7 +6,7 @@ Reads the database read-only, the signs of life of its attempts, and what lies i
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class Ancestor:
 class StageRow:
     """A stage of its ladder. steps: done of so many; seconds: of work in all attempts, as the
     worker measured them, None before the stage is done. curve: (step, evaluation loss), so far.
-    slot_hours: of all attempts at it."""
+    slot_hours: of all attempts at it. teacher: whom it learns from, "" for nobody."""
 
     stage: str
     train: str
@@ -72,6 +72,7 @@ class StageRow:
     curve: tuple[tuple[int, float], ...]
     metrics: dict[str, float]
     slot_hours: float
+    teacher: str
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,7 @@ class _Compiler:
                 curve=curve,
                 metrics=metrics,
                 slot_hours=self._hours({one.id}, name),
+                teacher=ladder.teacher_name(self.snap, self.config, replace(one, stage=name)),
             )
 
     def _live_curve(self, stage: str) -> tuple[tuple[int, float], ...]:

@@ -131,7 +131,17 @@ def _stages(found: Dossier) -> Any:
             _curve(row),
             style="dim" if row.state in ("ahead", "never") else "",
         )
-    return table
+    return Group(table, *_teachers(found))
+
+
+def _teachers(found: Dossier) -> Iterator[Text]:
+    """Who taught it in which stages; nothing where it learned from the data alone."""
+    by_name: dict[str, list[str]] = {}
+    for row in found.stages:
+        if row.teacher:
+            by_name.setdefault(row.teacher, []).append(row.stage)
+    for name, stages in by_name.items():
+        yield Text(f"learns from {name} as well, in {' and '.join(stages)}")
 
 
 def _mark(found: Dossier, row: StageRow) -> str:

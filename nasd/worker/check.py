@@ -1,7 +1,8 @@
 """`python -m nasd.worker.check`: looks at a seed, and for data sets of the hub. Writes nothing.
 
 Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision, column]}, "data":
-{"data", "seed", "stages"} or null}, and prints one JSON line: {"backbone", "baseline",
+{"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
+longest window that it is shown}, and prints one JSON line: {"backbone", "baseline",
 "has_mlm_head", "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
 """
 
@@ -23,9 +24,9 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.contract.config import Data, Stage
+    from nasd.contract.config import Data, Stage, Teacher
     from nasd.worker import data_check
-    from nasd.worker.model import seed
+    from nasd.worker.model import outside, seed
     from nasd.worker.tasks import hub
 
     source, folder = question["source"], Path(question["folder"])
@@ -33,6 +34,10 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     tokenizer = seed.load_tokenizer(source, folder)
     for key, (name, config, revision, column) in question["hubs"].items():
         _check_hub(key, hub.place(name, key, folder), config, revision, column)
+    if (settings := question.get("teacher")) is not None:
+        outside.look(
+            Teacher(**settings), folder, tokenizer, question["tokens"], description.backbone.width
+        )
     known = {}
     if (wanted := question["data"]) is not None:
         known = data_check.look(

@@ -18,7 +18,7 @@ from typing import Any
 from nasd.contract import digests
 from nasd.contract.errors import NasdError
 from nasd.contract.leash import die_with_parent
-from nasd.worker.prepare import sync_tree
+from nasd.worker.caches import sync_tree
 
 CARD = "README.md"
 ONNX = "model.onnx"

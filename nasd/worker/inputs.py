@@ -13,9 +13,9 @@ from nasd.contract.config import PREPARE
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, sync_folder
-from nasd.worker import prepare
+from nasd.worker import caches, prepare
 from nasd.worker.model import phenotype
-from nasd.worker.tasks import registry
+from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.training.progress import DOWNLOAD, Progress
 
@@ -29,11 +29,15 @@ def check(spec: Spec, progress: Progress) -> None:
     task = registry.of(spec.stage)
     cache = task.cache(spec)
     try:
-        prepare.check(task.kind, cache, progress)
+        caches.check(task.kind, cache, progress)
     except Damaged as damage:
         _cache_again(spec, cache, damage, progress)
+    teacher = None if spec.teacher is None else spec.teacher.weights
+    if spec.teacher is not None and spec.teacher.settings.outside:
+        teachers.check(spec, progress)
+        teacher = None
     seconds = [spec.second_weights, *(one.second_weights for one in spec.mutants)]
-    for weights in map(Path, filter(None, dict.fromkeys([spec.weights, *seconds]))):
+    for weights in map(Path, filter(None, dict.fromkeys([spec.weights, *seconds, teacher]))):
         try:
             digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
         except Damaged as damage:

@@ -1,20 +1,12 @@
 """The first thing an experiment does: the caches, and the baseline from the seed.
 
 A cache folder is named by all that made it: the contents of the source files (or the names of the
-hub's data sets), the tokenizer, the lengths, the split. It is filled under a temporary name, sealed
-with digests and renamed, so what carries the final name is whole, and later experiments find it.
-One that is damaged since is made again.
+hub's data sets), the tokenizer, the lengths, the split.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +16,17 @@ from nasd.contract import digests
 from nasd.contract.config import Data, QaData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import sync_folder
 from nasd.contract.squad import Question, Questions, from_records, read_all, split
 from nasd.contract.streams import stream_seed
+from nasd.worker.caches import Kind, key_of, make, sync_tree
 from nasd.worker.model import phenotype
 from nasd.worker.model.seed import load_seed
 from nasd.worker.tasks import corpus, hub
 from nasd.worker.tasks.passages import QaFeatures, build_features
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
 
-VERSION = 1  # of the layout of the caches; raise it to make old ones count no more
 SHOWN = 20  # faulty questions that the log names
 BLOCK = 1 << 22  # bytes hashed between two signs of life
-LOOK_SECONDS = 0.2  # between two looks at whether another attempt is done
 
 
 def caches(
@@ -48,7 +38,7 @@ def caches(
         return _digest(path, progress)
 
     tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    mlm_key = _key(
+    mlm_key = key_of(
         {
             "tokenizer": tokens,
             "seed": seed,
@@ -57,7 +47,7 @@ def caches(
         }
     )
     mlm_seed = stream_seed(seed, 0, "corpora")
-    mlm = _make(
+    mlm = make(
         CORPORA,
         root / f"mlm-{mlm_key}",
         lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, progress),
@@ -67,7 +57,7 @@ def caches(
         data.qa.hub,
         data.qa.revision,
     ]
-    qa_key = _key(
+    qa_key = key_of(
         {
             "tokenizer": tokens,
             "seed": seed,
@@ -77,7 +67,7 @@ def caches(
             **({"skip_faulty": True} if data.qa.skip_faulty else {}),
         }
     )
-    qa = _make(
+    qa = make(
         QUESTIONS,
         root / f"qa-{qa_key}",
         lambda folder: _build_qa(data.qa, base, tokenizer, folder, seed, progress),
@@ -99,14 +89,6 @@ def test_questions(cache: Path) -> list[Question]:
         raise Damaged(path, f"is missing or damaged ({error})") from error
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Of cache: the files that it has, and what reads it as far as can be without digests."""
-
-    files: tuple[str, ...]
-    proof: Callable[[Path], object]
-
-
 def _read_questions(cache: Path) -> None:
     test_questions(cache)
     for part in PARTS:
@@ -123,11 +105,6 @@ QUESTIONS = Kind(
     ),
     _read_questions,
 )
-
-
-def check(kind: Kind, folder: Path, progress: Progress) -> None:
-    """Raises Damaged unless a cache is what was made."""
-    digests.check(folder, kind.files, lambda: progress("checking"), kind.proof)
 
 
 def counts(mlm: Path, qa: Path) -> dict[str, Any]:
@@ -203,89 +180,6 @@ def _read(data: QaData, base: Path, progress: Progress) -> Questions:
     rows = hub.load(data, "data.qa.hub", base, progress)
     progress("reading")
     return from_records(rows, f"data.qa.hub: {data.hub}", data.skip_faulty)
-
-
-def _make(kind: Kind, folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:
-    if _stands(kind, folder, progress):
-        print(f"cache: {folder.name} is there", flush=True)
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent, progress):
-        if not _stands(kind, folder, progress, says=True):  # another attempt may just have made it
-            _fill(folder, build, progress)
-    print(f"cache: {folder.name} made", flush=True)
-    return folder
-
-
-def _stands(kind: Kind, folder: Path, progress: Progress, says: bool = False) -> bool:
-    if not folder.is_dir():
-        return False
-    try:
-        check(kind, folder, progress)
-    except Damaged as damage:
-        if says:
-            print(f"cache: {damage}; it is made again", flush=True)
-        return False
-    return True
-
-
-def _fill(folder: Path, build: Callable[[Path], object], progress: Progress) -> None:
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a prepare that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    damaged = folder.with_name(f".{folder.name}.damaged.tmp")
-    temporary.mkdir()
-    try:
-        build(temporary)
-        progress("saving", patience=LONG)
-        digests.seal(temporary)
-        sync_tree(temporary)
-        if folder.exists():
-            folder.rename(damaged)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-        sync_folder(folder.parent.parent)  # the root may be new
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(damaged, ignore_errors=True)
-
-
-@contextmanager
-def _alone(root: Path, progress: Progress) -> Iterator[None]:
-    """Of all attempts that find a cache damaged, one makes it again, and the others wait for it."""
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        while not _locked(descriptor):
-            progress("waiting for who makes the cache")
-            time.sleep(LOOK_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system that does not lock: whoever is last wins, with the same
-        return True
-    return True
-
-
-def _key(parts: dict[str, Any]) -> str:
-    text = json.dumps({"version": VERSION, **parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def sync_tree(folder: Path) -> None:
-    """Makes all that stands in a folder durable."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _digest(path: Path, progress: Progress) -> str:

@@ -14,8 +14,9 @@ from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdi
 from nasd.contract.schedule import halved, share_of
 from nasd.worker import inputs
 from nasd.worker.model import phenotype
-from nasd.worker.tasks import registry
+from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
+from nasd.worker.tasks.taught import watched
 from nasd.worker.training.allocator import bound_programs, keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
@@ -132,8 +133,8 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
 def _check_inputs(
     spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> None:
-    """The first rank looks, and the others wait for its word by no collective's time-out: what is
-    damaged may take as long to make again as it took to make."""
+    """The first rank looks, and asks a teacher; the others wait for its word by no collective's
+    time-out: what is damaged may take as long to make again as it took to make."""
 
     def progress(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0) -> None:
         if stop.asked:
@@ -142,6 +143,8 @@ def _check_inputs(
 
     if ranks.first:
         inputs.check(spec, progress)
+        assert spec.stage is not None
+        registry.ask(spec, spec.stage, ranks, progress)
         folder.checked.touch()
     while not folder.checked.exists():
         progress("waiting")
@@ -169,12 +172,14 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     model, has_head = prepare.convert_seed(
         spec.source, base, spec.dropout, tokenizer, result, pulse
     )
+    taught = "" if spec.teacher is None else str(teachers.fetch(spec, tokenizer, pulse))
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
         mlm_cache=str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
         parameters=sum(p.numel() for p in model.encoder.parameters()),
+        teacher=taught,
         fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,
     )
@@ -246,6 +251,8 @@ def _compilation(
     if spec.compile is False or (spec.compile == "auto" and not fits):
         return None
     reason = why_not(ranks.device, task.model.encoder)
+    if spec.teacher is not None and watched(spec.teacher.settings):
+        reason = "a teacher's hidden states and relations are compared"
     if reason is not None:
         if ranks.first:
             print(f"slots.compile: not compiled, as {reason}", flush=True)

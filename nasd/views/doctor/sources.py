@@ -43,13 +43,20 @@ def hub(case: Case) -> Iterator[Finding]:
 
 def _of_hub(case: Case) -> Iterator[Source]:
     seed, data = case.config.seed_model.source, case.config.data
-    if not seed.startswith("package:") and not (case.folder / Path(seed).expanduser()).is_dir():
+    if not _is_local(case, seed):
         yield Source("seed_model.source", seed, "model")
+    teacher = case.config.teacher
+    if teacher is not None and teacher.outside and not _is_local(case, teacher.source):
+        yield Source("teacher.source", teacher.source, "model")
     for index, corpus in enumerate(data.mlm.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
     if data.qa.hub:
         yield Source("data.qa.hub", data.qa.hub, "dataset", data.qa.revision)
+
+
+def _is_local(case: Case, source: str) -> bool:
+    return source.startswith("package:") or (case.folder / Path(source).expanduser()).is_dir()
 
 
 def _is_cached(one: Source) -> bool:

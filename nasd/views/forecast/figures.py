@@ -97,6 +97,7 @@ def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, 
                 subject.volumes,
                 subject.machine,
                 config.daemon.checkpoint_minutes,
+                config.taught_along(stage, candidate.is_baseline),
             )
             for slots in (stage.slots, max(stage.slots, widest))
         )

@@ -117,6 +117,7 @@ def hours_of(config: Config, subject: Subject) -> float:
             volumes,
             subject.machine,
             config.daemon.checkpoint_minutes,
+            config.taught_along(stage, baseline=stage.who == "baseline"),
         )
         total += there[stage.who] * stage.slots * seconds
         if stage.keep is not None:

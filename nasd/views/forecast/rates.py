@@ -71,6 +71,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
             measured.experiment.backbone,
             theirs.data,
             volumes,
+            theirs.taught_along(stages[name], candidate.is_baseline),
         )
         untrained = stages[name].train != "none" and not asked.steps
         if result.steps != asked.steps or untrained:

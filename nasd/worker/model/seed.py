@@ -168,7 +168,7 @@ def resolve(source: str, base: Path) -> str | Path:
 def describe(source: str, base: Path) -> SeedDescription:
     """Reads the seed's config.json and the names of its weights, not the weights themselves."""
     family, arch = _architecture(source, base)
-    path = _file(source, base, WEIGHTS)
+    path = file_of(source, base, WEIGHTS)
     with _reading(source, path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -184,7 +184,7 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
     A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
     """
     family, arch = _architecture(source, base)
-    path = _file(source, base, WEIGHTS)
+    path = file_of(source, base, WEIGHTS)
     with _reading(source, path):
         theirs = _state(path, family)
     has_head = _has_head(theirs, family)
@@ -285,7 +285,7 @@ def _is_model(config: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def _file(source: str, base: Path, names: tuple[str, ...]) -> Path:
+def file_of(source: str, base: Path, names: tuple[str, ...]) -> Path:
     """The first of `names` that the seed has; one of the hub is downloaded unless it is cached."""
     resolved = resolve(source, base)
     if isinstance(resolved, Path):
@@ -315,7 +315,7 @@ def _file(source: str, base: Path, names: tuple[str, ...]) -> Path:
 
 
 def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
-    path = _file(source, base, (CONFIG,))
+    path = file_of(source, base, (CONFIG,))
     with _reading(source, path):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(config, dict):

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +56,7 @@ class QaTask:
         self.uniform = False  # there is packing against that
         self.fixed: Fixed | None = None
         self.known: Tensor | None = None
+        self.beside = ""
         self._rows = np.arange(len(train)) if rows is None else rows
         lengths = train.lengths[self._rows]
         self.train_size = len(lengths)
@@ -72,8 +75,7 @@ class QaTask:
     ) -> "QaTask":
         """without: training features that are held out."""
         train, test = QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test")
-        rows = None if without is None else np.setdiff1d(np.arange(len(train)), without)
-        return cls(model, train, test, packs, rows)
+        return cls(model, train, test, packs, rows_of(train, without))
 
     def trainable(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}
@@ -127,17 +129,10 @@ class QaTask:
         others none.
         """
         mine = ranks.deal(self._by_length())
-        found: Logits = {}
-        for position, features in portions(mine, batch, self._tested, ranks.device):
-            progress("answering", position, len(mine))
-            indices = mine[position : position + batch]
-            shown = to_device(features, ranks.device)
-            start, end = self.outputs(self.model, shown)
-            for index, one, other in zip(
-                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
-            ):
-                length = int(self._test.lengths[index])
-                found[int(index)] = (one[:length], other[:length])
+        told = partial(progress, "answering")
+        found: Logits = {
+            index: (start, end) for index, start, end in self.said(mine, batch, ranks.device, told)
+        }
         if ranks.world > 1:
             found = self._gathered(found, ranks)
             if not ranks.first:
@@ -152,6 +147,25 @@ class QaTask:
             data.max_answer_tokens,
             progress,
         )
+
+    def said(
+        self,
+        windows: NDArray[np.int64],
+        batch: int,
+        device: torch.device,
+        progress: Callable[[int, int], None],
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        """Each of these test windows, and the logits of start and end at its tokens; `batch` at
+        once. The model is on the device, and is evaluated."""
+        for position, features in portions(windows, batch, self._tested, device):
+            progress(position, len(windows))
+            indices = windows[position : position + batch]
+            start, end = self.outputs(self.model, to_device(features, device))
+            for index, one, other in zip(
+                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
+            ):
+                length = int(self._test.lengths[index])
+                yield int(index), one[:length], other[:length]
 
     def _by_length(self) -> NDArray[np.int64]:
         return np.argsort(self._test.lengths, kind="stable")
@@ -203,17 +217,23 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
             spec, lambda folder: phenotype.load_for_answering(folder, fresh, spec.dropout)
         )
     cache = Path(spec.qa_cache)
-    return QaTask.load(model, cache, packing_of(spec, model.architecture, ranks), _held_out(spec))
+    return QaTask.load(model, cache, packing_of(spec, model.architecture, ranks), held_out_of(spec))
 
 
 def windows(spec: Spec) -> "Windows":
     """What children are refitted by."""
     from nasd.worker.tasks.windows import for_questions
 
-    return for_questions(Path(spec.qa_cache), spec.seed, _held_out(spec))
+    return for_questions(Path(spec.qa_cache), spec.seed, held_out_of(spec))
 
 
-def _held_out(spec: Spec) -> NDArray[np.int64] | None:
+def rows_of(train: QaFeatures, without: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The training features that are trained on, in the order in which a task counts them."""
+    rows = np.arange(len(train))
+    return rows if without is None else np.setdiff1d(rows, without)
+
+
+def held_out_of(spec: Spec) -> NDArray[np.int64] | None:
     """Of the training features, those that screenings go by; None where there are none."""
     from nasd.worker.tasks.windows import held_out
 
@@ -226,7 +246,7 @@ def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> QaT
     """A task whose evaluations are of the windows that nobody trains on."""
     assert isinstance(model, QuestionAnswering)
     train = QaFeatures.load(Path(spec.qa_cache) / "train")
-    held = _held_out(spec)
+    held = held_out_of(spec)
     assert held is not None, "nothing is held out"
     packs = packing_of(spec, model.architecture, ranks)
     return QaTask(model, train, train.take(held), packs)

@@ -224,6 +224,8 @@ def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Devic
             "task": [stage.task, stage.train, int(task.longest)],
             "share": share_of(stage, ranks.world),
             "cached": task.known is not None,
+            # Only where there is one, so that what was tried before there were any still counts.
+            **({"taught": task.beside} if task.beside else {}),
             "width": task.model.architecture.width,
             "size": [_class(sum(p.numel() for p in task.model.parameters())), _class(sum(trained))],
         }

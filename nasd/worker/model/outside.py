@@ -1,0 +1,205 @@
+"""A teacher that is no model of the search: one that transformers loads as a question-answering
+model, or one that another search has made.
+
+Its vocabulary must be the seed's, as it is shown the seed's own tokens.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nasd.contract.config import Teacher
+from nasd.contract.errors import NasdError
+from nasd.worker.model import phenotype, seed
+from nasd.worker.model.phenotype import Packing, QuestionAnswering
+from nasd.worker.training import distance
+
+# What families call the modules whose outputs are an attention's queries, keys and values.
+NAMES = {"q": ("query", "q_lin", "q_proj"), "k": ("key", "k_lin", "k_proj")}
+NAMES |= {"v": ("value", "v_lin", "v_proj")}
+SOURCE = "teacher.source"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As much of a model as our own say of theirs."""
+
+    width: int
+
+
+class Outside(nn.Module):
+    """A model of transformers', which answers as ours do: logits of start and end, [b, l] each."""
+
+    def __init__(self, model: Any, separator: int) -> None:
+        super().__init__()
+        self.model = model
+        self.separator = separator
+        config = model.config
+        self.architecture = Shape(int(getattr(config, "hidden_size", None) or config.dim))
+        self.types = int(getattr(config, "type_vocab_size", 0) or 0)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """packing: says what attention_mask says, and is not needed."""
+        more = {}
+        if self.types > 1:  # the question is of type 0, what stands behind its [SEP] of type 1
+            separators = (input_ids == self.separator).long()
+            behind = separators.cumsum(1) > separators
+            more["token_type_ids"] = (behind & attention_mask.bool()).long()
+        said = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
+        return said.start_logits, said.end_logits
+
+    def last_block(self) -> dict[str, nn.Module]:
+        """The last block, and its attention's queries, keys and values; raises NasdError where they
+        are called as no model is that we know."""
+        lists = [one for one in self.model.modules() if isinstance(one, nn.ModuleList) and len(one)]
+        blocks = self.model.config.num_hidden_layers
+        found = [one[-1] for one in lists if len(one) == blocks]
+        if len(found) == 1:
+            parts: dict[str, nn.Module] = {"hidden": found[0]}
+            for name, part in found[0].named_modules():
+                for ours, theirs in NAMES.items():
+                    if name.rpartition(".")[2] in theirs:
+                        parts[ours] = part
+            if len(parts) == 1 + len(NAMES):
+                return parts
+        raise NasdError(
+            f"teacher.match: of a {self.model.config.model_type} only logits are known: take"
+            ' match = ["logits"]'
+        )
+
+
+def load(folder: Path) -> Any:
+    """What `save` has left."""
+    if _is_ours(folder):
+        return phenotype.load(QuestionAnswering, folder, 0.0)
+    from transformers import AutoModelForQuestionAnswering
+
+    model = AutoModelForQuestionAnswering.from_pretrained(str(folder))
+    return Outside(model, int(model.config.nasd_separator))
+
+
+def save(source: str, base: Path, tokenizer: Any, tokens: int, folder: Path) -> None:
+    """Writes the teacher that a config names, for `load`. tokenizer: the seed's; tokens: of the
+    longest window. Raises NasdError where it cannot be the teacher."""
+    model = _checked(source, base, tokenizer, tokens)
+    if isinstance(model, Outside):
+        model.model.config.nasd_separator = model.separator
+        model.model.save_pretrained(str(folder))
+    else:
+        phenotype.save(model, folder)
+
+
+def files(source: str, base: Path) -> list[Path]:
+    """Those that the teacher is made of."""
+    with _named(source):
+        return [seed.file_of(source, base, names) for names in ((seed.CONFIG,), seed.WEIGHTS)]
+
+
+def look(settings: Teacher, base: Path, tokenizer: Any, tokens: int, width: int) -> None:
+    """Raises NasdError where the teacher cannot teach a model so wide what the config says."""
+    model = _checked(settings.source, base, tokenizer, tokens)
+    distance.check_widths(settings, width, model.architecture.width)
+    if settings.match != ("logits",) and isinstance(model, Outside):
+        model.last_block()
+
+
+def _checked(source: str, base: Path, tokenizer: Any, tokens: int) -> Any:
+    """The model in memory, once all is found to be as it must."""
+    config_file, _ = files(source, base)
+    folder = config_file.parent
+    _check_vocabulary(source, folder, tokenizer)
+    if _is_ours(folder):
+        try:
+            model = phenotype.load(QuestionAnswering, folder, 0.0)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _error(source, f"it holds no question-answering model ({error})") from error
+        positions = model.architecture.positions
+        found: Any = model
+    else:
+        found = Outside(_of_transformers(source, folder), int(tokenizer.sep_token_id))
+        positions = int(getattr(found.model.config, "max_position_embeddings", tokens))
+    if positions < tokens:
+        raise _error(
+            source,
+            f"it has {positions} positions, and data.qa.tokens asks for {tokens}: take a smaller"
+            " number there, or another teacher",
+        )
+    return found
+
+
+def _of_transformers(source: str, folder: Path) -> Any:
+    from transformers import AutoModelForQuestionAnswering
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it is said below
+    try:
+        model, loading = AutoModelForQuestionAnswering.from_pretrained(
+            str(folder), output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds: an unknown family, damaged files
+        raise _error(
+            source,
+            f"transformers cannot load it as a question-answering model ({_first_line(error)}):"
+            " take one that is",
+        ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise _error(
+            source,
+            f"it was not trained to answer questions, as it lacks {missing[0]}: fine-tune it first,"
+            " or take another",
+        )
+    return model
+
+
+def _check_vocabulary(source: str, folder: Path, tokenizer: Any) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).get_vocab()
+    except Exception as error:  # of many kinds, among them those of parsers
+        raise _error(
+            source,
+            f"its tokenizer cannot be read ({_first_line(error)}): put the tokenizer's files beside"
+            " the model's",
+        ) from error
+    ours = tokenizer.get_vocab()
+    if any(theirs.get(token) != number for token, number in ours.items()):
+        alike = sum(theirs.get(token) == number for token, number in ours.items())
+        raise _error(
+            source,
+            f"its vocabulary is another one ({alike:,} of the seed's {len(ours):,} tokens are the"
+            " same): take a teacher with the seed's vocabulary",
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / seed.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == phenotype.MODEL_TYPE
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """The same sentences as of a seed, under the key that names the teacher."""
+    try:
+        yield
+    except NasdError as error:
+        told = str(error).removeprefix(f"seed_model.source: {source!r}: ")
+        raise _error(source, told) from error
+
+
+def _error(source: str, problem: str) -> NasdError:
+    return NasdError(f"{SOURCE}: {source!r}: {problem}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -1,0 +1,75 @@
+"""The model that a teacher is: the search's own, or one from outside that answers questions.
+
+What comes from outside is copied into the cache when an experiment begins,
+
+    cache/teacher-model-<key>/
+
+named by what it was made of, so that it stays what it was; a damaged copy is made again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nasd.contract import digests
+from nasd.contract.digests import Damaged
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Spec, Teaching
+from nasd.worker import caches
+from nasd.worker.caches import Kind
+from nasd.worker.model import phenotype
+from nasd.worker.tasks.beginning import reading
+from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
+
+COPY = Kind((phenotype.CONFIG, phenotype.WEIGHTS), digests.unproven)
+
+
+def load(teaching: Teaching, kind: Any) -> Any:
+    """The teacher, on the CPU, as a `kind` of ours or what answers as one does."""
+    folder = Path(teaching.weights)
+    with reading(folder):
+        if teaching.settings.outside:
+            from nasd.worker.model import outside
+
+            return outside.load(folder)
+        return phenotype.load(kind, folder, 0.0)
+
+
+def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
+    """The copy of a teacher from outside, made where it is missing or damaged. tokenizer: the
+    seed's. Raises NasdError where the model cannot be the teacher."""
+    from nasd.worker.model import outside
+
+    assert spec.teacher is not None
+    source, base = spec.teacher.settings.source, Path(spec.config_folder)
+    tokens = spec.data.qa.tokens
+    progress("downloading the teacher", patience=DOWNLOAD)
+    made_of = [
+        digests.of_file(path, lambda: progress("hashing")) for path in outside.files(source, base)
+    ]
+
+    def build(folder: Path) -> None:
+        progress("loading the teacher", patience=LONG)
+        outside.save(source, base, tokenizer, tokens, folder)
+
+    key = caches.key_of({"teacher": made_of, "tokens": tokens})
+    return caches.make(COPY, Path(spec.cache) / f"teacher-model-{key}", build, progress)
+
+
+def check(spec: Spec, progress: Progress) -> None:
+    """Raises Damaged unless the copy is what it was, or can be made again."""
+    from nasd.worker.model.seed import load_tokenizer
+
+    assert spec.teacher is not None
+    copy = Path(spec.teacher.weights)
+    try:
+        caches.check(COPY, copy, progress)
+    except Damaged as damage:
+        print(f"{damage}; it is made again", flush=True)
+        try:
+            made = fetch(spec, load_tokenizer(spec.source, Path(spec.config_folder)), progress)
+            fault = "" if made == copy else "what it was made of has changed since"
+        except NasdError as error:
+            fault = str(error)
+        if fault:
+            what = f"{damage.what}, and cannot be made again: {fault}"
+            raise Damaged(damage.path, what) from damage
