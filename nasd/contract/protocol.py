@@ -56,7 +56,7 @@ class Spec(Message):
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
     second_weights: str | None = None  # those of the second parent of a crossover
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
-    mlm_cache: str  # as prepare found or made them; empty for prepare itself
+    mlm_cache: str  # as prepare found or made them; empty for prepare itself, and without texts
     qa_cache: str
     tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
@@ -78,7 +78,7 @@ class Spec(Message):
 class Prepared(Message):
     """What prepare found: counts for a person to read, and the cache folders."""
 
-    mlm_cache: str
+    mlm_cache: str  # empty where there are no texts
     qa_cache: str
     has_mlm_head: bool
     parameters: int

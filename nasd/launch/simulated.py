@@ -420,7 +420,7 @@ class SimulatedLauncher:
             volumes = asdict(self.volumes)
             del volumes["qa_tokens"]
             prepared = Prepared(
-                mlm_cache=str(Path(job.spec.cache) / "mlm-simulated"),
+                mlm_cache=str(Path(job.spec.cache) / "mlm-simulated") if job.spec.data.mlm else "",
                 qa_cache=str(Path(job.spec.cache) / "qa-simulated"),
                 has_mlm_head=self._has_mlm_head,
                 parameters=parameters(job.genotype, job.surrogate.backbone),

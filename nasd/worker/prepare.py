@@ -41,28 +41,31 @@ LOOK_SECONDS = 0.2  # between two looks at whether another attempt is done
 
 def caches(
     data: Data, base: Path, tokenizer: Any, root: Path, seed: int, progress: Progress
-) -> tuple[Path, Path]:
-    """The cache folders of the corpora and of the questions, made where they are missing."""
+) -> tuple[Path | None, Path]:
+    """The cache folders of the corpora, if there are any, and of the questions; made where they are
+    missing."""
 
     def digest(path: Path) -> str:
         return _digest(path, progress)
 
     tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    mlm_key = _key(
-        {
-            "tokenizer": tokens,
-            "seed": seed,
-            "data": data.mlm.model_dump(exclude={"corpora", "mask_share", "fixed_masks"}),
-            "corpora": corpus.describe_sources(data.mlm.corpora, base, digest),
-        }
-    )
-    mlm_seed = stream_seed(seed, 0, "corpora")
-    mlm = _make(
-        CORPORA,
-        root / f"mlm-{mlm_key}",
-        lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, progress),
-        progress,
-    )
+    mlm = None
+    if (texts := data.mlm) is not None:
+        mlm_key = _key(
+            {
+                "tokenizer": tokens,
+                "seed": seed,
+                "data": texts.model_dump(exclude={"corpora", "mask_share", "fixed_masks"}),
+                "corpora": corpus.describe_sources(texts.corpora, base, digest),
+            }
+        )
+        mlm_seed = stream_seed(seed, 0, "corpora")
+        mlm = _make(
+            CORPORA,
+            root / f"mlm-{mlm_key}",
+            lambda folder: corpus.build(texts, base, tokenizer, folder, mlm_seed, progress),
+            progress,
+        )
     sources: list[str | None] = [digest(base / name) for name in data.qa.files] or [
         data.qa.hub,
         data.qa.revision,
@@ -130,13 +133,19 @@ def check(kind: Kind, folder: Path, progress: Progress) -> None:
     digests.check(folder, kind.files, lambda: progress("checking"), kind.proof)
 
 
-def counts(mlm: Path, qa: Path) -> dict[str, Any]:
-    """How much data there is, for a person to read; None for what an older cache does not tell."""
-    texts = json.loads((mlm / "manifest.json").read_text())
+def counts(mlm: Path | None, qa: Path) -> dict[str, Any]:
+    """How much data there is, for a person to read; None for what an older cache does not tell, and
+    for what there is none of."""
+    texts: dict[str, Any] = {}
+    train = evaluation = 0
+    if mlm is not None:
+        texts = json.loads((mlm / "manifest.json").read_text())
+        train = len(np.load(mlm / "train.npy", mmap_mode="r"))
+        evaluation = len(np.load(mlm / "evaluation.npy", mmap_mode="r"))
     questions = json.loads((qa / "manifest.json").read_text())
     return {
-        "mlm_train_sequences": len(np.load(mlm / "train.npy", mmap_mode="r")),
-        "mlm_evaluation_sequences": len(np.load(mlm / "evaluation.npy", mmap_mode="r")),
+        "mlm_train_sequences": train,
+        "mlm_evaluation_sequences": evaluation,
         "qa_train_questions": questions["train_questions"],
         "qa_test_questions": questions["test_questions"],
         "qa_train_features": questions["train_features"],

@@ -169,7 +169,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     )
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
-        mlm_cache=str(mlm),
+        mlm_cache="" if mlm is None else str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
         parameters=sum(p.numel() for p in model.encoder.parameters()),

@@ -45,7 +45,7 @@ def _of_hub(case: Case) -> Iterator[Source]:
     seed, data = case.config.seed_model.source, case.config.data
     if not seed.startswith("package:") and not (case.folder / Path(seed).expanduser()).is_dir():
         yield Source("seed_model.source", seed, "model")
-    for index, corpus in enumerate(data.mlm.corpora):
+    for index, corpus in enumerate(data.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
     if data.qa.hub:
@@ -108,7 +108,8 @@ def prepared(case: Case) -> Iterator[Finding]:
     if case.prepared is None:
         return
     weights = case.state.result(0, PREPARE)
-    needed = [weights, *(Path(case.prepared[name]) for name in ("mlm_cache", "qa_cache"))]
+    caches = (case.prepared[name] for name in ("mlm_cache", "qa_cache"))
+    needed = [weights, *(Path(one) for one in caches if one)]
     gone = [path for path in needed if not path.is_dir()]
     for path in gone:
         yield Finding(

@@ -68,8 +68,9 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
         "population.mu": plan.mu,
         "population.lambda": plan.lambda_,
         "experiment.generations": plan.generations,
-        "data.mlm.max_sequences": plan.sequences,
     }
+    if config.data.mlm is not None:
+        found["data.mlm.max_sequences"] = plan.sequences
     for stage in config.stages:
         if tasks.of(stage.task).scores and stage.epochs is not None:
             found[f"stages.{stage.name}.epochs"] = round(stage.epochs * plan.finetune, 3)
@@ -98,7 +99,7 @@ def hours_of(config: Config, subject: Subject) -> float:
     """Slot-hours of the whole search, if every candidate were of the baseline's size and had all
     its modules new."""
     baseline, volumes = subject.seed.baseline, subject.volumes
-    if config.data.mlm.max_sequences is not None:
+    if config.data.mlm is not None and config.data.mlm.max_sequences is not None:
         volumes = replace(volumes, mlm_train_sequences=config.data.mlm.max_sequences)
     lineage = tuple(BlockLineage.of(None, True, _all_added(one)) for one in baseline.blocks)
     population = config.population
