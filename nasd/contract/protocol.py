@@ -48,6 +48,7 @@ class Spec(Message):
     seed: int  # of the experiment
     dropout: float | None
     source: str  # the seed model
+    keeps_qa_head: bool = False  # of the seed's, as no stage stands between it and fine-tuning
     data: Data
     config_folder: str  # relative data paths start here
     genotype: dict[str, Any]
@@ -81,6 +82,7 @@ class Prepared(Message):
     mlm_cache: str  # empty where there are no texts
     qa_cache: str
     has_mlm_head: bool
+    keeps_qa_head: bool = False  # the baseline starts from the seed's own
     parameters: int
     fixed_masks: bool = False  # where only new modules train
     mlm_train_sequences: int

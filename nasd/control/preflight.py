@@ -28,6 +28,7 @@ class Seed:
     backbone: Backbone
     baseline: Genotype
     has_mlm_head: bool
+    has_qa_head: bool = False
     # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,6 +105,7 @@ def look_at_seed(
         Backbone(**answer["backbone"]),
         Genotype.from_json(answer["baseline"]),
         answer["has_mlm_head"],
+        answer["has_qa_head"],
         answer["known"],
     )
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nasd.contract import seed_head
 from nasd.contract.config import Config
 from nasd.contract.protocol import Spec
 from nasd.policy import curves, endings, ladder
@@ -34,6 +35,7 @@ def spec(
         seed=snapshot.experiment.seed,
         dropout=config.seed_model.dropout,
         source=config.seed_model.source,
+        keeps_qa_head=_keeps_qa_head(snapshot, config),
         data=config.data,
         config_folder=str(config_folder),
         genotype=candidate.genotype.to_json(),
@@ -61,6 +63,13 @@ def spec(
         halvings=endings.halvings(snapshot, config, candidate, slots),
         resume=tuple(str(state.attempt(one.id).checkpoints) for one in reversed(earlier)),
     )
+
+
+def _keeps_qa_head(snapshot: Snapshot, config: Config) -> bool:
+    """Whether prepare takes the seed's head for questions along, or has taken it."""
+    if (prepared := snapshot.experiment.prepared) is not None:
+        return bool(prepared.get("keeps_qa_head", False))
+    return seed_head.kept_by(config.stages)
 
 
 def _cache(state: StateFolder, found: str | None) -> str:

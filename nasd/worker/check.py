@@ -2,7 +2,8 @@
 
 Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision, column]}, "data":
 {"data", "seed", "stages"} or null}, and prints one JSON line: {"backbone", "baseline",
-"has_mlm_head", "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
+"has_mlm_head", "has_qa_head", "known": what nasd.worker.data_check tells}, or {"error": one
+sentence}.
 """
 
 import json
@@ -47,6 +48,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         "backbone": asdict(description.backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
+        "has_qa_head": description.has_qa_head,
     }
 
 

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from nasd.contract import digests
+from nasd.contract import digests, seed_head
 from nasd.contract.config import Data, QaData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
-from nasd.contract.protocol import sync_folder
+from nasd.contract.protocol import Spec, sync_folder
 from nasd.contract.squad import Question, Questions, from_records, read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import phenotype
-from nasd.worker.model.seed import load_seed
+from nasd.worker.model.seed import describe, load_answering, load_seed
 from nasd.worker.tasks import corpus, hub
 from nasd.worker.tasks.passages import QaFeatures, build_features
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
@@ -157,11 +157,19 @@ def counts(mlm: Path | None, qa: Path) -> dict[str, Any]:
 
 
 def convert_seed(
-    source: str, base: Path, dropout: float | None, tokenizer: Any, folder: Path, progress: Progress
-) -> tuple[phenotype.MaskedLM, bool]:
-    """Writes the seed's model and tokenizer, sealed; returns it, and whether it has an MLM head."""
+    spec: Spec, tokenizer: Any, folder: Path, progress: Progress
+) -> tuple[phenotype.MaskedLM | phenotype.QuestionAnswering, bool]:
+    """Writes the seed's model and tokenizer, sealed; returns it, and whether the seed has an MLM
+    head. The model has the seed's head for questions where the spec says that it is kept."""
     progress("downloading", patience=DOWNLOAD)
-    model, has_head = load_seed(source, base, dropout)
+    base = Path(spec.config_folder)
+    found = describe(spec.source, base)
+    model: phenotype.MaskedLM | phenotype.QuestionAnswering
+    if spec.keeps_qa_head and found.has_qa_head:
+        model, has_head = load_answering(spec.source, base, spec.dropout), found.has_mlm_head
+    else:
+        model, has_head = load_seed(spec.source, base, spec.dropout)
+    print(f"seed: {seed_head.about(found.has_qa_head, spec.keeps_qa_head)}", flush=True)
     progress("saving", patience=LONG)
     phenotype.save(model, folder)
     tokenizer.save_pretrained(folder)

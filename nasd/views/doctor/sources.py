@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from nasd.contract import seed_head
 from nasd.contract.config import PREPARE
 from nasd.control import preflight
 from nasd.views import caveats
@@ -99,6 +100,10 @@ def seed(case: Case) -> Iterator[Finding]:
     found = preflight.check(case.config, case.folder, str(case.path))
     case.backbone, case.baseline = found.backbone, found.baseline
     yield Finding("seed", "good", "seed and data can be read; nothing has begun yet")
+    kept = seed_head.kept_by(case.config.stages)
+    if found.has_qa_head or kept:
+        about = seed_head.about(found.has_qa_head, kept)
+        yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
     for told in caveats.of(found.known, sampled=True):
         yield Finding("data", "note", told)
 
