@@ -13,7 +13,7 @@ from nasd.contract.protocol import write_atomically
 
 # From a config, where it will lie, and the keys that are fixed, to values for others, in words.
 Fit = Callable[[config.Config, Path, frozenset[str]], tuple[Mapping[str, Any], Sequence[str]]]
-PRESETS = ("thesis", "minilm", "demo")
+PRESETS = ("thesis", "compress", "minilm", "demo")
 
 
 def preset_text(name: str) -> str:

@@ -5,8 +5,9 @@ of MLM, and then as many sequences as the budget pays. `fit` has its choice simu
 again for less where the simulated search takes more than the budget.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,10 @@ from nasd.views.forecast.search import simulate
 KEY = "experiment.budget_gpu_hours"
 # (mu, lambda, generations), the largest first.
 SIZES = ((8, 12, 3), (8, 12, 2), (6, 8, 2), (4, 6, 2), (4, 4, 1), (2, 2, 1), (1, 1, 1))
+# Without MLM a candidate is cheap, and what counts is how many small steps there are.
+MANY_SIZES = ((24, 32, 40), (24, 32, 20), (16, 24, 16), (12, 16, 12), (8, 12, 8), (6, 8, 6))
 FINETUNE = (1.0, 0.5, 0.25, 0.1)  # of the ladder's epochs of questions
+FEW = 2  # of these shares: where there is nothing else to train, the others come last
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
 AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget: what is done again needs some, and luck differs
 
@@ -39,8 +43,29 @@ class Plan:
     finetune: float
 
 
+Wish = tuple[tuple[int, int, int], float]  # one of the sizes, and a share of FINETUNE
+WISHES: tuple[Wish, ...] = tuple(itertools.product(SIZES, FINETUNE))
+
+
+def wishes_of(config: Config) -> tuple[Wish, ...]:
+    """What is wanted of a plan for the config, the best first."""
+    if tasks.reading(config.stages, tasks.MLM.data):
+        return WISHES
+    sizes = (*MANY_SIZES, *SIZES)
+    return tuple(
+        wish
+        for shares in (FINETUNE[:FEW], FINETUNE[FEW:])
+        for wish in itertools.product(sizes, shares)
+    )
+
+
 def choose(
-    hours: float, most: int, enough: int, least: int, price: Callable[[Plan], float]
+    hours: float,
+    most: int,
+    enough: int,
+    least: int,
+    price: Callable[[Plan], float],
+    wishes: Sequence[Wish] = WISHES,
 ) -> Plan | None:
     """The plan that so many hours pay for; None where not even the smallest is paid.
 
@@ -48,17 +73,16 @@ def choose(
     smallest search needs. price: of a plan, in hours; more sequences never cost less.
     """
     for floor in sorted({min(most, enough), min(most, least)}, reverse=True):
-        for size in SIZES:
-            for share in FINETUNE:
-                low, high = floor, most
-                if price(Plan(*size, low, share)) > hours:
-                    continue
-                while high - low > max(1, low // 100):
-                    middle = (low + high) // 2
-                    paid = price(Plan(*size, middle, share)) <= hours
-                    low, high = (middle, high) if paid else (low, middle)
-                whole = price(Plan(*size, most, share)) <= hours
-                return Plan(*size, most if whole else low, share)
+        for size, share in wishes:
+            low, high = floor, most
+            if price(Plan(*size, low, share)) > hours:
+                continue
+            while high - low > max(1, low // 100):
+                middle = (low + high) // 2
+                paid = price(Plan(*size, middle, share)) <= hours
+                low, high = (middle, high) if paid else (low, middle)
+            whole = price(Plan(*size, most, share)) <= hours
+            return Plan(*size, most if whole else low, share)
     return None
 
 
@@ -149,7 +173,7 @@ def fit(
 
     spent = 0.0
     for aim in AIM:
-        plan = choose(aim * budget, most, enough, least, price)
+        plan = choose(aim * budget, most, enough, least, price, wishes_of(config))
         if plan is None:
             break
         keys = changed(config, plan, fixed)

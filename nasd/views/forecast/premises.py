@@ -1,6 +1,6 @@
 """What a forecast rests on: seed, data, slots and rate, each with a word on where it is from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nasd.contract.config import Config, check_against_slots
@@ -21,9 +21,14 @@ DISTILBERT = Seed(
     Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6),
     has_mlm_head=True,
 )
+ANSWERING = replace(DISTILBERT, has_mlm_head=False, has_qa_head=True)
 KNOWN_SEEDS = {
-    "distilbert-base-uncased": DISTILBERT,
-    "distilbert/distilbert-base-uncased": DISTILBERT,
+    f"{owner}{name}": seed
+    for owner in ("", "distilbert/")
+    for name, seed in (
+        ("distilbert-base-uncased", DISTILBERT),
+        ("distilbert-base-uncased-distilled-squad", ANSWERING),
+    )
 }
 _LUCK = (
     "nothing fails and nobody diverges. Which candidates are bred follows from made-up losses and"
