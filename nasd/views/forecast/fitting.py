@@ -17,6 +17,7 @@ from nasd.contract import slots as slots_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Block, BlockLineage
+from nasd.control.preflight import Seed
 from nasd.estimate.cost import attempt_seconds, prepare_seconds
 from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
@@ -150,15 +151,20 @@ def hours_of(config: Config, subject: Subject) -> float:
 
 
 def fit(
-    config: Config, config_path: Path, fixed: frozenset[str], budget: float
+    config: Config,
+    config_path: Path,
+    fixed: frozenset[str],
+    budget: float,
+    seed: Seed | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
-    budget does not pay the smallest search. fixed: keys that the person has set."""
+    budget does not pay the smallest search. fixed: keys that the person has set. seed: where it
+    was looked at already."""
     if not 0 < budget < math.inf:
         raise NasdError(
             f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
         )
-    subject = gather(config, config_path)
+    subject = gather(config, config_path, seed=seed)
     unit = slots_module.unit(subject.slots)
     trained = [one for one in config.stages if tasks.of(one.task).ranks and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
@@ -179,7 +185,7 @@ def fit(
         keys = changed(config, plan, fixed)
         tried = applied(config, keys)
         found = simulate(
-            tried, gather(tried, config_path), tried.experiment.seed, lambda text: None
+            tried, gather(tried, config_path, seed=seed), tried.experiment.seed, lambda text: None
         )
         spent = found.snapshot.gpu_hours(found.ended)
         if spent <= budget:
