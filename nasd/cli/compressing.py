@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,6 +108,8 @@ def compress(
     settings = load(asked.path)
     home = asked.path.resolve().parent / settings.experiment.state
     if not serve(settings, asked.path):
+        with suppress(NasdError):  # there may be none yet
+            _tell_best(asked, home, None)
         say_why(home)
         print("stopped; to go on: the same command again", file=sys.stderr)
         return
@@ -277,6 +280,7 @@ def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
 def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
     from nasd.contract import seed_head
     from nasd.contract.genotype import parameters
+    from nasd.contract.readable import counted
     from nasd.presets.smaller import embeddings
 
     space, fixed = config.search_space, embeddings(seed.baseline, seed.backbone)
@@ -294,8 +298,8 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
         f"questions: {100 * config.data.qa.train_share:g} % train, split by"
         f" {config.data.qa.split_by}; the others score: if the model was trained on those too, all"
         " scores flatter it",
-        f"the search: {count:,} candidates in {config.experiment.generations} generations behind"
-        f" the first, on {len(config.slots.devices)} slots",
+        f"the search: {count:,} candidates, {counted(config.experiment.generations, 'generation')}"
+        f" behind the first, on {counted(len(config.slots.devices), 'slot')}",
     ]
 
 
