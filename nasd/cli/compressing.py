@@ -95,7 +95,7 @@ def compress(
     print("looking at the model and the questions ...", file=sys.stderr, flush=True)
     if asked.path.exists():
         _check_same(asked, load(asked.path))
-        print(f"going on with {asked.path}")
+        print(f"going on with {asked.path}, as it stands there")
     else:
         _write(asked)
     on = f"--config {asked.path}"
@@ -196,6 +196,11 @@ def _write(asked: Asked) -> None:
     if os.path.lexists(asked.path):
         raise NasdError(f"{asked.path} is no file: name another place with --config")
     base = asked.path.resolve().parent
+    if (base / asked.state / "nasd.db").exists():
+        raise NasdError(
+            f"{asked.state} holds a search already, and {asked.path} is not there: name another"
+            " --state, or the config of that search with --config"
+        )
     seed = _look(asked.source, base)
     values = {
         "experiment.name": f"compress {Path(asked.source).name}"[:200],
@@ -218,7 +223,10 @@ def _write(asked: Asked) -> None:
         return config_module.parse(tomllib.loads(text), str(asked.path))
 
     config = checked(text)
-    preflight.check(config, base, str(asked.path))
+    try:
+        preflight.check(config, base, str(asked.path))
+    except NasdError as error:  # the file is not there yet
+        raise NasdError(str(error).removeprefix(f"{asked.path}: ")) from None
     told: list[str] = []
     if asked.budget is not None:
         keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
