@@ -55,9 +55,9 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
-        "answer", "budget", "cut", "doctor", "drain", "events", "export", "init", "inject", "log",
-        "pause", "report", "resume", "retry", "run", "score", "show", "simulate", "status", "stop",
-        "tensorboard",
+        "answer", "budget", "compress", "cut", "doctor", "drain", "events", "export", "init",
+        "inject", "log", "pause", "report", "resume", "retry", "run", "score", "show", "simulate",
+        "status", "stop", "tensorboard",
     ]  # fmt: skip
 
 
@@ -317,7 +317,10 @@ def test_init_keeps_the_comments_of_the_preset(tmp_path: Path):
         (("--set", "=3"), "write KEY=VALUE"),
         (("--set", "population..mu=3"), "write KEY=VALUE"),
         (("--set", "stages.pretrain_0.keep=2"), "keep"),
-        (("--preset", "big"), "there is no preset 'big': take one of thesis, minilm, demo"),
+        (
+            ("--preset", "big"),
+            "there is no preset 'big': take one of thesis, compress, minilm, demo",
+        ),
     ],
 )
 def test_init_refuses_in_one_sentence_and_writes_nothing(tmp_path: Path, arguments, words):
@@ -330,7 +333,7 @@ def test_init_refuses_in_one_sentence_and_writes_nothing(tmp_path: Path, argumen
 
 def test_a_refusal_is_exit_code_2_without_a_traceback(tmp_path: Path):
     sentence = refused(nasd("init", "--preset", "big", "new", folder=tmp_path))
-    assert sentence == "nasd: there is no preset 'big': take one of thesis, minilm, demo"
+    assert sentence == "nasd: there is no preset 'big': take one of thesis, compress, minilm, demo"
 
 
 def test_init_does_not_write_over_a_config_unless_told_to(tmp_path: Path):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.contract.config import load
+from nasd.contract.config import load, parse
 from nasd.contract.errors import NasdError
-from nasd.presets import write_preset
-from nasd.views.forecast.fitting import Plan, choose, fit
+from nasd.presets import preset_text, write_preset
+from nasd.views.forecast.fitting import Plan, changed, choose, fit, wishes_of
 
 
 def price(plan: Plan) -> float:
@@ -52,3 +52,20 @@ def test_a_budget_below_the_smallest_search_is_refused_by_its_key(tmp_path, budg
     with pytest.raises(NasdError, match=r"experiment\.budget_gpu_hours"):
         write_preset("thesis", tmp_path / "new", [], False, partial(fit, budget=budget))
     assert not (tmp_path / "new").exists()
+
+
+def test_without_mlm_many_small_generations_come_before_whole_epochs() -> None:
+    config = parse(tomllib.loads(preset_text("compress")), "compress")
+    wishes = wishes_of(config)
+    assert wishes[0] == ((24, 32, 40), 1.0)
+    shares = [share for _, share in wishes]
+    assert set(shares[: len(shares) // 2]) == {1.0, 0.5}
+
+    def counted(plan: Plan) -> float:
+        return (plan.mu + plan.lambda_ * plan.generations) * plan.finetune
+
+    plan = choose(300, 0, 0, 0, counted, wishes)
+    assert plan == Plan(16, 24, 16, 0, 0.5)
+    keys = changed(config, plan, frozenset())
+    assert keys["stages.finetune.epochs"] == 0.5
+    assert "data.mlm.max_sequences" not in keys

@@ -62,9 +62,9 @@ def seed_folder(shop: Workshop) -> Path:
     from nasd.worker.model.seed import load_tokenizer
 
     folder = shop.folder / "candidates" / "0" / "prepare"
-    source = spec_of(shop).source
-    tokenizer = load_tokenizer(source, shop.folder)
-    prepare.convert_seed(source, shop.folder, 0.0, tokenizer, folder, quiet)
+    spec = spec_of(shop)
+    tokenizer = load_tokenizer(spec.source, shop.folder)
+    prepare.convert_seed(spec, tokenizer, folder, quiet)
     return folder
 
 
@@ -312,8 +312,8 @@ def test_the_seeds_weights_are_not_replaced_by_those_of_a_seed_that_has_changed(
 
     def another(*arguments: Any) -> Any:
         result = made(*arguments)
-        phenotype.save(model, arguments[4])
-        digests.seal(arguments[4])
+        phenotype.save(model, arguments[2])
+        digests.seal(arguments[2])
         return result
 
     with pytest.MonkeyPatch.context() as patch:

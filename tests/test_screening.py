@@ -11,7 +11,7 @@ import pytest
 from nasd.contract.config import SCREEN, Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, unchanged
-from nasd.contract.protocol import Outcome, Spec, Untried, Verdict
+from nasd.contract.protocol import IGNORANCE, PARENT, Outcome, Spec, Untried, Verdict
 from nasd.control import retention
 from nasd.policy import ladder
 from nasd.record.folders import StateFolder
@@ -20,7 +20,7 @@ from nasd.record.snapshot import mutants
 from nasd.record.state import Snapshot
 from nasd.search.objectives import known
 from nasd.search.variation.keeping import informed
-from nasd.search.variation.screening import Tried, best
+from nasd.search.variation.screening import Tried, best, kept
 from nasd.views.status import standing
 from nasd.worker.tasks.notes import Noted
 from nasd.worker.tasks.passages import QaFeatures
@@ -65,7 +65,10 @@ def test_the_best_of_the_mutants_of_each_size_are_born_and_the_others_stay_in_th
         places = 4 if generation else 3
         assert places < len(mine) <= 5 * places
         names = found.experiment.objectives
-        points = [Tried(one.loss, known(names, one, found.baseline)) for one in mine]
+        points = [
+            Tried(one.loss, kept(one.loss, 1.0, 2.5), known(names, one, found.baseline))
+            for one in mine
+        ]
         born = [mine[index] for index in best(points, places)]
         assert [one.candidate for one in born] == [one.id for one in found.born_in(generation)]
         for one in born:
@@ -272,8 +275,9 @@ def test_a_worker_tries_mutants_and_the_more_a_mutant_loses_the_higher_its_loss(
     assert outcome.verdict is Verdict.SUCCEEDED
     assert not outcome.has_result
     losses = outcome.metrics
-    assert list(losses) == ["7", "8", "9"]
-    itself = float(folder.log.read_text().partition("the parent itself: loss ")[2].split()[0])
+    assert set(losses) == {"7", "8", "9", PARENT, IGNORANCE}
+    itself = losses[PARENT]
+    assert itself < losses[IGNORANCE] < np.log(96)  # of the longest window
     assert losses["7"] == pytest.approx(itself, abs=1e-3)  # growth changes nothing
     assert losses["7"] <= losses["8"] + 1e-3 < losses["9"]
     assert json.loads((folder.path / "heartbeat").read_text())
@@ -283,11 +287,20 @@ def test_a_worker_tries_mutants_and_the_more_a_mutant_loses_the_higher_its_loss(
 
 
 def test_of_equal_losses_the_smaller_is_born_and_of_equal_sizes_the_better() -> None:
-    tried = [Tried(2.0, (1.0,)), Tried(2.0, (1.5,)), Tried(1.9, (1.0,)), Tried(3.0, (1.5,))]
+    told = [(2.0, 1.0), (2.0, 1.5), (1.9, 1.0), (3.0, 1.5)]
+    tried = [Tried(loss, 1.0, (size,)) for loss, size in told]
     assert best(tried, 2) == [1, 2]
 
 
 def test_those_without_a_loss_only_fill_up() -> None:
-    tried = [Tried(None, (9.0,)), Tried(2.0, (1.0,)), Tried(None, (9.0,))]
+    tried = [Tried(None, 0.0, (9.0,)), Tried(2.0, 1.0, (1.0,)), Tried(None, 0.0, (9.0,))]
     assert best(tried, 1) == [1]
     assert best(tried, 2) == [0, 1]
+
+
+def test_who_has_lost_most_of_what_its_parent_knows_is_born_last_however_small() -> None:
+    tried = [Tried(3.5, 0.2, (9.0,)), Tried(2.0, 0.9, (1.0,)), Tried(2.4, 0.8, (1.2,))]
+    assert best(tried, 2) == [1, 2]
+    assert best(tried, 3) == [0, 1, 2]
+    assert kept(3.0, 2.0, 4.0) == 0.5
+    assert kept(9.0, 5.0, 4.0) == 1.0  # of nothing all is left

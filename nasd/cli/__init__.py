@@ -9,6 +9,9 @@ import sys
 from nasd.cli import searching  # their order is that of the panels in `nasd --help`
 
 # isort: split
+from nasd.cli import compressing
+
+# isort: split
 from nasd.cli import looking
 
 # isort: split
@@ -20,7 +23,7 @@ from nasd.cli.options import app
 from nasd.contract.errors import NasdError
 from nasd.launch.interpreter import keep_asserts
 
-__all__ = ["app", "intervening", "looking", "main", "models", "searching"]
+__all__ = ["app", "compressing", "intervening", "looking", "main", "models", "searching"]
 
 
 def main() -> None:

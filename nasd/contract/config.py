@@ -387,10 +387,15 @@ class QaData(Section):
 
 
 class Data(Section):
-    mlm: MlmData
-    """Texts for masked language modelling."""
+    mlm: MlmData | None = None
+    """Texts for masked language modelling; needed where a stage of `task = "mlm"` stands."""
     qa: QaData
     """Questions with contexts and answers."""
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """Of texts; none where no stage reads any."""
+        return () if self.mlm is None else self.mlm.corpora
 
 
 class Stage(Section):
@@ -540,6 +545,12 @@ class Config(Section):
             if not any(tasks.of(one.task).scores and one.train == "all" for one in ladder):
                 words = tasks.of(ladder[-1].task).words
                 raise ValueError(f"stages: nothing trains the {who} for {words}")
+        for one in self.stages:
+            if getattr(self.data, section := tasks.of(one.task).data) is None:
+                raise ValueError(
+                    f"stages.{one.name}: {tasks.of(one.task).stage} reads data.{section}, which is"
+                    " missing: give it, or take the stage out"
+                )
         inherits = self.variation.inherit_from
         if inherits != tasks.SCORED:
             if not any(one.task == inherits and one.train != "head" for one in self.stages):
@@ -619,6 +630,8 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
             f" {width}; take a divisor of {width}"
         )
     for task in tasks.TASKS.values():
+        if getattr(config.data, task.data) is None:
+            continue
         if (tokens := task.limit(config.data)) > positions:
             raise NasdError(
                 f"{origin}: data.{task.data}.tokens: {tokens} tokens are more than the"

@@ -37,6 +37,10 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# What a screening's metrics say beside the losses of the mutants.
+PARENT, IGNORANCE = "parent", "ignorance"
+
+
 class Untried(Message):
     """A mutant that a screening is to try."""
 
@@ -65,6 +69,7 @@ class Spec(Message):
     seed: int  # of the experiment
     dropout: float | None
     source: str  # the seed model
+    keeps_qa_head: bool = False  # of the seed's, as no stage stands between it and fine-tuning
     data: Data
     config_folder: str  # relative data paths start here
     genotype: dict[str, Any]
@@ -74,7 +79,7 @@ class Spec(Message):
     second_weights: str | None = None  # those of the second parent of a crossover
     teacher: Teaching | None = None
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
-    mlm_cache: str  # as prepare found or made them; empty for prepare itself
+    mlm_cache: str  # as prepare found or made them; empty for prepare itself, and without texts
     qa_cache: str
     tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
@@ -98,9 +103,10 @@ class Spec(Message):
 class Prepared(Message):
     """What prepare found: counts for a person to read, and the cache folders."""
 
-    mlm_cache: str
+    mlm_cache: str  # empty where there are no texts
     qa_cache: str
     has_mlm_head: bool
+    keeps_qa_head: bool = False  # the baseline starts from the seed's own
     parameters: int
     fixed_masks: bool = False  # where only new modules train
     mlm_train_sequences: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:  # a config is checked by what stands here
-    from nasd.contract.config import Data
+    from nasd.contract.config import Data, MlmData
     from nasd.contract.volumes import Volumes
 
 Trains = Literal["new", "all", "head", "none"]
@@ -59,6 +59,12 @@ class Task:
     head: Callable[[int, int, float], float]
 
 
+def _mlm(data: "Data") -> "MlmData":
+    """A config with an MLM stage has it."""
+    assert data.mlm is not None
+    return data.mlm
+
+
 def masks_of(tokens: int, share: float) -> int:
     """How many tokens of a sequence are masked: [CLS] and [SEP] never are."""
     return max(1, round(share * (tokens - 2)))
@@ -80,12 +86,12 @@ MLM = Task(
     scores=False,
     varies=False,
     steady=False,
-    limit=lambda data: data.mlm.tokens,
-    tokens=lambda data, volumes: float(data.mlm.tokens),
+    limit=lambda data: _mlm(data).tokens,
+    tokens=lambda data, volumes: float(_mlm(data).tokens),
     examples=lambda volumes: volumes.mlm_train_sequences,
     looks=lambda volumes: volumes.mlm_evaluation_sequences,
     tested=lambda volumes: 0,
-    masks=lambda data: masks_of(data.mlm.tokens, data.mlm.mask_share),
+    masks=lambda data: masks_of(_mlm(data).tokens, _mlm(data).mask_share),
     head=lambda width, vocabulary, seen: seen * (2 * width**2 + 2 * width * vocabulary),
 )
 

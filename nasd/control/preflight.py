@@ -28,6 +28,7 @@ class Seed:
     backbone: Backbone
     baseline: Genotype
     has_mlm_head: bool
+    has_qa_head: bool = False
     # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -37,7 +38,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
 
     folder: where relative paths start. origin: the config file's name, for messages.
     """
-    for index, corpus in enumerate(config.data.mlm.corpora):
+    for index, corpus in enumerate(config.data.corpora):
         for name in corpus.files:
             with _named(f"{origin}: data.mlm.corpora[{index}].files"):
                 check_texts(folder / name, corpus.column)
@@ -49,7 +50,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             corpus.revision,
             corpus.column,
         ]
-        for index, corpus in enumerate(config.data.mlm.corpora)
+        for index, corpus in enumerate(config.data.corpora)
         if corpus.hub
     }
     if config.data.qa.hub:
@@ -64,8 +65,8 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             config.seed_model.source, folder, hubs, data, config.teacher, config.data.qa.tokens
         )
     check_seed(config, seed, origin)
-    has_head_stage = any(stage.train == "head" for stage in config.stages)
-    if not seed.has_mlm_head and not has_head_stage:
+    reads = tasks.reading(config.stages, tasks.MLM.data)
+    if reads and not seed.has_mlm_head and not any(stage.train == "head" for stage in reads):
         raise NasdError(
             f"{origin}: stages: the seed {config.seed_model.source} brings no MLM head; add a"
             f' stage with task = {tasks.one_of(tasks.allowing("head"))}, train = "head",'
@@ -117,6 +118,7 @@ def look_at_seed(
         Backbone(**answer["backbone"]),
         Genotype.from_json(answer["baseline"]),
         answer["has_mlm_head"],
+        answer["has_qa_head"],
         answer["known"],
     )
 

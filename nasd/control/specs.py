@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nasd.contract import seed_head
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.protocol import Spec, Teaching, Untried
 from nasd.policy import curves, endings, ladder
@@ -37,6 +38,7 @@ def spec(
         seed=snapshot.experiment.seed,
         dropout=config.seed_model.dropout,
         source=config.seed_model.source,
+        keeps_qa_head=_keeps_qa_head(snapshot, config),
         data=config.data,
         config_folder=str(config_folder),
         genotype=candidate.genotype.to_json(),
@@ -102,6 +104,13 @@ def _teaching(
         assert origin is not None, "every task that is taught has left a model"
         folder = str(state.result(*origin))
     return Teaching(weights=folder, name=name, settings=settings)
+
+
+def _keeps_qa_head(snapshot: Snapshot, config: Config) -> bool:
+    """Whether prepare takes the seed's head for questions along, or has taken it."""
+    if (prepared := snapshot.experiment.prepared) is not None:
+        return bool(prepared.get("keeps_qa_head", False))
+    return seed_head.kept_by(config.stages)
 
 
 def _cache(state: StateFolder, found: str | None) -> str:

@@ -193,10 +193,11 @@ def attempt_seconds(
     return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes).end
 
 
-def prepare_seconds(machine: Machine, mlm: MlmData, volumes: Volumes) -> float:
+def prepare_seconds(machine: Machine, mlm: MlmData | None, volumes: Volumes) -> float:
     sequences = volumes.mlm_train_sequences + volumes.mlm_evaluation_sequences
+    length = 0 if mlm is None else mlm.tokens
     features = volumes.qa_train_features + volumes.qa_test_features
-    tokens = sequences * mlm.tokens + features * volumes.qa_tokens
+    tokens = sequences * length + features * volumes.qa_tokens
     return machine.start_seconds + tokens / machine.prepare_tokens
 
 

@@ -24,6 +24,8 @@ from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, parameters
 from nasd.contract.protocol import (
+    IGNORANCE,
+    PARENT,
     AttemptFolder,
     Heartbeat,
     Outcome,
@@ -54,6 +56,7 @@ from nasd.launch.launcher import Entry
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 KEPT_CHECKPOINTS = 2
+IGNORANT = 5.0  # the loss of who knows nothing of windows of 150 tokens
 TRAIN_LINES = 200  # of a stage in metrics.jsonl, at most: less than a real worker writes
 AUTO_SLOTS = 4  # where slots.devices is "auto": the reference box
 MARKER = "simulated.json"  # in an attempt's folder, once it has ended
@@ -437,7 +440,9 @@ class SimulatedLauncher:
             tried = [(one.id, Genotype.from_json(one.genotype)) for one in job.spec.mutants]
             told = job.surrogate.answer_loss
             losses = {str(number): told(one, stage.name, None, Trained()) for number, one in tried}
-            return Outcome(verdict=Verdict.SUCCEEDED, metrics=losses)
+            parent = told(job.genotype, stage.name, None, job.trained)
+            metrics = {**losses, PARENT: parent, IGNORANCE: IGNORANT}
+            return Outcome(verdict=Verdict.SUCCEEDED, metrics=metrics)
         said = {
             "candidate": job.spec.candidate,
             "hash": job.genotype.hash,
@@ -449,7 +454,7 @@ class SimulatedLauncher:
             volumes = asdict(self.volumes)
             del volumes["qa_tokens"]
             prepared = Prepared(
-                mlm_cache=str(Path(job.spec.cache) / "mlm-simulated"),
+                mlm_cache=str(Path(job.spec.cache) / "mlm-simulated") if job.spec.data.mlm else "",
                 qa_cache=str(Path(job.spec.cache) / "qa-simulated"),
                 has_mlm_head=self._has_mlm_head,
                 parameters=parameters(job.genotype, job.surrogate.backbone),

@@ -12,6 +12,7 @@ from itertools import pairwise
 from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import unchanged
+from nasd.contract.protocol import IGNORANCE, PARENT
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.ladder import seed_weights_stand, teacher_is_known
 from nasd.policy.scheduling import budget, budget_spent
@@ -30,7 +31,7 @@ from nasd.search.variation.breeding import (
     offspring,
 )
 from nasd.search.variation.credit import Credit, credited, gain, shares
-from nasd.search.variation.screening import Tried, best
+from nasd.search.variation.screening import Tried, best, kept
 
 PROMOTION = "share"  # the rule of every cutoff
 
@@ -175,8 +176,8 @@ def _next_births(
     screenings = snapshot.screenings_of(generation)
     if not all(one.final for one in screenings):
         return None
-    losses = _losses(snapshot, generation)
-    if not losses:
+    told = _told(snapshot, generation)
+    if not told:
         last = screenings[-1]
         return Halt(
             f"none of generation {generation}'s mutants could be tried ({last.reason}): mend what"
@@ -185,9 +186,14 @@ def _next_births(
     places = config.population.lambda_ if generation else config.population.mu
     baseline = snapshot.baseline
     names = snapshot.experiment.objectives
-    tried = [Tried(losses.get(one.id), known(names, one, baseline)) for one in snapshot.mutants]
+    tried = [_tried(one, told, known(names, one, baseline)) for one in snapshot.mutants]
     chosen = [snapshot.mutants[index] for index in best(tried, places)]
     found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
+    losses = {
+        mutant.id: one.loss
+        for mutant, one in zip(snapshot.mutants, tried, strict=True)
+        if one.loss is not None
+    }
     return replace(found, losses=losses, chosen=tuple(one.id for one in chosen))
 
 
@@ -195,13 +201,20 @@ def _bred(one: Mutant) -> Bred:
     return Bred(one.parent, one.genotype, one.lineage, one.second, one.operators)
 
 
-def _losses(snapshot: Snapshot, generation: int) -> dict[int, float]:
-    """Of the mutants that were tried, each by its id."""
-    found: dict[int, float] = {}
-    for one in snapshot.screenings_of(generation):
-        if (result := snapshot.results.get((one.id, SCREEN))) is not None:
-            found |= {int(mutant): loss for mutant, loss in result.metrics.items()}
-    return found
+def _told(snapshot: Snapshot, generation: int) -> dict[int, Mapping[str, float]]:
+    """What the screenings of a generation say, by the parent whose mutants they tried."""
+    return {
+        one.parent: result.metrics
+        for one in snapshot.screenings_of(generation)
+        if one.parent is not None and (result := snapshot.results.get((one.id, SCREEN))) is not None
+    }
+
+
+def _tried(one: Mutant, told: Mapping[int, Mapping[str, float]], at: Point) -> Tried:
+    said = told.get(one.parent, {})
+    loss = said.get(str(one.id))
+    share = 0.0 if loss is None else kept(loss, said[PARENT], said[IGNORANCE])
+    return Tried(loss, share, at)
 
 
 def _decided(snapshot: Snapshot, generation: int, kind: DecisionKind) -> Recorded | None:

@@ -1,5 +1,6 @@
 """The configs that `nasd init` writes. The thesis's is the config.toml of this repository."""
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from nasd.contract.protocol import write_atomically
 
 # From a config, where it will lie, and the keys that are fixed, to values for others, in words.
 Fit = Callable[[config.Config, Path, frozenset[str]], tuple[Mapping[str, Any], Sequence[str]]]
-PRESETS = ("thesis", "minilm", "demo")
+PRESETS = ("thesis", "compress", "minilm", "demo")
 
 
 def preset_text(name: str) -> str:
@@ -75,6 +76,25 @@ def write_preset(
         write_demo_data(folder / "demo-data")
     write_atomically(path, text.encode())
     return path
+
+
+def rewritten(name: str, head: str, values: Mapping[str, Any]) -> str:
+    """The preset's text under another head of comments, with these keys put in their places; one
+    whose value is None is taken out."""
+    import tomlkit
+
+    text = preset_text(name)
+    document = tomlkit.parse(head + text[text.index("\n[") :])
+    for key, value in values.items():
+        if value is None:
+            *above, last = key.split(".")
+            place: Any = document
+            for part in above:
+                place = _below(place, part, key)
+            del place[last]
+            continue
+        _set(document, f"{key}={json.dumps(value, ensure_ascii=False)}")
+    return tomlkit.dumps(document)
 
 
 def _set(document: Any, setting: str) -> None:

@@ -98,8 +98,8 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         "## Training",
         _training(snapshot, config, candidate),
         _cost(snapshot, candidate, now),
-        f"{config.slots.precision}, AdamW, {_percent(config.data.mlm.mask_share)} of the tokens"
-        f" masked. Seed of all random choices: {snapshot.experiment.seed}.",
+        f"{config.slots.precision}, AdamW{_masked(config)}. Seed of all random choices:"
+        f" {snapshot.experiment.seed}.",
         "## Data and licences",
         _sources(snapshot, config, licence),
         f"Of the questions {_percent(config.data.qa.train_share)} are for training, split by"
@@ -127,7 +127,7 @@ def _front_matter(
     scores = snapshot.scores(candidate.id)
     assert scores is not None
     qa = config.data.qa
-    hubs = [*(one.hub for one in config.data.mlm.corpora), qa.hub]
+    hubs = [*(one.hub for one in config.data.corpora), qa.hub]
     name = _name(snapshot, candidate)
     card = ModelCardData(
         license=licence,
@@ -308,16 +308,22 @@ def _cost(snapshot: Snapshot, candidate: Candidate, now: float) -> str:
     )
 
 
+def _masked(config: Config) -> str:
+    mlm = config.data.mlm
+    return "" if mlm is None else f", {_percent(mlm.mask_share)} of the tokens masked"
+
+
 def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> str:
     prepared = snapshot.experiment.prepared or {}
     sequences = prepared.get("mlm_train_sequences")
-    much = f", {sequences:,} sequences of {config.data.mlm.tokens} tokens" if sequences else ""
+    mlm = config.data.mlm
+    much = f", {sequences:,} sequences of {mlm.tokens} tokens" if mlm and sequences else ""
     qa = config.data.qa
     rows: list[Row] = [
         ("seed model", _code(config.seed_model.source), seed_licence or UNKNOWN),
         *(
             (f"masked language modelling{much}", _corpus(one), LICENCES.get(one.hub or "", UNKNOWN))
-            for one in config.data.mlm.corpora
+            for one in config.data.corpora
         ),
         (
             f"question answering, {_questions(snapshot, 'train')}",

@@ -3,7 +3,8 @@
 Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision, column]}, "data":
 {"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
 longest window that it is shown}, and prints one JSON line: {"backbone", "baseline",
-"has_mlm_head", "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
+"has_mlm_head", "has_qa_head", "known": what nasd.worker.data_check tells}, or {"error": one
+sentence}.
 """
 
 import json
@@ -52,6 +53,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         "backbone": asdict(description.backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
+        "has_qa_head": description.has_qa_head,
     }
 
 

@@ -25,7 +25,8 @@ def look(
 ) -> dict[str, float]:
     """The shares of unknown tokens, and the number of test questions and of those left out, as far
     as files tell them; raises NasdError where the data is not enough for the ladder."""
-    return {**_mlm(data.mlm, base, tokenizer, stages), **_qa(data, base, tokenizer, seed, stages)}
+    texts = {} if data.mlm is None else _mlm(data.mlm, base, tokenizer, stages)
+    return {**texts, **_qa(data, base, tokenizer, seed, stages)}
 
 
 def _mlm(data: MlmData, base: Path, tokenizer: Any, stages: Sequence[Stage]) -> dict[str, float]:

@@ -79,7 +79,7 @@ def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) 
     damaged = weights.with_name(f".{weights.name}.{os.getpid()}.gone")
     try:
         tokenizer = load_tokenizer(spec.source, base)
-        prepare.convert_seed(spec.source, base, spec.dropout, tokenizer, made, progress)
+        prepare.convert_seed(spec, tokenizer, made, progress)
         if not _same(made, weights):
             raise NasdError(f"the seed {spec.source} has changed since")
         if weights.exists():

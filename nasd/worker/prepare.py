@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from nasd.contract import digests
+from nasd.contract import digests, seed_head
 from nasd.contract.config import Data, QaData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Spec
 from nasd.contract.squad import Question, Questions, from_records, read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.worker.caches import Kind, key_of, make, sync_tree
 from nasd.worker.model import phenotype
-from nasd.worker.model.seed import load_seed
+from nasd.worker.model.seed import describe, load_answering, load_seed
 from nasd.worker.tasks import corpus, hub
 from nasd.worker.tasks.passages import QaFeatures, build_features
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
@@ -31,28 +32,31 @@ BLOCK = 1 << 22  # bytes hashed between two signs of life
 
 def caches(
     data: Data, base: Path, tokenizer: Any, root: Path, seed: int, progress: Progress
-) -> tuple[Path, Path]:
-    """The cache folders of the corpora and of the questions, made where they are missing."""
+) -> tuple[Path | None, Path]:
+    """The cache folders of the corpora, if there are any, and of the questions; made where they are
+    missing."""
 
     def digest(path: Path) -> str:
         return _digest(path, progress)
 
     tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    mlm_key = key_of(
-        {
-            "tokenizer": tokens,
-            "seed": seed,
-            "data": data.mlm.model_dump(exclude={"corpora", "mask_share", "fixed_masks"}),
-            "corpora": corpus.describe_sources(data.mlm.corpora, base, digest),
-        }
-    )
-    mlm_seed = stream_seed(seed, 0, "corpora")
-    mlm = make(
-        CORPORA,
-        root / f"mlm-{mlm_key}",
-        lambda folder: corpus.build(data.mlm, base, tokenizer, folder, mlm_seed, progress),
-        progress,
-    )
+    mlm = None
+    if (texts := data.mlm) is not None:
+        mlm_key = key_of(
+            {
+                "tokenizer": tokens,
+                "seed": seed,
+                "data": texts.model_dump(exclude={"corpora", "mask_share", "fixed_masks"}),
+                "corpora": corpus.describe_sources(texts.corpora, base, digest),
+            }
+        )
+        mlm_seed = stream_seed(seed, 0, "corpora")
+        mlm = make(
+            CORPORA,
+            root / f"mlm-{mlm_key}",
+            lambda folder: corpus.build(texts, base, tokenizer, folder, mlm_seed, progress),
+            progress,
+        )
     sources: list[str | None] = [digest(base / name) for name in data.qa.files] or [
         data.qa.hub,
         data.qa.revision,
@@ -107,13 +111,19 @@ QUESTIONS = Kind(
 )
 
 
-def counts(mlm: Path, qa: Path) -> dict[str, Any]:
-    """How much data there is, for a person to read; None for what an older cache does not tell."""
-    texts = json.loads((mlm / "manifest.json").read_text())
+def counts(mlm: Path | None, qa: Path) -> dict[str, Any]:
+    """How much data there is, for a person to read; None for what an older cache does not tell, and
+    for what there is none of."""
+    texts: dict[str, Any] = {}
+    train = evaluation = 0
+    if mlm is not None:
+        texts = json.loads((mlm / "manifest.json").read_text())
+        train = len(np.load(mlm / "train.npy", mmap_mode="r"))
+        evaluation = len(np.load(mlm / "evaluation.npy", mmap_mode="r"))
     questions = json.loads((qa / "manifest.json").read_text())
     return {
-        "mlm_train_sequences": len(np.load(mlm / "train.npy", mmap_mode="r")),
-        "mlm_evaluation_sequences": len(np.load(mlm / "evaluation.npy", mmap_mode="r")),
+        "mlm_train_sequences": train,
+        "mlm_evaluation_sequences": evaluation,
         "qa_train_questions": questions["train_questions"],
         "qa_test_questions": questions["test_questions"],
         "qa_train_features": questions["train_features"],
@@ -125,11 +135,19 @@ def counts(mlm: Path, qa: Path) -> dict[str, Any]:
 
 
 def convert_seed(
-    source: str, base: Path, dropout: float | None, tokenizer: Any, folder: Path, progress: Progress
-) -> tuple[phenotype.MaskedLM, bool]:
-    """Writes the seed's model and tokenizer, sealed; returns it, and whether it has an MLM head."""
+    spec: Spec, tokenizer: Any, folder: Path, progress: Progress
+) -> tuple[phenotype.MaskedLM | phenotype.QuestionAnswering, bool]:
+    """Writes the seed's model and tokenizer, sealed; returns it, and whether the seed has an MLM
+    head. The model has the seed's head for questions where the spec says that it is kept."""
     progress("downloading", patience=DOWNLOAD)
-    model, has_head = load_seed(source, base, dropout)
+    base = Path(spec.config_folder)
+    found = describe(spec.source, base)
+    model: phenotype.MaskedLM | phenotype.QuestionAnswering
+    if spec.keeps_qa_head and found.has_qa_head:
+        model, has_head = load_answering(spec.source, base, spec.dropout), found.has_mlm_head
+    else:
+        model, has_head = load_seed(spec.source, base, spec.dropout)
+    print(f"seed: {seed_head.about(found.has_qa_head, spec.keeps_qa_head)}", flush=True)
     progress("saving", patience=LONG)
     phenotype.save(model, folder)
     tokenizer.save_pretrained(folder)

@@ -13,7 +13,7 @@ import torch
 
 from nasd.contract.config import Stage
 from nasd.contract.genotype import BlockLineage, Genotype
-from nasd.contract.protocol import Spec, Untried
+from nasd.contract.protocol import IGNORANCE, PARENT, Spec, Untried
 from nasd.contract.schedule import halved
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import phenotype
@@ -29,6 +29,7 @@ AnyModel = MaskedLM | QuestionAnswering
 
 def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[str, float]:
     """The loss of each of the spec's mutants, by its id; one whose loss is no number is left out.
+    Beside them the parent's own, and that of a model that knows nothing (nasd.contract.protocol).
 
     stage: the first that those who are born will climb, of whose task the losses are.
     """
@@ -45,9 +46,9 @@ def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[s
         with autocast(spec.precision, ranks.device):
             return task.evaluate(ranks, batch, _unheard)["loss"]
 
-    print(f"the parent itself: loss {loss():.4f}", flush=True)
+    found = {PARENT: loss(), IGNORANCE: task.ignorance}
+    print(f"the parent itself: loss {found[PARENT]:.4f}", flush=True)
     parent.model.cpu()
-    found = {}
     for number, mutant in enumerate(spec.mutants):
         progress("screening", number, len(spec.mutants))
         task.model = _made(spec, mutant, parent, entry.model, windows)

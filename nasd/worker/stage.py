@@ -169,15 +169,14 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     pulse("downloading", patience=DOWNLOAD)
     tokenizer = seed.load_tokenizer(spec.source, base)
     mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, pulse)
-    model, has_head = prepare.convert_seed(
-        spec.source, base, spec.dropout, tokenizer, result, pulse
-    )
+    model, has_head = prepare.convert_seed(spec, tokenizer, result, pulse)
     taught = "" if spec.teacher is None else str(teachers.fetch(spec, tokenizer, pulse))
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
-        mlm_cache=str(mlm),
+        mlm_cache="" if mlm is None else str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
+        keeps_qa_head=isinstance(model, phenotype.QuestionAnswering),
         parameters=sum(p.numel() for p in model.encoder.parameters()),
         teacher=taught,
         fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),

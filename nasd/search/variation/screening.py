@@ -9,21 +9,35 @@ from dataclasses import dataclass
 
 from nasd.search.pareto import Point, survivors
 
+LEAST = 0.5  # of what its parent knows is what a mutant has to keep
+
 
 @dataclass(frozen=True)
 class Tried:
-    """loss: untrained, on held-out windows; None where there was none. known: the objectives that
+    """loss: untrained, on held-out windows; None where there was none. kept: which share of what
+    its parent knows, counted in nats from a model that knows nothing. known: the objectives that
     are known from birth, to be maximised."""
 
     loss: float | None
+    kept: float
     known: Point
+
+
+def kept(loss: float, parent: float, ignorance: float) -> float:
+    """The share of what its parent knows that is left at a loss; all of it, where the parent knows
+    nothing."""
+    return 1.0 if parent >= ignorance else (ignorance - loss) / (ignorance - parent)
 
 
 def best(tried: Sequence[Tried], count: int) -> list[int]:
     """So many of them, as indices in their order: by NSGA-II's survival over (loss, objectives).
-    Those without a loss only fill up."""
+
+    Whoever has lost more than half of its parent's knowledge comes behind all others, and those
+    without a loss only fill up: the smallest would be on the front, however little they can.
+    """
     judged = [(index, one.loss) for index, one in enumerate(tried) if one.loss is not None]
     points = [(-loss, *tried[index].known) for index, loss in judged]
-    chosen = [judged[place][0] for place in survivors(points, count)]
+    missed = [max(0.0, LEAST - tried[index].kept) for index, _ in judged]
+    chosen = [judged[place][0] for place in survivors(points, count, missed)]
     chosen += [index for index, one in enumerate(tried) if one.loss is None]
     return sorted(chosen[:count])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from nasd.contract import seed_head
 from nasd.contract.config import PREPARE
 from nasd.control import preflight
 from nasd.views import caveats
@@ -48,7 +49,7 @@ def _of_hub(case: Case) -> Iterator[Source]:
     teacher = case.config.teacher
     if teacher is not None and teacher.outside and not _is_local(case, teacher.source):
         yield Source("teacher.source", teacher.source, "model")
-    for index, corpus in enumerate(data.mlm.corpora):
+    for index, corpus in enumerate(data.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
     if data.qa.hub:
@@ -106,6 +107,10 @@ def seed(case: Case) -> Iterator[Finding]:
     found = preflight.check(case.config, case.folder, str(case.path))
     case.backbone, case.baseline = found.backbone, found.baseline
     yield Finding("seed", "good", "seed and data can be read; nothing has begun yet")
+    kept = seed_head.kept_by(case.config.stages)
+    if found.has_qa_head or kept:
+        about = seed_head.about(found.has_qa_head, kept)
+        yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
     for told in caveats.of(found.known, sampled=True):
         yield Finding("data", "note", told)
 
@@ -115,7 +120,8 @@ def prepared(case: Case) -> Iterator[Finding]:
     if case.prepared is None:
         return
     weights = case.state.result(0, PREPARE)
-    needed = [weights, *(Path(case.prepared[name]) for name in ("mlm_cache", "qa_cache"))]
+    caches = (case.prepared[name] for name in ("mlm_cache", "qa_cache"))
+    needed = [weights, *(Path(one) for one in caches if one)]
     gone = [path for path in needed if not path.is_dir()]
     for path in gone:
         yield Finding(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nasd.contract import formats, readable, tasks
-from nasd.contract.config import Config, Data
+from nasd.contract.config import Config, Data, MlmData
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import read_all
 from nasd.contract.volumes import Volumes
@@ -45,12 +45,16 @@ def volumes(
     qa_questions: int | None,
 ) -> tuple[Volumes, str]:
     mlm, qa = config.data.mlm, config.data.qa
-    if mlm_sequences is not None:
+    if mlm is None:
+        if mlm_sequences is not None:
+            raise NasdError("--mlm-sequences: the config has no data.mlm: leave it out")
+        sequences, how = 0, ""
+    elif mlm_sequences is not None:
         sequences, how = mlm_sequences, "as given"
     elif prepared is not None:
         sequences, how = prepared["mlm_train_sequences"], "as prepared"
     else:
-        sequences, how = _sequences(config, folder)
+        sequences, how = _sequences(mlm, folder)
     if qa_questions is None and prepared is not None:
         names = ("train_questions", "test_questions", "train_features", "test_features")
         counts = tuple(int(prepared[f"qa_{name}"]) for name in names)
@@ -70,7 +74,7 @@ def volumes(
             raise NasdError(f"--qa-questions: {total} cannot be split into train and test")
         features = [round(part * FEATURES_PER_QUESTION) for part in (train, total - train)]
         counts = (train, total - train, features[0], features[1])
-    volumes = Volumes(sequences, mlm.evaluation_sequences, *counts)
+    volumes = Volumes(sequences, 0 if mlm is None else mlm.evaluation_sequences, *counts)
     volumes = replace(volumes, qa_tokens=min(volumes.qa_tokens, float(qa.tokens)))
     for stage in config.stages:
         examples = tasks.of(stage.task).examples(volumes)
@@ -79,15 +83,14 @@ def volumes(
                 f"stages.{stage.name}: {examples} training examples cannot be dealt out to"
                 f" {stage.slots} slots"
             )
+    texts = "" if mlm is None else f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); "
     return volumes, (
-        f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); {counts[0]:,} questions to"
-        f" train on and {counts[1]:,} to test ({asked})."
+        f"{texts}{counts[0]:,} questions to train on and {counts[1]:,} to test ({asked})."
     )
 
 
-def _sequences(config: Config, folder: Path) -> tuple[int, str]:
+def _sequences(mlm: MlmData, folder: Path) -> tuple[int, str]:
     """How many sequences there are to train on, and how that was arrived at."""
-    mlm = config.data.mlm
     tokens, parts, known = 0.0, [], True
     for corpus in mlm.corpora:
         if corpus.files:

@@ -5,8 +5,9 @@ of MLM, and then as many sequences as the budget pays. `fit` has its choice simu
 again for less where the simulated search takes more than the budget.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from nasd.contract import slots as slots_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Block, BlockLineage
+from nasd.control.preflight import Seed
 from nasd.estimate.cost import attempt_seconds, prepare_seconds
 from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
@@ -23,7 +25,10 @@ from nasd.views.forecast.search import simulate
 KEY = "experiment.budget_gpu_hours"
 # (mu, lambda, generations), the largest first.
 SIZES = ((8, 12, 3), (8, 12, 2), (6, 8, 2), (4, 6, 2), (4, 4, 1), (2, 2, 1), (1, 1, 1))
+# Without MLM a candidate is cheap, and what counts is how many small steps there are.
+MANY_SIZES = ((24, 32, 40), (24, 32, 20), (16, 24, 16), (12, 16, 12), (8, 12, 8), (6, 8, 6))
 FINETUNE = (1.0, 0.5, 0.25, 0.1)  # of the ladder's epochs of questions
+FEW = 2  # of these shares: where there is nothing else to train, the others come last
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
 AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget: what is done again needs some, and luck differs
 
@@ -39,8 +44,29 @@ class Plan:
     finetune: float
 
 
+Wish = tuple[tuple[int, int, int], float]  # one of the sizes, and a share of FINETUNE
+WISHES: tuple[Wish, ...] = tuple(itertools.product(SIZES, FINETUNE))
+
+
+def wishes_of(config: Config) -> tuple[Wish, ...]:
+    """What is wanted of a plan for the config, the best first."""
+    if tasks.reading(config.stages, tasks.MLM.data):
+        return WISHES
+    sizes = (*MANY_SIZES, *SIZES)
+    return tuple(
+        wish
+        for shares in (FINETUNE[:FEW], FINETUNE[FEW:])
+        for wish in itertools.product(sizes, shares)
+    )
+
+
 def choose(
-    hours: float, most: int, enough: int, least: int, price: Callable[[Plan], float]
+    hours: float,
+    most: int,
+    enough: int,
+    least: int,
+    price: Callable[[Plan], float],
+    wishes: Sequence[Wish] = WISHES,
 ) -> Plan | None:
     """The plan that so many hours pay for; None where not even the smallest is paid.
 
@@ -48,17 +74,16 @@ def choose(
     smallest search needs. price: of a plan, in hours; more sequences never cost less.
     """
     for floor in sorted({min(most, enough), min(most, least)}, reverse=True):
-        for size in SIZES:
-            for share in FINETUNE:
-                low, high = floor, most
-                if price(Plan(*size, low, share)) > hours:
-                    continue
-                while high - low > max(1, low // 100):
-                    middle = (low + high) // 2
-                    paid = price(Plan(*size, middle, share)) <= hours
-                    low, high = (middle, high) if paid else (low, middle)
-                whole = price(Plan(*size, most, share)) <= hours
-                return Plan(*size, most if whole else low, share)
+        for size, share in wishes:
+            low, high = floor, most
+            if price(Plan(*size, low, share)) > hours:
+                continue
+            while high - low > max(1, low // 100):
+                middle = (low + high) // 2
+                paid = price(Plan(*size, middle, share)) <= hours
+                low, high = (middle, high) if paid else (low, middle)
+            whole = price(Plan(*size, most, share)) <= hours
+            return Plan(*size, most if whole else low, share)
     return None
 
 
@@ -68,8 +93,9 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
         "population.mu": plan.mu,
         "population.lambda": plan.lambda_,
         "experiment.generations": plan.generations,
-        "data.mlm.max_sequences": plan.sequences,
     }
+    if config.data.mlm is not None:
+        found["data.mlm.max_sequences"] = plan.sequences
     for stage in config.stages:
         if tasks.of(stage.task).scores and stage.epochs is not None:
             found[f"stages.{stage.name}.epochs"] = round(stage.epochs * plan.finetune, 3)
@@ -98,7 +124,7 @@ def hours_of(config: Config, subject: Subject) -> float:
     """Slot-hours of the whole search, if every candidate were of the baseline's size and had all
     its modules new."""
     baseline, volumes = subject.seed.baseline, subject.volumes
-    if config.data.mlm.max_sequences is not None:
+    if config.data.mlm is not None and config.data.mlm.max_sequences is not None:
         volumes = replace(volumes, mlm_train_sequences=config.data.mlm.max_sequences)
     lineage = tuple(BlockLineage.of(None, True, _all_added(one)) for one in baseline.blocks)
     population = config.population
@@ -126,15 +152,20 @@ def hours_of(config: Config, subject: Subject) -> float:
 
 
 def fit(
-    config: Config, config_path: Path, fixed: frozenset[str], budget: float
+    config: Config,
+    config_path: Path,
+    fixed: frozenset[str],
+    budget: float,
+    seed: Seed | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
-    budget does not pay the smallest search. fixed: keys that the person has set."""
+    budget does not pay the smallest search. fixed: keys that the person has set. seed: where it
+    was looked at already."""
     if not 0 < budget < math.inf:
         raise NasdError(
             f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
         )
-    subject = gather(config, config_path)
+    subject = gather(config, config_path, seed=seed)
     unit = slots_module.unit(subject.slots)
     trained = [one for one in config.stages if tasks.of(one.task).ranks and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
@@ -149,13 +180,13 @@ def fit(
 
     spent = 0.0
     for aim in AIM:
-        plan = choose(aim * budget, most, enough, least, price)
+        plan = choose(aim * budget, most, enough, least, price, wishes_of(config))
         if plan is None:
             break
         keys = changed(config, plan, fixed)
         tried = applied(config, keys)
         found = simulate(
-            tried, gather(tried, config_path), tried.experiment.seed, lambda text: None
+            tried, gather(tried, config_path, seed=seed), tried.experiment.seed, lambda text: None
         )
         spent = found.snapshot.gpu_hours(found.ended)
         if spent <= budget:

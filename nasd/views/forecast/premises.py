@@ -1,6 +1,6 @@
 """What a forecast rests on: seed, data, slots and rate, each with a word on where it is from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nasd.contract.config import Config, check_against_slots
@@ -21,9 +21,14 @@ DISTILBERT = Seed(
     Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6),
     has_mlm_head=True,
 )
+ANSWERING = replace(DISTILBERT, has_mlm_head=False, has_qa_head=True)
 KNOWN_SEEDS = {
-    "distilbert-base-uncased": DISTILBERT,
-    "distilbert/distilbert-base-uncased": DISTILBERT,
+    f"{owner}{name}": seed
+    for owner in ("", "distilbert/")
+    for name, seed in (
+        ("distilbert-base-uncased", DISTILBERT),
+        ("distilbert-base-uncased-distilled-squad", ANSWERING),
+    )
 }
 _LUCK = (
     "nothing fails and nobody diverges. Which candidates are bred follows from made-up losses and"
@@ -49,12 +54,16 @@ def gather(
     slots: int | None = None,
     mlm_sequences: int | None = None,
     qa_questions: int | None = None,
+    seed: Seed | None = None,
 ) -> Subject:
-    """Seed, data, slots and rate: as given, as measured, as known, or as can be looked up."""
+    """Seed, data, slots and rate: as given, as measured, as known, or as can be looked up.
+
+    seed: where who asks has looked at it.
+    """
     folder, origin = config_path.resolve().parent, str(config_path)
     names, about_slots = _slots(config, slots, origin)
     measured = _experiment(folder / config.experiment.state)
-    seed, about_seed = _seed(config, folder, measured)
+    seed, about_seed = _seed(config, folder, measured, seed)
     preflight.check_seed(config, seed, origin)
     prepared = data.prepared(config, measured)
     volumes, about_data = data.volumes(config, folder, prepared, mlm_sequences, qa_questions)
@@ -89,10 +98,14 @@ def _experiment(state: Path) -> Snapshot | None:
         return None
 
 
-def _seed(config: Config, folder: Path, measured: Snapshot | None) -> tuple[Seed, str]:
+def _seed(
+    config: Config, folder: Path, measured: Snapshot | None, given: Seed | None
+) -> tuple[Seed, str]:
     source = config.seed_model.source
     has_head_stage = any(stage.train == "head" for stage in config.stages)
-    if source in KNOWN_SEEDS:
+    if given is not None:
+        seed, how = given, "looked at"
+    elif source in KNOWN_SEEDS:
         seed, how = KNOWN_SEEDS[source], "its shape is known"
     elif measured is not None and measured.experiment.config["seed_model"]["source"] == source:
         prepared = measured.experiment.prepared

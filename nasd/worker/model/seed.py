@@ -1,14 +1,15 @@
 """The seed model: where it lies, what it looks like, and its weights under our names.
 
-DistilBERT and BERT checkpoints are read straight from their files, so transformers need not be
-imported for it. BERT differs from DistilBERT in its token types and its pooler alone: token type 0
-is added to the position embeddings, the pooler is dropped, and the outputs stay the same.
+DistilBERT and BERT checkpoints, and what nasd exports, are read straight from their files, so
+transformers need not be imported for it. BERT differs from DistilBERT in its token types and its
+pooler alone: token type 0 is added to the position embeddings, the pooler is dropped, and the
+outputs stay the same.
 """
 
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
 from nasd.worker.model import phenotype
-from nasd.worker.model.phenotype import Architecture, MaskedLM
+from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,6 +41,7 @@ class SeedDescription:
 
     architecture: Architecture
     has_mlm_head: bool
+    has_qa_head: bool
 
     @property
     def backbone(self) -> Backbone:
@@ -58,6 +60,8 @@ class _Family:
     prefix: of the encoder's tensors, where there is a head. keys: ours to the ones of config.json.
     layer, modules: the blocks' name and our modules of a block to theirs. head: likewise for the
     MLM head. bias, output: the head's bias, and its output weights if they are written at all.
+
+    The head for questions is qa_outputs everywhere.
     """
 
     prefix: str
@@ -125,7 +129,17 @@ _FAMILIES = {
         bias="cls.predictions.bias",
         output="cls.predictions.decoder.weight",
     ),
+    phenotype.MODEL_TYPE: _Family(  # of an export, whose names are ours
+        prefix="",
+        keys={},
+        layer="",
+        modules={},
+        head={"head.transform": "head.transform", "head.norm": "head.norm"},
+        bias="head.bias",
+        output="",
+    ),
 }
+_OWN = _FAMILIES[phenotype.MODEL_TYPE]
 _EMBEDDINGS = {
     "encoder.embeddings.word": "embeddings.word_embeddings",
     "encoder.embeddings.position": "embeddings.position_embeddings",
@@ -142,6 +156,7 @@ _DAMAGES = (
     SafetensorError,
     NasdError,
 )
+_QA_HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 _POSITIONS = "embeddings.position_embeddings.weight"
 _TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
@@ -175,7 +190,7 @@ def describe(source: str, base: Path) -> SeedDescription:
                 names = {_modern(name, family) for name in file.keys()}  # noqa: SIM118
         else:
             names = set(_state(path, family))
-    return SeedDescription(arch, has_mlm_head=_has_head(names, family))
+    return SeedDescription(arch, _has_head(names, family), _answers(names))
 
 
 def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[MaskedLM, bool]:
@@ -183,10 +198,7 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
 
     A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
     """
-    family, arch = _architecture(source, base)
-    path = file_of(source, base, WEIGHTS)
-    with _reading(source, path):
-        theirs = _state(path, family)
+    family, arch, path, theirs = _read(source, base)
     has_head = _has_head(theirs, family)
     words = theirs.get("embeddings.word_embeddings.weight")
     output = theirs.get(family.output)
@@ -196,15 +208,48 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
             "its MLM head has output weights other than the word embeddings, which is not"
             " supported: take a seed that ties the two",
         )
-    if _TOKEN_TYPES in theirs and _POSITIONS in theirs:
-        theirs[_POSITIONS] = theirs[_POSITIONS] + theirs[_TOKEN_TYPES][0]
-
     model = phenotype.empty(MaskedLM, arch.with_dropout(dropout))
     if not has_head:
         generator = torch.Generator().manual_seed(HEAD_SEED)
         phenotype.initialise(model.head, generator, arch.initializer_range)
+    names = [*_encoder_names(arch, family), *(_head_names(family) if has_head else ())]
+    _fill(source, model, names, path, theirs)
+    return model, has_head
+
+
+def load_answering(source: str, base: Path, dropout: float | None = None) -> QuestionAnswering:
+    """The baseline with the seed's weights, its question-answering head among them.
+
+    Raises NasdError where there is none, or one of another kind. dropout: as in `load_seed`.
+    """
+    family, arch, path, theirs = _read(source, base)
+    model = phenotype.empty(QuestionAnswering, arch.with_dropout(dropout))
+    head = [(name, name) for name in _QA_HEAD]
+    _fill(source, model, [*_encoder_names(arch, family), *head], path, theirs)
+    return model
+
+
+def _read(source: str, base: Path) -> tuple[_Family, Architecture, Path, dict[str, Tensor]]:
+    """What the seed is, the file of its weights, and these, with BERT's token types folded in."""
+    family, arch = _architecture(source, base)
+    path = file_of(source, base, WEIGHTS)
+    with _reading(source, path):
+        theirs = _state(path, family)
+    if _TOKEN_TYPES in theirs and _POSITIONS in theirs:
+        theirs[_POSITIONS] = theirs[_POSITIONS] + theirs[_TOKEN_TYPES][0]
+    return family, arch, path, theirs
+
+
+def _fill(
+    source: str,
+    model: MaskedLM | QuestionAnswering,
+    names: Iterable[tuple[str, str]],
+    path: Path,
+    theirs: Mapping[str, Tensor],
+) -> None:
+    """Copies the weights of these names, ours and theirs; raises NasdError unless all fit."""
     with torch.no_grad():
-        for ours, name in _names(arch, family, has_head):
+        for ours, name in names:
             parameter = model.get_parameter(ours)
             if name not in theirs:
                 raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
@@ -214,14 +259,22 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
                     f"the shape of {name} in {path} is {list(theirs[name].shape)}, where its"
                     f" {CONFIG} asks for {list(parameter.shape)}: fetch the model again",
                 )
+            if not bool(torch.isfinite(theirs[name]).all()):
+                raise _error(
+                    source,
+                    f"the weights {name} in {path} are no finite numbers: take a checkpoint from"
+                    " before its training broke down",
+                )
             parameter.copy_(theirs[name])
-    return model, has_head
 
 
 def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
     """The seed's own tokenizer; takes seconds, as it imports transformers."""
-    _, arch = _architecture(source, base)
+    family, arch = _architecture(source, base)
     from transformers import AutoTokenizer
+
+    if family is _OWN:  # whose model type transformers learns by this
+        from nasd.worker.model import pretrained  # noqa: F401
 
     resolved = resolve(source, base)
     try:
@@ -324,9 +377,12 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
     if model_type not in _FAMILIES:
         raise _error(
             source,
-            f"the model type {model_type!r} is not supported: take one of {', '.join(_FAMILIES)}",
+            f"the model type {model_type!r} is not supported: take one of {', '.join(_FAMILIES)},"
+            " which are encoders",
         )
     family = _FAMILIES[model_type]
+    if family is _OWN:
+        return family, _own_architecture(source, path, config)
     missing = [
         key
         for key in ("vocab_size", "max_position_embeddings", *family.keys.values())
@@ -378,6 +434,23 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
     return family, arch
 
 
+def _own_architecture(source: str, path: Path, config: Mapping[str, Any]) -> Architecture:
+    """Of a model that nasd exported."""
+    with _reading(source, path):
+        missing = [
+            key for key in ("vocab_size", "positions", "width", "blocks") if key not in config
+        ]
+        if missing:
+            raise ValueError(f"it lacks the key {missing[0]!r}")
+        arch = Architecture.from_json(config)
+        for block in Genotype.from_json(arch.to_json()).blocks:
+            if arch.width % block.heads:
+                raise ValueError(f"{block.heads} heads do not divide the width {arch.width}")
+        if arch.head_activation not in phenotype.ACTIVATIONS:
+            raise ValueError(f"its activation is {arch.head_activation!r}")
+    return arch
+
+
 def _state(path: Path, family: _Family) -> dict[str, Tensor]:
     """The checkpoint's tensors, the encoder's without their prefix."""
     if path.suffix == ".safetensors":
@@ -399,15 +472,29 @@ def _has_head(names: Mapping[str, Tensor] | set[str], family: _Family) -> bool:
     return all(f"{module}.weight" in names for module in family.head.values())
 
 
-def _names(arch: Architecture, family: _Family, has_head: bool) -> Iterator[tuple[str, str]]:
-    """Each of our parameters, and the checkpoint's name of it."""
+def _answers(names: Collection[str]) -> bool:
+    return all(name in names for name in _QA_HEAD)
+
+
+def _head_names(family: _Family) -> Iterator[tuple[str, str]]:
+    """Each of our MLM head's parameters, and the checkpoint's name of it."""
+    yield "head.bias", family.bias
+    for ours, theirs in family.head.items():
+        for part in ("weight", "bias"):
+            yield f"{ours}.{part}", f"{theirs}.{part}"
+
+
+def _encoder_names(arch: Architecture, family: _Family) -> Iterator[tuple[str, str]]:
+    """Each of our encoder's parameters, and the checkpoint's name of it."""
+    if family is _OWN:
+        with torch.device("meta"):
+            names = phenotype.Encoder(arch).state_dict()
+        yield from ((f"encoder.{name}", f"encoder.{name}") for name in names)
+        return
     modules = dict(_EMBEDDINGS)
     for index in range(len(arch.blocks)):
         for ours, theirs in family.modules.items():
             modules[f"encoder.blocks.{index}.{ours}"] = f"{family.layer}.{index}.{theirs}"
-    if has_head:
-        modules |= family.head
-        yield "head.bias", family.bias
     for ours, theirs in modules.items():
         yield f"{ours}.weight", f"{theirs}.weight"
         if ours not in ("encoder.embeddings.word", "encoder.embeddings.position"):

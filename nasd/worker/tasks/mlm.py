@@ -1,5 +1,6 @@
 """Masked language modelling (thesis 5.2.1): which tokens are hidden, and the loss on them."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.contract.config import Stage
+from nasd.contract.config import MlmData, Stage
 from nasd.contract.protocol import Spec
 from nasd.contract.streams import stream_seed
 from nasd.contract.tasks import masks_of
@@ -62,6 +63,7 @@ class MlmTask:
         self.masks = masks_of(corpus.length, mask_share)
         draw = None if mask_seed is None else (mask_seed, self.masks)
         self.fixed = None if draw is None else Fixed(draw, self.masks, corpus.length)
+        self.ignorance = math.log(corpus.tokens.vocab_size)
         special = corpus.tokens.special
         self._ordinary = np.setdiff1d(np.arange(corpus.tokens.vocab_size), np.array(special))
 
@@ -133,7 +135,12 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> MlmTask:
         model = loaded(spec, lambda folder: phenotype.load(MaskedLM, folder, spec.dropout))
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
     fixed = stream_seed(spec.seed, 0, "masks") if spec.fixed_masks else None
-    return MlmTask(model, corpus, spec.data.mlm.mask_share, _trained(model, spec, stage), fixed)
+    return MlmTask(model, corpus, _data(spec).mask_share, _trained(model, spec, stage), fixed)
+
+
+def _data(spec: Spec) -> MlmData:
+    assert spec.data.mlm is not None, "a config with an MLM stage has texts"
+    return spec.data.mlm
 
 
 def windows(spec: Spec) -> "Windows":
@@ -146,7 +153,7 @@ def windows(spec: Spec) -> "Windows":
 def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> MlmTask:
     """A task whose evaluations are of the sequences that nobody trains on."""
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
-    return MlmTask(cast("MaskedLM", model), corpus, spec.data.mlm.mask_share, set())
+    return MlmTask(cast("MaskedLM", model), corpus, _data(spec).mask_share, set())
 
 
 def _trained(model: MaskedLM, spec: Spec, stage: Stage) -> set[str]:
@@ -165,6 +172,8 @@ def _trained(model: MaskedLM, spec: Spec, stage: Stage) -> set[str]:
 def fixes_masks(spec: Spec, sequences: int, width: int) -> bool:
     """Whether each sequence keeps its masks while only new modules train, so that the activations
     below them can be kept. Decided once, as it changes what is learned; said in a line."""
+    if spec.data.mlm is None:
+        return False
     wanted = spec.data.mlm.fixed_masks
     size = size_of(sequences, spec.data.mlm.tokens, width) / GB
     fits = size <= spec.activation_cache_gb

@@ -62,6 +62,7 @@ class QaTask:
         self.train_size = len(lengths)
         self.lengths: NDArray[np.int64] | None = lengths
         self.longest = int(lengths.max())
+        self.ignorance = float(np.log(test.lengths).mean())
         self._train = train
         self._test = test
 

@@ -87,6 +87,7 @@ class Task(Protocol):
     train_size: int
     lengths: NDArray[np.int64] | None  # of the training examples, where they differ
     longest: int  # tokens of any of them
+    ignorance: float  # the evaluation loss of a model that takes all answers for equally likely
     uniform: bool  # whether all batches have one shape, so that compiling pays for itself
     fixed: Fixed | None  # where so, what frozen layers make of an example can be kept
     known: Tensor | None  # what they make of each, once that is kept; batches bring it along

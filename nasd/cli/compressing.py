@@ -1,0 +1,347 @@
+"""`nasd compress`: from a model and questions to a search for a smaller one, and its best."""
+
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nasd.cli.command import Command
+from nasd.cli.options import SEARCH, app
+from nasd.contract.errors import NasdError
+
+if TYPE_CHECKING:
+    from nasd.contract.config import Config
+    from nasd.control.preflight import Seed
+
+PRESET = "compress"
+TOKENS, STRIDE = 384, 128  # of a window, where the model has so many positions
+THREADS = 16  # of a GPU's process, at most
+ARTICLES = 5  # with fewer, questions are split one by one
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person wants. source, files: as the config will name them. target: share of the
+    parameters. devices: of slots.devices, or "auto"."""
+
+    source: str
+    files: tuple[str, ...]
+    target: float
+    path: Path
+    state: str
+    devices: str
+    budget: float | None
+
+
+@app.command(cls=Command, rich_help_panel=SEARCH)
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="A folder with a model of transformers or nasd's, or of the hub.")
+    ],
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="More files of questions.", show_default=False),
+    ] = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option("--questions", help="What it is for: SQuAD's JSON, JSON lines or Parquet."),
+    ] = None,
+    target: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of the model's parameters, embeddings and all.")
+    ] = 0.5,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The config to write; else compress-NAME/config.toml."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="The state folder; else beside the config.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget-gpu-hours", help="Fit the search to so many (on CPUs slot-hours)."),
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(help="As cuda:0,cuda:1 or cpu:0; auto takes all GPUs, or the CPU.")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Export the best there at the end.")
+    ] = None,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Write the config, and do not run it.")
+    ] = False,
+) -> None:
+    """Search for a smaller model as good as yours, from your own checkpoint.
+
+    Writes a config (the preset compress, with a search space from the model's
+    own shape down) and runs it as `nasd run` does; called again, it goes on. At
+    the end it names the best model of at most SHARE of the parameters.
+
+    Example: nasd compress my-model --questions squad.json --target 0.5
+    """
+    from nasd.contract.config import load
+    from nasd.launch import interpreter
+
+    asked = _asked(
+        model, [*(questions or []), *(more or [])], target, config, state, devices, budget
+    )
+    if out is not None:
+        from nasd.export.export import check_place
+
+        check_place(out.expanduser(), force=False)
+    print("looking at the model and the questions ...", file=sys.stderr, flush=True)
+    if asked.path.exists():
+        _check_same(asked, load(asked.path))
+        print(f"going on with {asked.path}, as it stands there")
+    else:
+        _write(asked)
+    on = f"--config {asked.path}"
+    if write_only:
+        print(f"to begin: {interpreter.nasd()} run {on}")
+        return
+    print(f"to look at it: {interpreter.nasd()} status --watch {on}", flush=True)
+    from nasd.cli.searching import say_why, serve
+
+    settings = load(asked.path)
+    home = asked.path.resolve().parent / settings.experiment.state
+    if not serve(settings, asked.path):
+        with suppress(NasdError):  # there may be none yet
+            _tell_best(asked, home, None)
+        say_why(home)
+        print("stopped; to go on: the same command again", file=sys.stderr)
+        return
+    _tell_best(asked, home, out)
+
+
+def _asked(
+    model: str,
+    files: list[Path],
+    target: float,
+    config: Path | None,
+    state: Path | None,
+    devices: str,
+    budget: float | None,
+) -> Asked:
+    from nasd.contract.squad import read_all
+
+    if not 0 < target < 1:
+        raise NasdError(
+            f"--target {target:g}: give a share of the model's parameters between 0 and 1, as in"
+            " --target 0.5"
+        )
+    if not files:
+        raise NasdError("--questions is missing: name a file of questions with their answers")
+    try:
+        read_all(files)
+    except NasdError as error:
+        raise NasdError(f"--questions: {error}") from None
+    folder = Path(model).expanduser()
+    path = config
+    if path is None:
+        name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in folder.name) or "model"
+        path = Path(f"compress-{name}", "config.toml")
+    return Asked(
+        source=str(folder.resolve()) if folder.is_dir() else model,
+        files=tuple(str(one.expanduser().resolve()) for one in files),
+        target=target,
+        path=path,
+        state="state" if state is None else str(state.expanduser().resolve()),
+        devices=devices,
+        budget=budget,
+    )
+
+
+def _look(source: str, folder: Path) -> "Seed":
+    from nasd.control.preflight import look_at_seed
+
+    try:
+        return look_at_seed(source, folder)
+    except NasdError as error:
+        raise NasdError(str(error).removeprefix("seed_model.source: ")) from None
+
+
+def _check_same(asked: Asked, there: "Config") -> None:
+    """Raises NasdError unless the config that stands there is of the same wish, and can meet it."""
+    from nasd.contract.genotype import parameters
+    from nasd.presets.smaller import check_target, smallest_of
+
+    for key, have, want in (
+        ("seed_model.source", there.seed_model.source, asked.source),
+        ("data.qa.files", there.data.qa.files, asked.files),
+    ):
+        if have != want:
+            raise NasdError(
+                f"{asked.path} is of another search, as its {key} says: name another place with"
+                " --config, or go on with that one by `nasd run`"
+            )
+    seed = _look(asked.source, asked.path.parent)
+    smallest = smallest_of(there.search_space, seed.baseline, seed.backbone)
+    check_target(asked.target, parameters(seed.baseline, seed.backbone), smallest)
+
+
+def _write(asked: Asked) -> None:
+    """Writes the config, once nothing is wrong with it, and says what it chose."""
+    import tomllib
+
+    from nasd.contract import config as config_module
+    from nasd.contract.protocol import write_atomically
+    from nasd.control import preflight
+    from nasd.presets import rewritten, smaller
+    from nasd.views.forecast.fitting import fit, hours_of
+    from nasd.views.forecast.premises import gather
+
+    if os.path.lexists(asked.path):
+        raise NasdError(f"{asked.path} is no file: name another place with --config")
+    base = asked.path.resolve().parent
+    if (base / asked.state / "nasd.db").exists():
+        raise NasdError(
+            f"{asked.state} holds a search already, and {asked.path} is not there: name another"
+            " --state, or the config of that search with --config"
+        )
+    seed = _look(asked.source, base)
+    values = {
+        "experiment.name": f"compress {Path(asked.source).name}"[:200],
+        "experiment.state": asked.state,
+        "seed_model.source": asked.source,
+        **_slots(asked.devices),
+        **{
+            f"search_space.{key}": value
+            for key, value in smaller.space(seed.baseline, seed.backbone, asked.target).items()
+        },
+        **_questions(asked, seed),
+    }
+    head = (
+        f"# Written by `nasd compress`, to at most {100 * asked.target:g} % of the model's"
+        " parameters; docs/config.md knows\n# every key. `nasd run` goes on with it as well.\n"
+    )
+    text = rewritten(PRESET, head, values)
+
+    def checked(text: str) -> "Config":
+        return config_module.parse(tomllib.loads(text), str(asked.path))
+
+    config = checked(text)
+    try:
+        preflight.check(config, base, str(asked.path))
+    except NasdError as error:  # the file is not there yet
+        raise NasdError(str(error).removeprefix(f"{asked.path}: ")) from None
+    told: list[str] = []
+    if asked.budget is not None:
+        keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
+        text = rewritten(PRESET, head, {**values, **keys})
+        config = checked(text)
+    else:
+        subject = gather(config, asked.path, seed=seed)
+        told = [f"about {hours_of(config, subject):.3g} {_unit(subject.slots)} at most"]
+    try:
+        asked.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(asked.path, text.encode())
+    except OSError as error:
+        raise NasdError(f"{asked.path} cannot be written: {error.strerror}") from error
+    for line in (*_told(asked, seed, config), *told):
+        print(f"  {line}")
+    print(f"wrote {asked.path}", flush=True)
+
+
+def _unit(slots: tuple[str, ...]) -> str:
+    from nasd.contract.slots import unit
+
+    return unit(slots)
+
+
+def _slots(devices: str) -> dict[str, Any]:
+    """The slots by name, so that what a budget pays is worked out for them."""
+    from pydantic import ValidationError
+
+    from nasd.contract.config import Slots
+    from nasd.contract.slots import on_gpus
+    from nasd.launch.devices import found
+
+    try:
+        wanted = Slots(devices="auto" if devices == "auto" else tuple(devices.split(",")))
+    except ValidationError:
+        raise NasdError(
+            f"--devices {devices}: take auto, or a list such as cuda:0,cuda:1 or cpu:0"
+        ) from None
+    names = [str(one) for one in found(wanted, begun=False)]
+    cores = len(os.sched_getaffinity(0))
+    threads = min(THREADS, max(1, cores // len(names))) if on_gpus(names) else 1
+    return {"slots.devices": names, "slots.threads": threads}
+
+
+def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
+    from nasd.contract.squad import read_all
+
+    tokens = min(TOKENS, seed.backbone.positions)
+    titles = {one.title for one in read_all([Path(name) for name in asked.files]).sound}
+    return {
+        "data.qa.hub": None,
+        "data.qa.files": list(asked.files),
+        "data.qa.tokens": tokens,
+        "data.qa.stride": min(STRIDE, tokens // 3),
+        "data.qa.split_by": "article" if len(titles) >= ARTICLES else "record",
+    }
+
+
+def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
+    from nasd.contract import seed_head
+    from nasd.contract.genotype import parameters
+    from nasd.contract.readable import counted
+    from nasd.presets.smaller import embeddings
+
+    space, fixed = config.search_space, embeddings(seed.baseline, seed.backbone)
+    room = (asked.target - fixed) / (1 - fixed)
+    population = config.population
+    count = population.mu + population.lambda_ * config.experiment.generations
+    size = parameters(seed.baseline, seed.backbone)
+    return [
+        f"the model: {seed.baseline}, {size / 1e6:.1f} M parameters;"
+        f" {seed_head.about(seed.has_qa_head, kept=True)}",
+        f"of them {100 * fixed:.0f} % are embeddings, which stay: at most"
+        f" {100 * asked.target:g} % in all leave the blocks {100 * room:.0f} % of theirs",
+        f"the space: {space.blocks[0]} to {space.blocks[1]} blocks, sizes"
+        f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
+        f"questions: {100 * config.data.qa.train_share:g} % train, split by"
+        f" {config.data.qa.split_by}; the others score: if the model was trained on those too, all"
+        " scores flatter it",
+        f"the search: {count:,} candidates, {counted(config.experiment.generations, 'generation')}"
+        f" behind the first, on {counted(len(config.slots.devices), 'slot')}",
+    ]
+
+
+def _tell_best(asked: Asked, state: Path, out: Path | None) -> None:
+    """The best that is small enough, and how to take it home; raises NasdError if there is none."""
+    import shlex
+
+    from nasd.contract.readable import of_baseline
+    from nasd.export import export
+    from nasd.launch import interpreter
+    from nasd.record import lookup, snapshot
+
+    with snapshot.opened(state) as connection:
+        snap = snapshot.read(connection)
+    share = f"{100 * asked.target:g}"
+    wish = lookup.Wish(max_parameters=float(share))
+    config = shlex.quote(str(asked.path))
+    try:
+        best = lookup.find(snap, lookup.BEST, wish)
+    except NasdError as error:
+        raise NasdError(
+            f"the search is complete, but {error}; a higher experiment.generations in {asked.path}"
+            " and the same command let it go on"
+        ) from None
+    print(
+        f"the best with at most {share} % of the baseline's parameters: candidate {best.id},"
+        f" quality {snap.quality(best.id):.2f}, {of_baseline(snap.size(best.id))} of the parameters"
+        f" (the baseline: {snap.quality(snap.baseline.id):.2f})"
+    )
+    if out is None:
+        print(
+            f"to take it home: {interpreter.nasd()} export best my-model --max-parameters {share}"
+            f" --config {config}"
+        )
+        return
+    done = export.export(state, lookup.BEST, out, wish=wish)
+    print(f"it stands in {done.folder}; its README.md says what it is")

@@ -1,0 +1,93 @@
+"""The search space of a model that is to become smaller: its own modules, and smaller ones."""
+
+import math
+from typing import Any
+
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import (
+    Backbone,
+    Block,
+    FeedForward,
+    Genotype,
+    parameters,
+)
+
+STEPS = (0.25, 0.5, 0.75, 1.0)  # of the widest intermediate size
+FINE = 8  # GPUs are fast at multiples of it
+FEWEST_HEADS = 0.25  # of the most that the model has
+STEP = 0.01  # in which a share is told
+
+
+def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
+    """The section [search_space]: what the model has, and steps down from there, to fewer blocks
+    than make `target` of its parameters. Raises NasdError where the smallest is larger than that.
+
+    target: share of the whole encoder's parameters, the embeddings among them.
+    """
+    ffns = [ffn for block in model.blocks for ffn in block.ffns]
+    own = {size for ffn in ffns for size in ffn.sizes}
+    sizes = sorted(own | {_fine(step * max(own)) for step in STEPS})
+    check_target(target, parameters(model, backbone), _smallest(model, backbone, sizes[0], 1))
+    return {
+        "blocks": [_fewest(model, backbone, target, sizes[0]), len(model.blocks)],
+        "heads": _heads({block.heads for block in model.blocks}, backbone.width),
+        "ffns": max(len(block.ffns) for block in model.blocks),
+        "layers": sorted({2} | {len(ffn.sizes) + 1 for ffn in ffns}),
+        "sizes": sizes,
+        "activations": sorted({ffn.activation for ffn in ffns}),
+    }
+
+
+def check_target(target: float, whole: int, smallest: int) -> None:
+    """Raises NasdError where a model of `smallest` parameters is more than `target` of `whole`."""
+    if smallest > target * whole:
+        least = math.ceil(smallest / whole / STEP) * STEP
+        raise NasdError(
+            f"--target {target:g}: the smallest encoder of this search, its embeddings and one"
+            f" block, has {100 * smallest / whole:.0f} % of the model's parameters: give"
+            f" {least:.2f} or more"
+        )
+
+
+def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
+    """Parameters of the smallest encoder in a search space."""
+    return _smallest(model, backbone, min(config_space.sizes), config_space.blocks[0])
+
+
+def embeddings(model: Genotype, backbone: Backbone) -> float:
+    """Their share of the model's parameters; nothing is taken from them."""
+    block = model.blocks[0]
+    one, two = (parameters(Genotype((block,) * n), backbone) for n in (1, 2))
+    return (one - (two - one)) / parameters(model, backbone)
+
+
+def _smallest(model: Genotype, backbone: Backbone, size: int, blocks: int) -> int:
+    first = model.blocks[0]
+    block = Block(first.heads, (FeedForward(first.ffns[0].activation, (size,)),))
+    return parameters(Genotype((block,) * blocks), backbone)
+
+
+def _fewest(model: Genotype, backbone: Backbone, target: float, size: int) -> int:
+    """Blocks: the target's share of the model's, or as many as fit into it at their smallest."""
+    whole = parameters(model, backbone)
+    fits = [
+        blocks
+        for blocks in range(1, len(model.blocks) + 1)
+        if _smallest(model, backbone, size, blocks) <= target * whole
+    ]
+    return max(1, min(math.floor(target * len(model.blocks)), fits[-1]))
+
+
+def _heads(own: set[int], width: int) -> list[int]:
+    """The model's own numbers, and fewer: divisors of the width, of heads that GPUs are fast at."""
+    most = max(own)
+    fewer = {
+        heads
+        for heads in range(max(1, math.ceil(FEWEST_HEADS * most)), most)
+        if width % heads == 0 and (width // heads) % FINE == 0
+    }
+    return sorted(own | fewer)
+
+
+def _fine(size: float) -> int:
+    return max(1, int(size) // FINE * FINE or int(size))

@@ -1,0 +1,246 @@
+"""`nasd compress`: a smaller model of a person's own, from their checkpoint and questions."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasd.contract.config import parse
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.control.preflight import Seed, check_seed
+from nasd.presets import preset_text, rewritten, smaller
+from nasd.presets.demo import write_demo_data
+from nasd.record import lookup, snapshot
+from nasd.worker import export
+from tests.conftest import ROOT
+from tests.test_cli import refused
+from tests.training import SOURCE, Workshop, demo_config, make_workshop, stage, work
+
+DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
+BACKBONE = Backbone(30522, 512, 768)
+
+
+def nasd(*arguments: str, folder: Path, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "nasd", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+# -- the space -----------------------------------------------------------------------------------
+
+
+def test_distilberts_space_goes_down_in_steps_from_what_it_has() -> None:
+    assert smaller.space(DISTILBERT, BACKBONE, 0.6) == {
+        "blocks": [3, 6],
+        "heads": [3, 4, 6, 8, 12],
+        "ffns": 1,
+        "layers": [2],
+        "sizes": [768, 1536, 2304, 3072],
+        "activations": ["gelu"],
+    }
+    assert smaller.space(DISTILBERT, BACKBONE, 0.45)["blocks"] == [1, 6]
+
+
+SHAPES = st.builds(
+    lambda width, blocks: (
+        Backbone(1000, 64, 12 * width),
+        Genotype(
+            tuple(
+                Block(heads, tuple(FeedForward(act, tuple(sizes)) for act, sizes in ffns))
+                for heads, ffns in blocks
+            )
+        ),
+    ),
+    st.integers(1, 16),
+    st.lists(
+        st.tuples(
+            st.sampled_from([1, 2, 3, 4, 6, 12]),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(["relu", "gelu"]),
+                    st.lists(st.integers(1, 500), min_size=1, max_size=2),
+                ),
+                min_size=1,
+                max_size=2,
+            ),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+)
+
+
+@given(SHAPES, st.floats(0.01, 0.99))
+def test_every_space_holds_the_model_and_reaches_the_target(
+    shape: tuple[Backbone, Genotype], target: float
+) -> None:
+    backbone, model = shape
+    try:
+        space = smaller.space(model, backbone, target)
+    except NasdError as error:
+        least = float(str(error).split("give ")[1].split()[0])
+        assert least > target - 0.01
+        if least < 1:
+            smaller.space(model, backbone, least)
+        return
+    text = rewritten(
+        "compress", "# ours\n", {f"search_space.{key}": value for key, value in space.items()}
+    )
+    config = parse(tomllib.loads(text), "c")
+    tokens = config.data.qa.model_copy(update={"tokens": 32, "stride": 8})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"qa": tokens})})
+    check_seed(config, Seed(backbone, model, has_mlm_head=False), "c")
+    smallest = smaller.smallest_of(config.search_space, model, backbone)
+    assert smallest <= target * parameters(model, backbone)
+
+
+def test_what_is_rewritten_keeps_the_presets_comments_under_its_own_head() -> None:
+    text = rewritten(
+        "compress", "# ours\n", {"data.qa.hub": None, "data.qa.files": ['a "b" ü.json']}
+    )
+    assert text.startswith("# ours\n\n[experiment]")
+    assert tomllib.loads(text)["data"]["qa"]["files"] == ['a "b" ü.json']
+    assert "hub" not in tomllib.loads(text)["data"]["qa"]
+    body = preset_text("compress").partition("\n[")[2]
+    assert text.count("#") == body.count("#") + 1
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def home(shop: Workshop) -> Path:
+    """A folder with a person's own fine-tuned model, and their questions."""
+    from nasd.worker.model import seed
+
+    tuned, outcome = work(
+        shop.spec(stage(demo_config(), "finetune", epochs=1.0)), shop.folder / "tuned"
+    )
+    assert outcome is not None, tuned.log.read_text()
+    folder = shop.folder / "home"
+    (folder / "mine").mkdir(parents=True)
+    answering = {"tokens": 96, "stride": 32, "n_best": 20, "max_answer_tokens": 8}
+    export.write(tuned.result, Path(seed.resolve(SOURCE, shop.folder)), folder / "mine", answering)
+    write_demo_data(folder / "data")
+    return folder
+
+
+QUESTIONS = ("--questions", "data/squad.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("mine", *QUESTIONS, "--target", "1.5"), "--target 1.5: give a share of the model's"),
+        (("mine", *QUESTIONS, "--target", "0"), "--target 0: give a share of the model's"),
+        (("mine", *QUESTIONS, "--target", "nan"), "--target nan: give a share of the model's"),
+        (("mine",), "--questions is missing: name a file of questions"),
+        (("mine", "--questions", "no.json"), "--questions: there is no file no.json"),
+        (("mine", "--questions", "data/corpus.txt"), "--questions: data/corpus.txt"),
+        (("mine", *QUESTIONS, "--out", "data"), "data"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence_before_anything_is_looked_at(
+    home: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    before = sorted(home.rglob("*"))
+    assert words in refused(nasd("compress", *arguments, folder=home))
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("mine", *QUESTIONS, "--target", "0.1"), "--target 0.1: the smallest encoder of this"),
+        (("gpt", *QUESTIONS), "the model type 'gpt2' is not supported: take one of"),
+        (("nowhere/at/all", *QUESTIONS), "there is no folder"),
+        (("mine", *QUESTIONS, "--devices", "gpu"), "--devices gpu: take auto, or a list"),
+        (("mine", *QUESTIONS, "--devices", "cuda:7"), "slots.devices: cuda:7 is not on"),
+        (("mine", *QUESTIONS, "--budget-gpu-hours", "1e-6"), "do not pay the smallest search"),
+    ],
+)
+def test_a_model_or_a_wish_that_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(
+    home: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    gpt = home / "gpt"
+    gpt.mkdir(exist_ok=True)
+    (gpt / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 5}))
+    before = sorted(home.rglob("*"))
+    done = nasd("compress", *arguments, folder=home)
+    assert (done.returncode, done.stdout) == (2, "")
+    looking, line = done.stderr.splitlines()
+    assert looking == "looking at the model and the questions ..."
+    assert line.startswith("nasd: ") and words in line
+    assert sorted(home.rglob("*")) == before
+
+
+def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
+    home: Path, tmp_path: Path
+) -> None:
+    place = ("--config", str(tmp_path / "c" / "config.toml"), "--write-only")
+    done = nasd("compress", "mine", *QUESTIONS, "--target", "0.6", *place, folder=home)
+    assert done.returncode == 0, done.stderr
+    assert "its question-answering head is kept, and trained on" in done.stdout
+    assert "18 % are embeddings, which stay: at most 60 % in all leave" in done.stdout
+    text = (tmp_path / "c" / "config.toml").read_text()
+    config = parse(tomllib.loads(text), "c")
+    assert config.seed_model.source == str((home / "mine").resolve())
+    assert config.data.mlm is None
+    again = nasd("compress", "mine", *QUESTIONS, "--target", "0.7", *place, folder=home)
+    assert again.returncode == 0 and "going on with" in again.stdout
+    assert (tmp_path / "c" / "config.toml").read_text() == text
+    write_demo_data(tmp_path / "other", seed=1)
+    for other, key in (
+        (("mine", "--questions", str(tmp_path / "other" / "squad.json")), "data.qa.files"),
+        ((str(home / "data"), *QUESTIONS), "seed_model.source"),
+    ):
+        words = f"is of another search, as its {key} says"
+        done = nasd("compress", *other, *place, folder=home)
+        assert done.returncode == 2 and words in done.stderr
+    low = nasd("compress", "mine", *QUESTIONS, "--target", "0.2", *place, folder=home)
+    assert low.returncode == 2 and "--target 0.2: the smallest encoder" in low.stderr
+
+
+@pytest.mark.heavy
+def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_asked_size(
+    home: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "c" / "config.toml", tmp_path / "small"
+    command = (
+        *("compress", "mine", *QUESTIONS, "--target", "0.75", "--config", str(path)),
+        *("--budget-gpu-hours", "0.04", "--devices", "cpu:0,cpu:1"),
+    )
+    done = nasd(*command, "--write-only", folder=home)
+    assert done.returncode == 0, done.stderr
+    text = path.read_text()
+    assert "budget_gpu_hours = 0.04" in text
+    path.write_text(text.replace("budget_gpu_hours = 0.04", ""))  # on a machine of any speed
+    done = nasd(*command, folder=home, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "going on with" in done.stdout
+    assert "the best with at most 75 % of the baseline's parameters: candidate" in done.stdout
+    assert f"export best my-model --max-parameters 75 --config {path}" in done.stdout
+    with snapshot.opened(tmp_path / "c" / "state") as connection:
+        found = snapshot.read(connection)
+    best = lookup.find(found, lookup.BEST, lookup.Wish(max_parameters=75.0))
+    assert not best.is_baseline
+    assert (found.experiment.prepared or {})["keeps_qa_head"]
+    taken = nasd(*command, "--out", str(out), folder=home, timeout=300)
+    assert taken.returncode == 0, taken.stderr
+    assert (out / "model.safetensors").exists() and "it stands in" in taken.stdout
