@@ -218,6 +218,7 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1500)
 def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_asked_size(
     home: Path, tmp_path: Path
 ) -> None:
