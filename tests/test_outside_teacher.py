@@ -116,7 +116,7 @@ def test_a_worker_learns_from_a_wider_bert_and_comes_nearer_to_it(
             task.model.load_state_dict(trained.state_dict())
         task.model.eval()
         batch = task.batch(np.arange(16), 7)
-        apart.append(float(task.loss(task.outputs(task.model, batch), batch)))
+        apart.append(task.loss(task.outputs(task.model, batch), batch).item())
     assert apart[1] < apart[0]
 
 

@@ -54,7 +54,7 @@ class QaTask:
         self.uniform = False  # there is packing against that
         self.fixed: Fixed | None = None
         self.known: Tensor | None = None
-        self.beside = ""
+        self.alongside = ""
         self.train_size = len(train)
         self.lengths: NDArray[np.int64] | None = train.lengths
         self.longest = int(train.lengths.max())
