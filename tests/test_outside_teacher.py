@@ -116,7 +116,7 @@ def test_a_worker_learns_from_a_wider_bert_and_comes_nearer_to_it(
             task.model.load_state_dict(trained.state_dict())
         task.model.eval()
         batch = task.batch(np.arange(16), 7)
-        apart.append(float(task.loss(task.outputs(task.model, batch), batch)))
+        apart.append(task.loss(task.outputs(task.model, batch), batch).item())
     assert apart[1] < apart[0]
 
 
@@ -130,6 +130,23 @@ def test_a_model_that_another_search_has_made_can_teach(
     folder, outcome = work(spec, tmp_path / "taught")
     assert outcome is not None, folder.log.read_text()
     assert outcome.verdict is Verdict.SUCCEEDED
+
+
+def test_prepare_copies_the_teacher_and_tells_where_it_is(
+    shop: Workshop, bert: Path, tmp_path: Path
+) -> None:
+    teaching = Teaching(weights="", name="bert", settings=Teacher(source="bert"))
+    folder, outcome = work(shop.spec(None, teacher=teaching), tmp_path / "prepare")
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.prepared is not None, outcome.message
+    copy = Path(outcome.prepared.teacher)
+    assert copy.parent == shop.folder / "cache"
+    assert isinstance(outside.load(copy), Outside)
+    missing = Teaching(weights="", name="gone", settings=Teacher(source="no/such/folder"))
+    folder, outcome = work(shop.spec(None, teacher=missing), tmp_path / "missing")
+    assert outcome is not None, folder.log.read_text()
+    assert outcome.prepared is None
+    assert outcome.message.startswith("teacher.source: 'no/such/folder': ")
 
 
 def test_a_damaged_copy_is_made_again_unless_the_teacher_has_changed(

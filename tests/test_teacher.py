@@ -25,6 +25,7 @@ from tests.training import (
     Workshop,
     demo_config,
     launched,
+    losses,
     make_workshop,
     run_of,
     stage,
@@ -166,6 +167,30 @@ def test_how_a_batch_is_dealt_out_and_packed_changes_no_loss(
     torch.testing.assert_close(loss_of(other, shown), whole, rtol=1e-4, atol=1e-4)
 
 
+@MATCHING
+def test_in_bfloat16_the_loss_is_the_same_but_for_rounding(
+    shop: Workshop, tuned: Path, alone: Ranks, match: tuple[str, ...]
+) -> None:
+    task = begun(lesson(shop, tuned, share=0.7, match=match), alone)
+    task.model.eval()
+    exact = loss_of(task, [0, 1, 2, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = loss_of(task, [0, 1, 2, 3])
+    rounded.backward()
+    torch.testing.assert_close(rounded.detach(), exact.detach(), rtol=0.05, atol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in task.model.parameters() if p.grad is not None)
+
+
+def test_what_takes_memory_beside_the_student_is_told_to_who_tries_micro_batches(
+    shop: Workshop, tuned: Path, alone: Ranks
+) -> None:
+    plain = begun(shop.spec(stage(demo_config(), "finetune")), alone)
+    noted = begun(lesson(shop, tuned), alone)
+    along = begun(lesson(shop, tuned, match=("logits", "hidden")), alone)
+    assert plain.alongside == noted.alongside == ""
+    assert along.alongside.endswith("logits, hidden")
+
+
 def test_what_is_noted_is_what_the_teacher_says(shop: Workshop, tuned: Path, alone: Ranks) -> None:
     """The loss by what is kept in half the bits is that by the teacher computed along."""
     spec = lesson(shop, tuned, share=1.0)
@@ -289,6 +314,19 @@ def test_a_worker_asks_the_teacher_and_the_student_comes_nearer_to_it(
     plain.model.load_state_dict(weights(folder.result))
     plain.model.eval()
     assert outcome.metrics["loss"] == pytest.approx(plain.evaluate(alone, 8, quiet)["loss"])
+
+
+@pytest.mark.parametrize("match", [("logits",), ("relations",)], ids="-".join)
+def test_two_ranks_learn_from_a_teacher_what_one_does(
+    shop: Workshop, tuned: Path, tmp_path: Path, match: tuple[str, ...]
+) -> None:
+    spec = lesson(shop, tuned, more={"epochs": 0.05}, share=0.7, match=match)
+    ends = []
+    for ranks in (1, 2):
+        folder, outcome = work(spec, tmp_path / str(ranks), ranks)
+        assert outcome is not None, folder.log.read_text()
+        ends.append([*losses(folder, "train"), *losses(folder, "evaluation")])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 def test_a_taught_attempt_that_is_killed_ends_with_the_weights_of_one_that_was_not(

@@ -56,7 +56,7 @@ class MlmTask:
         self.longest = corpus.length
         self.uniform = True  # every sequence is full
         self.corpus = corpus
-        self.beside = ""
+        self.alongside = ""
         self.known: Tensor | None = None  # [train_size, tokens, width]
         self._trains = trains
         self.mask_seed = mask_seed

@@ -56,7 +56,7 @@ class QaTask:
         self.uniform = False  # there is packing against that
         self.fixed: Fixed | None = None
         self.known: Tensor | None = None
-        self.beside = ""
+        self.alongside = ""
         self._rows = np.arange(len(train)) if rows is None else rows
         lengths = train.lengths[self._rows]
         self.train_size = len(lengths)

@@ -91,7 +91,9 @@ class Task(Protocol):
     uniform: bool  # whether all batches have one shape, so that compiling pays for itself
     fixed: Fixed | None  # where so, what frozen layers make of an example can be kept
     known: Tensor | None  # what they make of each, once that is kept; batches bring it along
-    beside: str  # what else is computed with each batch, that takes memory: a teacher; "" for none
+    alongside: (
+        str  # what else is computed with each batch, that takes memory: a teacher; "" for none
+    )
 
     def trainable(self) -> set[str]:
         """Names of the parameters that this stage trains."""

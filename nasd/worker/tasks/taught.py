@@ -53,7 +53,7 @@ class Taught:
         self._settings = settings
         self._teacher = teacher
         self.watches = watched(settings)
-        self.beside = teacher.size
+        self.alongside = teacher.size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)

@@ -225,7 +225,7 @@ def key_of(task: Task, stage: Stage, ranks: Ranks, precision: str, device: Devic
             "share": share_of(stage, ranks.world),
             "cached": task.known is not None,
             # Only where there is one, so that what was tried before there were any still counts.
-            **({"taught": task.beside} if task.beside else {}),
+            **({"taught": task.alongside} if task.alongside else {}),
             "width": task.model.architecture.width,
             "size": [_class(sum(p.numel() for p in task.model.parameters())), _class(sum(trained))],
         }
