@@ -95,7 +95,7 @@ def test_fewer_examples_than_slots_are_told_as_training_would_tell_it(folder, to
 
 
 def test_doctor_and_run_say_the_same_before_anything_is_written(tmp_path: Path):
-    path = write_preset("demo", tmp_path, [], force=False)
+    path = write_preset("demo-thesis", tmp_path, [], force=False)
     (tmp_path / "demo-data" / "corpus.txt").write_text(WORLD)
     (bad,) = [one for one in doctor.examine(path) if one.mark == "bad"]
     assert bad.about == "seed"

@@ -169,7 +169,7 @@ def test_the_command_ends_with_a_verdict_and_says_by_its_exit_code_whether_it_is
 
 
 def test_before_the_first_run_the_seed_and_the_data_are_looked_at(tmp_path: Path):
-    path = write_preset("demo", tmp_path, ["daemon.disk_reserve_gb=0"], force=False)
+    path = write_preset("demo-thesis", tmp_path, ["daemon.disk_reserve_gb=0"], force=False)
     found = examined(path)
     assert [one.mark for one in found["seed"]] == ["good"]
     assert [one.mark for one in found["state"]] == ["note"]

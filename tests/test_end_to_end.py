@@ -113,7 +113,7 @@ def check_curves(state: StateFolder, snap: Snapshot) -> None:
 
 def test_a_search_survives_a_kill_of_its_daemon_and_ends(tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    config = write_preset("demo", folder, TINY, force=False)
+    config = write_preset("demo-thesis", folder, TINY, force=False)
     state = folder / "state"
     first = start(config)
 
@@ -145,7 +145,7 @@ def test_kills_change_neither_decisions_nor_weights(tmp_path: Path) -> None:
     ends = []
     for name, kills in (("undisturbed", 0), ("disturbed", 4)):
         folder = tmp_path / name
-        config = write_preset("demo", folder, (*TINY, 'slots.devices=["cpu:0"]'), force=False)
+        config = write_preset("demo-thesis", folder, (*TINY, 'slots.devices=["cpu:0"]'), force=False)
         for _ in range(kills):
             daemon = start(config)
             with pytest.raises(subprocess.TimeoutExpired):

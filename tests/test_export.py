@@ -316,7 +316,7 @@ def test_a_trained_candidate_loads_in_a_clean_environment(tmp_path: Path) -> Non
         ],
         check=True,
     )
-    config = write_preset("demo", tmp_path / "search", TINY, force=False)
+    config = write_preset("demo-thesis", tmp_path / "search", TINY, force=False)
     out, _ = start(config).communicate(timeout=280)
     state = StateFolder(tmp_path / "search" / "state")
     home = export(state.path, str(kept(state)[0]), tmp_path / "home")

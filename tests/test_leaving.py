@@ -52,7 +52,7 @@ def last_lines(text: str, count: int) -> list[str]:
 def test_a_search_says_what_it_does_when_told_to_stop_and_what_to_type_to_go_on(
     tmp_path: Path, watched: tuple[str, ...]
 ) -> None:
-    config = write_preset("demo", tmp_path, TINY, force=False)
+    config = write_preset("demo-thesis", tmp_path, TINY, force=False)
     running = start(config, *watched)
 
     def runs() -> bool:
@@ -77,7 +77,7 @@ def test_a_search_says_what_it_does_when_told_to_stop_and_what_to_type_to_go_on(
 def test_a_search_that_is_told_to_stop_before_it_began_leaves_nothing_and_no_child(
     tmp_path: Path, number: int
 ) -> None:
-    config = write_preset("demo", tmp_path, TINY, force=False)
+    config = write_preset("demo-thesis", tmp_path, TINY, force=False)
     before = sorted(tmp_path.rglob("*"))
     running = start(config)
     process = psutil.Process(running.pid)
@@ -93,7 +93,7 @@ def test_a_search_that_is_told_to_stop_before_it_began_leaves_nothing_and_no_chi
 
 
 def test_a_child_that_is_asked_something_does_not_outlive_a_killed_asker(tmp_path: Path) -> None:
-    running = start(write_preset("demo", tmp_path, TINY, force=False))
+    running = start(write_preset("demo-thesis", tmp_path, TINY, force=False))
     process = psutil.Process(running.pid)
     assert wait_until(lambda: bool(process.children()), PATIENCE)
     children = process.children(recursive=True)

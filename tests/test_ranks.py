@@ -241,7 +241,7 @@ def test_the_command_in_a_folder_of_ones_own_imports_nothing_from_there(
 ) -> None:
     from nasd.presets import write_preset
 
-    write_preset("demo", trapped, ["slots.threads=1"], force=False)
+    write_preset("demo-thesis", trapped, ["slots.threads=1"], force=False)
     command = [str(Path(sys.executable).with_name("nasd"))]
     if how == "bin/nasd":
         command = [str(ROOT / "bin/nasd")]

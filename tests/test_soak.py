@@ -314,7 +314,7 @@ def test_only_a_checkpoint_with_a_whole_one_before_it_is_damaged(state: StateFol
 
 def test_the_real_search_is_what_it_says(tmp_path: Path) -> None:
     for kills in (3, 30):
-        path = write_preset("demo", tmp_path / str(kills), real.settings(kills), force=False)
+        path = write_preset("demo-thesis", tmp_path / str(kills), real.settings(kills), force=False)
         config = config_module.load(path)
         ladder = len(config.ladder("candidates"))
         mu, lambda_ = config.population.mu, config.population.lambda_

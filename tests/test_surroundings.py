@@ -78,7 +78,7 @@ def test_a_search_writes_nothing_that_others_can_read_and_needs_no_home(
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/dev/null/nobody")
-    config = write_preset("demo", tmp_path, TINY, force=False)
+    config = write_preset("demo-thesis", tmp_path, TINY, force=False)
     state = StateFolder(tmp_path / "state")
     before = os.umask(0)
     try:

@@ -27,7 +27,7 @@ def demo_config(**changes: Any) -> Config:
     """The demo preset with dotted keys (stages by name) replaced."""
     import tomllib
 
-    data = tomllib.loads(preset_text("demo"))
+    data = tomllib.loads(preset_text("demo-thesis"))
     for key, value in changes.items():
         place: Any = data
         *above, last = key.split("__")

@@ -14,7 +14,7 @@ from nasd.contract.protocol import write_atomically
 
 # From a config, where it will lie, and the keys that are fixed, to values for others, in words.
 Fit = Callable[[config.Config, Path, frozenset[str]], tuple[Mapping[str, Any], Sequence[str]]]
-PRESETS = ("thesis", "compress", "minilm", "demo")
+PRESETS = ("thesis", "compress", "minilm", "demo", "minilm-thesis", "demo-thesis")
 
 
 def preset_text(name: str) -> str:
@@ -70,7 +70,7 @@ def write_preset(
             written.aside(path)
     except OSError as error:
         raise NasdError(f"{folder} cannot be written: {error.strerror}") from error
-    if name == "demo":
+    if name.startswith("demo"):
         from nasd.presets.demo import write_demo_data
 
         write_demo_data(folder / "demo-data")

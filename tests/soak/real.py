@@ -98,7 +98,7 @@ def soak(folder: Path, kills: int, seed: int, say: Say) -> Part:
     began = time.monotonic()
     part = Part("real training")
     paths = [
-        write_preset("demo", folder / name, settings(kills), force=False)
+        write_preset("demo-thesis", folder / name, settings(kills), force=False)
         for name in ("undisturbed", "disturbed")
     ]
     calm, rough = (StateFolder(path.parent / "state") for path in paths)
