@@ -190,7 +190,7 @@ def family(findings: Findings) -> Drawing:
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4},
             zorder=2.5,
         )
-    axes.set_xlim(-1.15, newest + 0.75)
+    axes.set_xlim(-1 - max(0.15, 0.006 * newest), newest + 0.75)
     axes.set_ylim(leaves - 0.4, -0.9)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -274,6 +274,7 @@ def label_marks(
     for x, y in (axes.transData.transform(point) for point in marks):
         taken.append((x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale))
     frame = axes.get_window_extent()
+    edge = figure.bbox.x1
     for x, y, text in labels:
         wide, high = 0.62 * SMALL * len(text) * scale, 0.8 * SMALL * scale
         px, py = axes.transData.transform((x, y))
@@ -281,7 +282,8 @@ def label_marks(
             left = px + dx * scale - (wide if dx < 0 else wide / 2 if dx == 0 else 0)
             bottom = py + dy * scale - (high if dy < 0 else high / 2 if dy == 0 else 0)
             box = (left, bottom, left + wide, bottom + high)
-            inside = frame.x0 <= box[0] and box[2] <= frame.x1 + wide and box[3] <= frame.y1 + high
+            right = min(frame.x1 + wide, edge)
+            inside = frame.x0 <= box[0] and box[2] <= right and box[3] <= frame.y1 + high
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 axes.text(

@@ -50,8 +50,8 @@ def curves(findings: Findings) -> Drawing:
     axes.set_xlabel("optimizer steps, the MLM stages in a row")
     axes.set_ylabel("MLM evaluation loss, nats a masked token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    lay_out(figure)
     _mark_stages(findings, axes, generation)
+    lay_out(figure)
     _label_ends(axes, lines)
     drawing.figure = figure
     cutoffs = [row for row in findings.cutoffs if row.generation == generation]
@@ -275,7 +275,9 @@ def correlation(findings: Findings) -> Drawing:
             for row in findings.correlations
             if (row.stage, row.among) == (stage, "all scored") and row.value is not None
         ]
-        text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: too few to correlate"
+        alike = min(len({row.loss for row in found}), len({row.quality for row in found})) < 2
+        why = "all are alike" if alike and n > 1 else "too few to correlate"
+        text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: {why}"
         axes.set_title(text, loc="right", fontweight="normal", fontsize=8)
     grid[0].set_ylabel(QUALITY)
     legend: list[tuple[str, dict[str, Any]]] = []
