@@ -393,6 +393,26 @@ def drop_a_tensor(path: Path) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def reshape_a_tensor(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    state["qa_outputs.bias"] = state["qa_outputs.bias"].repeat(7)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def widen_the_config(path: Path) -> None:
+    config = path.with_name("config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 10**6}))
+
+
+def grow_the_config(path: Path) -> None:
+    """Each number of it could be."""
+    config = path.with_name("config.json")
+    block = {"heads": 1, "ffns": [{"activation": "gelu", "sizes": [10**6] * 60}] * 60}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"blocks": [block] * 4}))
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("damage", "words"),
@@ -400,6 +420,9 @@ def drop_a_tensor(path: Path) -> None:
         (lambda path: path.unlink(), "is damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
         (drop_a_tensor, "lacks the weights qa_outputs.weight"),
+        (reshape_a_tensor, r"has qa_outputs.bias of the shape \[14\], where .* asks for \[2\]"),
+        (widen_the_config, r"has encoder.embeddings.word.weight of .* asks for \[1000000, "),
+        (grow_the_config, "is damaged .*asks for .* parameters, of at most"),
     ],
 )
 def test_a_damaged_model_is_refused(

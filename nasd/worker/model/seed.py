@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # torch.load's word for what it refuses to run
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
-from nasd.worker.model import phenotype
+from nasd.worker.model import header, phenotype
 from nasd.worker.model.phenotype import Architecture, MaskedLM
 
 if TYPE_CHECKING:
@@ -166,16 +166,9 @@ def resolve(source: str, base: Path) -> str | Path:
 
 
 def describe(source: str, base: Path) -> SeedDescription:
-    """Reads the seed's config.json and the names of its weights, not the weights themselves."""
-    family, arch = _architecture(source, base)
-    path = _file(source, base, WEIGHTS)
-    with _reading(source, path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                names = {_modern(name, family) for name in file.keys()}  # noqa: SIM118
-        else:
-            names = set(_state(path, family))
-    return SeedDescription(arch, has_mlm_head=_has_head(names, family))
+    """Reads the seed's config.json and what its weights are like, not the weights themselves."""
+    found = _look(source, base)
+    return SeedDescription(found.architecture, found.has_head)
 
 
 def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[MaskedLM, bool]:
@@ -183,11 +176,10 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
 
     A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
     """
-    family, arch = _architecture(source, base)
-    path = _file(source, base, WEIGHTS)
-    with _reading(source, path):
-        theirs = _state(path, family)
-    has_head = _has_head(theirs, family)
+    found = _look(source, base)
+    family, arch, has_head = found.family, found.architecture, found.has_head
+    with _reading(source, found.path):
+        theirs = _state(found.path, family) if found.state is None else found.state
     words = theirs.get("embeddings.word_embeddings.weight")
     output = theirs.get(family.output)
     if output is not None and words is not None and not torch.equal(output, words):
@@ -205,17 +197,36 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
         phenotype.initialise(model.head, generator, arch.initializer_range)
     with torch.no_grad():
         for ours, name in _names(arch, family, has_head):
-            parameter = model.get_parameter(ours)
-            if name not in theirs:
-                raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
-            if theirs[name].shape != parameter.shape:
-                raise _error(
-                    source,
-                    f"the shape of {name} in {path} is {list(theirs[name].shape)}, where its"
-                    f" {CONFIG} asks for {list(parameter.shape)}: fetch the model again",
-                )
-            parameter.copy_(theirs[name])
+            model.get_parameter(ours).copy_(theirs[name])
     return model, has_head
+
+
+class _Look(NamedTuple):
+    """A seed whose weights fit its config.json. state: of a file that had to be read for that."""
+
+    family: _Family
+    architecture: Architecture
+    path: Path
+    has_head: bool
+    state: dict[str, Tensor] | None
+
+
+def _look(source: str, base: Path) -> _Look:
+    family, arch = _architecture(source, base)
+    path = _file(source, base, WEIGHTS)
+    state: dict[str, Tensor] | None = None
+    with _reading(source, path):
+        if path.suffix == ".safetensors":
+            there = {_modern(name, family): one for name, one in header.shapes(path).items()}
+        else:
+            state = _state(path, family)
+            there = {name: list(tensor.shape) for name, tensor in state.items()}
+    has_head = _has_head(set(there), family)
+    wanted = header.wanted(MaskedLM, arch)
+    for ours, name in _names(arch, family, has_head):
+        if wrong := header.misfit(there, name, wanted[ours]):
+            raise _error(source, f"{path} {wrong}: fetch the model again")
+    return _Look(family, arch, path, has_head, state)
 
 
 def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
@@ -375,6 +386,7 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
             norm_eps=float(config.get("layer_norm_eps", 1e-12)),
             initializer_range=float(config.get("initializer_range", 0.02)),
         ).with_blocks(genotype.to_json()["blocks"])
+        arch.check_parameters()
     return family, arch
 
 
@@ -395,7 +407,7 @@ def _modern(name: str, family: _Family) -> str:
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _has_head(names: Mapping[str, Tensor] | set[str], family: _Family) -> bool:
+def _has_head(names: set[str], family: _Family) -> bool:
     return all(f"{module}.weight" in names for module in family.head.values())
 
 
