@@ -95,6 +95,19 @@ def shown(value: Any, most: int = 40, write: Callable[[Any], str] = repr) -> str
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def named(name: str, most: int = 80) -> str:
+    """A name that somebody else gave, as one line of a log may have it: `shown`, with whatever is
+    no letter, digit or sign written as an escape."""
+    return shown(name, most, _plain)
+
+
+def _plain(name: str) -> str:
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in name
+    )
+
+
 # --- times ------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from nasd.contract import words
 from nasd.contract.config import PREPARE
 from nasd.control import preflight
 from nasd.views import caveats
@@ -43,8 +44,10 @@ def hub(case: Case) -> Iterator[Finding]:
 
 def _of_hub(case: Case) -> Iterator[Source]:
     seed, data = case.config.seed_model.source, case.config.data
-    if not seed.startswith("package:") and not (case.folder / Path(seed).expanduser()).is_dir():
-        yield Source("seed_model.source", seed, "model")
+    if not seed.startswith("package:"):
+        given = words.path(Path(seed), "seed_model.source")
+        if not (case.folder / given).is_dir():
+            yield Source("seed_model.source", seed, "model")
     for index, corpus in enumerate(data.mlm.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
