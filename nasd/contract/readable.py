@@ -117,7 +117,7 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours:02} h"
+        return f"{days:,} d {hours:02} h"
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
@@ -133,7 +133,7 @@ def about(seconds: float) -> str:
     if minutes < 36 * 60:
         return f"{minutes // 60} h {minutes % 60 // 10 * 10:02} min"
     hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
+    return f"{hours // 24:,} d {hours % 24} h"
 
 
 def hours(value: float) -> str:
