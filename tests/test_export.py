@@ -301,6 +301,7 @@ def test_no_file_says_where_it_was_made(home: Exported, finished: StateFolder) -
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)  # it installs torch
 def test_a_trained_candidate_loads_in_a_clean_environment(tmp_path: Path) -> None:
     """A real search, and a virtual environment with torch and transformers alone."""
     from nasd.presets import write_preset
