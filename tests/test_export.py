@@ -629,6 +629,7 @@ print(json.dumps([found.text, round(found.score, 4)]))
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)  # it installs torch
 @pytest.mark.parametrize("version", ["4.57.1", "5.23.0"])
 def test_it_loads_and_answers_alike_in_a_clean_environment_of_either_transformers(
     version: str, home: Exported, tmp_path: Path
