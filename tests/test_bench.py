@@ -26,7 +26,7 @@ from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Task
 from nasd.worker.training.train import freeze
-from tests.bench import flops, startup, training
+from tests.bench import flops, memory, startup, training
 from tests.bench.cases import CASES, MASK_SHARE, ROWS, SHAPES, SQUAD_LENGTHS, Job, Shape, Side
 from tests.bench.pace import Finished, Segment
 from tests.bench.training import Figure, Measured, compare, flops_a_token
@@ -421,3 +421,18 @@ def test_a_worker_that_does_not_start_is_an_error_with_its_last_words(
     (damaged / "weights-qa" / "model.safetensors").write_bytes(b"")
     with pytest.raises(NasdError, match=r"finetune does not come to a step: .+"):
         startup.first_step("finetune", TINY, damaged, 1, threads=1)
+
+
+# --- bin/bench memory -----------------------------------------------------------------------
+
+
+def test_workers_with_few_and_many_programs_do_the_same_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures.json"
+    quick = ["--shape", "tiny", "--precision", "float32", "--repeats", "2", "--steps", "2"]
+    memory.main([*quick, "--json", str(figures)])
+    found = json.loads(figures.read_text())
+    assert all(len(found["seconds_a_step"][name]) == 2 for name in memory.KEPT)
+    assert min(found["peak_bytes"].values()) > 1e8
+    assert "ratio" in capsys.readouterr().out

@@ -42,7 +42,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"variation__initial__encode": 2}, "variation.initial.encode", "did you mean encoder?"),
     ({"data__mlm__token": 2}, "data.mlm.token", "did you mean tokens?"),
     ({"data__mlm__corpora": [{"fils": ["a"]}]}, "data.mlm.corpora[0].fils", "did you mean files?"),
-    ({"experiment__zzz": 1}, "experiment.zzz", "known here: budget_gpu_hours, generations, limits, name"),
+    (
+        {"experiment__zzz": 1},
+        "experiment.zzz",
+        "known here: budget_gpu_hours, generations, limits, name",
+    ),
     ({"population__mu": None}, "population.mu", "is missing"),
     ({"seed_model": None}, "seed_model", "is missing"),
     ({"stages": []}, "stages", "at least 1 item"),

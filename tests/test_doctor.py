@@ -235,6 +235,12 @@ def test_without_names_of_the_hub_nobody_asks_it(tmp_path: Path):
     assert list(sources.hub(case_of(tmp_path))) == []
 
 
+def test_a_seed_below_an_unknown_users_home_is_told_in_one_sentence(tmp_path: Path):
+    case = case_of(tmp_path, seed_model__source="~nobody-of-that-name/seed")
+    with pytest.raises(NasdError, match=r"^seed_model\.source: there is no user of the name"):
+        list(sources.hub(case))  # which doctor shows as a finding
+
+
 def test_what_the_hub_has_is_well(tmp_path: Path, hub: dict[str, int]):
     hub["models/some/seed"] = 200
     (found,) = sources.hub(case_of(tmp_path, seed_model__source="some/seed"))

@@ -145,7 +145,9 @@ def test_kills_change_neither_decisions_nor_weights(tmp_path: Path) -> None:
     ends = []
     for name, kills in (("undisturbed", 0), ("disturbed", 4)):
         folder = tmp_path / name
-        config = write_preset("demo-thesis", folder, (*TINY, 'slots.devices=["cpu:0"]'), force=False)
+        config = write_preset(
+            "demo-thesis", folder, (*TINY, 'slots.devices=["cpu:0"]'), force=False
+        )
         for _ in range(kills):
             daemon = start(config)
             with pytest.raises(subprocess.TimeoutExpired):

@@ -301,6 +301,7 @@ def test_no_file_says_where_it_was_made(home: Exported, finished: StateFolder) -
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)  # it installs torch
 def test_a_trained_candidate_loads_in_a_clean_environment(tmp_path: Path) -> None:
     """A real search, and a virtual environment with torch and transformers alone."""
     from nasd.presets import write_preset
@@ -393,6 +394,26 @@ def drop_a_tensor(path: Path) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def reshape_a_tensor(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    state["qa_outputs.bias"] = state["qa_outputs.bias"].repeat(7)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def widen_the_config(path: Path) -> None:
+    config = path.with_name("config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 10**6}))
+
+
+def grow_the_config(path: Path) -> None:
+    """Each number of it could be."""
+    config = path.with_name("config.json")
+    block = {"heads": 1, "ffns": [{"activation": "gelu", "sizes": [10**6] * 60}] * 60}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"blocks": [block] * 4}))
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("damage", "words"),
@@ -400,6 +421,9 @@ def drop_a_tensor(path: Path) -> None:
         (lambda path: path.unlink(), "is damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
         (drop_a_tensor, "lacks the weights qa_outputs.weight"),
+        (reshape_a_tensor, r"has qa_outputs.bias of the shape \[14\], where .* asks for \[2\]"),
+        (widen_the_config, r"has encoder.embeddings.word.weight of .* asks for \[1000000, "),
+        (grow_the_config, "is damaged .*asks for .* parameters, of at most"),
     ],
 )
 def test_a_damaged_model_is_refused(
@@ -605,6 +629,7 @@ print(json.dumps([found.text, round(found.score, 4)]))
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)  # it installs torch
 @pytest.mark.parametrize("version", ["4.57.1", "5.23.0"])
 def test_it_loads_and_answers_alike_in_a_clean_environment_of_either_transformers(
     version: str, home: Exported, tmp_path: Path

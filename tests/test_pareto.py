@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors, tournament
+from nasd.search.pareto import Point, covers, crowding, hypervolume, ranks, survivors, tournament
 
 INF = math.inf
 SIZE = 1  # the axis that the thesis's tournaments go by
@@ -240,6 +240,17 @@ def test_hypervolume(points: list[Point], expected: float) -> None:
 @settings(deadline=None)
 def test_hypervolume_agrees_with_a_sweep(points: list[Point], reference: Point) -> None:
     assert hypervolume(points, reference) == pytest.approx(sweep(points, reference))
+
+
+@given(flat, coarse)
+@settings(deadline=None)
+def test_those_that_others_cover_add_nothing(points: list[Point], reference: Point) -> None:
+    front: list[Point] = []
+    for point in points:
+        if not any(covers(one, point) for one in front):
+            front = [one for one in front if not covers(point, one)] + [point]
+    assert sorted(front) == sorted({p for p, r in zip(points, ranks(points), strict=True) if not r})
+    assert hypervolume(front, reference) == pytest.approx(hypervolume(points, reference))
 
 
 @given(

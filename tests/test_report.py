@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow.csv
@@ -36,14 +36,15 @@ from nasd.record.state import Attempt, Snapshot, StageResult
 from nasd.record.store import Store
 from nasd.search.variation.breeding import mutate
 from nasd.views.report import statistics, words, write
-from nasd.views.report.descent import framed, tree_places
-from nasd.views.report.drawing import COLOURS, apart, some_of
+from nasd.views.report.descent import family, framed, tree_places
+from nasd.views.report.drawing import COLOURS, apart, lay_out, outer_labels, panels_on, some_of
 from nasd.views.report.figures import drawings
 from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.losses import missed
 from nasd.views.report.mutations import MUTATIONS, between, in_words
 from nasd.views.report.page import _tables, render, toml
 from nasd.views.report.regret import price, stopped
+from tests.bench.control import fill
 from tests.conftest import BASELINE, START, drive, make_tick, small_config
 from tests.test_status import WHEN, one_diverges
 
@@ -164,6 +165,12 @@ def test_estimates_are_those_of_scipy(pairs: list[tuple[float, float]]):
     share = statistics.share(found, len(x))
     assert share is not None
     assert (share.low, share.high) == pytest.approx((float(wilson.low), float(wilson.high)))
+
+
+@given(st.integers(1, 3000))
+@settings(deadline=None)
+def test_students_quantile_is_that_of_scipy(n: int):
+    assert statistics.student(n) == pytest.approx(float(stats.t.ppf(0.975, n)), rel=1e-10)
 
 
 @pytest.mark.parametrize("correlate", [statistics.pearson, statistics.spearman])
@@ -570,6 +577,39 @@ def test_a_choice_of_panels_holds_the_first_and_the_last(n: int):
     assert chosen == sorted(set(chosen)) and len(chosen) == min(n, 12)
 
 
+@pytest.mark.parametrize("panels", [1, 3, 5, 10, 12])
+def test_panels_stand_in_rows_and_columns_without_covering_each_other(panels: int):
+    columns = min(panels, 4)
+    figure, grid = panels_on(math.ceil(panels / columns), columns, height=2.0, share=True)
+    for place, axes in enumerate(grid[:panels]):
+        axes.plot([0, 1e6], [0, 10**place])
+        axes.set_title(f"generation {place}")
+    outer_labels(grid[:panels], columns, "steps", "loss")
+    lay_out(figure)
+    at = [axes.get_position() for axes in grid[:panels]]
+    for place, box in enumerate(at):
+        assert (box.x0, box.x1) == pytest.approx((at[place % columns].x0, at[place % columns].x1))
+        first = at[place - place % columns]
+        assert (box.y0, box.y1) == pytest.approx((first.y0, first.y1))
+    taken = [axes.get_tightbbox() for axes in grid[:panels]]
+    for one, other in combinations(taken, 2):
+        assert not one.overlaps(other)
+
+
+def test_names_in_a_long_family_lie_on_no_other_and_the_axis_can_be_read(tmp_path: Path):
+    fill(StateFolder(tmp_path), 600)
+    figure = family(write.read(tmp_path)).figure
+    assert figure is not None
+    lay_out(figure)
+    (axes,) = figure.axes
+    names = [one.get_window_extent() for one in axes.texts]
+    numbers = [one.get_window_extent() for one in axes.get_xticklabels()]
+    assert len(names) > 8 and len(numbers) > 8
+    for shown in (names, numbers):
+        for one, other in combinations(shown, 2):
+            assert not one.overlaps(other)
+
+
 # -- the page --------------------------------------------------------------------------------------
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -698,7 +738,7 @@ def test_a_report_holds_every_table_and_figure(complete: Findings, written: Path
         lines = (written / "tables" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         assert [part.strip('"') for part in lines[0].split(",")] == table.column_names
         if rows:
-            told = [one.name for one in fields(rows[0])]
+            told = list(get_type_hints(type(rows[0])))
             if "size" in told and "parameters_percent" not in told:  # what people are shown of it
                 told.insert(told.index("size") + 1, "parameters_percent")
             assert table.column_names == told

@@ -319,7 +319,10 @@ def test_a_package_with_several_models_is_refused_unless_one_is_named(packages: 
         ({"num_attention_heads": 5}, "5 heads do not divide the width 24"),
         ({"hidden_size": None}, "is damaged or not what it seems"),
         ({"num_hidden_layers": 3}, "lacks the weights encoder.layer.2.attention"),
-        ({"intermediate_size": 41}, "is [40, 24], where its config.json asks for [41, 24]"),
+        (
+            {"intermediate_size": 41},
+            "of the shape [40, 24], where its config.json asks for [41,",
+        ),
     ],
 )
 def test_a_config_that_cannot_serve_is_refused(
@@ -470,3 +473,23 @@ def test_a_seed_of_absurd_size_is_refused_by_file_and_key(bert: Path, key: str) 
     config.write_text(json.dumps({**json.loads(config.read_text()), key: 10**9}))
     with pytest.raises(NasdError, match=rf"config\.json is damaged .*{key}"):
         seed.describe(str(bert), Path("/"))
+
+
+def test_weights_of_other_shapes_than_the_config_tells_are_refused_before_any_are_read(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("nothing is to be allocated")
+
+    change(bert, intermediate_size=4100)
+    monkeypatch.setattr(seed, "_state", never)
+    monkeypatch.setattr(phenotype, "empty", never)
+    for read in (seed.describe, seed.load_seed):
+        assert "asks for [4100, 24]: fetch" in refused(str(bert), read=read)
+
+
+def test_sizes_that_only_together_are_absurd_are_refused(bert: Path) -> None:
+    change(bert, hidden_size=24_000, intermediate_size=96_000, num_hidden_layers=100)
+    assert "parameters, of at most 4,000,000,000" in refused(str(bert), read=seed.describe)
+    change(bert, hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
+    assert "of at most" not in refused(str(bert), read=seed.describe)

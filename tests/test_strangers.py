@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nasd.contract import strangers
+from nasd.contract import readable, strangers
 from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
 from nasd.record import requests
@@ -106,11 +106,11 @@ def test_a_file_is_read_only_if_it_is_one_and_not_too_large(tmp_path: Path) -> N
         ("plain-1.json", "plain-1.json"),
         ("a\nb\x1b[31m", "a\\nb\\x1b[31m"),
         ("a\udcffb", "a\\udcffb"),
-        ("x" * 100, "x" * 77 + "..."),
+        ("x" * 100, "x" * 79 + "…"),
     ],
 )
 def test_a_strangers_name_is_one_short_line_of_plain_text(name: str, expected: str) -> None:
-    assert strangers.shown(name) == expected
+    assert readable.named(name) == expected
 
 
 def test_who_is_told_to_leave_leaves_what_waits_for_the_next_daemon(tick: Tick) -> None:

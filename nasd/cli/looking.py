@@ -34,9 +34,10 @@ def status(
     folder = state_folder(config, state)
     if as_json:
         from nasd.contract.bulk import kept
-        from nasd.views.status import as_json as view
 
         with kept():
+            from nasd.views.status import as_json as view
+
             print(view.text(view.report(folder)))
         return
     from nasd.cli.details import details
@@ -200,13 +201,14 @@ def report(
     Example: nasd report --out search-report
     """
     from nasd.contract.bulk import kept
-    from nasd.views.report import words
-    from nasd.views.report.write import default_folder, read, write
 
     folder = state_folder(config, state)
     if regret and not _trained_on(folder, config if state is None else None, yes):
         return
     with kept():
+        from nasd.views.report import words
+        from nasd.views.report.write import default_folder, read, write
+
         facts = read(folder)
         page = write(facts, out or default_folder(folder, facts))
         print("\n".join(words.answer(facts)))

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from nasd.contract.errors import NasdError
@@ -334,7 +334,7 @@ def text_of(data: Mapping[str, Any]) -> str:
 
 
 def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
-    return activation[0] + "-".join(map(str, sizes))
+    return activation[0] + "-".join([str(size) for size in sizes])
 
 
 def _block_text(heads: int, ffns: Iterable[str]) -> str:
@@ -342,8 +342,15 @@ def _block_text(heads: int, ffns: Iterable[str]) -> str:
 
 
 def _in_line(blocks: Iterable[str]) -> str:
-    runs = ((text, len(list(run))) for text, run in groupby(blocks))
-    return " ".join(f"{count}x[{text}]" if count > 1 else f"[{text}]" for text, count in runs)
+    runs, last, count = list[str](), None, 0
+    for text in blocks:
+        count = count + 1 if text == last else 1
+        if count > 1:
+            runs[-1] = f"{count}x[{text}]"
+        else:
+            runs.append(f"[{text}]")
+        last = text
+    return " ".join(runs)
 
 
 def _count(value: Any) -> int:

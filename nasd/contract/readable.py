@@ -95,6 +95,19 @@ def shown(value: Any, most: int = 40, write: Callable[[Any], str] = repr) -> str
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def named(name: str, most: int = 80) -> str:
+    """A name that somebody else gave, as one line of a log may have it: `shown`, with whatever is
+    no letter, digit or sign written as an escape."""
+    return shown(name, most, _plain)
+
+
+def _plain(name: str) -> str:
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in name
+    )
+
+
 # --- times ------------------------------------------------------------------------------------
 
 
@@ -104,7 +117,7 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours:02} h"
+        return f"{days:,} d {hours:02} h"
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
@@ -120,7 +133,7 @@ def about(seconds: float) -> str:
     if minutes < 36 * 60:
         return f"{minutes // 60} h {minutes % 60 // 10 * 10:02} min"
     hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
+    return f"{hours // 24:,} d {hours % 24} h"
 
 
 def hours(value: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasd.contract.errors import NasdError
+from nasd.contract.readable import named
 
 LARGEST_JSON = 1 << 22  # bytes of a genotype, or of a config.json: what is larger is none
 
@@ -19,7 +20,7 @@ def content(path: Path, limit: int) -> bytes:
 
     Raises NasdError, which tells nothing of what it holds, if it is anything else.
     """
-    name = shown(path.name)
+    name = named(path.name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
@@ -67,13 +68,3 @@ ACTS = bytes(one for one in range(32) if one not in b"\n\t") + b"\x7f"
 def harmless(text: bytes) -> bytes:
     """Text that others have written, for a terminal: what would act on it is shown as `?`."""
     return text.translate(bytes.maketrans(ACTS, b"?" * len(ACTS)))
-
-
-def shown(name: str, longest: int = 80) -> str:
-    """A name that somebody else gave, as one line of a log may have it: short, and with whatever is
-    no letter, digit or sign written as an escape."""
-    plain = "".join(
-        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in name
-    )
-    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."

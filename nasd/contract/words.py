@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 from nasd.contract.errors import NasdError
-from nasd.contract.strangers import shown
+from nasd.contract.readable import named
 
 LONGEST_NAME = 255  # bytes of one part of a path, on the file systems that there are
 LONGEST_PATH = 4000
@@ -31,15 +31,15 @@ def path(given: Path, what: str) -> Path:
     what: the argument or key, for the sentence.
     """
     if (found := fault(str(given))) is not None:
-        raise NasdError(f"{what}: the name {shown(str(given))} {found}: give another one")
+        raise NasdError(f"{what}: the name {named(str(given))} {found}: give another one")
     try:
         full = given.expanduser()
     except RuntimeError:
-        raise NasdError(f"{what}: there is no user of the name in {shown(str(given))}") from None
+        raise NasdError(f"{what}: there is no user of the name in {named(str(given))}") from None
     longest = max((len(os.fsencode(part)) for part in full.parts), default=0)
     if longest > LONGEST_NAME or len(os.fsencode(full)) > LONGEST_PATH:
         raise NasdError(
-            f"{what}: the name {shown(str(given))} is too long: a part of a path has at most"
+            f"{what}: the name {named(str(given))} is too long: a part of a path has at most"
             f" {LONGEST_NAME} bytes, and all of it {LONGEST_PATH}"
         )
     return full
@@ -48,5 +48,5 @@ def path(given: Path, what: str) -> Path:
 def text(given: str, what: str) -> str:
     """A text that somebody gave; raises NasdError where its bytes are not UTF-8."""
     if "Cs" in {unicodedata.category(one) for one in given}:
-        raise NasdError(f"{what}: {shown(given)} has bytes that are not UTF-8")
+        raise NasdError(f"{what}: {named(given)} has bytes that are not UTF-8")
     return given

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from nasd.contract import readable
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Message, write
-from nasd.contract.strangers import content, shown
+from nasd.contract.strangers import content
 
 LARGEST = 1 << 18  # bytes of a request: a genotype of hundreds of blocks
 LONGEST_WHY = 1000
@@ -129,7 +130,7 @@ def waiting(folder: Path) -> list[Path]:
 
 def named(path: Path) -> str:
     """The id that the name of a file gives it, whether it is a request or not."""
-    return shown(path.stem, 100)
+    return readable.named(path.stem, 100)
 
 
 def load(path: Path) -> Request:
@@ -137,7 +138,9 @@ def load(path: Path) -> Request:
     try:
         request = Request.model_validate_json(content(path, LARGEST))
     except ValidationError:
-        raise NasdError(f"{shown(path.name)} is damaged, or no request") from None
+        raise NasdError(f"{readable.named(path.name)} is damaged, or no request") from None
     if request.id != path.stem:
-        raise NasdError(f"{shown(path.name)} is damaged: it holds a request of another name")
+        raise NasdError(
+            f"{readable.named(path.name)} is damaged: it holds a request of another name"
+        )
     return request

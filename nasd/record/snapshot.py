@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         reason=row[9],
         retried_after=row[10],
         second=row[11],
-        ancestry=tuple(decoded(row[12])),
+        ancestry_json=row[12],
         operators=tuple(decoded(row[13])),
         kind=CandidateKind(row[14]),
         untrained=row[15],
@@ -249,22 +250,30 @@ def _candidate(row: Sequence[Any]) -> Candidate:
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:
-    """row: the columns of _ATTEMPT."""
+    """row: the columns of _ATTEMPT, which are Attempt's fields in their order: by position, as
+    there are tens of thousands of them."""
+    number, candidate, stage, nth, state, slots, token, process, verdict, *rest = row
     return Attempt(
-        id=row[0],
-        candidate=row[1],
-        stage=row[2],
-        number=row[3],
-        state=AttemptState(row[4]),
-        slots=tuple(decoded(row[5])),
-        token=row[6],
-        process=None if row[7] is None else decoded(row[7]),
-        verdict=AttemptVerdict(row[8]),
-        message=row[9],
-        started_at=row[10],
-        ended_at=row[11],
-        reached=row[12],
+        number,
+        candidate,
+        stage,
+        nth,
+        _ATTEMPT_STATES[state],
+        _slots(slots),
+        token,
+        None if process is None else decoded(process),
+        _VERDICTS[verdict],
+        *rest,
     )
+
+
+_ATTEMPT_STATES = {one.value: one for one in AttemptState}  # quicker than the enum itself
+_VERDICTS = {one.value: one for one in AttemptVerdict}
+
+
+@lru_cache(maxsize=2048)
+def _slots(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class Candidate:
     reason: str
     retried_after: int = 0  # the newest attempt when a person had it tried again
     second: int | None = None  # of a crossover: the parent whom its lineage calls 1
-    ancestry: tuple[str, ...] = ()  # the line of descent of each of its blocks
+    ancestry_json: str = "[]"
     operators: tuple[str, ...] = ()  # by which it was made, where they have names
     kind: CandidateKind = CandidateKind.CANDIDATE
     untrained: float | None = None  # the loss by which it was born, where mutants were screened
@@ -108,11 +108,21 @@ class Candidate:
 
     @cached_property
     def genotype(self) -> Genotype:
-        return Genotype.from_json(json.loads(self.genotype_json))
+        return _genotype(self.genotype_json)
+
+    @property
+    def genotype_text(self) -> str:
+        """In a line, as people see it."""
+        return _genotype_text(self.genotype_json)
 
     @cached_property
     def lineage(self) -> Lineage:
-        return tuple(BlockLineage.from_json(block) for block in json.loads(self.lineage_json))
+        return _lineage(self.lineage_json)
+
+    @cached_property
+    def ancestry(self) -> tuple[str, ...]:
+        """The line of descent of each of its blocks."""
+        return tuple(json.loads(self.ancestry_json))
 
     @property
     def is_baseline(self) -> bool:
@@ -377,7 +387,7 @@ class Snapshot:
         """The newest one."""
         return self.generations[-1] if self.generations else None
 
-    @property
+    @cached_property
     def baseline(self) -> Candidate:
         return next(one for one in self.candidates.values() if one.is_baseline)
 
@@ -482,6 +492,21 @@ class Snapshot:
 def decoded(text: str) -> Any:
     """From one turn to the next most texts are the same. Nobody changes what a snapshot holds."""
     return json.loads(text)
+
+
+@lru_cache(maxsize=2048)
+def _genotype(text: str) -> Genotype:
+    return Genotype.from_json(json.loads(text))
+
+
+@lru_cache(maxsize=2048)
+def _genotype_text(text: str) -> str:
+    return str(_genotype(text))
+
+
+@lru_cache(maxsize=2048)
+def _lineage(text: str) -> Lineage:
+    return tuple(BlockLineage.from_json(block) for block in json.loads(text))
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,11 @@ def ranks(points: Sequence[Point], missed: Sequence[float] = ()) -> list[int]:
     ]
 
 
+def covers(one: Point, other: Point) -> bool:
+    """Whether it dominates the other, or equals it."""
+    return all(here >= there for here, there in zip(one, other, strict=True))
+
+
 def crowding(
     points: Sequence[Point], ranks: Sequence[int], axes: Sequence[int] | None = None
 ) -> list[float]:

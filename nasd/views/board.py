@@ -246,8 +246,8 @@ def _card(snapshot: Snapshot, candidate: Candidate) -> str:
     parts = [
         f"### {_title(candidate)}",
         _fate(snapshot, candidate),
-        f"`{candidate.genotype}` (genotype {candidate.hash}), {candidate.parameters:,} parameters,"
-        f" {of_baseline(snapshot.size(candidate.id))} of the baseline's",
+        f"`{candidate.genotype_text}` (genotype {candidate.hash}), {candidate.parameters:,}"
+        f" parameters, {of_baseline(snapshot.size(candidate.id))} of the baseline's",
         architecture(candidate),
     ]
     if not candidate.is_baseline:
@@ -281,7 +281,7 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> str:
         [
             (
                 _name(snapshot, one.id),
-                f"`{one.genotype}`",
+                f"`{one.genotype_text}`",
                 "" if one.is_baseline else new_modules(one.lineage),
                 of_baseline(snapshot.size(one.id)),
                 "" if (quality := snapshot.quality(one.id)) is None else f"{quality:.2f}",

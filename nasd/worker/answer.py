@@ -25,20 +25,14 @@ def main() -> None:
 
 
 def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(asked["folder"])
+    _check(folder)
     from nasd.worker.model.pretrained import NasdForQuestionAnswering
 
-    folder = Path(asked["folder"])
     try:
-        loaded: Any = NasdForQuestionAnswering.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # of many kinds: files missing, cut off, of another shape
-        first = (str(error).splitlines() or [repr(error)])[0]
-        raise NasdError(f"the model in {folder} is damaged ({first}): export it again") from error
-    model, loading = loaded
-    if loading["missing_keys"]:  # transformers would draw them at random
-        missing = sorted(loading["missing_keys"])[0]
-        raise NasdError(f"the model in {folder} lacks the weights {missing}: export it again")
+        model: Any = NasdForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of many kinds: files missing, cut off
+        raise _damaged(folder, error) from error
     try:
         found = model.answer(asked["question"], asked["context"])
     except ValueError as error:  # it is of the tokenizer
@@ -49,6 +43,26 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
         "start": found.start,
         "end": found.end,
     }
+
+
+def _check(folder: Path) -> None:
+    """That the weights are those of a model like its config.json, before room is made for either.
+    What is missing transformers would draw at random."""
+    from nasd.worker.model import header, phenotype
+
+    try:
+        wanted = header.wanted(phenotype.QuestionAnswering, phenotype.load_architecture(folder))
+        there = header.shapes(folder / phenotype.WEIGHTS)
+    except Exception as error:  # of many kinds, as no key, no file, or no safetensors
+        raise _damaged(folder, error) from error
+    for name, asked in wanted.items():
+        if wrong := header.misfit(there, name, asked):
+            raise NasdError(f"the model in {folder} {wrong}: export it again")
+
+
+def _damaged(folder: Path, error: Exception) -> NasdError:
+    first = (str(error).splitlines() or [repr(error)])[0]
+    return NasdError(f"the model in {folder} is damaged ({first}): export it again")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,11 @@ def _of_hub(case: Case) -> Iterator[Source]:
     if not _is_local(case, seed):
         yield Source("seed_model.source", seed, "model")
     teacher = case.config.teacher
-    if teacher is not None and teacher.outside and not _is_local(case, teacher.source):
+    if (
+        teacher is not None
+        and teacher.outside
+        and not _is_local(case, teacher.source, "teacher.source")
+    ):
         yield Source("teacher.source", teacher.source, "model")
     for index, corpus in enumerate(data.corpora):
         if corpus.hub:
@@ -56,8 +60,10 @@ def _of_hub(case: Case) -> Iterator[Source]:
         yield Source("data.qa.hub", data.qa.hub, "dataset", data.qa.revision)
 
 
-def _is_local(case: Case, source: str) -> bool:
-    return source.startswith("package:") or (case.folder / Path(source).expanduser()).is_dir()
+def _is_local(case: Case, source: str, key: str = "seed_model.source") -> bool:
+    if source.startswith("package:"):
+        return True
+    return (case.folder / words.path(Path(source), key)).is_dir()
 
 
 def _is_cached(one: Source) -> bool:

@@ -1,9 +1,8 @@
 """Who came from whom, and what their mutations did."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
@@ -18,7 +17,9 @@ from nasd.views.report.drawing import (
     MUTED,
     PAPER,
     SMALL,
+    WIDTH,
     Drawing,
+    Mark,
     key,
     panels_on,
     told,
@@ -27,6 +28,9 @@ from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE, CandidateRow
 
 MOST_LEAVES = 160  # rows of the family tree
+MOST_TICKS = 24
+TICKS = [times * 10**power for power in range(8) for times in (1, 2, 5)]  # one in so many
+APART = 0.85  # rows, at which names do not touch
 LONGEST = 4.0  # times the median that an interval is drawn to be
 
 
@@ -144,27 +148,36 @@ def family(findings: Findings) -> Drawing:
     }
     final = {row.id for row in findings.final_population}
     line = lineage(findings, final)
-    for row in shown:
-        if row.parent is None:
-            continue
-        strong = row.id in line
-        bend = column[row.parent] + 0.66
-        axes.plot(
-            [column[row.parent], bend, bend, column[row.id]],
-            [places[row.parent], places[row.parent], places[row.id], places[row.id]],
-            color=ACCENT if strong else FAINT,
-            lw=1.6 if strong else 0.8,
+    for strong in (False, True):
+        drawing.lines(
+            axes,
+            [
+                _branch(column[parent], places[parent], column[row.id], places[row.id])
+                for row in shown
+                if (parent := row.parent) is not None and (row.id in line) == strong
+            ],
+            colors=ACCENT if strong else FAINT,
+            linewidths=1.6 if strong else 0.8,
             zorder=2 if strong else 1,
-            solid_joinstyle="round",
+            joinstyle="round",
         )
+    alike: dict[tuple[str, float], list[Mark]] = {}
     for row in shown:
-        style = _node(row, row.id in final)
-        drawing.mark(
-            axes, column[row.id], places[row.id], told(row, _fate_words(row)), zorder=3, **style
-        )
-        text = BASELINE if row.is_baseline else row.name
-        if row.quality is not None:
-            text += f": {number(row.quality)}"
+        shape, size, edge, face = _node(row, row.id in final)
+        tip = told(row, _fate_words(row))
+        one = Mark(column[row.id], places[row.id], tip, edge, face)
+        alike.setdefault((shape, size), []).append(one)
+    for (shape, size), marks in alike.items():
+        drawing.marks(axes, marks, shape, size, zorder=3)
+    newest = max(column.values())
+    small = 6 if leaves > 40 else SMALL
+    wide = 72 * (WIDTH - 0.5) / (newest + 2.9)  # of a generation, in points
+    crowded = False
+    for row, room in _spaces(shown, column, places):
+        text = _name(row)
+        if 0.62 * small * len(text) + 8 > wide * room:
+            crowded = True
+            continue
         axes.annotate(
             text,
             (column[row.id], places[row.id]),
@@ -172,17 +185,17 @@ def family(findings: Findings) -> Drawing:
             textcoords="offset points",
             va="center",
             ha="left",
-            fontsize=6 if leaves > 40 else SMALL,
+            fontsize=small,
             color=BASE if row.is_baseline else INK if row.id in line else MUTED,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4},
             zorder=2.5,
         )
-    newest = max(column.values())
-    axes.set_xlim(-1.15, newest + 0.75)
+    axes.set_xlim(-1 - max(0.15, 0.006 * newest), newest + 0.75)
     axes.set_ylim(leaves - 0.4, -0.9)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xticks(range(-1, newest + 1), ["seed", *(str(one) for one in range(newest + 1))])
+    numbers = _ticks(newest)
+    axes.set_xticks([-1, *numbers], ["seed", *map(str, numbers)])
     axes.set_xlabel("generation of birth")
     key(
         figure,
@@ -199,7 +212,7 @@ def family(findings: Findings) -> Drawing:
     drawing.caption = (
         "Who came from whom, by one mutation of the whole genotype each. Beside a candidate stands"
         " its number, and its quality in % where it was scored. Blue: the lines that lead to the"
-        " last population." + left_out
+        " last population." + left_out + (" Without a name: point at it." if crowded else "")
     )
     drawing.alternative = (
         f"Tree of {counted(len(shown) - 1, 'candidate')} from the baseline over"
@@ -269,18 +282,51 @@ def tree_places(root: int, children: Mapping[int, Sequence[int]]) -> dict[int, f
     return places
 
 
-def _node(row: CandidateRow, final: bool) -> dict[str, Any]:
+def _branch(x: float, y: float, to_x: float, to_y: float) -> list[tuple[float, float]]:
+    bend = x + 0.66
+    return [(x, y), (bend, y), (bend, to_y), (to_x, to_y)]
+
+
+def _spaces(
+    shown: Sequence[CandidateRow], column: Mapping[int, int], places: Mapping[int, float]
+) -> Iterator[tuple[CandidateRow, float]]:
+    """Each, and how many generations lie between it and the next one beside which its name would
+    not fit."""
+    right: dict[int, list[tuple[float, int]]] = {}  # by the nearest whole row: the last is nearest
+    for row in sorted(shown, key=lambda row: (-column[row.id], row.id)):
+        at, x = places[row.id], column[row.id]
+        near = [
+            next((there for y, there in reversed(right.get(one, ())) if abs(y - at) < APART), None)
+            for one in (round(at) - 1, round(at), round(at) + 1)
+        ]
+        yield row, min((there - x for there in near if there is not None), default=math.inf)
+        right.setdefault(round(at), []).append((at, x))
+
+
+def _name(row: CandidateRow) -> str:
+    name = BASELINE if row.is_baseline else row.name
+    return name if row.quality is None else f"{name}: {number(row.quality)}"
+
+
+def _ticks(newest: int) -> list[int]:
+    """Generations that are named: as many as can be read."""
+    step = next(one for one in TICKS if one * MOST_TICKS >= newest)
+    return list(range(0 if step == 1 else step, newest + 1, step))
+
+
+def _node(row: CandidateRow, final: bool) -> tuple[str, float, str, str]:
+    """Its shape, size in points, and colours of edge and face."""
     if row.is_baseline:
-        return {"marker": "*", "markersize": 9, "color": BASE}
+        return "*", 9, BASE, BASE
     if final:
-        return {"marker": "o", "markersize": 5, "color": ACCENT}
+        return "o", 5, ACCENT, ACCENT
     if row.quality is not None:
-        return {"marker": "o", "markersize": 4, "markeredgecolor": MUTED, "markerfacecolor": PAPER}
+        return "o", 4, MUTED, PAPER
     if row.state == State.FAILED:
-        return {"marker": "x", "markersize": 4, "color": INK}
+        return "x", 4, INK, INK
     if row.cut:
-        return {"marker": "|", "markersize": 5, "color": CUT}
-    return {"marker": ".", "markersize": 4, "color": MUTED}
+        return "|", 5, CUT, CUT
+    return ".", 4, MUTED, MUTED
 
 
 def _fate_words(row: CandidateRow) -> str:

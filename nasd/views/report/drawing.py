@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import Collection, LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Bbox, offset_copy
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from nasd.contract.readable import number, of_baseline
 from nasd.search import objectives
@@ -58,6 +64,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlecolor": INK,
+    "axes.titley": 1.0,  # else the room above is looked for at each drawing
     "axes.labelsize": 8.5,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
@@ -114,23 +121,42 @@ class Drawing:
         (line,) = axes.plot([x], [y], linestyle="none", gid=gid, **style)
         line.set_in_layout(False)  # it lies within the frame, so it takes no room of its own
 
-    def marks(self, axes: Axes, marks: Sequence[Mark], shape: str, size: float) -> None:
+    def marks(
+        self, axes: Axes, marks: Sequence[Mark], shape: str, size: float, zorder: float = 2
+    ) -> None:
         """Very many of a shape, as one: matplotlib takes a millisecond for each thing it draws,
-        and in each of several rounds. size: in points."""
+        and in each of several rounds. size: in points. Who comes later lies above."""
         found = axes.scatter(
             [one.x for one in marks],
             [one.y for one in marks],
             s=size**2,
             marker=shape,
-            edgecolors=[one.edge for one in marks],
+            edgecolors=[one.edge for one in marks] if MarkerStyle(shape).is_filled() else None,
             facecolors=[one.face for one in marks],
             linewidths=1.0,
-            zorder=2,
+            zorder=zorder,
         )
+        self._tell(found, [one.tip for one in marks])
+
+    def lines(
+        self,
+        axes: Axes,
+        lines: Sequence[Sequence[tuple[float, float]]],
+        tips: Sequence[str] = (),
+        **style: Any,
+    ) -> None:
+        """Very many, as one. style: of all of them, or lists with one for each. They do not widen
+        the frame."""
+        found = LineCollection(lines, **style)
+        axes.add_collection(found, autolim=False)
+        self._tell(found, tips)
+
+    def _tell(self, found: Collection, tips: Sequence[str]) -> None:
+        """Each of them its own; it takes no room, as it lies within the frame."""
         found.set_in_layout(False)
-        names = [f"tip{len(self.tips) + place}" for place in range(len(marks))]
-        found.set_urls(names)  # the one thing that SVG writes of each
-        self.tips |= dict(zip(names, (one.tip for one in marks), strict=True))
+        names = [f"tip{len(self.tips) + place}" for place in range(len(tips))]
+        found.set_urls(names or [None])  # the one thing that SVG writes of each
+        self.tips |= dict(zip(names, tips, strict=True))
 
     @cached_property
     def svg(self) -> str:
@@ -139,10 +165,10 @@ class Drawing:
         text = StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         with styled(self.name):
+            lay_out(self.figure)
             # Not savefig, which draws all of it once before, to see how large it becomes.
             canvas: Any = FigureCanvasSVG(self.figure)
             canvas.print_svg(text, metadata=nothing)
-        self.figure.set_layout_engine("none")  # it stands, whatever it is written as later on
         named = re.sub(r'<a xlink:href="(tip\d+)"[^>]*>', r'<g id="\1">', text.getvalue())
         return named.replace("</a>", "</g>")
 
@@ -150,10 +176,16 @@ class Drawing:
         """Behind `svg`, which lays it out."""
         assert self.figure is not None and self.svg
         self.figure.set_dpi(dpi)
-        about = {"Title": self.title, "Description": self.alternative}
-        with styled(self.name), path.open("xb") as file:
+        about = PngInfo()
+        for what, text in (("Title", self.title), ("Description", self.alternative)):
+            about.add_itxt(what, text)
+        with styled(self.name):
             canvas: Any = FigureCanvasAgg(self.figure)
-            canvas.print_png(file, metadata=about)
+            canvas.draw()
+            # By matplotlib it would have an alpha that nobody sees, and take twice as long.
+            image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        with path.open("xb") as file:
+            image.save(file, "png", pnginfo=about, dpi=(dpi, dpi), compress_level=1)
 
 
 @contextmanager
@@ -173,6 +205,28 @@ def panels_on(
     return figure, [one for line in axes for one in line]
 
 
+def lay_out(figure: Figure) -> None:
+    """Works out where everything stands, for good: what comes later takes no room of its own. By
+    itself matplotlib does so again at each drawing, which takes longer than the drawing."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    spans = {axes: _span(axes) for axes in figure.axes}
+    across = {span[1]: axes for axes, span in spans.items() if axes.get_in_layout()}
+    down = {span[0]: axes for axes, span in spans.items() if axes.get_in_layout()}
+    for axes, (row, column) in spans.items():
+        if not axes.get_in_layout():  # between others, which have the labels
+            x, y = across[column].get_position(), down[row].get_position()
+            axes.set_position(Bbox.from_extents(x.x0, y.y0, x.x1, y.y1))
+
+
+def _span(axes: Axes) -> tuple[int, int]:
+    spec = axes.get_subplotspec()
+    assert spec is not None
+    return spec.rowspan.start, spec.colspan.start
+
+
 def outer_labels(grid: Sequence[Axes], columns: int, x: str, y: str) -> None:
     """One label for all panels along each side; and panels that nobody needs go."""
     figure = grid[0].figure
@@ -180,8 +234,13 @@ def outer_labels(grid: Sequence[Axes], columns: int, x: str, y: str) -> None:
         if axes not in grid:
             axes.remove()
     for place, axes in enumerate(grid):
-        if place + columns >= len(grid):
+        lowest = place + columns >= len(grid)
+        if lowest:
             axes.tick_params(labelbottom=True)
+        for axis in (axes.xaxis, axes.yaxis):  # it has no label, whose place would be looked for
+            axis.set_label_coords(0, 0)
+        # The first of each row and the last of each column need the most room.
+        axes.set_in_layout(lowest or place % columns == 0)
     assert isinstance(figure, Figure)
     figure.supxlabel(x, fontsize=8.5)
     figure.supylabel(y, fontsize=8.5)
@@ -207,7 +266,7 @@ def label_marks(
     axes: Axes, labels: Sequence[tuple[float, float, str]], marks: Sequence[tuple[float, float]]
 ) -> None:
     """Texts beside their points, where they cover no mark and no other text; else left out. The
-    figure is laid out (`draw_without_rendering`): that takes long, so once for all its panels."""
+    figure is laid out already."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     scale = figure.dpi / 72
@@ -215,6 +274,7 @@ def label_marks(
     for x, y in (axes.transData.transform(point) for point in marks):
         taken.append((x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale))
     frame = axes.get_window_extent()
+    edge = figure.bbox.x1
     for x, y, text in labels:
         wide, high = 0.62 * SMALL * len(text) * scale, 0.8 * SMALL * scale
         px, py = axes.transData.transform((x, y))
@@ -222,14 +282,15 @@ def label_marks(
             left = px + dx * scale - (wide if dx < 0 else wide / 2 if dx == 0 else 0)
             bottom = py + dy * scale - (high if dy < 0 else high / 2 if dy == 0 else 0)
             box = (left, bottom, left + wide, bottom + high)
-            inside = frame.x0 <= box[0] and box[2] <= frame.x1 + wide and box[3] <= frame.y1 + high
+            right = min(frame.x1 + wide, edge)
+            inside = frame.x0 <= box[0] and box[2] <= right and box[3] <= frame.y1 + high
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                axes.annotate(
+                axes.text(
+                    x,
+                    y,
                     text,
-                    (x, y),
-                    xytext=(dx, dy),
-                    textcoords="offset points",
+                    transform=offset_copy(axes.transData, figure, dx, dy, units="points"),
                     ha="left" if dx > 0 else "right" if dx < 0 else "center",
                     va="bottom" if dy > 0 else "top" if dy < 0 else "center",
                     fontsize=SMALL,

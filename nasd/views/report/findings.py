@@ -5,20 +5,20 @@ what is written as CSV and Parquet.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nasd.contract import tasks
 from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
-from nasd.record.state import Granted, Snapshot
+from nasd.record.state import Candidate, Granted, Snapshot
 from nasd.search.objectives import reference
-from nasd.search.pareto import Point, hypervolume, ranks, survivors
+from nasd.search.pareto import Point, covers, hypervolume, ranks, survivors
 from nasd.views.report import accounts, mutations, statistics
 from nasd.views.report.rows import (
     AttemptRow,
@@ -37,6 +37,7 @@ from nasd.views.report.rows import (
 )
 
 Floats = NDArray[np.float64]
+Row = TypeVar("Row", MemberRow, CurveRow)
 
 
 @dataclass(frozen=True)
@@ -184,21 +185,31 @@ class Findings:
             for one in snap.members
         )
 
+    def members_of(self, generation: int) -> Sequence[MemberRow]:
+        return self._members_of.get(generation, ())
+
+    @cached_property
+    def _members_of(self) -> Mapping[int | None, Sequence[MemberRow]]:
+        return _grouped(self.members)
+
     @cached_property
     def generations(self) -> tuple[GenerationRow, ...]:
         snap = self.snapshot
         chosen = {
             one.generation: one.payload for one in snap.decisions if one.kind is DecisionKind.SELECT
         }
+        children: dict[int | None, list[Candidate]] = {}
+        for candidate in snap.candidates.values():
+            children.setdefault(candidate.generation, []).append(candidate)
         rows: list[GenerationRow] = []
         before, spent_before = self.baseline_hypervolume, 0.0
         for one in snap.generations:
-            born = snap.born_in(one.number)
+            born = children.get(one.number, [])
             ended = one.completed_at if one.completed_at is not None else self.now
             spent = self.spent_by(ended)
             volume = chosen[one.number]["hypervolume"] if one.number in chosen else None
             gain = None if volume is None or before is None else volume - before
-            found = [row for row in self.members if row.generation == one.number]
+            found = self.members_of(one.number)
             qualities = [row.quality for row in found if row.quality is not None]
             rows.append(
                 GenerationRow(
@@ -261,13 +272,14 @@ class Findings:
             if done and one.state is State.SCORED and not one.is_baseline:
                 assert attempt.ended_at is not None
                 scored.append((attempt.ended_at, one.id))
-        rows, points = [], list[Point]()
+        rows, front, volume = [], list[Point](), 0.0
         for at, candidate in sorted(scored):
             quality, size = snap.quality(candidate), snap.size(candidate)
             point = snap.point(candidate)
             assert quality is not None and point is not None
-            points.append(point)
-            volume = hypervolume(points, self._reference)
+            if not any(covers(one, point) for one in front):
+                front = [one for one in front if not covers(point, one)] + [point]
+                volume = hypervolume(front, self._reference)
             rows.append(ProgressRow(candidate, self.spent_by(at), quality, size, volume))
         return tuple(rows)
 
@@ -292,23 +304,29 @@ class Findings:
     @cached_property
     def curves(self) -> tuple[CurveRow, ...]:
         """A stage in which a candidate has nothing to train is one evaluation, at its end."""
-        snap = self.snapshot
+        snap, offsets = self.snapshot, self.offsets
         return tuple(
             CurveRow(
-                generation=snap.candidates[candidate].generation,
-                candidate=candidate,
-                stage=stage,
-                stage_step=step,
-                step=self.offsets[stage] + step if result.steps else self.stage_end(stage),
-                loss=loss,
+                snap.candidates[candidate].generation,
+                candidate,
+                stage,
+                step,
+                offsets[stage] + step if result.steps else self.stage_end(stage),
+                loss,
             )
             for (candidate, stage), result in sorted(
-                snap.results.items(),
-                key=lambda item: (item[0][0], self.offsets.get(item[0][1], 0)),
+                snap.results.items(), key=lambda item: (item[0][0], offsets.get(item[0][1], 0))
             )
-            if stage in self.offsets
+            if stage in offsets
             for step, loss in result.curve
         )
+
+    def curves_of(self, generation: int) -> Sequence[CurveRow]:
+        return self._curves_of.get(generation, ())
+
+    @cached_property
+    def _curves_of(self) -> Mapping[int | None, Sequence[CurveRow]]:
+        return _grouped(self.curves)
 
     @cached_property
     def baseline_loss(self) -> float | None:
@@ -456,6 +474,14 @@ class Findings:
     @cached_property
     def gpu_hours(self) -> float:
         return self.snapshot.gpu_hours(self.now if self.until is None else self.until)
+
+
+def _grouped(rows: Iterable[Row]) -> dict[int | None, list[Row]]:
+    """By their generation, in their order."""
+    found: dict[int | None, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.generation, []).append(row)
+    return found
 
 
 TABLES = (

@@ -26,6 +26,7 @@ from nasd.views.report.drawing import (
     Mark,
     key,
     label_marks,
+    lay_out,
     outer_labels,
     panels_on,
     some_of,
@@ -34,13 +35,15 @@ from nasd.views.report.drawing import (
 from nasd.views.report.findings import Findings
 from nasd.views.report.rows import BASELINE, CandidateRow, MemberRow
 
+SHAPES = {"parent": ("o", 5.5), "offspring": ("s", 5.0)}  # and their size in points
+
 
 def pareto(findings: Findings) -> Drawing:
     drawing = Drawing("pareto", "Pareto fronts per generation", thesis="Figure 8")
     shown = [
         one.generation
         for one in findings.generations
-        if any(m.quality is not None for m in findings.members if m.generation == one.generation)
+        if any(m.quality is not None for m in findings.members_of(one.generation))
     ]
     if not shown:
         drawing.missing = "Nobody is scored yet: the first front stands when candidates are."
@@ -49,17 +52,21 @@ def pareto(findings: Findings) -> Drawing:
     columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(panels), 3 if len(panels) <= 9 else 4)
     rows = math.ceil(len(panels) / columns)
     figure, grid = panels_on(rows, columns, height=3.4 if columns < 3 else 2.6, share=True)
-    for axes in grid[: len(panels)]:  # first: they ask each time how far all the marks reach
+    for axes in grid[: len(panels)]:
         _baseline_cross(axes, findings)
     ever = best_ever(findings)
     for axes, generation in zip(grid, panels, strict=False):
         _staircase(axes, ever, color=MUTED, lw=0.7, ls=":", zorder=1.5)
-        members = [m for m in findings.members if m.generation == generation]
+        members = findings.members_of(generation)
         row = next(one for one in findings.generations if one.generation == generation)
         axes.set_title(f"generation {generation}")
-        for member in members:
-            if member.quality is not None:
-                _member(drawing, axes, member, findings.by_id[member.candidate])
+        for role, (shape, size) in SHAPES.items():
+            marks = [
+                _member(m, findings.by_id[m.candidate])
+                for m in sorted(members, key=lambda m: -(m.rank or 0))
+                if m.role == role and m.quality is not None
+            ]
+            drawing.marks(axes, marks, shape, size, zorder=4)
         _staircase(axes, [m for m in members if m.rank == 0], color=RANKS[0], lw=0.7, zorder=2)
         away = ", ".join(
             f"{amount} {what}"
@@ -90,13 +97,13 @@ def pareto(findings: Findings) -> Drawing:
             ("best ever scored", {"marker": "", "linestyle": ":", "lw": 1.2, "color": MUTED}),
         ],
     )
-    figure.draw_without_rendering()
+    lay_out(figure)
     for axes, generation in zip(grid, panels, strict=False):
-        best = [m for m in findings.members if m.generation == generation and m.rank == 0]
+        best = [m for m in findings.members_of(generation) if m.rank == 0]
         all_at = [
             (share_of_baseline(m.size), m.quality)
-            for m in findings.members
-            if m.generation == generation and m.quality is not None
+            for m in findings.members_of(generation)
+            if m.quality is not None
         ]
         if findings.baseline.quality is not None:
             all_at.append((100.0, findings.baseline.quality))
@@ -135,7 +142,7 @@ def best_ever(findings: Findings) -> list[CandidateRow]:
 
 
 def _front_in_words(findings: Findings, generation: int) -> str:
-    members = [m for m in findings.members if m.generation == generation and m.quality is not None]
+    members = [m for m in findings.members_of(generation) if m.quality is not None]
     front = sorted((m.size, m.quality or 0.0) for m in members if m.rank == 0)
     if not front:
         return f" Generation {generation} is not selected yet."
@@ -147,19 +154,14 @@ def _front_in_words(findings: Findings, generation: int) -> str:
     )
 
 
-def _member(drawing: Drawing, axes: Axes, member: MemberRow, row: CandidateRow) -> None:
+def _member(member: MemberRow, row: CandidateRow) -> Mark:
     colour = MUTED if member.rank is None else RANKS[min(member.rank, 4)]
-    drawing.mark(
-        axes,
+    return Mark(
         share_of_baseline(member.size),
         member.quality or 0.0,
         told(row, f"rank {member.rank}, {member.role}" if member.rank is not None else member.role),
-        marker="o" if member.role == "parent" else "s",
-        markersize=5.5 if member.role == "parent" else 5,
-        markeredgecolor=colour,
-        markerfacecolor=FAINT if member.rank is None else colour if member.survives else PAPER,
-        markeredgewidth=1.1,
-        zorder=4 - min(member.rank or 0, 3) * 0.1,
+        colour,
+        FAINT if member.rank is None else colour if member.survives else PAPER,
     )
 
 
@@ -179,8 +181,8 @@ def _below(findings: Findings, grid: Sequence[Axes], panels: Sequence[int], floo
     margin = 0.06 * (max(qualities) - floor or 1.0)
     for axes, generation in zip(grid, panels, strict=False):
         axes.set_ylim(floor - 2 * margin, max(qualities) + margin)
-        for member in findings.members:
-            if member.generation == generation and (member.quality or floor) < floor:
+        for member in findings.members_of(generation):
+            if (member.quality or floor) < floor:
                 axes.annotate(
                     f"▼ {member.candidate}: {number(member.quality)}",
                     (share_of_baseline(member.size), 0),
@@ -248,7 +250,7 @@ def volume(findings: Findings) -> Drawing:
     right.set_title("of all scored so far, as each score came in")
     right.set_xlabel(f"{findings.unit} spent (short bars: ends of generations)")
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    figure.draw_without_rendering()
+    lay_out(figure)
     if base is not None:
         right.annotate(
             "baseline alone",
@@ -288,10 +290,11 @@ def _baseline_cross(axes: Axes, findings: Findings) -> None:
     quality = findings.baseline.quality
     if quality is None:
         return
-    for line in (axes.axhline, axes.axvline):
-        line(
-            quality if line == axes.axhline else 100.0, color=BASE, lw=0.8, ls=(0, (4, 3)), zorder=1
-        )
+    for x, y, across in (  # not axhline, which asks how far all the marks of all panels reach
+        ([0, 1], [quality, quality], axes.get_yaxis_transform()),
+        ([100.0, 100.0], [0, 1], axes.get_xaxis_transform()),
+    ):
+        axes.plot(x, y, transform=across, color=BASE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     axes.plot([100.0], [quality], marker="*", markersize=9, color=BASE, linestyle="none", zorder=3)
 
 

@@ -26,6 +26,7 @@ from nasd.views.report.drawing import (
     apart,
     key,
     label_marks,
+    lay_out,
     outer_labels,
     panels_on,
     some_of,
@@ -49,8 +50,8 @@ def curves(findings: Findings) -> Drawing:
     axes.set_xlabel("optimizer steps, the MLM stages in a row")
     axes.set_ylabel("MLM evaluation loss, nats a masked token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    figure.draw_without_rendering()
     _mark_stages(findings, axes, generation)
+    lay_out(figure)
     _label_ends(axes, lines)
     drawing.figure = figure
     cutoffs = [row for row in findings.cutoffs if row.generation == generation]
@@ -132,39 +133,35 @@ def _draw_curves(
     """The lines, and where each ends: (candidate, step, loss, colour)."""
     if findings.baseline_loss is not None:
         axes.axhline(findings.baseline_loss, color=BASE, lw=1, ls=(0, (4, 3)))
-    ends = []
+    ends, tips, lines = [], list[str](), list[Sequence[tuple[float, float]]]()
+    style: dict[str, list[Any]] = {"colors": [], "linewidths": [], "linestyles": []}
+    survived = {m.candidate for m in findings.members_of(generation) if m.survives}
     by_candidate: dict[int, list[tuple[float, float]]] = {}
-    for one in findings.curves:
-        if one.generation == generation:
-            by_candidate.setdefault(one.candidate, []).append((one.step, one.loss))
+    for one in findings.curves_of(generation):
+        by_candidate.setdefault(one.candidate, []).append((one.step, one.loss))
     for candidate, points in sorted(
         by_candidate.items(), key=lambda item: not findings.by_id[item[0]].cut
     ):
         row = findings.by_id[candidate]
-        survived = any(
-            m.survives
-            for m in findings.members
-            if (m.generation, m.candidate) == (generation, candidate)
-        )
         colour = CUT if row.cut else ACCENT
-        gid = f"tip{len(drawing.tips)}"
-        drawing.tips[gid] = told(row, f"last MLM loss {number(points[-1][1], 3)}")
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            lw=1.1 if row.cut else width * (1.9 if survived else 1.0),
-            ls=(0, (1, 1.6)) if row.cut else "-",
-            marker="o" if len(points) == 1 else None,
-            markersize=3,
-            gid=gid,
-        )
+        tip = told(row, f"last MLM loss {number(points[-1][1], 3)}")
+        if len(points) == 1:
+            drawing.mark(axes, *points[0], tip, marker="o", markersize=3, color=colour)
+        else:
+            tips.append(tip)
+            lines.append(points)
+            style["colors"].append(colour)
+            strong = 1.9 if candidate in survived else 1.0
+            style["linewidths"].append(1.1 if row.cut else width * strong)
+            style["linestyles"].append((0, (1, 1.6)) if row.cut else "-")
         ends.append((row, *points[-1], colour))
+    drawing.lines(axes, lines, tips, capstyle="round", **style)
     return ends
 
 
 def _frame_curves(findings: Findings, axes: Axes, *generations: int) -> None:
     """So that what happens at the cutoff can be seen: the first steps may lie above the frame."""
-    rows = [row for row in findings.curves if row.generation in generations]
+    rows = [row for generation in generations for row in findings.curves_of(generation)]
     losses = [row.loss for row in rows]
     if findings.baseline_loss is not None:
         losses.append(findings.baseline_loss)
@@ -278,7 +275,9 @@ def correlation(findings: Findings) -> Drawing:
             for row in findings.correlations
             if (row.stage, row.among) == (stage, "all scored") and row.value is not None
         ]
-        text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: too few to correlate"
+        alike = min(len({row.loss for row in found}), len({row.quality for row in found})) < 2
+        why = "all are alike" if alike and n > 1 else "too few to correlate"
+        text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: {why}"
         axes.set_title(text, loc="right", fontweight="normal", fontsize=8)
     grid[0].set_ylabel(QUALITY)
     legend: list[tuple[str, dict[str, Any]]] = []
@@ -357,7 +356,7 @@ def missed(findings: Findings) -> Drawing:
             (BASELINE, {"marker": "", "linestyle": (0, (4, 3)), "color": BASE, "lw": 1}),
         ],
     )
-    figure.draw_without_rendering()
+    lay_out(figure)
     for axes, (generation, stage) in zip(grid, groups, strict=True):
         rows = [
             r

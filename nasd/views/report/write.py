@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
             for column, hint in typing.get_type_hints(kind).items()
         ]
     )
-    columns = [[getattr(row, column) for row in rows] for column in schema.names]
+    columns = [list(map(attrgetter(column), rows)) for column in schema.names]
     if SIZE in schema.names and PERCENT not in schema.names:
         place = schema.get_field_index(SIZE)
         schema = schema.insert(place + 1, pyarrow.field(PERCENT, pyarrow.float64()))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from nasd.contract.genotype import text_of
 from nasd.contract.readable import share_of_baseline
@@ -139,7 +139,8 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
     member = facts.members.get(candidate.id)
     scores: Mapping[str, float] = snap.scores(candidate.id) or {}
     where = facts.where.get(candidate.id)
-    genotype = json.loads(candidate.genotype_json)
+    genotype = from_json(candidate.genotype_json)
+    size = snap.size(candidate.id)
     return {
         "id": candidate.id,
         "generation": candidate.generation,
@@ -153,8 +154,8 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "genotype_text": text_of(genotype),
         "hash": candidate.hash,
         "parameters": candidate.parameters,
-        "size": snap.size(candidate.id),
-        "parameters_percent": share_of_baseline(snap.size(candidate.id)),
+        "size": size,
+        "parameters_percent": share_of_baseline(size),
         "losses": tables.losses.get(candidate.id, {}),
         "exact_match": scores.get("exact_match"),
         "f1": scores.get("f1"),

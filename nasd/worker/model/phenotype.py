@@ -27,6 +27,7 @@ CONFIG = "config.json"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
+MOST_PARAMETERS = 4 * 10**9  # of all together: 16 GB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,20 @@ class Architecture:
         """Inverse of `to_json`; keys of others (transformers adds some) are passed over."""
         _check_sizes(data)
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        return cls(**{**known, "blocks": _blocks(data["blocks"])})
+        found = cls(**{**known, "blocks": _blocks(data["blocks"])})
+        found.check_parameters()
+        return found
+
+    def check_parameters(self) -> None:
+        """Raises ValueError for more than anyone means, though each number by itself may be one."""
+        width = self.width
+        total = (self.vocab_size + self.positions) * width + 4 * width**2 * len(self.blocks)
+        for ffn in (ffn for block in self.blocks for ffn in block.ffns):
+            total += sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
+        if total > MOST_PARAMETERS:
+            raise ValueError(
+                f"{CONFIG} asks for {total:,} parameters, of at most {MOST_PARAMETERS:,}"
+            )
 
 
 def _check_sizes(data: Mapping[str, Any]) -> None:

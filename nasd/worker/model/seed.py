@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # torch.load's word for what it refuses to run
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
-from nasd.worker.model import phenotype
+from nasd.worker.model import header, phenotype
 from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
 
 if TYPE_CHECKING:
@@ -181,16 +181,9 @@ def resolve(source: str, base: Path) -> str | Path:
 
 
 def describe(source: str, base: Path) -> SeedDescription:
-    """Reads the seed's config.json and the names of its weights, not the weights themselves."""
-    family, arch = _architecture(source, base)
-    path = file_of(source, base, WEIGHTS)
-    with _reading(source, path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                names = {_modern(name, family) for name in file.keys()}  # noqa: SIM118
-        else:
-            names = set(_state(path, family))
-    return SeedDescription(arch, _has_head(names, family), _answers(names))
+    """Reads the seed's config.json and what its weights are like, not the weights themselves."""
+    found = _look(source, base)
+    return SeedDescription(found.architecture, found.has_head, found.answers)
 
 
 def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[MaskedLM, bool]:
@@ -198,8 +191,8 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
 
     A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
     """
-    family, arch, path, theirs = _read(source, base)
-    has_head = _has_head(theirs, family)
+    found, theirs = _read(source, base)
+    family, arch, has_head = found.family, found.architecture, found.has_head
     words = theirs.get("embeddings.word_embeddings.weight")
     output = theirs.get(family.output)
     if output is not None and words is not None and not torch.equal(output, words):
@@ -213,7 +206,7 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
         generator = torch.Generator().manual_seed(HEAD_SEED)
         phenotype.initialise(model.head, generator, arch.initializer_range)
     names = [*_encoder_names(arch, family), *(_head_names(family) if has_head else ())]
-    _fill(source, model, names, path, theirs)
+    _fill(source, model, names, found.path, theirs)
     return model, has_head
 
 
@@ -222,22 +215,22 @@ def load_answering(source: str, base: Path, dropout: float | None = None) -> Que
 
     Raises NasdError where there is none, or one of another kind. dropout: as in `load_seed`.
     """
-    family, arch, path, theirs = _read(source, base)
+    found, theirs = _read(source, base)
+    arch = found.architecture
     model = phenotype.empty(QuestionAnswering, arch.with_dropout(dropout))
     head = [(name, name) for name in _QA_HEAD]
-    _fill(source, model, [*_encoder_names(arch, family), *head], path, theirs)
+    _fill(source, model, [*_encoder_names(arch, found.family), *head], found.path, theirs)
     return model
 
 
-def _read(source: str, base: Path) -> tuple[_Family, Architecture, Path, dict[str, Tensor]]:
-    """What the seed is, the file of its weights, and these, with BERT's token types folded in."""
-    family, arch = _architecture(source, base)
-    path = file_of(source, base, WEIGHTS)
-    with _reading(source, path):
-        theirs = _state(path, family)
+def _read(source: str, base: Path) -> "tuple[_Look, dict[str, Tensor]]":
+    """What the seed is, and its weights, with BERT's token types folded in."""
+    found = _look(source, base)
+    with _reading(source, found.path):
+        theirs = _state(found.path, found.family) if found.state is None else found.state
     if _TOKEN_TYPES in theirs and _POSITIONS in theirs:
         theirs[_POSITIONS] = theirs[_POSITIONS] + theirs[_TOKEN_TYPES][0]
-    return family, arch, path, theirs
+    return found, theirs
 
 
 def _fill(
@@ -250,22 +243,53 @@ def _fill(
     """Copies the weights of these names, ours and theirs; raises NasdError unless all fit."""
     with torch.no_grad():
         for ours, name in names:
-            parameter = model.get_parameter(ours)
             if name not in theirs:
                 raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
-            if theirs[name].shape != parameter.shape:
-                raise _error(
-                    source,
-                    f"the shape of {name} in {path} is {list(theirs[name].shape)}, where its"
-                    f" {CONFIG} asks for {list(parameter.shape)}: fetch the model again",
-                )
             if not bool(torch.isfinite(theirs[name]).all()):
                 raise _error(
                     source,
                     f"the weights {name} in {path} are no finite numbers: take a checkpoint from"
                     " before its training broke down",
                 )
-            parameter.copy_(theirs[name])
+            model.get_parameter(ours).copy_(theirs[name])
+
+
+class _Look(NamedTuple):
+    """A seed whose weights fit its config.json. state: of a file that had to be read for that."""
+
+    family: _Family
+    architecture: Architecture
+    path: Path
+    has_head: bool
+    answers: bool
+    state: dict[str, Tensor] | None
+
+
+def _look(source: str, base: Path) -> _Look:
+    family, arch = _architecture(source, base)
+    path = file_of(source, base, WEIGHTS)
+    state: dict[str, Tensor] | None = None
+    with _reading(source, path):
+        if path.suffix == ".safetensors":
+            there = {_modern(name, family): one for name, one in header.shapes(path).items()}
+        else:
+            state = _state(path, family)
+            there = {name: list(tensor.shape) for name, tensor in state.items()}
+    has_head, answers = _has_head(set(there), family), _answers(set(there))
+    kinds: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
+        (
+            MaskedLM,
+            [*_encoder_names(arch, family), *(_head_names(family) if has_head else ())],
+        ),
+    ]
+    if answers:
+        kinds.append((QuestionAnswering, [(name, name) for name in _QA_HEAD]))
+    for kind, names in kinds:
+        wanted = header.wanted(kind, arch)
+        for ours, name in names:
+            if wrong := header.misfit(there, name, wanted[ours]):
+                raise _error(source, f"{path} {wrong}: fetch the model again")
+    return _Look(family, arch, path, has_head, answers, state)
 
 
 def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
@@ -431,6 +455,7 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
             norm_eps=float(config.get("layer_norm_eps", 1e-12)),
             initializer_range=float(config.get("initializer_range", 0.02)),
         ).with_blocks(genotype.to_json()["blocks"])
+        arch.check_parameters()
     return family, arch
 
 
@@ -468,7 +493,7 @@ def _modern(name: str, family: _Family) -> str:
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _has_head(names: Mapping[str, Tensor] | set[str], family: _Family) -> bool:
+def _has_head(names: set[str], family: _Family) -> bool:
     return all(f"{module}.weight" in names for module in family.head.values())
 
 
