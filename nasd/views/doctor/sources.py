@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nasd.contract import seed_head
+from nasd.contract import seed_head, words
 from nasd.contract.config import PREPARE
 from nasd.control import preflight
 from nasd.views import caveats
