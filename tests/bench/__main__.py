@@ -4,7 +4,7 @@ import signal
 import sys
 from importlib import import_module
 
-BENCHES = ("control", "quality", "startup", "training")
+BENCHES = ("ablation", "child", "control", "quality", "search", "startup", "training")
 
 # Processes that a bench spawns import this file, too, and need none of it.
 if __name__ == "__main__":
