@@ -126,7 +126,10 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         outcome = Outcome(verdict=Verdict.OUT_OF_MEMORY, message=message)
     seconds, worked = time.monotonic() - began, time.process_time() - worked
     if ranks.first:  # on a busy machine the two are far apart
-        print(f"{outcome.verdict} after {seconds:.1f} s, {worked:.2f} s of the processor's", flush=True)
+        print(
+            f"{outcome.verdict} after {seconds:.1f} s, {worked:.2f} s of the processor's",
+            flush=True,
+        )
     return outcome.model_copy(update={"seconds": seconds})
 
 

@@ -6,13 +6,11 @@ work on to its outcome: what a worker says itself in its log. Neither a busy mac
 of an interpreter changes them.
 """
 
-import json
 import re
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch
 from nasd.contract import digests
 from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Backbone, Genotype, Lineage, unchanged
+from nasd.contract.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict, read, write
 from nasd.contract.schedule import Schedule
 from nasd.contract.squad import read_squad, score
@@ -36,7 +34,7 @@ from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import Run, train
 from tests.bench.standing import Model, share_of_blocks
-from tests.bench.worlds import KEPT, RANDOM, World, config_of
+from tests.bench.worlds import KEPT, RANDOM, THESIS, World, config_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 WORKED = re.compile(r"^\w+ after [\d.]+ s, ([\d.]+) s of the processor's$", re.MULTILINE)
@@ -77,6 +75,8 @@ class Laboratory:
         folder.mkdir(parents=True)
         world.lay(folder, data, number)
         self.config: Config = config_of(world, RANDOM, number)
+        every = (*config_of(world, THESIS, number).stages, *self.config.stages)
+        self._stages = {one.name: one for one in every}
         source = self.config.seed_model.source
         described = seed.describe(source, folder)
         self.baseline: Genotype = described.baseline
@@ -88,12 +88,12 @@ class Laboratory:
         prepared = self.attempt(None)
         assert prepared.outcome.prepared is not None
         self.prepared = prepared.outcome.prepared
+        self.seed_weights = prepared.result
         self.begin = self.attempt(self.stage("start"), weights=prepared.result)
         self.scored = self.attempt(self.stage("evaluate"), weights=self.begin.result)
 
-    def stage(self, name: str, **changes: Any) -> Stage:
-        found = next(one for one in self.config.stages if one.name == name)
-        return found.model_copy(update=changes)
+    def stage(self, name: str) -> Stage:
+        return self._stages[name]
 
     def attempt(
         self,
@@ -157,25 +157,12 @@ class Laboratory:
             raise NasdError(f"an attempt {outcome.verdict} ({outcome.message}): see {folder.log}")
         return Done(outcome, folder.result, worked(folder.log))
 
-    def model(self, name: str, genotype: Genotype, at: float, seen: float, told: float) -> Model:
-        whole = self.baseline_parameters
-        return Model(
-            name,
-            share_of_blocks(genotype, self.baseline, self.backbone),
-            whole / (whole if genotype == self.baseline else self.parameters(genotype)),
-            at,
-            seen,
-            told,
-        )
-
-    def parameters(self, genotype: Genotype) -> int:
-        from nasd.contract.genotype import parameters
-
-        return parameters(genotype, self.backbone)
-
-    @cached_property
-    def baseline_parameters(self) -> int:
-        return self.parameters(self.baseline)
+    def model(
+        self, name: str, genotype: Genotype, at: float, seen: float, told: float | None = None
+    ) -> Model:
+        share = share_of_blocks(genotype, self.baseline, self.backbone)
+        whole, own = (parameters(one, self.backbone) for one in (self.baseline, genotype))
+        return Model(name, share, whole / own, at, seen, told)
 
     def answering(self) -> QuestionAnswering:
         """The fine-tuned baseline."""
@@ -270,5 +257,10 @@ def pace_of(lab: Laboratory, model: QuestionAnswering, stage: Stage) -> Pace:
     )
 
 
-def note(folder: Path, name: str, value: Any) -> None:
-    (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
+def overhead(lab: Laboratory) -> float:
+    """Seconds of the processor's that an attempt takes beside its steps and evaluations."""
+    stage = lab.stage("start")
+    pace = pace_of(lab, lab.answering(), stage)
+    schedule = Schedule.of(stage, lab.prepared.qa_train_features)
+    evaluations = len(schedule.evaluation_steps(stage.evaluations))
+    return max(0.0, lab.begin.seconds - schedule.steps * pace.step - evaluations * pace.evaluation)

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import tomlkit
@@ -28,8 +27,7 @@ from nasd.record.lifecycle import AttemptState, State
 from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import initial_population
 from nasd.worker.model import phenotype
-from nasd.worker.model.phenotype import QuestionAnswering
-from tests.bench.laboratory import Judge, Laboratory, pace_of, worked
+from tests.bench.laboratory import Judge, Laboratory, overhead, pace_of, worked
 from tests.bench.pruned import narrowed, pruned, without_top
 from tests.bench.standing import SHARES, Model, Standing, front
 from tests.bench.worlds import OURS, RANDOM, THESIS, Way, table_of, unknown
@@ -70,7 +68,9 @@ class Contest:
 # -- searches in the daemon ----------------------------------------------------------------------
 
 
-def searched(contest: Contest, name: str, way: Way, more: Mapping[str, Any] | None = None) -> Standing:
+def searched(
+    contest: Contest, name: str, way: Way, more: Mapping[str, Any] | None = None
+) -> Standing:
     """A search of this way, until its time is up."""
     lab = contest.lab
     state = StateFolder(lab.folder / f"state-{name}")
@@ -180,8 +180,7 @@ class Follower:
             return
         if getattr(candidate, "role", "") == "control":  # it is charged, and no find of the search
             return
-        one = contest.lab.model(str(number), candidate.genotype, at, seen, 0.0)
-        one = replace(one, quality=None)
+        one = contest.lab.model(str(number), candidate.genotype, at, seen)
         if one in front([*self._models.values(), one]):
             stage = [s.name for s in self._config.ladder("candidates") if s.train != "none"][-1]
             folder = self._state.result(number, stage)
@@ -246,8 +245,7 @@ def at_random(contest: Contest) -> Standing:
         scored = lab.attempt(scores, trained.result, mutant.genotype, candidate=number + 1)
         spent += trained.seconds + (scored.seconds if contest.charges_scoring else 0.0)
         scoring += scored.seconds
-        one = lab.model(str(number + 1), mutant.genotype, spent, scored.quality, 0.0)
-        one = replace(one, quality=None)
+        one = lab.model(str(number + 1), mutant.genotype, spent, scored.quality)
         if one in front([*models, one]):
             one = replace(one, quality=contest.judge(trained.result))
         shutil.rmtree(trained.result)
@@ -260,24 +258,31 @@ def at_random(contest: Contest) -> Standing:
     return Standing("random", tuple(models), spent, scoring, 1, tuple(notes))
 
 
-DRAWN = {0: 32, 32: 128, 128: 512, 512: 2048}  # at that number, so many: the first are the same ones
+DRAWN = {
+    0: 32,
+    32: 128,
+    128: 512,
+    512: 2048,
+}  # at that number, so many: the first are the same ones
 
 
-def planned(contest: Contest, name: str, smaller: Mapping[str, Genotype], seconds: float) -> Standing:
+def planned(
+    contest: Contest, name: str, smaller: Mapping[str, Genotype], seconds: float
+) -> Standing:
     """Each of these models of the fine-tuned baseline is trained on for the same share of what the
     peer has left of so many seconds, by one schedule; the largest first."""
     lab = contest.lab
     models = [contest.baseline()]
     spent, scoring, notes = contest.start, lab.scored.seconds, list[str]()
+    beside = overhead(lab) + (lab.scored.seconds if contest.charges_scoring else 0.0)
     each = (seconds - contest.start) / len(smaller)
     for number, (called, genotype) in enumerate(smaller.items(), start=1):
         made = pruned(lab.answering(), genotype)
         folder = lab.folder / f"{name}-{number}"
         phenotype.save(made, folder)
-        time_left = each - (lab.scored.seconds if contest.charges_scoring else 0.0)
         stage = lab.stage("train_on")
         examples = lab.prepared.qa_train_features
-        epochs = pace_of(lab, made, stage).epochs(time_left, stage, examples)
+        epochs = pace_of(lab, made, stage).epochs(each - beside, stage, examples)
         stage = stage.model_copy(update={"epochs": epochs})
         trained = lab.attempt(stage, folder, genotype, candidate=number)
         scored = lab.attempt(lab.stage("evaluate"), trained.result, genotype, candidate=number)
@@ -294,8 +299,8 @@ def planned(contest: Contest, name: str, smaller: Mapping[str, Genotype], second
             f" {losses[-1]:.3f}, at its best {min(losses):.3f}"
         )
         contest.say(
-            f"  {spent:6.0f} s: {called}, {models[-1].share:.2f} of the blocks, {epochs:.1f} epochs,"
-            f" sees {scored.quality:.1f}, is worth {told:.1f}"
+            f"  {spent:6.0f} s: {called}, {models[-1].share:.2f} of the blocks,"
+            f" {epochs:.1f} epochs, sees {scored.quality:.1f}, is worth {told:.1f}"
         )
     return Standing(name, tuple(models), spent, scoring, 1, tuple(notes))
 
@@ -349,5 +354,3 @@ PEERS: Mapping[str, tuple[str, Callable[[Contest], Standing]]] = {
     "control": ("(e) the baseline, trained as our last children's line", control),
     "control_all": ("(e) the baseline, trained for all the time", control_all),
 }
-
-

@@ -50,7 +50,7 @@ def pruned(model: QuestionAnswering, into: Genotype) -> QuestionAnswering:
     weights, as `into` has. Nothing is refitted."""
     arch = model.architecture.with_blocks(into.to_json()["blocks"])
     made = phenotype.empty(QuestionAnswering, arch)
-    state = {name: value for name, value in model.state_dict().items()}
+    state = dict(model.state_dict())
     for index, block in enumerate(into.blocks):
         source = cast("phenotype.Block", model.encoder.blocks[index])
         for place, ffn in enumerate(block.ffns):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, help="of training, for each peer")
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
     made.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
-    made.add_argument("--data", type=Path, help="a folder with questions (.json) and corpus/, for minilm")
+    made.add_argument(
+        "--data", type=Path, help="a folder with questions (.json) and corpus/, for minilm"
+    )
     made.add_argument("--folder", type=Path, help="where all of it is kept; else it is removed")
     made.add_argument("--charge-scoring", action="store_true", help="count scoring as training")
     made.add_argument("--json", type=Path, help="also write the figures here")
@@ -129,17 +132,13 @@ def main(arguments: list[str]) -> None:
     if {"ours", "random"} <= set(options.peers):
         one, other = ([row for run in runs for row in run if row["peer"] == name]
                       for name in ("ours", "random"))  # fmt: skip
-        console.print(f"ours has the larger volume than random in {above(one, other)} of {len(runs)}")
+        console.print(
+            f"ours has the larger volume than random in {above(one, other)} of {len(runs)}"
+        )
 
 
 def models(standings: Sequence[Standing]) -> dict[str, Any]:
-    return {one.peer: [vars_of(model) for model in one.models] for one in standings}
-
-
-def vars_of(model: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(model)
+    return {one.peer: [asdict(model) for model in one.models] for one in standings}
 
 
 def write(options: argparse.Namespace, record: Sequence[dict[str, Any]]) -> None:

@@ -91,7 +91,9 @@ def told(standing: Standing, seconds: float, thesis: float | None) -> dict[str, 
         "models": len(models),
         "seconds": standing.seconds,
         "scoring": standing.scoring,
-        "quality": {str(share): None if one is None else one.quality for share, one in best.items()},
+        "quality": {
+            str(share): None if one is None else one.quality for share, one in best.items()
+        },
         "chosen": {str(share): None if one is None else one.name for share, one in best.items()},
         "hypervolume": {str(part): volume(standing.by(part * seconds)) for part in QUARTERS},
         "seconds_to_thesis": None if thesis is None else reached(standing, thesis),
@@ -116,7 +118,8 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             share: mean([one["quality"][share] for one in runs]) for share in runs[0]["quality"]
         },
         "hypervolume": {
-            part: mean([one["hypervolume"][part] for one in runs]) for part in runs[0]["hypervolume"]
+            part: mean([one["hypervolume"][part] for one in runs])
+            for part in runs[0]["hypervolume"]
         },
         "seconds_to_thesis": mean([one["seconds_to_thesis"] for one in runs]),
     }
