@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import tomlkit
@@ -60,9 +61,11 @@ class Contest:
 
     def baseline(self) -> Model:
         lab = self.lab
-        if not hasattr(self, "_told"):
-            self._told = self.judge(lab.begin.result)
         return lab.model("baseline", lab.baseline, self.start, lab.scored.quality, self._told)
+
+    @cached_property
+    def _told(self) -> float:
+        return self.judge(self.lab.begin.result)
 
 
 # -- searches in the daemon ----------------------------------------------------------------------
@@ -120,7 +123,7 @@ class Follower:
     def __init__(self, contest: Contest, config: Config, state: StateFolder) -> None:
         self._contest, self._config, self._state = contest, config, state
         self._models: dict[int, Model] = {}
-        self._told: dict[int, float | None] = {}
+        self._kept = state.path.with_name(f"{state.path.name}-kept")
         self.spent = self.scoring = 0.0
         self._depth = 1
 
@@ -185,14 +188,15 @@ class Follower:
             stage = [s.name for s in self._config.ladder("candidates") if s.train != "none"][-1]
             folder = self._state.result(number, stage)
             if folder.is_dir():
-                one = replace(one, quality=contest.judge(folder))
+                # By links: the search removes what it needs no more, and is judged when it is over,
+                # as a judge beside it would cost its workers the processor's seconds.
+                shutil.copytree(folder, self._kept / str(number), copy_function=os.link)
         self._models[number] = one
         if at <= contest.seconds:
             self._depth = self._line(found, number)
         contest.say(
             f"  {at:6.0f} s: candidate {number} of generation {candidate.generation},"
             f" {one.share:.2f} of the blocks, sees {seen:.1f}"
-            + ("" if one.quality is None else f", is worth {one.quality:.1f}")
         )
 
     def _line(self, found: Snapshot, number: int) -> int:
@@ -205,6 +209,15 @@ class Follower:
         return max(depth, self._depth)
 
     def standing(self, name: str, notes: Sequence[str]) -> Standing:
+        """With the judgement on all that were on the front when they stood."""
+        for number, one in self._models.items():
+            if (folder := self._kept / str(number)).is_dir():
+                told = self._contest.judge(folder)
+                self._models[number] = replace(one, quality=told)
+                self._contest.say(
+                    f"  candidate {number} is worth {told:.1f}, of {one.seen:.1f} seen"
+                )
+        shutil.rmtree(self._kept, ignore_errors=True)
         return Standing(
             name, tuple(self._models.values()), self.spent, self.scoring, self._depth, tuple(notes)
         )
