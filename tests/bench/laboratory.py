@@ -54,6 +54,14 @@ def worked(log: Path) -> float:
         return 0.0
 
 
+class Diverged(NasdError):
+    """seconds: of the processor's, that it took all the same."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(f"the training diverged: {message}")
+        self.seconds = seconds
+
+
 @dataclass(frozen=True)
 class Done:
     """An attempt that has succeeded. result: what it left. seconds: of the processor's."""
@@ -153,6 +161,8 @@ class Laboratory:
         if not folder.outcome.exists():
             raise NasdError(f"an attempt left no outcome: see {folder.log}")
         outcome = read(Outcome, folder.outcome)
+        if outcome.verdict is Verdict.DIVERGED:
+            raise Diverged(outcome.message, worked(folder.log))
         if outcome.verdict is not Verdict.SUCCEEDED:
             raise NasdError(f"an attempt {outcome.verdict} ({outcome.message}): see {folder.log}")
         return Done(outcome, folder.result, worked(folder.log))

@@ -28,7 +28,7 @@ from nasd.record.lifecycle import AttemptState, State
 from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import initial_population
 from nasd.worker.model import phenotype
-from tests.bench.laboratory import Judge, Laboratory, overhead, pace_of, worked
+from tests.bench.laboratory import Diverged, Judge, Laboratory, overhead, pace_of, worked
 from tests.bench.pruned import narrowed, pruned, without_top
 from tests.bench.standing import SHARES, Model, Standing, front
 from tests.bench.worlds import OURS, RANDOM, THESIS, Way, table_of, unknown
@@ -36,6 +36,8 @@ from tests.bench.worlds import OURS, RANDOM, THESIS, Way, table_of, unknown
 LOOK_SECONDS = 1.0
 LEAVE_SECONDS = 180.0
 GENERATIONS = 500  # more than any time is enough for
+LENGTHS = (0.25, 0.75)  # of what a model has, for the two trainings of those without a search
+WORTH = 4.0  # times what an attempt takes beside its training, or there is no short one
 OVER = 0.1  # of the time: what a plan may be wrong by, as it is made before the training
 DEPTH = 3  # of the control, where our search is not among the peers
 Say = Callable[[str], None]
@@ -252,9 +254,13 @@ def at_random(contest: Contest) -> Standing:
                 *(lab.baseline, config.search_space, config.variation, DRAWN[number], lab.number)
             )
         mutant = drawn[number]
-        trained = lab.attempt(
-            stage, lab.begin.result, mutant.genotype, mutant.lineage, candidate=number + 1
-        )
+        try:
+            trained = lab.attempt(
+                stage, lab.begin.result, mutant.genotype, mutant.lineage, candidate=number + 1
+            )
+        except Diverged as lost:
+            spent += lost.seconds
+            continue
         scored = lab.attempt(scores, trained.result, mutant.genotype, candidate=number + 1)
         spent += trained.seconds + (scored.seconds if contest.charges_scoring else 0.0)
         scoring += scored.seconds
@@ -271,49 +277,47 @@ def at_random(contest: Contest) -> Standing:
     return Standing("random", tuple(models), spent, scoring, 1, tuple(notes))
 
 
-DRAWN = {
-    0: 32,
-    32: 128,
-    128: 512,
-    512: 2048,
-}  # at that number, so many: the first are the same ones
+# At that number, so many are drawn: the first of them are always the same.
+DRAWN = {0: 32, 32: 128, 128: 512, 512: 2048}
 
 
-def planned(
-    contest: Contest, name: str, smaller: Mapping[str, Genotype], seconds: float
-) -> Standing:
+def planned(contest: Contest, name: str, smaller: Mapping[str, Genotype]) -> Standing:
     """Each of these models of the fine-tuned baseline is trained on for the same share of what the
-    peer has left of so many seconds, by one schedule; the largest first."""
+    peer has left of its time: all for a short part of that, and then all anew for the long part, as
+    much training can be too much. The largest first."""
     lab = contest.lab
     models = [contest.baseline()]
     spent, scoring, notes = contest.start, lab.scored.seconds, list[str]()
     beside = overhead(lab) + (lab.scored.seconds if contest.charges_scoring else 0.0)
-    each = (seconds - contest.start) / len(smaller)
-    for number, (called, genotype) in enumerate(smaller.items(), start=1):
+    each = (contest.seconds - contest.start) / len(smaller)
+    stage, examples = lab.stage("train_on"), lab.prepared.qa_train_features
+    pieces = LENGTHS if min(LENGTHS) * each >= WORTH * beside else (1.0,)
+    for number, (part, called) in enumerate(itertools.product(pieces, smaller), start=1):
+        genotype = smaller[called]
         made = pruned(lab.answering(), genotype)
         folder = lab.folder / f"{name}-{number}"
         phenotype.save(made, folder)
-        stage = lab.stage("train_on")
-        examples = lab.prepared.qa_train_features
-        epochs = pace_of(lab, made, stage).epochs(each - beside, stage, examples)
-        stage = stage.model_copy(update={"epochs": epochs})
-        trained = lab.attempt(stage, folder, genotype, candidate=number)
+        epochs = pace_of(lab, made, stage).epochs(part * each - beside, stage, examples)
+        longer = stage.model_copy(update={"epochs": epochs})
+        trained = lab.attempt(longer, folder, genotype, candidate=number)
         scored = lab.attempt(lab.stage("evaluate"), trained.result, genotype, candidate=number)
         spent += trained.seconds + (scored.seconds if contest.charges_scoring else 0.0)
         scoring += scored.seconds
-        at = min(spent, seconds) if spent <= (1 + OVER) * seconds else spent
+        fits = spent <= (1 + OVER) * contest.seconds
+        at = min(spent, contest.seconds) if fits else spent
         told = contest.judge(trained.result)
+        called = f"{called}, {epochs:.1f} epochs"
         models.append(lab.model(called, genotype, at, scored.quality, told))
         shutil.rmtree(folder)
         shutil.rmtree(trained.result)
         losses = [loss for _, loss in trained.outcome.curve]
         notes.append(
-            f"{called}: {epochs:.2f} epochs in {trained.seconds:.0f} s, evaluation loss"
-            f" {losses[-1]:.3f}, at its best {min(losses):.3f}"
+            f"{called}: evaluation loss {losses[-1]:.3f}, at its best {min(losses):.3f};"
+            f" {trained.seconds:.0f} s"
         )
         contest.say(
-            f"  {spent:6.0f} s: {called}, {models[-1].share:.2f} of the blocks,"
-            f" {epochs:.1f} epochs, sees {scored.quality:.1f}, is worth {told:.1f}"
+            f"  {spent:6.0f} s: {called}, {models[-1].share:.2f} of the blocks, sees"
+            f" {scored.quality:.1f}, is worth {told:.1f}"
         )
     return Standing(name, tuple(models), spent, scoring, 1, tuple(notes))
 
@@ -322,7 +326,7 @@ def top_dropped(contest: Contest) -> Standing:
     baseline = contest.lab.baseline
     left = range(len(baseline.blocks) - 1, 0, -1)
     smaller = {f"{count} blocks": without_top(baseline, count) for count in left}
-    return planned(contest, "drop_top", smaller, contest.seconds)
+    return planned(contest, "drop_top", smaller)
 
 
 def narrow(contest: Contest) -> Standing:
@@ -330,7 +334,7 @@ def narrow(contest: Contest) -> Standing:
     lab = contest.lab
     found = {share: narrowed(lab.baseline, lab.backbone, share) for share in SHARES[1:]}
     smaller = {f"{share:g} of the blocks": one for share, one in found.items() if one is not None}
-    return planned(contest, "narrow", smaller, contest.seconds)
+    return planned(contest, "narrow", smaller)
 
 
 def control(contest: Contest) -> Standing:
@@ -355,7 +359,7 @@ def control(contest: Contest) -> Standing:
 
 def control_all(contest: Contest) -> Standing:
     smaller = {"the baseline": contest.lab.baseline}
-    return planned(contest, "control_all", smaller, contest.seconds)
+    return planned(contest, "control_all", smaller)
 
 
 PEERS: Mapping[str, tuple[str, Callable[[Contest], Standing]]] = {
