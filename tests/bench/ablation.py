@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nasd.contract.errors import NasdError
+from tests.bench.contest import Contest
+from tests.bench.following import searched
 from tests.bench.laboratory import Judge, Laboratory
-from tests.bench.peers import Contest, searched
 from tests.bench.search import say, shown
 from tests.bench.standing import QUARTERS, SHARES, told
 from tests.bench.worlds import ABSENT, OURS, PARTS, WORLDS, Way, known

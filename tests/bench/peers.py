@@ -1,228 +1,28 @@
 """The peers: how each turns seconds of training into models.
 
-Searches run in the real daemon, `nasd run`, until their time is up. All others are trained by the
-same workers, beside it. Every peer starts from the same fine-tuned baseline, to the last bit, and
-its training is charged to each.
+Searches run in the real daemon until their time is up. All others are trained by the same workers,
+beside it. Every peer starts from the same fine-tuned baseline, to the last bit, and its training is
+charged to each.
 """
 
 import itertools
-import os
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-import tomlkit
-
-from nasd.contract.config import PREPARE, Config, parse
-from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
-from nasd.launch import interpreter
-from nasd.record import snapshot
-from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import AttemptState, State
-from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import initial_population
 from nasd.worker.model import phenotype
-from tests.bench.laboratory import Diverged, Judge, Laboratory, overhead, pace_of, worked
+from tests.bench.contest import Contest
+from tests.bench.following import searched
+from tests.bench.laboratory import Diverged, overhead, pace_of
 from tests.bench.pruned import narrowed, pruned, without_top
-from tests.bench.standing import SHARES, Model, Standing, front
-from tests.bench.worlds import OURS, RANDOM, THESIS, Way, table_of, unknown
+from tests.bench.standing import SHARES, Standing, front
+from tests.bench.worlds import OURS, RANDOM, THESIS, unknown
 
-LOOK_SECONDS = 1.0
-LEAVE_SECONDS = 180.0
-GENERATIONS = 500  # more than any time is enough for
 LENGTHS = (0.25, 0.75)  # of what a model has, for the two trainings of those without a search
 WORTH = 4.0  # times what an attempt takes beside its training, or there is no short one
 OVER = 0.1  # of the time: what a plan may be wrong by, as it is made before the training
-DEPTH = 3  # of the control, where our search is not among the peers
-Say = Callable[[str], None]
-
-
-@dataclass
-class Contest:
-    """What all peers are given. seconds: of training for each. charges_scoring: whether scoring
-    counts as well. depth: of our search's deepest line, once it is known."""
-
-    lab: Laboratory
-    judge: Judge
-    seconds: float
-    say: Say
-    charges_scoring: bool = False
-    depth: int = DEPTH
-
-    @property
-    def start(self) -> float:
-        """What the baseline costs each."""
-        lab = self.lab
-        return lab.begin.seconds + (lab.scored.seconds if self.charges_scoring else 0.0)
-
-    def baseline(self) -> Model:
-        lab = self.lab
-        return lab.model("baseline", lab.baseline, self.start, lab.scored.quality, self._told)
-
-    @cached_property
-    def _told(self) -> float:
-        return self.judge(self.lab.begin.result)
-
-
-# -- searches in the daemon ----------------------------------------------------------------------
-
-
-def searched(
-    contest: Contest, name: str, way: Way, more: Mapping[str, Any] | None = None
-) -> Standing:
-    """A search of this way, until its time is up."""
-    lab = contest.lab
-    state = StateFolder(lab.folder / f"state-{name}")
-    keys = {
-        "experiment.state": state.path.name,
-        "experiment.generations": GENERATIONS,
-        **(more or {}),
-    }
-    table = table_of(lab.world, way, lab.number, keys)
-    config = parse(table, name)
-    path = lab.folder / f"{name}.toml"
-    path.write_text(tomlkit.dumps(table), encoding="utf-8")
-    shutil.copytree(lab.cache, state.cache, copy_function=os.link)  # made once for all
-    log = lab.folder / f"{name}.log"
-    command = [
-        *interpreter.command("nasd.contract.leash", str(os.getpid())),
-        *interpreter.command("nasd", "run", "--config", str(path)),
-    ]
-    follower = Follower(contest, config, state)
-    with log.open("wb") as out:
-        daemon = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            while daemon.poll() is None and not follower.look():
-                time.sleep(LOOK_SECONDS)
-        finally:
-            told = daemon.poll() is None
-            if told:
-                daemon.send_signal(signal.SIGTERM)
-                try:
-                    daemon.wait(LEAVE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    daemon.kill()
-                    daemon.wait()
-    over = follower.look()
-    notes = [f"not there yet: {key}" for key in unknown(way)]
-    if not over:
-        if daemon.returncode and not told:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise NasdError(f"the search {name} ended: {''.join(last)} (see {log})")
-        notes.append(f"ended by itself after {follower.spent:.0f} s: see {log}")
-    return follower.standing(name, notes)
-
-
-class Follower:
-    """Looks on while a daemon searches: what is charged to it, and what its models are worth."""
-
-    def __init__(self, contest: Contest, config: Config, state: StateFolder) -> None:
-        self._contest, self._config, self._state = contest, config, state
-        self._models: dict[int, Model] = {}
-        self._kept = state.path.with_name(f"{state.path.name}-kept")
-        self.spent = self.scoring = 0.0
-        self._depth = 1
-
-    def look(self) -> bool:
-        """Whether the time is up."""
-        try:
-            with snapshot.opened(self._state.path) as connection:
-                found = snapshot.read(connection)
-        except NasdError:  # it has only just begun
-            return False
-        self._account(found)
-        return self.spent >= self._contest.seconds
-
-    def _account(self, found: Snapshot) -> None:
-        """Attempts count in the order in which they ran: there is one slot."""
-        spent = scoring = 0.0
-        stages = {one.name: one for one in self._config.stages}
-        for attempt in found.attempts:
-            if attempt.live:
-                continue
-            seconds = worked(self._state.attempt(attempt.id).log)
-            stage = stages.get(attempt.stage)
-            scores = stage is not None and stage.train == "none"
-            if scores:
-                scoring += seconds
-            if self._is_charged(attempt.stage):
-                spent += seconds
-            candidate = found.candidates[attempt.candidate]
-            done = attempt.state is AttemptState.SUCCEEDED and candidate.state is State.SCORED
-            if scores and done and candidate.id not in self._models:
-                self._scored(found, candidate.id, spent)
-        self.spent, self.scoring = spent, scoring
-
-    def _is_charged(self, name: str) -> bool:
-        """All but what is the same for everybody: making the caches; and a head that these children
-        never use, which a seed without one must be given all the same."""
-        stage = next((one for one in self._config.stages if one.name == name), None)
-        if name == PREPARE:
-            return False
-        if stage is None:
-            return True
-        if stage.train == "none":
-            return self._contest.charges_scoring
-        return stage.train != "head" or self._config.variation.inherit_from == "mlm"
-
-    def _scored(self, found: Snapshot, number: int, at: float) -> None:
-        contest, candidate = self._contest, found.candidates[number]
-        seen = found.quality(number)
-        assert seen is not None
-        if candidate.is_baseline:
-            if seen != contest.lab.scored.quality:
-                raise NasdError(
-                    f"the baseline scores {seen} here and {contest.lab.scored.quality} beside it:"
-                    " peers that start differently cannot be compared"
-                )
-            self._models[number] = replace(contest.baseline(), at=at)
-            return
-        if getattr(candidate, "role", "") == "control":  # it is charged, and no find of the search
-            return
-        one = contest.lab.model(str(number), candidate.genotype, at, seen)
-        if one in front([*self._models.values(), one]):
-            stage = [s.name for s in self._config.ladder("candidates") if s.train != "none"][-1]
-            folder = self._state.result(number, stage)
-            if folder.is_dir():
-                # By links: the search removes what it needs no more, and is judged when it is over,
-                # as a judge beside it would cost its workers the processor's seconds.
-                shutil.copytree(folder, self._kept / str(number), copy_function=os.link)
-        self._models[number] = one
-        if at <= contest.seconds:
-            self._depth = self._line(found, number)
-        contest.say(
-            f"  {at:6.0f} s: candidate {number} of generation {candidate.generation},"
-            f" {one.share:.2f} of the blocks, sees {seen:.1f}"
-        )
-
-    def _line(self, found: Snapshot, number: int) -> int:
-        """How many trainings behind the baseline's a candidate's line has had."""
-        candidate, depth = found.candidates[number], 0
-        while not candidate.is_baseline:
-            depth += 1
-            assert candidate.parent is not None
-            candidate = found.candidates[candidate.parent]
-        return max(depth, self._depth)
-
-    def standing(self, name: str, notes: Sequence[str]) -> Standing:
-        """With the judgement on all that were on the front when they stood."""
-        for number, one in self._models.items():
-            if (folder := self._kept / str(number)).is_dir():
-                told = self._contest.judge(folder)
-                self._models[number] = replace(one, quality=told)
-                self._contest.say(
-                    f"  candidate {number} is worth {told:.1f}, of {one.seen:.1f} seen"
-                )
-        shutil.rmtree(self._kept, ignore_errors=True)
-        return Standing(
-            name, tuple(self._models.values()), self.spent, self.scoring, self._depth, tuple(notes)
-        )
 
 
 def ours(contest: Contest) -> Standing:

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nasd.contract.errors import NasdError
+from tests.bench.contest import Contest
 from tests.bench.laboratory import Judge, Laboratory
-from tests.bench.peers import PEERS, Contest
+from tests.bench.peers import PEERS
 from tests.bench.standing import QUARTERS, SHARES, Standing, above, over_seeds, told, volume
 from tests.bench.worlds import WORLDS
 

@@ -109,6 +109,7 @@ OURS = Way(
         "variation.steps": [1, 3],
         "variation.min_distance": 1,
         "variation.adaptive": True,
+        "teacher.source": "baseline",
     },
 )
 # With a drawing far away in one step, and no selection.
@@ -117,6 +118,7 @@ RANDOM = OURS.without(
         "population.control": ABSENT,
         "population.screened": ABSENT,
         "variation.adaptive": ABSENT,
+        "teacher.source": ABSENT,
         "variation.steps": [1, 12],
         "variation.operators": {name: one for name, one in OPERATORS.items() if name != "cross"},
     }
@@ -128,7 +130,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "transfers": {"variation.transfers": "fresh"},
     "refit": {"variation.refit": False},
     "screening": {"population.screened": ABSENT},
-    "teacher": {"teacher": ABSENT},
+    "teacher": {"teacher.source": ABSENT},
     "crossover": {"variation.operators": {**OPERATORS, "cross": 0}},
     "adaptive rates": {"variation.adaptive": ABSENT},
 }
