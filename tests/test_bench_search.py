@@ -2,21 +2,28 @@
 all of it runs."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.contract.config import SearchSpace
+from nasd.contract.config import Config, SearchSpace, parse
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters, unchanged
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import State
+from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import check_genotype, initial_population
 from nasd.worker.model.inherit import born
 from nasd.worker.model.phenotype import Architecture, QuestionAnswering
 from tests.bench import ablation, child, search, standing
-from tests.bench.laboratory import Pace, worked
+from tests.bench.following import Follower
+from tests.bench.laboratory import Laboratory, Pace, worked
 from tests.bench.peers import PEERS
 from tests.bench.pruned import narrowed, pruned, without_top
 from tests.bench.standing import Model, Standing, best_within, front, reached, told, volume
@@ -33,6 +40,8 @@ from tests.bench.worlds import (
     known,
     unknown,
 )
+from tests.conftest import drive, make_tick, without_summaries
+from tests.test_task_lineage import task_dict
 from tests.training import demo_config, stage
 
 BACKBONE = Backbone(vocab_size=50, positions=32, width=16)
@@ -127,6 +136,98 @@ def test_a_plan_takes_as_long_as_it_may() -> None:
     epochs = pace.epochs(100.0, tuned, examples=100)
     assert epochs * (10 * 0.5 + 2.0) + 2.0 == pytest.approx(100.0)
     assert pace.epochs(0.0, tuned, examples=100) == pytest.approx(0.1)  # a step at least
+
+
+# --- what a search is charged ---------------------------------------------------------------
+
+
+@dataclass
+class Rivals:
+    """As much of a contest as a follower asks for, with a judge who likes all alike."""
+
+    found: Snapshot
+    charges_scoring: bool = False
+    seconds: float = 1e9
+    scored_alike: bool = True
+
+    @property
+    def lab(self) -> Any:
+        one = self.found.baseline
+        seen = self.found.quality(one.id) if self.scored_alike else -1.0
+        lab = SimpleNamespace(baseline=one.genotype, backbone=self.found.experiment.backbone)
+        lab.model = partial(Laboratory.model, lab)
+        lab.scored = SimpleNamespace(quality=seen)
+        return lab
+
+    def baseline(self) -> Model:
+        return model("baseline", 1.0, 0.0, seen=0.0, quality=40.0)
+
+    def judge(self, folder: Path) -> float:
+        assert folder.is_dir()
+        return 50.0
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[StateFolder, Snapshot, Config]:
+    """A search whose every attempt has taken two seconds of the processor's."""
+    state = StateFolder(tmp_path_factory.mktemp("searched") / "state")
+    config = parse(task_dict(population__mu=3, population__lambda=4), "task.toml")
+    with without_summaries():
+        tick = make_tick(state, config)
+        drive(tick)
+    found = tick.store.read()
+    for attempt in found.attempts:
+        line = "succeeded after 9.0 s, 2.00 s of the processor's\n"
+        state.attempt(attempt.id).log.write_text(line)
+    return state, found, config
+
+
+Searched = tuple[StateFolder, Snapshot, Config]
+
+
+def followed(searched: Searched, **changes: Any) -> tuple[Standing, Snapshot]:
+    state, found, config = searched
+    follower = Follower(Rivals(found, **changes), config, state)  # type: ignore[arg-type]
+    for _ in range(2):  # what was seen once is not counted again
+        follower.look()
+    return follower.standing("ours", ()), found
+
+
+def test_a_search_is_charged_all_training_and_scoring_where_it_is_asked(searched: Searched) -> None:
+    one, found = followed(searched)
+    trained = sum(attempt.stage == "finetune" for attempt in found.attempts)
+    scored = sum(attempt.stage == "evaluate" for attempt in found.attempts)
+    assert trained
+    assert (one.seconds, one.scoring) == (2 * trained, 2 * scored)
+    assert followed(searched, charges_scoring=True)[0].seconds == 2 * (trained + scored)
+
+
+def test_models_stand_when_they_are_scored_and_only_those_of_a_front_are_judged(
+    searched: Searched,
+) -> None:
+    one, found = followed(searched)
+    assert {row.name for row in one.models} == {"baseline"} | {
+        str(candidate.id)
+        for candidate in found.candidates.values()
+        if not candidate.is_baseline and candidate.state is State.SCORED
+    }
+    moments = [row.at for row in one.models]
+    assert moments == sorted(moments)
+    assert moments[0] == 2.0
+    assert moments[-1] == one.seconds
+    for place, row in enumerate(one.models):
+        assert (row.quality is not None) == (row in front(one.models[: place + 1]))
+    assert 1 < one.depth <= 1 + max(row.number for row in found.generations)
+
+
+def test_a_baseline_that_is_another_one_is_judged_for_itself_and_told(searched: Searched) -> None:
+    assert followed(searched)[0].models[0].quality == 40.0
+    one, _ = followed(searched, scored_alike=False)
+    assert one.models[0].quality == 50.0
+    assert any("its baseline is another one" in text for text in one.notes)
 
 
 # --- models that nobody searched ------------------------------------------------------------
