@@ -90,7 +90,7 @@ def rows(lab: Laboratory, judge: Judge) -> list[Row]:
     paces = {"child": pace_of(lab, model, stage), "parent": pace_of(lab, lab.answering(), stage)}
     for name, part in [("child", part) for part in PARTS] + [("parent", 1.0)]:
         seconds = part * found[1].seconds
-        epochs = paces[name].epochs(seconds - beside, stage, lab.prepared.qa_train_features)
+        epochs = paces[name].epochs(seconds - beside, stage, lab.examples)
         longer = stage.model_copy(update={"epochs": epochs})
         if name == "child":
             done = lab.attempt(longer, lab.begin.result, genotype, lineage, candidate=2)

@@ -135,7 +135,7 @@ class Follower:
         assert seen is not None
         if candidate.is_baseline:
             one = replace(contest.baseline(), at=at, seen=seen)
-            if seen != contest.lab.scored.quality:  # as where a search holds windows out
+            if seen != contest.lab.scored.quality:  # as where one of two holds windows out
                 one = replace(one, quality=None)
                 self.notes.append(
                     f"its baseline is another one: sees {seen:.1f}, not"

@@ -34,7 +34,7 @@ from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import Run, train
 from tests.bench.standing import Model, share_of_blocks
-from tests.bench.worlds import KEPT, RANDOM, THESIS, World, config_of
+from tests.bench.worlds import KEPT, OURS, RANDOM, THESIS, World, config_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 WORKED = re.compile(r"^\w+ after [\d.]+ s, ([\d.]+) s of the processor's$", re.MULTILINE)
@@ -89,6 +89,9 @@ class Laboratory:
         described = seed.describe(source, folder)
         self.baseline: Genotype = described.baseline
         self.backbone: Backbone = described.backbone
+        # What our search keeps out of all training, to screen by, nobody trains on.
+        screens = getattr(config_of(world, OURS, number).population, "screened", 1) > 1
+        self._like_ours: dict[str, Any] = {"holds_out": True} if screens else {}
         self.cache = folder / "cache"
         self.cache.mkdir()
         self._launcher = LocalLauncher(self.config.slots.threads)
@@ -102,6 +105,13 @@ class Laboratory:
 
     def stage(self, name: str) -> Stage:
         return self._stages[name]
+
+    @property
+    def examples(self) -> int:
+        """That an epoch of training goes through, in whole batches."""
+        stage = self.stage("start")
+        assert stage.epochs is not None
+        return round(self.begin.outcome.steps / stage.epochs) * stage.batch
 
     def attempt(
         self,
@@ -149,6 +159,7 @@ class Laboratory:
             packing=slots.packing,
             fixed_masks=fixed_masks,
             activation_cache_gb=daemon.activation_cache_gb,
+            **self._like_ours,
         )
         write(digests.signed(spec), folder.spec)
         token = secrets.token_hex(16)
@@ -271,6 +282,6 @@ def overhead(lab: Laboratory) -> float:
     """Seconds of the processor's that an attempt takes beside its steps and evaluations."""
     stage = lab.stage("start")
     pace = pace_of(lab, lab.answering(), stage)
-    schedule = Schedule.of(stage, lab.prepared.qa_train_features)
+    schedule = Schedule.of(stage, lab.examples)
     evaluations = len(schedule.evaluation_steps(stage.evaluations))
     return max(0.0, lab.begin.seconds - schedule.steps * pace.step - evaluations * pace.evaluation)

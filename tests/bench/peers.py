@@ -90,7 +90,7 @@ def planned(contest: Contest, name: str, smaller: Mapping[str, Genotype]) -> Sta
     spent, scoring, notes = contest.start, lab.scored.seconds, list[str]()
     beside = overhead(lab) + (lab.scored.seconds if contest.charges_scoring else 0.0)
     each = (contest.seconds - contest.start) / len(smaller)
-    stage, examples = lab.stage("train_on"), lab.prepared.qa_train_features
+    stage, examples = lab.stage("train_on"), lab.examples
     pieces = LENGTHS if min(LENGTHS) * each >= WORTH * beside else (1.0,)
     for number, (part, called) in enumerate(itertools.product(pieces, smaller), start=1):
         genotype = smaller[called]
