@@ -221,6 +221,9 @@ class Variation(Section):
     """How modules begin that are not their parent's: `fresh`, drawn anew; `informed`, so that what
     is added changes nothing at first, what is larger computes what stood there, and what is smaller
     is its most telling part, refitted."""
+    refit: Annotated[bool, Field(strict=True)] = True
+    """Whether what shrinks is fitted anew, on texts of the training part, to what its parent
+    computed; of `informed` transfers."""
     inherit_from: Heritage = tasks.MLM.name
     """Where a child's weights come from: its parent's last MLM stage, or its fine-tuned weights,
     head and all."""

@@ -95,6 +95,7 @@ class Spec(Message):
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     mutants: tuple[Untried, ...] = ()  # of a screening
+    refits: bool = True  # what a child's ranked modules give to what the parent's gave
     holds_out: bool = False  # keep the windows that screenings go by out of training
     resume: tuple[str, ...] = ()  # checkpoint folders of earlier attempts, newest first
     digest: str = ""  # of all the rest, see nasd.contract.digests

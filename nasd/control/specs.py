@@ -61,6 +61,7 @@ def spec(
         compile=config.slots.compile,
         packing=config.slots.packing,
         mutants=_mutants(snapshot, config, state, candidate),
+        refits=config.variation.refit,
         holds_out=config.population.screened > 1,
         fixed_masks=stage is not None
         and stage.train == "new"

@@ -36,7 +36,7 @@ def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[s
     assert spec.weights is not None
     began = time.monotonic()
     entry = registry.of(stage)
-    windows = entry.windows(spec)
+    windows = entry.windows(spec) if spec.refits else None
     parent = _Parent(spec, entry.model, Path(spec.weights), windows)
     task = entry.unseen(spec, parent.model, ranks)
     batch = halved(EVALUATION_BATCH, spec.halvings)
@@ -67,14 +67,14 @@ def _unheard(doing: str, step: int = 0, steps: int = 0, *, patience: float = 0.0
 class _Parent:
     """With what it computes on the windows, once for all its mutants."""
 
-    def __init__(self, spec: Spec, kind: type[Any], folder: Path, windows: Windows) -> None:
+    def __init__(self, spec: Spec, kind: type[Any], folder: Path, windows: Windows | None) -> None:
         with reading(folder):
             self.model: AnyModel = phenotype.load(kind, folder, spec.dropout)
         self.trace = Trace(self.model.eval().encoder, windows)
 
 
 def _made(
-    spec: Spec, mutant: Untried, parent: _Parent, kind: type[Any], windows: Windows
+    spec: Spec, mutant: Untried, parent: _Parent, kind: type[Any], windows: Windows | None
 ) -> AnyModel:
     parents = [parent]
     if mutant.second_weights is not None:

@@ -102,7 +102,7 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
     trains = spec.stage is not None and spec.stage.train != "none" and not spec.mutants
     pulse = Pulse(folder.heartbeat, ranks.first, None if trains else stop)
     spec = _with_precision(spec, ranks)
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     result = folder.result
     try:
         pulse("starting")
@@ -127,7 +127,13 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
             raise
         message = f"{_size(spec, spec.stage, ranks)}: {error}".splitlines()[0][:500]
         outcome = Outcome(verdict=Verdict.OUT_OF_MEMORY, message=message)
-    return outcome.model_copy(update={"seconds": time.monotonic() - began})
+    seconds, worked = time.monotonic() - began, time.process_time() - worked
+    if ranks.first:  # on a busy machine the two are far apart
+        print(
+            f"{outcome.verdict} after {seconds:.1f} s, {worked:.2f} s of the processor's",
+            flush=True,
+        )
+    return outcome.model_copy(update={"seconds": seconds})
 
 
 def _check_inputs(

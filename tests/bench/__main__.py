@@ -4,7 +4,9 @@ import signal
 import sys
 from importlib import import_module
 
-BENCHES = ("control", "memory", "quality", "startup", "training")
+BENCHES = (
+    "ablation", "child", "control", "memory", "quality", "search", "startup", "training",
+)  # fmt: skip
 
 # Processes that a bench spawns import this file, too, and need none of it.
 if __name__ == "__main__":

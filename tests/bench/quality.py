@@ -107,7 +107,7 @@ class Laboratory:
 
 
 def laboratory(options: argparse.Namespace, folder: Path) -> Laboratory:
-    data = tomllib.loads(preset_text("minilm"))
+    data = tomllib.loads(preset_text("minilm-thesis"))
     data["data"]["mlm"] |= {
         "corpora": [{"files": [str(path) for path in options.corpus]}],
         "tokens": options.tokens,

@@ -71,7 +71,7 @@ def born(
     for folder in folders:
         with reading(folder):
             parents.append(phenotype.load(kind, folder, spec.dropout))
-    seen = windows() if ranks_any(lineage) else None
+    seen = windows() if spec.refits and ranks_any(lineage) else None
     began = time.monotonic()
     model = made(Genotype.from_json(spec.genotype), lineage, parents, fresh, seen, print)
     if seen is not None:
