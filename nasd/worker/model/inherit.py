@@ -75,10 +75,26 @@ def born(
     if traces is None:
         traces = [Trace(parent.eval().encoder, windows) for parent in parents]
     mine = Trace(model.encoder, windows)
+    mine.begins_as(traces[0], shared(lineage, first.architecture))
     for index, block in enumerate(lineage):
         for note in _fill(index, block, mine, traces, generator, arch.initializer_range):
             say(f"block {index + 1}: {note}")
     return model
+
+
+def shared(lineage: Lineage, parent: Architecture) -> int:
+    """How many of the lowest blocks are the first parent's as they are, and give the same."""
+    for index, (line, shape) in enumerate(zip(lineage, parent.blocks, strict=False)):
+        modules = [(line.attention, None), *((ffn, place) for place, ffn in enumerate(line.ffns))]
+        same = len(line.ffns) == len(shape.ffns) and all(
+            (one.transfer, one.parent, one.block, one.place) == ("kept", 0, index, place)
+            for one, place in modules
+        )
+        if not same:
+            # A block that is added takes the norm below it for its own.
+            return max(0, index - 1) if line.source is None else index
+    count = min(len(lineage), len(parent.blocks))
+    return max(0, count - 1) if any(line.source is None for line in lineage[count:]) else count
 
 
 class Trace:
@@ -91,7 +107,12 @@ class Trace:
     def __init__(self, encoder: Encoder, windows: Windows | None) -> None:
         self.encoder = encoder
         self.windows = windows
-        self._sums: list[Tensor] = []
+        self._sums: dict[int, Tensor] = {}
+        self._below: tuple[Trace, int] | None = None
+
+    def begins_as(self, other: "Trace", blocks: int) -> None:
+        """Its lowest blocks are another's, so what those compute is not computed again."""
+        self._below = other, self.layer(blocks) - 1
 
     @property
     def layers(self) -> list[tuple[nn.Module, nn.LayerNorm]]:
@@ -109,8 +130,12 @@ class Trace:
     def sum(self, layer: int) -> Tensor:
         """What the layer and what goes past it give together, before its norm, [n, l, w]."""
         assert self.windows is not None
-        while len(self._sums) <= layer:
-            number = len(self._sums)
+        if self._below is not None and layer <= self._below[1]:
+            return self._below[0].sum(layer)
+        first = 0 if self._below is None else self._below[1] + 1
+        for number in range(first, layer + 1):
+            if number in self._sums:
+                continue
             if number == 0:
                 embeddings, ids = self.encoder.embeddings, self.windows.input_ids
                 states = embeddings.word(ids) + embeddings.position.weight[: ids.shape[1]]
@@ -119,7 +144,7 @@ class Trace:
                 mask = self.windows.attention_mask.bool()[:, None, None, :]
                 attends = isinstance(module, phenotype.Attention)
                 states = states + (module(states, states, mask) if attends else module(states))
-            self._sums.append(states)
+            self._sums[number] = states
         return self._sums[layer]
 
     def states(self, layer: int) -> Tensor:

@@ -15,8 +15,8 @@ from nasd.worker.model.inherit import Windows
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.passages import QaFeatures
 
-TOKENS = 8192  # at most, so that a refit takes seconds
-HELD_OUT = 128  # windows by which mutants are screened, where there are ten times as many
+TOKENS = 4096  # at most, so that a refit takes seconds
+HELD_OUT = 64  # windows by which mutants are screened, where there are ten times as many
 
 
 def held_out(count: int, seed: int) -> NDArray[np.int64]:
@@ -46,7 +46,9 @@ def for_language(cache: Path, seed: int) -> Windows:
 
 
 def _drawn(lengths: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """So many examples in random order as TOKENS hold, and one at least."""
+    """So many examples in random order as TOKENS hold, and one at least. Of the shorter half, as
+    shown together all of them are as long as the longest."""
     order = np.random.default_rng(stream_seed(seed, 0, "windows")).permutation(len(lengths))
+    order = order[lengths[order] <= np.median(lengths)]
     held = np.cumsum(lengths[order]) <= TOKENS
     return np.sort(order[: max(1, int(held.sum()))])
