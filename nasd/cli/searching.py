@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @app.command(cls=Command, rich_help_panel=SEARCH)
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write config.toml.")] = Path(),
-    preset: Annotated[str, typer.Option(help="thesis, compress, minilm, demo, minilm-thesis or demo-thesis.")] = "thesis",
+    preset: Annotated[
+        str, typer.Option(help="thesis, compress, minilm, demo, minilm-thesis or demo-thesis.")
+    ] = "thesis",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, may be repeated.")
     ] = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nasd.contract.config import PREPARE, Config
+from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.slots import on_gpus
 from nasd.views.forecast import figures
@@ -56,7 +56,7 @@ def _report(
     config: Config, config_path: Path, subject: Subject, runs: Sequence[Run]
 ) -> dict[str, Any]:
     told = [figures.told(config, subject, one) for one in runs]
-    stages = [PREPARE, *(stage.name for stage in config.stages)]
+    stages = figures.stages_of(config)
     total = median(one["gpu_hours"] for one in told)
     return {
         "config": str(config_path),

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from nasd.contract.config import PREPARE, Config
+from nasd.contract.config import PREPARE, SCREEN, Config
 from nasd.estimate.cost import attempt_seconds, prepare_seconds
 from nasd.policy import ladder
 from nasd.record.lifecycle import AttemptState
@@ -24,13 +24,19 @@ class Asked:
     widest: float
 
 
+def stages_of(config: Config) -> list[str]:
+    """All that attempts can be at, in the order in which people are told of it."""
+    screens = config.population.screened > 1
+    return [PREPARE, *([SCREEN] if screens else []), *(stage.name for stage in config.stages)]
+
+
 def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
     """One run, in hours."""
     snap = one.snapshot
     wall = (one.ended - one.began) / 3600
     used = snap.gpu_hours(one.ended)
     stages = {}
-    for name in (PREPARE, *(stage.name for stage in config.stages)):
+    for name in stages_of(config):
         attempts = [attempt for attempt in snap.attempts if attempt.stage == name]
         stages[name] = {
             "attempts": len(attempts),
@@ -41,7 +47,7 @@ def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
     generations = []
     for generation in snap.generations:
         assert generation.completed_at is not None
-        born = {candidate.id for candidate in snap.born_in(generation.number)}
+        born = {one.id for one in snap.candidates.values() if one.generation == generation.number}
         generations.append(
             {
                 "generation": generation.number,
@@ -83,6 +89,11 @@ def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, 
     widest = len(subject.slots) if config.slots.widen else 0
     for owner, name in snap.results:
         candidate, stage = snap.candidates[owner], ladder.stage_named(config, name)
+        if name == SCREEN:  # as long as it took: nothing disturbs it here
+            (held,) = (one for one in snap.attempts if one.candidate == owner)
+            seconds = 3600 * _held(held)
+            found[owner, name] = Asked(1, seconds, seconds)
+            continue
         if stage is None:
             seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes)
             found[owner, name] = Asked(1, seconds, seconds)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence, Set
 from statistics import median
 
-from nasd.contract.config import PREPARE
+from nasd.contract.config import PREPARE, SCREEN
 from nasd.record.lifecycle import AttemptState, State
 from nasd.record.state import Attempt, Snapshot
-from nasd.views.report.rows import BASELINE, AttemptRow, CandidateRow, CostRow, FateRow
+from nasd.views.report.rows import BASELINE, CONTROL, AttemptRow, CandidateRow, CostRow, FateRow
 
 
 def attempts(snapshot: Snapshot, now: float) -> tuple[AttemptRow, ...]:
@@ -63,12 +63,19 @@ def _lost(snapshot: Snapshot, now: float) -> Iterator[tuple[int, float]]:
 
 
 def costs(
-    stages: Sequence[str], baseline: int, attempts: Sequence[AttemptRow]
+    stages: Sequence[str],
+    baseline: int,
+    attempts: Sequence[AttemptRow],
+    controls: Set[int] = frozenset(),
 ) -> tuple[CostRow, ...]:
     """A row a stage and who climbed it, in the order of the ladder."""
     groups: dict[tuple[str, str], list[AttemptRow]] = {}
     for one in attempts:
         who = BASELINE if one.candidate == baseline else "candidates"
+        if one.candidate in controls:
+            who = CONTROL
+        if one.stage == SCREEN:
+            who = PARENTS
         groups.setdefault((one.stage, who), []).append(one)
     broken = (AttemptState.LOST, AttemptState.PREEMPTED)
     return tuple(
@@ -83,9 +90,23 @@ def costs(
             gpu_hours=sum(one.gpu_hours for one in tried),
             lost_gpu_hours=sum(one.lost_gpu_hours for one in tried),
         )
-        for stage in (PREPARE, *stages)
-        for who in (BASELINE, "candidates")
+        for stage in (PREPARE, SCREEN, *stages)
+        for who in (BASELINE, CONTROL, PARENTS, "candidates")
         if (tried := groups.get((stage, who)))
+    )
+
+
+PARENTS = "parents, for their mutants"
+
+
+def beside(
+    controls: Set[int], screenings: Set[int], attempts: Sequence[AttemptRow]
+) -> tuple[FateRow, ...]:
+    """What was spent on those that are no candidates."""
+    return tuple(
+        FateRow(name, len(who), sum(one.gpu_hours for one in attempts if one.candidate in who))
+        for name, who in (("controls", controls), ("screening of mutants", screenings))
+        if who
     )
 
 

@@ -29,7 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nasd.contract.readable import number, of_baseline
 from nasd.search import objectives
-from nasd.views.report.rows import BASELINE, CandidateRow
+from nasd.views.report.rows import CandidateRow
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
 # the others are of Okabe and Ito's set: both can be told apart by the colour-blind.
@@ -330,7 +330,7 @@ def some_of(values: Sequence[int], most: int) -> list[int]:
 
 
 def told(row: CandidateRow, more: str) -> str:
-    name = BASELINE if row.is_baseline else f"candidate {row.id} (generation {row.generation})"
+    name = row.name if row.is_baseline else f"candidate {row.id} (generation {row.generation})"
     parts = [name, more]
     if row.quality is not None:
         parts.append(f"quality {number(row.quality, 2)} %")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasd.contract import tasks
-from nasd.record.lifecycle import AttemptState, DecisionKind, Phase, State
+from nasd.record.lifecycle import AttemptState, CandidateKind, DecisionKind, Phase, State
 from nasd.record.state import Candidate, Granted, Snapshot
 from nasd.search.objectives import reference
 from nasd.search.pareto import Point, covers, hypervolume, ranks, survivors
@@ -199,7 +199,7 @@ class Findings:
             one.generation: one.payload for one in snap.decisions if one.kind is DecisionKind.SELECT
         }
         children: dict[int | None, list[Candidate]] = {}
-        for candidate in snap.candidates.values():
+        for candidate in snap.individuals:
             children.setdefault(candidate.generation, []).append(candidate)
         rows: list[GenerationRow] = []
         before, spent_before = self.baseline_hypervolume, 0.0
@@ -269,7 +269,8 @@ class Findings:
         for attempt in snap.attempts:
             one = snap.candidates[attempt.candidate]
             done = attempt.state is AttemptState.SUCCEEDED and attempt.stage == one.stage
-            if done and one.state is State.SCORED and not one.is_baseline:
+            own = one.kind is CandidateKind.CANDIDATE and not one.is_baseline
+            if done and one.state is State.SCORED and own:
                 assert attempt.ended_at is not None
                 scored.append((attempt.ended_at, one.id))
         rows, front, volume = [], list[Point](), 0.0
@@ -317,7 +318,7 @@ class Findings:
             for (candidate, stage), result in sorted(
                 snap.results.items(), key=lambda item: (item[0][0], offsets.get(item[0][1], 0))
             )
-            if stage in offsets
+            if stage in offsets and snap.candidates[candidate].kind is CandidateKind.CANDIDATE
             for step, loss in result.curve
         )
 
@@ -465,11 +466,19 @@ class Findings:
     @cached_property
     def costs(self) -> tuple[CostRow, ...]:
         stages = [stage["name"] for stage in self.config["stages"]]
-        return accounts.costs(stages, self.baseline.id, self.attempts)
+        return accounts.costs(stages, self.baseline.id, self.attempts, self._controls)
 
     @cached_property
     def fates(self) -> tuple[FateRow, ...]:
-        return accounts.fates(self.candidates, {row.id for row in self.final_population})
+        final = {row.id for row in self.final_population}
+        kind = CandidateKind.SCREENING
+        screenings = {one.id for one in self.snapshot.candidates.values() if one.kind is kind}
+        aside = accounts.beside(self._controls, screenings, self.attempts)
+        return (*accounts.fates(self.candidates, final), *aside)
+
+    @property
+    def _controls(self) -> set[int]:
+        return {one.id for one in self.snapshot.controls}
 
     @cached_property
     def gpu_hours(self) -> float:

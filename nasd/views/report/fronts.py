@@ -33,7 +33,7 @@ from nasd.views.report.drawing import (
     told,
 )
 from nasd.views.report.findings import Findings
-from nasd.views.report.rows import BASELINE, CandidateRow, MemberRow
+from nasd.views.report.rows import CandidateRow, MemberRow
 
 SHAPES = {"parent": ("o", 5.5), "offspring": ("s", 5.0)}  # and their size in points
 
@@ -93,7 +93,7 @@ def pareto(findings: Findings) -> Drawing:
             ("parent", {"marker": "o", "color": MUTED}),
             ("offspring", {"marker": "s", "color": MUTED}),
             ("does not survive", {"marker": "s", "color": MUTED, "markerfacecolor": PAPER}),
-            (BASELINE, {"marker": "*", "color": BASE, "markersize": 9}),
+            (findings.baseline.name, {"marker": "*", "color": BASE, "markersize": 9}),
             ("best ever scored", {"marker": "", "linestyle": ":", "lw": 1.2, "color": MUTED}),
         ],
     )

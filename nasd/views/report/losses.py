@@ -33,7 +33,7 @@ from nasd.views.report.drawing import (
     told,
 )
 from nasd.views.report.findings import Findings
-from nasd.views.report.rows import BASELINE, CandidateRow
+from nasd.views.report.rows import CandidateRow
 
 
 def curves(findings: Findings) -> Drawing:
@@ -289,7 +289,12 @@ def correlation(findings: Findings) -> Drawing:
     if any(findings.by_id[row.candidate].cut for row in findings.losses):
         legend.append(("cut, trained all the same", {"marker": "^", "color": CUT}))
     if findings.baseline.quality is not None:
-        legend.append((BASELINE, {"linestyle": (0, (4, 3)), "marker": "", "color": BASE, "lw": 1}))
+        legend.append(
+            (
+                findings.baseline.name,
+                {"linestyle": (0, (4, 3)), "marker": "", "color": BASE, "lw": 1},
+            )
+        )
     key(figure, legend)
     drawing.figure = figure
     drawing.caption = (
@@ -353,7 +358,10 @@ def missed(findings: Findings) -> Drawing:
             ("kept", {"marker": "o", "color": ACCENT}),
             ("cut, trained all the same", {"marker": "^", "color": CUT}),
             ("cutoff", {"marker": "", "linestyle": (0, (4, 3)), "color": INK, "lw": 0.9}),
-            (BASELINE, {"marker": "", "linestyle": (0, (4, 3)), "color": BASE, "lw": 1}),
+            (
+                findings.baseline.name,
+                {"marker": "", "linestyle": (0, (4, 3)), "color": BASE, "lw": 1},
+            ),
         ],
     )
     lay_out(figure)

@@ -3,6 +3,8 @@ of a mutant that nobody has trained tells what comes of it."""
 
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from nasd.contract.readable import number
 from nasd.record.lifecycle import DecisionKind
 from nasd.views.report import statistics
@@ -46,6 +48,7 @@ def rates(findings: Findings) -> Drawing:
     axes.set_xlabel("generation")
     axes.set_ylabel("share of the small steps, %")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(figure, legend)
     drawing.figure = figure
     last = sorted(told[max(told)].items(), key=lambda one: -one[1])

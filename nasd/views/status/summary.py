@@ -21,16 +21,18 @@ def summary(facts: Facts, state: Path, width: int) -> list[Text]:
     population = [snap.candidates[one] for one in survivors]
     population.sort(key=lambda one: (facts.members[one.id].rank, -(snap.quality(one.id) or 0.0)))
     front = [one for one in population if facts.members[one.id].rank == 0]
+    rival = [] if snap.rival is snap.baseline else [snap.rival]
+    beside = "baseline and control" if rival else "the baseline"
     found = [
         *header(facts, width, None),
         line(""),
-        line((f"Final population of {snap.experiment.name}, and the baseline", "bold")),
-        *rows_of(facts, [*population, snap.baseline], width),
+        line((f"Final population of {snap.experiment.name}, and {beside}", "bold")),
+        *rows_of(facts, [*population, *rival, snap.baseline], width),
         line(""),
-        line(("Pareto front of the final population (rank 0), and the baseline", "bold")),
+        line((f"Pareto front of the final population (rank 0), and {beside}", "bold")),
         *_front(facts, front),
         line(""),
-        line(("Pareto front of all that were ever scored, and the baseline", "bold")),
+        line((f"Pareto front of all that were ever scored, and {beside}", "bold")),
         *_front(facts, ever(snap)),
     ]
     shown = [fit(text, width) if text.cell_len > width else text for text in found]
@@ -39,7 +41,8 @@ def summary(facts: Facts, state: Path, width: int) -> list[Text]:
 
 def _front(facts: Facts, front: Sequence[Candidate]) -> list[Text]:
     snap = facts.snapshot
-    rest = [] if any(one.is_baseline for one in front) else [snap.baseline]
+    rivals = dict.fromkeys([snap.rival, snap.baseline])
+    rest = [one for one in rivals if one not in front]
     return [
         line(
             f"  {one.id:>4}  quality {snap.quality(one.id) or 0.0:6.2f}"
