@@ -242,12 +242,13 @@ def test_init_writes_a_preset_as_it_is(tmp_path: Path, name: str):
     assert str(path) in done.stdout
     assert path.read_text(encoding="utf-8") == preset_text(name)
     config = load(path)
-    if name == "demo":  # its data stands beside it
+    if name.startswith("demo"):  # its data stands beside it
         assert (path.parent / config.data.qa.files[0]).exists()
-        assert (path.parent / config.data.mlm.corpora[0].files[0]).exists()
+        for corpus in config.data.corpora:
+            assert (path.parent / corpus.files[0]).exists()
 
 
-def init(folder: Path, *settings: str, preset: str = "minilm") -> Any:
+def init(folder: Path, *settings: str, preset: str = "minilm-thesis") -> Any:
     options = [part for setting in settings for part in ("--set", setting)]
     invoke("init", "--preset", preset, *options, str(folder))
     return load(folder / "config.toml")
@@ -277,7 +278,7 @@ def init(folder: Path, *settings: str, preset: str = "minilm") -> Any:
 def test_init_puts_each_setting_in_its_place_and_leaves_the_rest(tmp_path: Path, setting, read):
     config = init(tmp_path, setting)
     assert read(config)
-    before = tomllib.loads(preset_text("minilm"))
+    before = tomllib.loads(preset_text("minilm-thesis"))
     key = setting.partition("=")[0].strip().partition(".")[0]
     after = tomllib.loads((tmp_path / "config.toml").read_text())
     assert {k: v for k, v in after.items() if k != key} == {
@@ -319,7 +320,7 @@ def test_init_keeps_the_comments_of_the_preset(tmp_path: Path):
         (("--set", "stages.pretrain_0.keep=2"), "keep"),
         (
             ("--preset", "big"),
-            "there is no preset 'big': take one of thesis, compress, minilm, demo",
+            f"there is no preset 'big': take one of {', '.join(PRESETS)}",
         ),
     ],
 )
@@ -333,7 +334,7 @@ def test_init_refuses_in_one_sentence_and_writes_nothing(tmp_path: Path, argumen
 
 def test_a_refusal_is_exit_code_2_without_a_traceback(tmp_path: Path):
     sentence = refused(nasd("init", "--preset", "big", "new", folder=tmp_path))
-    assert sentence == "nasd: there is no preset 'big': take one of thesis, compress, minilm, demo"
+    assert sentence == f"nasd: there is no preset 'big': take one of {', '.join(PRESETS)}"
 
 
 def test_init_does_not_write_over_a_config_unless_told_to(tmp_path: Path):
