@@ -131,6 +131,7 @@ def test_it_is_plain_json_at_every_point_of_a_search(search: Tick):
         "remaining",
         "slots",
         "candidates",
+        "controls",
         "generations",
         "events",
     }

@@ -11,6 +11,7 @@ from nasd.search.pareto import Point, hypervolume
 
 TRUST = 4.0  # children's worth of the average gain that each operator starts with
 FADE = 0.8  # of what earlier generations say, for each one since: operators pay at different times
+NOTHING = 1e-9  # of a gain: what numbers are off by
 FLOOR = 0.25  # of an even share is the least that any operator keeps
 
 
@@ -60,9 +61,9 @@ def shares(first: Mapping[str, float], credits: Mapping[str, Credit]) -> dict[st
     tried = sum(one.tried for one in known.values())
     average = sum(one.gained for one in known.values()) / tried if tried else 0.0
     weights = used
-    if average > 0:
+    if average > NOTHING:
         weights = {
-            name: share * (TRUST * average + known[name].gained) / (TRUST + known[name].tried)
+            name: share * (TRUST + known[name].gained / average) / (TRUST + known[name].tried)
             for name, share in used.items()
         }
     sum_of = sum(weights.values())
