@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from nasd.contract.config import SCREEN, Config, parse
 from nasd.contract.errors import NasdError
@@ -21,7 +23,11 @@ from nasd.record.state import Snapshot
 from nasd.search.objectives import known
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.screening import Tried, best, kept
-from nasd.views.status import standing
+from nasd.views import dossier, dossier_view
+from nasd.views.report import write
+from nasd.views.status import as_json, standing
+from nasd.views.status.facts import read
+from nasd.views.status.view import view
 from nasd.worker.tasks.notes import Noted
 from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.qa import QaTask, rows_of
@@ -196,6 +202,32 @@ def test_a_screening_starts_from_the_weights_that_the_parent_leaves(
         for one in jobs:
             assert one.stage == SCREEN
             assert ladder.weights_of(found, config, one) == ((one.parent, "finetune"), False)
+
+
+def test_every_view_draws_a_search_that_screens_at_every_point_of_it(tmp_path: Path) -> None:
+    config = screened()
+    state = StateFolder(tmp_path / "state")
+    with without_summaries():
+        tick = make_tick(state, config)
+        for _ in range(400):
+            tick()
+            facts = read(state.path, tick.clock())
+            for width in (80, 170):
+                assert all(line.cell_len <= width for line in view(facts, width, 40))
+            found = tick.store.read()
+            if found.experiment.state != "running":
+                break
+            advance(tick)
+    assert found.experiment.state == "complete"
+    assert len(as_json.report(state.path, tick.clock())["controls"]) == 3
+    for one in found.candidates.values():
+        told = dossier.compile_dossier(state.path, str(one.id), tick.clock())
+        console = Console(width=100, file=StringIO())
+        console.print(dossier_view.render(told))
+    made = write.write(write.read(state.path, tick.clock()), tmp_path / "report")
+    page = made.read_text(encoding="utf-8")
+    assert "against control" in page or found.rival is found.baseline
+    assert "screening of mutants" in page
 
 
 def test_a_stage_of_the_name_of_screening_is_refused_where_there_is_one() -> None:

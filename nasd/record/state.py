@@ -444,8 +444,10 @@ class Snapshot:
         return [m.candidate for m in self.members if m.generation == generation and m.survives]
 
     def scores(self, candidate: int) -> dict[str, float] | None:
-        """exact_match and f1 in percent, None before the candidate is scored."""
-        if self.candidates[candidate].state is not State.SCORED:
+        """exact_match and f1 in percent, None before the candidate is scored. A screening, which
+        gives losses, has none."""
+        one = self.candidates[candidate]
+        if one.state is not State.SCORED or one.kind is CandidateKind.SCREENING:
             return None
         # It stays at the last stage of its ladder, which is the one that scores.
         return self.results[candidate, self.candidates[candidate].stage].metrics
