@@ -10,26 +10,21 @@ from nasd.views.report.losses import all_curves, correlation, curves, missed
 from nasd.views.report.spending import cost
 from nasd.views.report.steps import rates, untrained
 
-DRAW: tuple[Callable[[Findings], Drawing], ...] = (
-    pareto,
-    volume,
-    curves,
-    all_curves,
-    correlation,
-    missed,
-    helped,
-    family,
-    cost,
-)
+
+def _chosen(findings: Findings) -> list[Callable[[Findings], Drawing]]:
+    """Those that every search has, and those of what this one's config asks for."""
+    config = findings.config
+    of_mlm = [curves, all_curves, correlation, missed] if findings.mlm_stages else []
+    found: list[Callable[[Findings], Drawing]] = [pareto, volume, *of_mlm, helped, family, cost]
+    if config["variation"].get("adaptive", False):
+        found.append(rates)
+    if config["population"].get("screened", 1) > 1:
+        found.append(untrained)
+    return found
 
 
 def drawings(findings: Findings) -> Iterator[Drawing]:
-    """Those that every search has, and those of what this one's config asks for."""
-    config = findings.config
-    more = {
-        rates: config["variation"].get("adaptive", False),
-        untrained: config["population"].get("screened", 1) > 1,
-    }
-    for draw in (*DRAW, *(one for one, asked in more.items() if asked)):
+    """All figures of a report."""
+    for draw in _chosen(findings):
         with styled(draw.__name__):
             yield draw(findings)
