@@ -298,15 +298,17 @@ _WHOLE = _Part(whole=True)
 
 _PLAYING = (
     "(SELECT candidate FROM member WHERE generation = :newest"
-    " UNION SELECT id FROM candidate WHERE generation IS NULL OR kind = 'control'"
-    " OR (kind = 'screening' AND generation = :newest))"
+    " UNION SELECT id FROM candidate WHERE generation IS NULL"
+    # By the index of those that are none of the population: all of them are few.
+    " UNION SELECT id FROM candidate WHERE kind <> 'candidate'"
+    " AND (kind = 'control' OR generation = :newest))"
 )
 _IN_PLAY = _Part(
     generations="number >= :newest - 1",
     candidates=f"id IN {_PLAYING}",
     attempts=f"candidate IN {_PLAYING}",
     results=f"candidate IN {_PLAYING}",
-    decisions="generation >= :newest OR (generation = :newest - 1 AND kind = 'select')",
+    decisions="generation >= :newest - 1 AND (generation >= :newest OR kind = 'select')",
     members="generation >= :newest - 1",  # the parents' ranks stand in the generation before
     injections="generation IS NULL",
 )
@@ -314,8 +316,8 @@ _IN_PLAY = _Part(
 _ASKED = "(SELECT value FROM json_each(:asked))"
 _LINE = (
     "(WITH RECURSIVE line (id) AS ("
-    "SELECT id FROM candidate WHERE generation IS NULL OR kind = 'control'"
-    f" OR id IN {_ASKED}"
+    f"SELECT id FROM candidate WHERE generation IS NULL OR id IN {_ASKED}"
+    " UNION SELECT id FROM candidate WHERE kind <> 'candidate' AND kind = 'control'"
     " UNION SELECT parent FROM parentage JOIN line ON child = id)"
     " SELECT id FROM line)"
 )
