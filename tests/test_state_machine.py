@@ -33,7 +33,7 @@ from nasd.control import retention
 from nasd.control.daemon import _begin
 from nasd.control.machine import GB
 from nasd.control.tick import Tick
-from nasd.policy import decisions, ladder, scheduling
+from nasd.policy import births, decisions, ladder, scheduling
 from nasd.record import requests
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event, Phase, State
@@ -170,7 +170,7 @@ class CheckedTick(Tick):
     def _apply(self, decision: decisions.Decision) -> None:
         whole = self.store.read()
         assert decision == decisions.next_decision(whole, self.config)
-        if isinstance(decision, decisions.Breed):
+        if isinstance(decision, births.Breed):
             assert self.store.in_play().taken == whole.taken
         super()._apply(decision)
 

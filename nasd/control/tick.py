@@ -35,7 +35,7 @@ from nasd.control.pictures import Artist, unseen
 from nasd.control.silence import Silence
 from nasd.launch.gpus import Health
 from nasd.launch.launcher import Launcher, wait_until
-from nasd.policy import decisions, endings, ladder, scheduling
+from nasd.policy import births, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, QuarantineKind
 from nasd.record.state import Attempt, Ending, Snapshot
@@ -317,14 +317,14 @@ class Tick:
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case decisions.Screen(generation, mutants, payload):
+            case births.Screen(generation, mutants, payload):
                 self.store.record_screening(generation, mutants, payload, SCREEN, now)
                 log.info("generation %d: %d mutants are to be tried", generation, len(mutants))
-            case decisions.Breed(
-                generation, births, first_stage, payload, injections, control, losses, chosen
+            case births.Breed(
+                generation, bred, first_stage, payload, injections, control, losses, chosen
             ):
                 born = self.store.record_births(
-                    *(generation, births, payload, first_stage, now, injections),
+                    *(generation, bred, payload, first_stage, now, injections),
                     *(control, losses, chosen),
                 )
                 self._board.show_all()

@@ -6,32 +6,22 @@ purpose, index), so the order in which attempts happen to end changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
-from nasd.contract.config import SCREEN, Config
+from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import unchanged
-from nasd.contract.protocol import IGNORANCE, PARENT
+from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
+from nasd.policy.gains import credits_behind
 from nasd.policy.ladder import seed_weights_stand, teacher_is_known
 from nasd.policy.scheduling import budget, budget_spent
-from nasd.record.lifecycle import DecisionKind, Phase, State
-from nasd.record.state import Candidate, Mutant, Recorded, Snapshot
+from nasd.record.lifecycle import Phase, State
+from nasd.record.state import Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
-from nasd.search.objectives import known, reference, unscored
+from nasd.search.objectives import reference
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
-from nasd.search.variation.breeding import (
-    Bred,
-    Parent,
-    adopted,
-    diversity,
-    initial_population,
-    offspring,
-)
-from nasd.search.variation.credit import Credit, credited, gain, shares
-from nasd.search.variation.screening import Tried, best, kept
 
 PROMOTION = "share"  # the rule of every cutoff
 
@@ -43,25 +33,6 @@ PROMOTION = "share"  # the rule of every cutoff
 class OpenGeneration:
     number: int
     parents: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Screen:
-    generation: int
-    mutants: tuple[Bred, ...]
-    payload: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Breed:
-    generation: int
-    births: tuple[Bred, ...]
-    first_stage: str
-    payload: dict[str, object]
-    injections: Mapping[int, int | None] = field(default_factory=dict)  # to its place among births
-    control: Bred | None = None
-    losses: Mapping[int, float] = field(default_factory=dict)  # of the mutants that were screened
-    chosen: tuple[int, ...] = ()  # of these mutants, who the first births are
 
 
 @dataclass(frozen=True)
@@ -126,8 +97,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
     match generation.phase:
         case Phase.BREEDING:
             try:
-                return _next_births(snapshot, config, generation.number)
-            except NasdError as error:  # the search space is exhausted: so it is next time
+                return next_births(snapshot, config, generation.number)
+            except NasdError as error:  # there is nobody to be born: nor will there be next time
                 return Halt(str(error))
         case Phase.CLIMBING:
             return _climb(snapshot, config, generation.number)
@@ -160,201 +131,6 @@ def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
         assert point is not None, f"candidate {candidate} has no score"
         found.append(point)
     return found
-
-
-def _next_births(
-    snapshot: Snapshot, config: Config, generation: int
-) -> Screen | Breed | Halt | None:
-    """Who is born; where mutants are screened before, who is tried, and None until they are."""
-    if config.population.screened == 1:
-        births, payload = _draw(snapshot, config, generation)
-        return _breed(snapshot, config, generation, births, payload)
-    screen = _decided(snapshot, generation, DecisionKind.SCREEN)
-    if screen is None:
-        mutants, payload = _draw(snapshot, config, generation)
-        return Screen(generation, mutants, payload)
-    screenings = snapshot.screenings_of(generation)
-    if not all(one.final for one in screenings):
-        return None
-    told = _told(snapshot, generation)
-    if not told:
-        last = screenings[-1]
-        return Halt(
-            f"none of generation {generation}'s mutants could be tried ({last.reason}): mend what"
-            f" is behind it and have them tried again with `nasd retry {last.id}` and so on"
-        )
-    places = config.population.lambda_ if generation else config.population.mu
-    baseline = snapshot.baseline
-    names = snapshot.experiment.objectives
-    tried = [_tried(one, told, known(names, one, baseline)) for one in snapshot.mutants]
-    chosen = [snapshot.mutants[index] for index in best(tried, places)]
-    found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
-    losses = {
-        mutant.id: one.loss
-        for mutant, one in zip(snapshot.mutants, tried, strict=True)
-        if one.loss is not None
-    }
-    return replace(found, losses=losses, chosen=tuple(one.id for one in chosen))
-
-
-def _bred(one: Mutant) -> Bred:
-    return Bred(one.parent, one.genotype, one.lineage, one.second, one.operators)
-
-
-def _told(snapshot: Snapshot, generation: int) -> dict[int, Mapping[str, float]]:
-    """What the screenings of a generation say, by the parent whose mutants they tried."""
-    return {
-        one.parent: result.metrics
-        for one in snapshot.screenings_of(generation)
-        if one.parent is not None and (result := snapshot.results.get((one.id, SCREEN))) is not None
-    }
-
-
-def _tried(one: Mutant, told: Mapping[int, Mapping[str, float]], at: Point) -> Tried:
-    said = told.get(one.parent, {})
-    loss = said.get(str(one.id))
-    share = 0.0 if loss is None else kept(loss, said[PARENT], said[IGNORANCE])
-    return Tried(loss, share, at)
-
-
-def _decided(snapshot: Snapshot, generation: int, kind: DecisionKind) -> Recorded | None:
-    found = (one for one in snapshot.decisions if (one.generation, one.kind) == (generation, kind))
-    return next(found, None)
-
-
-def _draw(
-    snapshot: Snapshot, config: Config, generation: int
-) -> tuple[tuple[Bred, ...], dict[str, object]]:
-    """Mutants for a generation, `population.screened` for each of its places, and what they rest
-    on."""
-    baseline = snapshot.baseline
-    seed = snapshot.experiment.seed
-    times = config.population.screened
-    if generation == 0:
-        mutants = initial_population(
-            baseline.genotype,
-            config.search_space,
-            config.variation,
-            config.population.mu,
-            seed,
-            times,
-        )
-        drawn = [
-            Bred(baseline.id, one.genotype, one.lineage, operators=one.operators) for one in mutants
-        ]
-        return tuple(drawn), {}
-    parents = [
-        Parent(member.candidate, one.genotype, point, one.ancestry, snapshot.missed(one.id))
-        for member in snapshot.members
-        if member.generation == generation and member.role == "parent"
-        for one in [snapshot.candidates[member.candidate]]
-        for point in points(snapshot, [member.candidate])
-    ]
-    if not parents:  # nobody of the last generation was scored: begin again from the baseline
-        point = unscored(snapshot.experiment.objectives, baseline, baseline)
-        parents = [Parent(baseline.id, baseline.genotype, point, baseline.ancestry)]
-    rates = _shares(snapshot, config, generation)
-    bred = offspring(
-        parents,
-        baseline.genotype,
-        config.search_space,
-        config.variation,
-        objectives=snapshot.experiment.objectives,
-        lambda_=config.population.lambda_,
-        tournament_size=config.population.tournament,
-        taken=set(snapshot.taken),
-        seed=seed,
-        generation=generation,
-        shares=rates,
-        times=times,
-    )
-    told: dict[str, object] = {
-        "objectives": snapshot.experiment.objectives,
-        "parents": [{"candidate": parent.candidate, "point": parent.point} for parent in parents],
-    }
-    return tuple(bred), told if rates is None else {**told, "shares": rates}
-
-
-def _breed(
-    snapshot: Snapshot,
-    config: Config,
-    generation: int,
-    births: Sequence[Bred],
-    payload: Mapping[str, object],
-) -> Breed:
-    """With these births, the control's, and what people have injected."""
-    told = dict(payload)
-    if generation == 0:
-        measure = diversity([one.genotype for one in births], snapshot.experiment.backbone)
-        told["diversity"] = measure
-    else:
-        told["picked"] = [one.parent for one in births]
-    control = None
-    if config.population.control:
-        trained = [one.id for one in snapshot.controls if one.state is State.SCORED]
-        baseline = snapshot.baseline
-        before = trained[-1] if trained else baseline.id
-        control = Bred(before, baseline.genotype, unchanged(baseline.genotype))
-    first_stage = config.ladder("candidates")[0].name
-    breed = Breed(generation, tuple(births), first_stage, told, control=control)
-    return _adopt(snapshot, breed)
-
-
-def _shares(snapshot: Snapshot, config: Config, generation: int) -> dict[str, float] | None:
-    """Of the operators, by what they have gained so far; None where they stay as they are."""
-    if not config.variation.adaptive:
-        return None
-    assert config.variation.operators is not None
-    return shares(config.variation.operators, _credits(snapshot, generation - 1))
-
-
-def _credits(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
-    """As a generation's selection has left them."""
-    selected = _decided(snapshot, generation, DecisionKind.SELECT)
-    found = {} if selected is None else selected.payload.get("credits", {})
-    return {name: Credit(*told) for name, told in found.items()}
-
-
-def _credited(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
-    """The credits behind this generation."""
-    names, baseline = snapshot.experiment.objectives, snapshot.baseline
-    children = []
-    for one in snapshot.born_in(generation):
-        origins = [snapshot.candidates[parent] for parent in one.parents]
-        before = [
-            snapshot.point(parent.id) or unscored(names, parent, baseline) for parent in origins
-        ]
-        gained = gain(snapshot.point(one.id), before, reference(names))
-        children.append((one.operators, gained))
-    return credited(_credits(snapshot, generation - 1), children)
-
-
-def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
-    """With what people have injected, behind all others: those are what they are without."""
-    waiting = [one for one in snapshot.injections if one.generation is None]
-    if not waiting:
-        return breed
-    parents = {snapshot.baseline.id: snapshot.baseline.genotype} | {
-        member.candidate: snapshot.candidates[member.candidate].genotype
-        for member in snapshot.members
-        if member.generation == breed.generation and member.role == "parent"
-    }
-    births, places = list(breed.births), dict[int, int | None]()
-    taken = snapshot.taken | {one.genotype.hash for one in births}
-    for one in waiting:
-        places[one.id] = None
-        if one.hash not in taken:
-            places[one.id] = len(births)
-            births.append(adopted(one.genotype, parents, snapshot.experiment.backbone.width))
-    told = [
-        {
-            "hash": one.hash,
-            "parent": None if (place := places[one.id]) is None else births[place].parent,
-        }
-        for one in waiting
-    ]
-    payload = {**breed.payload, "injected": told}
-    return replace(breed, births=tuple(births), payload=payload, injections=places)
 
 
 def _climb(
@@ -425,7 +201,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
     rank = ranks(at, beyond)
     distance = crowding(at, rank)
     adapts = config.variation.adaptive
-    credits = _credited(snapshot, generation) if adapts else {}
+    credits = credits_behind(snapshot, generation) if adapts else {}
     chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
     return Select(
         generation,

@@ -426,6 +426,11 @@ class Snapshot:
         controls the best by quality, the oldest of equals."""
         return max((self.baseline, *self.controls), key=lambda one: self.quality(one.id) or -1.0)
 
+    def decided(self, generation: int, kind: DecisionKind) -> Recorded | None:
+        """What was decided about a generation once; None before."""
+        found = (one for one in self.decisions if (one.generation, one.kind) == (generation, kind))
+        return next(found, None)
+
     def stopped_in(self, generation: int) -> list[Candidate]:
         """Whom cutoffs have stopped, and who have not been trained on since."""
         stages = {
