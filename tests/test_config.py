@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nasd.contract import config as config_module
@@ -15,7 +16,6 @@ from nasd.contract import ranges
 from nasd.contract.config import (
     Config,
     Corpus,
-    Section,
     Stage,
     check_against_seed,
     check_against_slots,
@@ -23,6 +23,7 @@ from nasd.contract.config import (
     parse,
 )
 from nasd.contract.errors import NasdError
+from nasd.contract.mistakes import section_in
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT, small_config, small_dict, thesis_config, to_toml
 
@@ -115,12 +116,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def numbers(model: type[Section] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def numbers(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key whose value is a number, or a list of them; each section's once, however many have
     it, and a stage by its name."""
     for name, field in model.model_fields.items():
         key = f"{path}{field.alias or name}"
-        below = config_module._find_section(field.annotation)
+        below = section_in(field.annotation)
         if below is Stage:
             yield from numbers(Stage, f"{key}__finetune__")
         elif name == "offspring":  # the same section as initial, and the same values in this file

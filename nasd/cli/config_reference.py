@@ -7,11 +7,13 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from nasd.contract import ranges
-from nasd.contract.config import Config, Section
+from nasd.contract.config import Config
+from nasd.contract.mistakes import section_in
 
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
@@ -19,7 +21,7 @@ PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `fa
 
 def markdown() -> str:
     """A table for each section; one for several that have the same keys."""
-    tables: dict[type[Section], list[str]] = {}
+    tables: dict[type[BaseModel], list[str]] = {}
     for title, model in _sections(Config, "", ""):
         tables.setdefault(model, []).append(title)
     return "\n\n".join(
@@ -29,12 +31,14 @@ def markdown() -> str:
     )
 
 
-def _sections(model: type[Section], path: str, about: str) -> Iterator[tuple[str, type[Section]]]:
+def _sections(
+    model: type[BaseModel], path: str, about: str
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """(title, model) of a section and of all below it; path: its key, in brackets as in TOML."""
     yield f"**`{path}`** {about}".rstrip(), model
     inner = path.strip("[]")
     for name, field in _fields(model):
-        below = _section(field.annotation)
+        below = section_in(field.annotation)
         if below is not None:
             key = f"{inner}.{name}" if inner else name
             many = get_origin(field.annotation) is tuple
@@ -43,29 +47,20 @@ def _sections(model: type[Section], path: str, about: str) -> Iterator[tuple[str
             )
 
 
-def _rows(model: type[Section]) -> Iterator[str]:
+def _rows(model: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | |"
     yield "|---|---|---|---|"
     for name, field in _fields(model):
-        if _section(field.annotation) is None:
+        if section_in(field.annotation) is None:
             kind = _type(field.annotation, field.metadata)
             about = " ".join((field.description or "").split())
             yield f"| `{name}` | {kind} | {_default(field)} | {about} |"
 
 
-def _fields(model: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     """By the names that stand in the file."""
     for name, field in model.model_fields.items():
         yield field.alias or name, field
-
-
-def _section(annotation: Any) -> type[Section] | None:
-    """The section that a key holds, alone, as a list, or where it may be left out."""
-    if get_origin(annotation) in (Union, UnionType):
-        annotation = next(one for one in get_args(annotation) if one is not type(None))
-    if get_origin(annotation) is tuple:
-        annotation = get_args(annotation)[0]
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:

@@ -3,9 +3,7 @@
 Paths in the file are relative to the file. Nothing here touches the disk but `load`.
 """
 
-import difflib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
@@ -19,9 +17,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
-from nasd.contract import genotype, ranges, tasks, toml, words
+from nasd.contract import genotype, mistakes, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
@@ -594,28 +591,7 @@ def parse(data: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        # An unknown key is most often the cause of a missing one: name it first.
-        errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        first = errors[0]
-        key = _key(data, first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise NasdError(f"{origin}: unknown key {key}{_hint(first['loc'])}") from None
-        if first["type"] == "missing":
-            raise NasdError(f"{origin}: the key {key} is missing") from None
-        message = re.sub(r"^Value error, ", "", first["msg"]).replace("valid tuple", "valid list")
-        value = first["input"]
-        given = f" (it is {shown(value)})" if isinstance(value, str | int | float | bool) else ""
-        field = _field(first["loc"])
-        if field is not None and first["type"] in OUT_OF_RANGE and isinstance(value, int | float):
-            given += f"; the range is {ranges.words(field)}"
-        where = f"{key}: " if key else ""
-        raise NasdError(f"{origin}: {where}{message[:1].lower()}{message[1:]}{given}") from None
-
-
-OUT_OF_RANGE = {
-    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number",
-    "float_type",  # of a whole number too large for one
-}  # fmt: skip
+        raise NasdError(f"{origin}: {mistakes.sentence(error, data, Config)}") from None
 
 
 def check_against_seed(config: Config, width: int, positions: int, origin: str) -> None:
@@ -655,70 +631,3 @@ def check_against_slots(config: Config, slots: int, origin: str) -> None:
                 f"{origin}: stages.{stage.name}.batch: a batch of {stage.batch} cannot be dealt"
                 f" out to {stage.slots} slots"
             )
-
-
-def _key(data: Any, loc: Sequence[int | str]) -> str:
-    """The place as the user writes it: stages go by their name, other lists by number."""
-    text = ""
-    for part in loc:
-        inside = _below(data, part)
-        if isinstance(part, int):
-            name = inside.get("name") if text == "stages" and isinstance(inside, dict) else None
-            text += f".{name}" if isinstance(name, str) else f"[{part}]"
-        else:
-            text += f".{part}" if text else part
-        data = inside
-    return text
-
-
-def _below(data: Any, part: int | str) -> Any:
-    try:
-        return data[part]
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _field(loc: Sequence[int | str]) -> FieldInfo | None:
-    """The field that an error is about; its place in a list or a table does not matter."""
-    names = [part for part in loc if isinstance(part, str)]
-    for last in range(len(names) - 1, -1, -1):
-        model = _model(names[:last])
-        if model is not None:
-            fields = model.model_fields.items()
-            return next((one for key, one in fields if names[last] in (key, one.alias)), None)
-    return None
-
-
-def _model(loc: Sequence[int | str]) -> type[Section] | None:
-    model: type[Section] | None = Config
-    for part in loc:
-        if model is not None and isinstance(part, str):
-            model = _section(model, part)
-    return model
-
-
-def _hint(loc: Sequence[int | str]) -> str:
-    """`; did you mean …?` for an unknown key, from the names its section does have."""
-    model = _model(loc[:-1])
-    if model is None:
-        return ""
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else f" (known here: {', '.join(sorted(names))})"
-
-
-def _section(model: type[Section], name: str) -> type[Section] | None:
-    for key, field in model.model_fields.items():
-        if name in (key, field.alias):
-            return _find_section(field.annotation)
-    return None
-
-
-def _find_section(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _find_section(argument)
-        if found is not None:
-            return found
-    return None

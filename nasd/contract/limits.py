@@ -6,6 +6,7 @@ What they do to selection is said in nasd.search.pareto (constraint domination, 
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from nasd.contract.objectives import OBJECTIVES
@@ -28,6 +29,7 @@ class Limit:
     relative: bool
 
     @classmethod
+    @cache
     def parse(cls, text: str) -> "Limit":
         """Raises ValueError with what is wrong."""
         found = FORM.fullmatch(text)
