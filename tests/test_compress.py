@@ -17,10 +17,9 @@ from nasd.control.preflight import Seed, check_seed
 from nasd.presets import preset_text, rewritten, smaller
 from nasd.presets.demo import write_demo_data
 from nasd.record import lookup, snapshot
-from nasd.worker import export
 from tests.conftest import ROOT
 from tests.test_cli import refused
-from tests.training import SOURCE, Workshop, demo_config, make_workshop, stage, work
+from tests.training import Workshop, exported, make_workshop
 
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
 BACKBONE = Backbone(30522, 512, 768)
@@ -127,16 +126,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="module")
 def home(shop: Workshop) -> Path:
     """A folder with a person's own fine-tuned model, and their questions."""
-    from nasd.worker.model import seed
-
-    tuned, outcome = work(
-        shop.spec(stage(demo_config(), "finetune", epochs=1.0)), shop.folder / "tuned"
-    )
-    assert outcome is not None, tuned.log.read_text()
     folder = shop.folder / "home"
-    (folder / "mine").mkdir(parents=True)
-    answering = {"tokens": 96, "stride": 32, "n_best": 20, "max_answer_tokens": 8}
-    export.write(tuned.result, Path(seed.resolve(SOURCE, shop.folder)), folder / "mine", answering)
+    exported(shop, 1.0, folder / "mine")
     write_demo_data(folder / "data")
     return folder
 

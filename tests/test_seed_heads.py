@@ -11,13 +11,10 @@ from safetensors.torch import load_file, save_file
 from nasd.contract import seed_head
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Verdict
-from nasd.worker import export
 from nasd.worker.model import phenotype, seed
 from nasd.worker.model.pretrained import NasdForQuestionAnswering
 from tests.test_seed import CLOSE, change, examples, random_model
-from tests.training import SOURCE, Workshop, demo_config, make_workshop, stage, work
-
-ANSWERING = {"tokens": 96, "stride": 32, "n_best": 20, "max_answer_tokens": 8}
+from tests.training import Workshop, demo_config, exported, make_workshop, stage, work
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +24,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def checkpoint(shop: Workshop) -> Path:
-    """A person's own model: the demo's, fine-tuned a little, as `nasd export` leaves it."""
-    tuned, outcome = work(
-        shop.spec(stage(demo_config(), "finetune", epochs=0.5)), shop.folder / "tuned"
-    )
-    assert outcome is not None, tuned.log.read_text()
-    folder = shop.folder / "checkpoint"
-    folder.mkdir()
-    home = seed.resolve(SOURCE, shop.folder)
-    export.write(tuned.result, Path(home), folder, ANSWERING)
-    return folder
+    return exported(shop, 0.5, shop.folder / "checkpoint")
 
 
 @pytest.mark.parametrize("kind", ["DistilBertForQuestionAnswering", "BertForQuestionAnswering"])

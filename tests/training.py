@@ -178,6 +178,22 @@ def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome
     return attempt.folder, attempt.outcome
 
 
+ANSWERING = {"tokens": 96, "stride": 32, "n_best": 20, "max_answer_tokens": 8}
+
+
+def exported(shop: Workshop, epochs: float, folder: Path) -> Path:
+    """A person's own model: the demo's, fine-tuned so long, as `nasd export` leaves it."""
+    from nasd.worker import export
+    from nasd.worker.model import seed
+
+    stage_of = stage(demo_config(), "finetune", epochs=epochs)
+    tuned, outcome = work(shop.spec(stage_of), shop.folder / f"tuned-for-{folder.name}")
+    assert outcome is not None, tuned.log.read_text()
+    folder.mkdir(parents=True)
+    export.write(tuned.result, Path(seed.resolve(SOURCE, shop.folder)), folder, ANSWERING)
+    return folder
+
+
 def losses(folder: AttemptFolder, kind: str) -> list[float]:
     lines = map(json.loads, folder.metrics.read_text().splitlines())
     return [line["loss"] for line in lines if line["kind"] == kind]
