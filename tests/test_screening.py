@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nasd.contract.config import SCREEN, Config, parse
+from nasd.contract.config import SCREEN, Config, SearchSpace, Variation, parse
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, unchanged
+from nasd.contract.genotype import Block, BlockLineage, FeedForward, Genotype, unchanged
 from nasd.contract.protocol import IGNORANCE, PARENT, Outcome, Spec, Untried, Verdict
 from nasd.control import retention
 from nasd.policy import ladder
@@ -21,6 +21,7 @@ from nasd.record.lifecycle import CandidateKind, DecisionKind, State
 from nasd.record.snapshot import mutants
 from nasd.record.state import Snapshot
 from nasd.search.objectives import known
+from nasd.search.variation.breeding import Parent, initial_population, offspring
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.screening import Tried, best, kept
 from nasd.views import dossier, dossier_view
@@ -322,6 +323,32 @@ def test_of_equal_losses_the_smaller_is_born_and_of_equal_sizes_the_better() -> 
     told = [(2.0, 1.0), (2.0, 1.5), (1.9, 1.0), (3.0, 1.5)]
     tried = [Tried(loss, 1.0, (size,)) for loss, size in told]
     assert best(tried, 2) == [1, 2]
+
+
+def test_a_space_with_fewer_mutants_than_are_asked_for_still_fills_every_place() -> None:
+    space = SearchSpace(blocks=(1, 1), heads=(1, 2, 3), ffns=1, layers=(2,), sizes=(8, 16))
+    baseline = Genotype((Block(1, (FeedForward("gelu", (16,)),)),))
+    variation = Variation(transfers="informed", operators={"narrow": 1, "more_heads": 1})
+    drawn = initial_population(baseline, space, variation, mu=2, seed=1, times=50)
+    hashes = {one.genotype.hash for one in drawn}
+    assert 2 <= len(drawn) == len(hashes) < 100
+    parents = [Parent(0, baseline, (50.0, 1.0))]
+    born = offspring(
+        parents,
+        baseline,
+        space,
+        variation,
+        objectives=("quality", "compression"),
+        lambda_=2,
+        tournament_size=1,
+        taken={baseline.hash},
+        seed=1,
+        generation=1,
+        times=50,
+    )
+    assert 2 <= len(born) < 100
+    with pytest.raises(NasdError, match="gave none that lies"):
+        initial_population(baseline, space, variation, mu=50, seed=1, times=2)
 
 
 def test_those_without_a_loss_only_fill_up() -> None:

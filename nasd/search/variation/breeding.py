@@ -225,7 +225,7 @@ def initial_population(
 
     Each lies at least variation.min_distance from the baseline and from every other one; mutants
     that do not are drawn again. times: mutants for each of mu places; where there are several, a
-    place may come to have fewer. Raises NasdError if the search space gives none for a place.
+    place may come to have fewer, or none. Raises NasdError if the search space gives less than mu.
     """
     population: list[Offspring] = []
     for individual in range(mu):
@@ -250,7 +250,7 @@ def initial_population(
                 found += 1
             if found == times:
                 break
-        if not found:
+        if not found and len(population) < mu:
             raise NasdError(
                 f"{TRIES} mutations of the baseline gave none that lies variation.min_distance ="
                 f" {variation.min_distance} from the baseline and from the {individual} of {mu}"
@@ -299,7 +299,8 @@ def offspring(
     again from the same parent; raises NasdError if that leads nowhere. `taken` holds the hashes
     of all candidates of the experiment, the baseline among them. objectives: by name, the axes of
     the parents' points. shares: of the operators, where they have taken others than the config's.
-    times: mutants for each of lambda places; where there are several, a place may have fewer.
+    times: mutants for each of lambda places; where there are several, a place may have fewer, or
+    none, as long as there are lambda.
     """
     known = set(taken)
     children: list[Bred] = []
@@ -332,7 +333,7 @@ def offspring(
                 found += 1
             if found == times:
                 break
-        if not found:
+        if not found and len(children) < lambda_:
             raise NasdError(
                 f"{TRIES} mutations of candidate {parent.candidate} gave no genotype that is new"
                 f" to the experiment (generation {generation}, offspring {index}): widen"
