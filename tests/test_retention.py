@@ -124,7 +124,7 @@ def test_once_a_generation_is_selected_its_survivors_alone_may_have_children(
 def test_the_front_of_all_ever_scored_keeps_its_models(generation_1: Snapshot):
     found = selected(generation_1, 1, {5})
     known = [(0, 50.0, 100), (70, 60.0, 100), (71, 60.0, 101), (72, 40.0, 50), (73, 60.0, 100)]
-    scored = [Scored(one, size, {"f1": x, "exact_match": x}) for one, x, size in known]
+    scored = [Scored(one, size, {"f1": x, "exact_match": x}, {}) for one, x, size in known]
     wanted = retention.needed(found, CONFIG, scored)
     front = {(72, "finetune"), (70, "finetune"), (73, "finetune")}  # 70 and 73 are equals
     assert wanted == BASELINES | parts("pretrain_1", "finetune", of=5) | front

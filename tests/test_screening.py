@@ -363,3 +363,26 @@ def test_who_has_lost_most_of_what_its_parent_knows_is_born_last_however_small()
     assert best(tried, 3) == [0, 1, 2]
     assert kept(3.0, 2.0, 4.0) == 0.5
     assert kept(9.0, 5.0, 4.0) == 1.0  # of nothing all is left
+
+
+def test_mutants_that_break_a_limit_by_what_is_known_of_them_are_born_behind_all_others() -> None:
+    light, heavy = Tried(2.0, 0.9, (1.5, 1.0)), Tried(1.0, 1.0, (1.0, 1.0), missed=0.2)
+    lost = Tried(0.5, 0.1, (9.0, 1.0))
+    assert best([heavy, light, lost], 1) == [1]
+    assert best([heavy, light, lost], 2) == [0, 1]
+
+
+def test_a_limit_on_operations_is_held_from_the_screening_on(tmp_path: Path) -> None:
+    config = screened(
+        experiment__limits=["flop <= 90 % of the baseline"],
+        experiment__generations=1,
+    )
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path), config)
+        drive(tick)
+        found, tried = tick.store.read(), mutants(tick.store._db.conn)
+    most = 0.9 * found.baseline.figures["flop"]
+    light = [one for one in tried if one.generation == 0 and one.figures["flop"] <= most]
+    born = found.born_in(0)
+    assert 0 < len(light) < sum(one.generation == 0 for one in tried)
+    assert sum(one.figures["flop"] <= most for one in born) == min(len(light), len(born))

@@ -139,8 +139,9 @@ class Experiment(Section):
     budget_gpu_hours: Hours | None = None
     """When so many are spent, running attempts stop at a checkpoint and the search halts."""
     objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
-    """What candidates are selected by, two to five of `quality` (of their answers) and
-    `compression` (the baseline's parameters over theirs)."""
+    """What candidates are selected by, two to five of `quality` (of their answers), `compression`
+    (the baseline's parameters over theirs), `flop` (operations of a forward pass) and `bytes` (of
+    the exported weights)."""
 
     limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:
@@ -462,6 +463,13 @@ def _stages(found: Sequence[tasks.Task]) -> str:
     return " or ".join(one.stage for one in found)
 
 
+class Measure(Section):
+    batch: Count = 1
+    """Examples in a forward pass."""
+    tokens: Annotated[Whole, Field(ge=1, le=10**6)] = 128
+    """In each of them."""
+
+
 class Daemon(Section):
     tick_seconds: Seconds = 5.0
     """How often the daemon looks."""
@@ -501,6 +509,8 @@ class Config(Section):
     teacher: Teacher | None = None
     """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
+    measure: Measure = Measure()
+    """What models are measured at, and worked out for."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The ladder, one table a stage, climbed in this order."""
     daemon: Daemon = Daemon()

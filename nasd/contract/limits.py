@@ -13,7 +13,7 @@ from nasd.contract.objectives import OBJECTIVES
 from nasd.contract.readable import shown
 
 FORM = re.compile(
-    r"\s*(?P<name>[a-z_]+)\s*(?P<sign><=|>=)\s*(?P<number>\d+(\.\d+)?)"
+    r"\s*(?P<name>[a-z][a-z0-9_]*)\s*(?P<sign><=|>=)\s*(?P<number>\d+(\.\d+)?(e\d{1,2})?)"
     r"(?P<share>\s*%\s*of\s+(the\s+)?baseline)?\s*"
 )
 EXAMPLE = "`quality >= 60`, or `quality >= 90 % of the baseline`"

@@ -82,6 +82,14 @@ def size(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
+def operations(value: float) -> str:
+    """Floating-point operations, by thousands."""
+    for unit, scale in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if value >= scale:
+            return f"{value / scale:.2f} {unit}"
+    return f"{value:.0f} FLOP"
+
+
 def shown(value: Any, most: int = 40, write: Callable[[Any], str] = repr) -> str:
     """What somebody gave, for a message: never longer than `most` characters, whatever it is."""
     if isinstance(value, int) and value.bit_length() > LONGEST_BITS:

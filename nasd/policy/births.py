@@ -69,7 +69,10 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
     places = config.population.lambda_ if generation else config.population.mu
     baseline = snapshot.baseline
     names = snapshot.experiment.objectives
-    tried = [_tried(one, told, known(names, one, baseline)) for one in snapshot.mutants]
+    tried = [
+        _tried(one, told, known(names, one, baseline), snapshot.missed_at_birth(one))
+        for one in snapshot.mutants
+    ]
     chosen = [snapshot.mutants[index] for index in best(tried, places)]
     found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
     losses = {
@@ -93,11 +96,11 @@ def _told(snapshot: Snapshot, generation: int) -> dict[int, Mapping[str, float]]
     }
 
 
-def _tried(one: Mutant, told: Mapping[int, Mapping[str, float]], at: Point) -> Tried:
+def _tried(one: Mutant, told: Mapping[int, Mapping[str, float]], at: Point, missed: float) -> Tried:
     said = told.get(one.parent, {})
     loss = said.get(str(one.id))
     share = 0.0 if loss is None else kept(loss, said[PARENT], said[IGNORANCE])
-    return Tried(loss, share, at)
+    return Tried(loss, share, at, missed)
 
 
 def _draw(

@@ -20,7 +20,7 @@ from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
-from nasd.search.objectives import reference
+from nasd.search.objectives import OBJECTIVES
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 
 PROMOTION = "share"  # the rule of every cutoff
@@ -103,9 +103,9 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
         case Phase.CLIMBING:
             return _climb(snapshot, config, generation.number)
         case Phase.SELECTING:
-            counts = config.variation.adaptive or config.experiment.limits
+            counts = config.variation.adaptive or config.experiment.limits or _by_baseline(snapshot)
             if counts and not baseline.final:
-                return None  # gains and limits are counted from it
+                return None  # gains, limits and some objectives are counted from it
             return _select(snapshot, config, generation.number)
         case Phase.COMPLETE:
             if not all(one.final for one in snapshot.born_in(generation.number)):
@@ -118,6 +118,11 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
                 survivors = snapshot.survivors(generation.number)
                 return OpenGeneration(generation.number + 1, tuple(survivors))
             return Complete() if baseline.final else None
+
+
+def _by_baseline(snapshot: Snapshot) -> bool:
+    """Whether an objective's reference is counted from the baseline."""
+    return any(OBJECTIVES[name].relative for name in snapshot.experiment.objectives)
 
 
 # -- the generation ------------------------------------------------------------------------------
@@ -195,7 +200,8 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
         if member.generation == generation
         and snapshot.candidates[member.candidate].state is State.SCORED
     )
-    names = snapshot.experiment.objectives
+    names, above = snapshot.experiment.objectives, snapshot.reference
+    assert above is not None, "a selection that goes by the baseline waits for it"
     at = points(snapshot, pool)
     beyond = [snapshot.missed(candidate) for candidate in pool]
     rank = ranks(at, beyond)
@@ -214,7 +220,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             "points": {str(candidate): at[index] for index, candidate in enumerate(pool)},
             "ranks": {str(candidate): rank[index] for index, candidate in enumerate(pool)},
             "survivors": sorted(chosen),
-            "hypervolume": hypervolume(at, reference(names)),
+            "hypervolume": hypervolume(at, above),
             **({"missed": dict(zip(pool, beyond, strict=True))} if any(beyond) else {}),
             **({"credits": {n: (c.tried, c.gained) for n, c in credits.items()}} if adapts else {}),
         },

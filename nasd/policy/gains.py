@@ -4,7 +4,7 @@ that follow from it (nasd.search.variation.credit). Pure functions of a snapshot
 from nasd.contract.config import Config
 from nasd.record.lifecycle import DecisionKind
 from nasd.record.state import Snapshot
-from nasd.search.objectives import reference, unscored
+from nasd.search.objectives import unscored
 from nasd.search.variation.credit import Credit, credited, gain, shares
 
 
@@ -32,6 +32,7 @@ def credits_behind(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
         before = [
             snapshot.point(parent.id) or unscored(names, parent, baseline) for parent in origins
         ]
-        gained = gain(snapshot.point(one.id), before, reference(names))
+        assert snapshot.reference is not None, "gains wait for the baseline"
+        gained = gain(snapshot.point(one.id), before, snapshot.reference)
         children.append((one.operators, gained))
     return credited(_credits(snapshot, generation - 1), children)

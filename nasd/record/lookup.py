@@ -85,7 +85,7 @@ def names(connection: sqlite3.Connection, scored: bool = False) -> list[tuple[st
     rows = connection.execute(
         "SELECT id, generation, state, stage, parameters FROM candidate ORDER BY id"
     ).fetchall()
-    baseline = next((Scored(row[0], row[-1], {}) for row in rows if row[1] is None), None)
+    baseline = next((Scored(row[0], row[-1], {}, {}) for row in rows if row[1] is None), None)
     if baseline is None:
         return []
     qualities = {

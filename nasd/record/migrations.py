@@ -241,6 +241,17 @@ def m005_controls(db: Database) -> None:
     _execute(db, statements)
 
 
+@migrations()
+def m006_figures(db: Database) -> None:
+    """What a genotype gives by itself, beside its parameters. Those of before have none: no search
+    of theirs went by any."""
+    statements = """
+    ALTER TABLE candidate ADD COLUMN figures TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE mutant ADD COLUMN figures TEXT NOT NULL DEFAULT '{}';
+    """
+    _execute(db, statements)
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

@@ -47,7 +47,7 @@ from nasd.record.state import (
 )
 from nasd.search.objectives import QUALITY
 
-SCHEMA = 5  # how many migrations this version of nasd knows
+SCHEMA = 6  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):
@@ -182,12 +182,15 @@ def granted(connection: sqlite3.Connection, *actions: str) -> list[Granted]:
 def scored(connection: sqlite3.Connection) -> list[Scored]:
     """Every scored candidate, the baseline included."""
     rows = connection.execute(
-        "SELECT c.id, c.parameters, r.metrics"
+        "SELECT c.id, c.parameters, r.metrics, c.figures"
         " FROM candidate c JOIN result r ON r.candidate = c.id AND r.stage = c.stage"
         " WHERE c.state = 'scored' AND c.kind = 'candidate' ORDER BY c.id"
     ).fetchall()
     metrics = json.loads(f"[{','.join(row[2] for row in rows)}]")  # as one text: quicker
-    return [Scored(row[0], row[1], found) for row, found in zip(rows, metrics, strict=True)]
+    return [
+        Scored(row[0], row[1], found, decoded(row[3]))
+        for row, found in zip(rows, metrics, strict=True)
+    ]
 
 
 def holdings(connection: sqlite3.Connection) -> Holdings:
@@ -219,7 +222,7 @@ _BEST_QUALITY = (
 _CANDIDATE = (
     "id, generation, parent, genotype, hash, lineage, parameters, stage, state, reason,"
     " retried_after, (SELECT parentage.parent FROM parentage WHERE child = id AND place = 1),"
-    " ancestry, operators, kind, untrained"
+    " ancestry, operators, kind, untrained, figures"
 )
 _ATTEMPT = (
     "id, candidate, stage, number, state, slots, token, process, verdict, message, started_at,"
@@ -246,6 +249,7 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         operators=tuple(decoded(row[13])),
         kind=CandidateKind(row[14]),
         untrained=row[15],
+        figures_json=row[16],
     )
 
 
@@ -379,7 +383,7 @@ def _mutants(rows: _Rows, which: str) -> tuple[Mutant, ...]:
         Mutant(number, born, parent, second, genotype, lineage, tuple(decoded(operators)), *rest)
         for number, born, parent, second, genotype, lineage, operators, *rest in rows(
             "SELECT id, generation, parent, second, genotype, lineage, operators, parameters, loss,"
-            f" candidate FROM mutant WHERE {which} ORDER BY id"
+            f" candidate, figures FROM mutant WHERE {which} ORDER BY id"
         )
     )
 

@@ -100,6 +100,13 @@ class Candidate:
     operators: tuple[str, ...] = ()  # by which it was made, where they have names
     kind: CandidateKind = CandidateKind.CANDIDATE
     untrained: float | None = None  # the loss by which it was born, where mutants were screened
+    figures_json: str = "{}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What its genotype gives by itself, see nasd.search.objectives.figures."""
+        found: dict[str, float] = decoded(self.figures_json)
+        return found
 
     @property
     def parents(self) -> tuple[int, ...]:
@@ -159,6 +166,12 @@ class Mutant:
     parameters: int
     loss: float | None
     candidate: int | None
+    figures_json: str = "{}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        found: dict[str, float] = decoded(self.figures_json)
+        return found
 
     @cached_property
     def genotype(self) -> Genotype:
@@ -224,6 +237,7 @@ class Scored:
     id: int
     parameters: int
     metrics: Mapping[str, float]
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -480,6 +494,12 @@ class Snapshot:
         names = self.experiment.objectives
         return objectives.point(names, self.candidates[candidate], scores, self.baseline)
 
+    @cached_property
+    def reference(self) -> Point | None:
+        """Above it the hypervolume is taken; None before the baseline has what it takes."""
+        scores = self.scores(self.baseline.id) or {}
+        return objectives.reference(self.experiment.objectives, self.baseline, scores)
+
     def missed(self, candidate: int) -> float:
         """By how much a scored candidate breaks the experiment's limits, in all; 0 if it holds
         them."""
@@ -487,6 +507,18 @@ class Snapshot:
             one.missed(value, self.value(self.baseline.id, one.objective))
             for one in self.experiment.limits
             if (value := self.value(candidate, one.objective)) is not None
+        )
+
+    def missed_at_birth(self, model: objectives.Model) -> float:
+        """The same by what is known of anybody before it is trained."""
+
+        def value(one: objectives.Model, limit: Limit) -> float | None:
+            return OBJECTIVES[limit.objective].value(one, {}, self.baseline)
+
+        return sum(
+            limit.missed(found, value(self.baseline, limit))
+            for limit in self.experiment.limits
+            if (found := value(model, limit)) is not None
         )
 
     def gpu_hours(self, now: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nasd.contract.config import Measure
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, ancestry, parameters, unchanged
 from nasd.contract.protocol import sync_folder
@@ -36,6 +37,7 @@ from nasd.record.requests import Request
 from nasd.record.sqlite import Database
 from nasd.record.state import Ending, Holdings, Scored, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
+from nasd.search.objectives.figures import figures
 from nasd.search.variation.breeding import Bred
 
 BASELINE = 0  # the id of the baseline
@@ -382,6 +384,7 @@ class Store:
                     lineage=json.dumps([block.to_json() for block in one.lineage]),
                     operators=json.dumps(one.operators),
                     parameters=parameters(one.genotype, backbone),
+                    figures=self._figures(one.genotype, backbone),
                 )
             number = self._value("SELECT max(id) FROM candidate") + 1
             kind = CandidateKind.SCREENING
@@ -562,6 +565,7 @@ class Store:
             hash=birth.genotype.hash if kind is CandidateKind.CANDIDATE else f"{kind}-{number}",
             lineage=json.dumps([block.to_json() for block in birth.lineage]),
             parameters=parameters(birth.genotype, backbone),
+            figures=self._figures(birth.genotype, backbone),
             stage=stage,
             state=str(target(None, Event.BORN)),
             ancestry=json.dumps(lines),
@@ -580,6 +584,10 @@ class Store:
             stage=stage,
             detail=detail,
         )
+
+    def _figures(self, genotype: Genotype, backbone: Backbone) -> str:
+        config = json.loads(self._value("SELECT config FROM experiment"))
+        return json.dumps(figures(genotype, backbone, Measure(**config.get("measure", {}))))
 
     def _ancestry(self, candidate: int) -> list[str]:
         found: list[str] = json.loads(

@@ -5,15 +5,19 @@ One more is a file here, a line in OBJECTIVES, and its name in nasd.contract.obj
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from nasd.search.objectives.flop import FLOP
 from nasd.search.objectives.objective import Model, Objective
 from nasd.search.objectives.parameters import COMPRESSION
 from nasd.search.objectives.quality import QUALITY
+from nasd.search.objectives.size import BYTES
 from nasd.search.pareto import Point
 
 __all__ = ["COMPRESSION", "OBJECTIVES", "QUALITY", "Model", "Objective"]
 
-OBJECTIVES: Mapping[str, Objective] = {one.name: one for one in (QUALITY, COMPRESSION)}
+NOTHING: Mapping[str, float] = MappingProxyType({})
+OBJECTIVES: Mapping[str, Objective] = {one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES)}
 
 
 def point(
@@ -29,19 +33,30 @@ def point(
     return tuple(found)
 
 
-def reference(names: Sequence[str]) -> Point:
-    """Above it the hypervolume is taken."""
-    return tuple(OBJECTIVES[name].upwards(OBJECTIVES[name].reference) for name in names)
+def reference(
+    names: Sequence[str], baseline: Model, metrics: Mapping[str, float] = NOTHING
+) -> Point | None:
+    """Above it the hypervolume is taken; None before the baseline is measured by all of them that
+    go by it. metrics: the baseline's."""
+    found = []
+    for name in names:
+        one = OBJECTIVES[name]
+        bound = one.bound(one.value(baseline, metrics, baseline))
+        if bound is None:
+            return None
+        found.append(one.upwards(bound))
+    return tuple(found)
 
 
 def unscored(names: Sequence[str], model: Model, baseline: Model) -> Point:
-    """The model by what can be told without its metrics; by all else it stands at the reference."""
+    """The model by what can be told without its metrics; by all else it stands at the reference,
+    or at 0 where not even that can be told."""
     found = []
     for name in names:
-        value = OBJECTIVES[name].value(model, {}, baseline)
-        found.append(
-            OBJECTIVES[name].upwards(OBJECTIVES[name].reference if value is None else value)
-        )
+        one = OBJECTIVES[name]
+        value = one.value(model, {}, baseline)
+        bound = one.bound(one.value(baseline, {}, baseline))
+        found.append(one.upwards(value if value is not None else bound or 0.0))
     return tuple(found)
 
 

@@ -16,11 +16,13 @@ LEAST = 0.5  # of what its parent knows is what a mutant has to keep
 class Tried:
     """loss: untrained, on held-out windows; None where there was none. kept: which share of what
     its parent knows, counted in nats from a model that knows nothing. known: the objectives that
-    are known from birth, to be maximised."""
+    are known from birth, to be maximised. missed: by how much it breaks, by what is known from
+    birth, the experiment's limits."""
 
     loss: float | None
     kept: float
     known: Point
+    missed: float = 0.0
 
 
 def kept(loss: float, parent: float, ignorance: float) -> float:
@@ -32,12 +34,13 @@ def kept(loss: float, parent: float, ignorance: float) -> float:
 def best(tried: Sequence[Tried], count: int) -> list[int]:
     """So many of them, as indices in their order: by NSGA-II's survival over (loss, objectives).
 
-    Whoever has lost more than half of its parent's knowledge comes behind all others, and those
-    without a loss only fill up: the smallest would be on the front, however little they can.
+    Whoever has lost more than half of its parent's knowledge, or breaks a limit of the experiment,
+    comes behind all others, and those without a loss only fill up: the smallest would be on the
+    front, however little they can.
     """
     judged = [(index, one.loss) for index, one in enumerate(tried) if one.loss is not None]
     points = [(-loss, *tried[index].known) for index, loss in judged]
-    missed = [max(0.0, LEAST - tried[index].kept) for index, _ in judged]
+    missed = [max(0.0, LEAST - tried[index].kept) + tried[index].missed for index, _ in judged]
     chosen = [judged[place][0] for place in survivors(points, count, missed)]
     chosen += [index for index, one in enumerate(tried) if one.loss is None]
     return sorted(chosen[:count])

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from nasd.contract import tasks
 from nasd.record.lifecycle import AttemptState, CandidateKind, DecisionKind, Phase, State
 from nasd.record.state import Candidate, Granted, Snapshot
-from nasd.search.objectives import reference
 from nasd.search.pareto import Point, covers, hypervolume, ranks, survivors
 from nasd.views.report import accounts, mutations, statistics
 from nasd.views.report.rows import (
@@ -240,11 +239,8 @@ class Findings:
     def baseline_hypervolume(self) -> float | None:
         """What the baseline alone dominates."""
         point = self.snapshot.point(self.snapshot.baseline.id)
-        return None if point is None else hypervolume([point], self._reference)
-
-    @property
-    def _reference(self) -> Point:
-        return reference(self.snapshot.experiment.objectives)
+        above = self.snapshot.reference
+        return None if point is None or above is None else hypervolume([point], above)
 
     def spent_by(self, instant: float) -> float:
         """The ledger as it stood at an instant, in GPU-hours."""
@@ -274,13 +270,15 @@ class Findings:
                 assert attempt.ended_at is not None
                 scored.append((attempt.ended_at, one.id))
         rows, front, volume = [], list[Point](), 0.0
+        if (above := snap.reference) is None:
+            return ()
         for at, candidate in sorted(scored):
             quality, size = snap.quality(candidate), snap.size(candidate)
             point = snap.point(candidate)
             assert quality is not None and point is not None
             if not any(covers(one, point) for one in front):
                 front = [one for one in front if not covers(point, one)] + [point]
-                volume = hypervolume(front, self._reference)
+                volume = hypervolume(front, above)
             rows.append(ProgressRow(candidate, self.spent_by(at), quality, size, volume))
         return tuple(rows)
 

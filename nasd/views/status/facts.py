@@ -15,7 +15,6 @@ from nasd.record import daemon_lock, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState, Phase
 from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
-from nasd.search.objectives import reference
 from nasd.search.pareto import Point
 from nasd.views.status import standing
 from nasd.views.status.attempts import Listener, Where
@@ -206,10 +205,10 @@ class Facts:
         number = self.snapshot.generation.number if self.snapshot.generation else None
         before = [one for one in self.selections if number is not None and one[0] < number]
         points = list(self.points.values())
-        above = reference(self.snapshot.experiment.objectives)
+        above = self.snapshot.reference
         return Gained(
             quality=max((self.snapshot.quality(one) or 0.0 for one in self.points), default=None),
-            hypervolume=standing.hypervolume(points, above) if points else None,
+            hypervolume=standing.hypervolume(points, above) if points and above else None,
             baseline=self.snapshot.quality(self.snapshot.rival.id),
             before=before[-1][0] if before else None,
             quality_before=before[-1][2] if before else None,

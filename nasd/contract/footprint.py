@@ -1,0 +1,25 @@
+"""What a model weighs and does, worked out from its genotype alone."""
+
+from nasd.contract.genotype import Backbone, Genotype, parameters, weights_of_ffn
+
+FLOAT32 = 4  # bytes
+ANSWERS = 2  # outputs of the head for questions: an answer's start and its end
+
+
+def flop(genotype: Genotype, backbone: Backbone, batch: int, tokens: int) -> int:
+    """Floating-point operations of one forward pass of the blocks over so many examples of so many
+    tokens: two a weight and token, and attention's two products of every token with every other.
+    Norms, activations, and the head for questions are less than 1 % of it, and left out."""
+    width = backbone.width
+    each = 0
+    for block in genotype.blocks:
+        each += 8 * width**2 + 4 * width * tokens
+        each += sum(2 * weights_of_ffn(ffn, width) for ffn in block.ffns)
+    return batch * tokens * each
+
+
+def exported_bytes(genotype: Genotype, backbone: Backbone) -> int:
+    """Of the weights of an exported model that answers questions, in float32; the file has some
+    hundred bytes for each tensor's name and shape on top."""
+    head = ANSWERS * (backbone.width + 1)
+    return FLOAT32 * (parameters(genotype, backbone) + head)

@@ -1,0 +1,17 @@
+"""What a model takes on a disk."""
+
+from nasd.contract.readable import size
+from nasd.search.objectives.figures import figure
+from nasd.search.objectives.objective import Objective
+
+BYTES = Objective(
+    name="bytes",
+    unit="bytes",
+    direction="lowest",
+    reference=2.0,
+    relative=True,
+    words="weights of the exported model in float32",
+    title="bytes",
+    value=figure("bytes"),
+    shown=size,
+)
