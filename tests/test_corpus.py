@@ -131,7 +131,7 @@ def test_questions_of_the_hub_are_those_of_the_file(texts: Path) -> None:
         ]
     ).to_parquet(texts / "hub" / "train.parquet")
     settings = QaData(hub=str(texts / "hub"), tokens=96, stride=32)
-    assert prepare._read(settings, texts, quiet) == (questions, [])
+    assert prepare.read_questions(settings, texts, quiet) == (questions, [])
 
 
 def test_too_little_text_is_refused_by_name(texts: Path, tokenizer: Any) -> None:

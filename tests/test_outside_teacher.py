@@ -28,7 +28,7 @@ from nasd.worker.training.progress import quiet
 from tests.conftest import drive, make_tick, small_config
 from tests.damage import flip_a_bit
 from tests.snapshots import phase_of
-from tests.training import SOURCE, Workshop, demo_config, make_workshop, stage, work
+from tests.training import SOURCE, Workshop, demo_config, exported, make_workshop, stage, work
 
 WIDTH, TOKENS = 96, demo_config().data.qa.tokens
 
@@ -264,3 +264,30 @@ def test_prepare_brings_the_teacher_and_whoever_learns_to_answer_is_told_where_i
     assert json.loads(state.attempt(tuned.id).spec.read_text())["teacher"]["name"] == "bert"
     tick.store.close()
     assert outside.SOURCE == "teacher.source"
+
+
+@pytest.mark.parametrize("kind", ["bert", "ours"])
+def test_a_teacher_of_a_search_with_fewer_words_has_those_too_and_says_the_same(
+    shop: Workshop, bert: Path, tokenizer: Any, kind: str
+) -> None:
+    from nasd.worker import trimming
+
+    source = str(bert) if kind == "bert" else str(exported(shop, 0.1, shop.folder / "own"))
+    settings = Teacher(source=source)
+    teaching = Teaching(weights="", name=source, settings=settings)
+    plain = shop.spec(None, teacher=teaching)
+    spec = plain.model_copy(update={"vocabulary": 150})
+    words = trimming.words(spec, quiet)
+    copies = [
+        teachers.fetch(plain, tokenizer, quiet),
+        teachers.fetch(spec, words.tokenizer, quiet),
+    ]
+    assert copies[0] != copies[1]
+    whole, small = (outside.load(copy).eval() for copy in copies)
+    assert words.kept is not None
+    ids = torch.arange(4, 100).view(2, 48)
+    theirs = torch.from_numpy(words.kept)[ids]
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        for one, other in zip(small(ids, mask), whole(theirs, mask), strict=True):
+            assert (one - other).abs().max() < 1e-6

@@ -153,6 +153,9 @@ class SeedModel(Section):
     """A folder, `package:NAME/FOLDER` of an installed package, or a model of the hub."""
     dropout: Probability | None = None
     """Of every candidate; else as the seed's own config says."""
+    vocabulary: Count | None = None
+    """So many tokens of the seed's are kept, for all models of the search: special ones, single
+    characters, and the most frequent in the training texts and questions; else all of them."""
 
 
 class Slots(Section):

@@ -69,6 +69,7 @@ class Spec(Message):
     seed: int  # of the experiment
     dropout: float | None
     source: str  # the seed model
+    vocabulary: int | None = None  # tokens of it that are kept; None: all
     keeps_qa_head: bool = False  # of the seed's, as no stage stands between it and fine-tuning
     data: Data
     config_folder: str  # relative data paths start here
@@ -109,6 +110,8 @@ class Prepared(Message):
     has_mlm_head: bool
     keeps_qa_head: bool = False  # the baseline starts from the seed's own
     parameters: int
+    seed_parameters: int | None = None  # of the seed's encoder with all of its vocabulary
+    words_lost: float | None = None  # share of the training texts' that a smaller one cuts finer
     fixed_masks: bool = False  # where only new modules train
     mlm_train_sequences: int
     mlm_evaluation_sequences: int

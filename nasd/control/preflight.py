@@ -62,7 +62,13 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
     }
     with _named(origin):
         seed = look_at_seed(
-            config.seed_model.source, folder, hubs, data, config.teacher, config.data.qa.tokens
+            config.seed_model.source,
+            folder,
+            hubs,
+            data,
+            config.teacher,
+            config.data.qa.tokens,
+            config.seed_model.vocabulary,
         )
     check_seed(config, seed, origin)
     reads = tasks.reading(config.stages, tasks.MLM.data)
@@ -93,13 +99,15 @@ def look_at_seed(
     data: Mapping[str, Any] | None = None,
     teacher: Teacher | None = None,
     tokens: int = 0,
+    vocabulary: int | None = None,
 ) -> Seed:
     """The seed's shape, from a child process; raises NasdError if it cannot be loaded.
 
     hubs: config keys to the [name, config, revision, column] of data sets that have to be there as
     well.
     data: what nasd.worker.data_check is to look at, or None. teacher: is looked at where it comes
-    from outside; tokens: of the longest window that it is shown.
+    from outside; tokens: of the longest window that it is shown. vocabulary: how many of the
+    seed's tokens are kept; None: all.
     """
     outside = teacher is not None and teacher.outside
     question = {
@@ -109,6 +117,7 @@ def look_at_seed(
         "data": data,
         "teacher": teacher.model_dump(mode="json") if teacher is not None and outside else None,
         "tokens": tokens,
+        "vocabulary": vocabulary,
     }
     try:
         answer = child.ask("nasd.worker.check", question, timeout_seconds=SEED_TIMEOUT_SECONDS)

@@ -38,6 +38,7 @@ def spec(
         seed=snapshot.experiment.seed,
         dropout=config.seed_model.dropout,
         source=config.seed_model.source,
+        vocabulary=config.seed_model.vocabulary,
         keeps_qa_head=_keeps_qa_head(snapshot, config),
         data=config.data,
         config_folder=str(config_folder),

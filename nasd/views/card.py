@@ -94,6 +94,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         f" {snapshot.experiment.backbone.positions} positions,"
         f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary, a norm after each"
         " module. Genotype " + f"`{candidate.hash}`.",
+        *_vocabulary(snapshot, candidate),
         *_ancestry(snapshot, candidate),
         "## Training",
         _training(snapshot, config, candidate),
@@ -215,6 +216,18 @@ def _new(origin: BlockLineage) -> str:
         return "all"
     made = [f"network {n}" for n, how in enumerate(origin.ffns, start=1) if how.new]
     return ", ".join((["attention"] if origin.attention_new else []) + made)
+
+
+def _vocabulary(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
+    prepared = snapshot.experiment.prepared or {}
+    if prepared.get("words_lost") is not None:
+        whole = prepared["seed_parameters"]
+        yield (
+            f"Of the seed's vocabulary the most frequent tokens of the training texts were kept;"
+            f" {100 * prepared['words_lost']:.1f} % of their words fall apart into more pieces."
+            f" With its whole vocabulary the seed's encoder has {whole:,} parameters; this model's"
+            f" has {100 * candidate.parameters / whole:.1f} % of them."
+        )
 
 
 def ancestors(snapshot: Snapshot, candidate: Candidate) -> list[Candidate]:

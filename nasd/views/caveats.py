@@ -8,6 +8,7 @@ from typing import Any
 LEVEL = 0.95
 # Half an interval, in points of EM, from which on a test set is too small to tell candidates apart.
 TOO_WIDE = 5.0
+BYTES = 4  # of a parameter in float32
 # Of tokens. English text has next to none with an English vocabulary.
 MUCH_UNKNOWN = 0.01
 
@@ -29,6 +30,14 @@ def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
                 f"{100 * share:.1f} % of the tokens in {what} are [UNK]: the seed's vocabulary has"
                 " no pieces for what stands there"
             )
+    whole, kept, lost = (known.get(key) for key in ("seed_parameters", "parameters", "words_lost"))
+    if whole and kept and lost is not None:
+        yield (
+            f"the baseline's encoder has {100 * kept / whole:.1f} % of the seed's"
+            f" {whole / 1e6:.1f} M parameters ({BYTES * kept / 1e6:.1f} of"
+            f" {BYTES * whole / 1e6:.1f} MB in float32), as seed_model.vocabulary says:"
+            f" {100 * lost:.1f} % of the training texts' words fall apart into more pieces"
+        )
     skipped = known.get("qa_skipped")
     if skipped:
         yield (

@@ -2,14 +2,15 @@
 
 Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revision, column]}, "data":
 {"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
-longest window that it is shown}, and prints one JSON line: {"backbone", "baseline",
+longest window that it is shown, "vocabulary": how many of the seed's tokens are kept, or null}, and
+prints one JSON line: {"backbone", "baseline",
 "has_mlm_head", "has_qa_head", "known": what nasd.worker.data_check tells}, or {"error": one
 sentence}.
 """
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def main() -> None:
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     from nasd.contract.config import Data, Stage, Teacher
-    from nasd.worker import data_check
-    from nasd.worker.model import outside, seed
+    from nasd.worker import data_check, trimming
+    from nasd.worker.model import outside, seed, vocabulary
     from nasd.worker.tasks import hub
 
     source, folder = question["source"], Path(question["folder"])
@@ -40,9 +41,16 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             Teacher(**settings), folder, tokenizer, question["tokens"], description.backbone.width
         )
     known = {}
+    backbone = description.backbone
+    if (count := question["vocabulary"]) is not None:
+        vocabulary.check(tokenizer, count)
+        backbone = replace(backbone, vocab_size=count)
     if (wanted := question["data"]) is not None:
+        data = Data(**wanted["data"])
+        if count is not None:
+            tokenizer = trimming.glance(data, folder, tokenizer, wanted["seed"], count)
         known = data_check.look(
-            Data(**wanted["data"]),
+            data,
             folder,
             tokenizer,
             wanted["seed"],
@@ -50,7 +58,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "known": known,
-        "backbone": asdict(description.backbone),
+        "backbone": asdict(backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
         "has_qa_head": description.has_qa_head,

@@ -17,7 +17,7 @@ from nasd.worker import caches, prepare
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.beginning import reading
-from nasd.worker.training.progress import DOWNLOAD, Progress
+from nasd.worker.training.progress import Progress
 
 WEIGHTS = (phenotype.CONFIG, phenotype.WEIGHTS)
 REMEDY = "put it back from a copy, or take a backup of the database from before it was made"
@@ -53,13 +53,12 @@ def _readable(weights: Path) -> None:
 
 
 def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -> None:
-    from nasd.worker.model.seed import load_tokenizer
+    from nasd.worker import trimming
 
     print(f"{damage}; it is made again", flush=True)
     base = Path(spec.config_folder)
     try:
-        progress("downloading", patience=DOWNLOAD)
-        tokenizer = load_tokenizer(spec.source, base)
+        tokenizer = trimming.words(spec, progress).tokenizer
         made = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, progress)
         fault = "what it was made of has changed since" if cache not in made else ""
     except NasdError as error:
@@ -71,15 +70,14 @@ def _cache_again(spec: Spec, cache: Path, damage: Damaged, progress: Progress) -
 
 def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) -> None:
     """The seed's weights as they were; they are not replaced by what differs from them."""
-    from nasd.worker.model.seed import load_tokenizer
+    from nasd.worker import trimming
 
     print(f"{damage}; it is made again from the seed", flush=True)
-    base = Path(spec.config_folder)
     made = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
     damaged = weights.with_name(f".{weights.name}.{os.getpid()}.gone")
     try:
-        tokenizer = load_tokenizer(spec.source, base)
-        prepare.convert_seed(spec, tokenizer, made, progress)
+        words = trimming.words(spec, progress)
+        prepare.convert_seed(spec, words.tokenizer, made, progress, words.kept)
         if not _same(made, weights):
             raise NasdError(f"the seed {spec.source} has changed since")
         if weights.exists():

@@ -6,11 +6,13 @@ hub's data sets), the tokenizer, the lengths, the split.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasd.contract import digests, seed_head
 from nasd.contract.config import Data, QaData
@@ -22,6 +24,7 @@ from nasd.contract.streams import stream_seed
 from nasd.worker.caches import Kind, key_of, make, sync_tree
 from nasd.worker.model import phenotype
 from nasd.worker.model.seed import describe, load_answering, load_seed
+from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.tasks import corpus, hub
 from nasd.worker.tasks.passages import QaFeatures, build_features
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
@@ -37,7 +40,7 @@ def caches(
     missing."""
 
     def digest(path: Path) -> str:
-        return _digest(path, progress)
+        return digest_of(path, progress)
 
     tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     mlm = None
@@ -57,10 +60,7 @@ def caches(
             lambda folder: corpus.build(texts, base, tokenizer, folder, mlm_seed, progress),
             progress,
         )
-    sources: list[str | None] = [digest(base / name) for name in data.qa.files] or [
-        data.qa.hub,
-        data.qa.revision,
-    ]
+    sources = question_sources(data.qa, base, progress)
     qa_key = key_of(
         {
             "tokenizer": tokens,
@@ -78,6 +78,11 @@ def caches(
         progress,
     )
     return mlm, qa
+
+
+def question_sources(data: QaData, base: Path, progress: Progress) -> list[str | None]:
+    """What the key of a cache of the questions is made of."""
+    return [digest_of(base / name, progress) for name in data.files] or [data.hub, data.revision]
 
 
 def test_questions(cache: Path) -> list[Question]:
@@ -135,10 +140,16 @@ def counts(mlm: Path | None, qa: Path) -> dict[str, Any]:
 
 
 def convert_seed(
-    spec: Spec, tokenizer: Any, folder: Path, progress: Progress
+    spec: Spec,
+    tokenizer: Any,
+    folder: Path,
+    progress: Progress,
+    kept: NDArray[np.int64] | None = None,
 ) -> tuple[phenotype.MaskedLM | phenotype.QuestionAnswering, bool]:
     """Writes the seed's model and tokenizer, sealed; returns it, and whether the seed has an MLM
-    head. The model has the seed's head for questions where the spec says that it is kept."""
+    head. The model has the seed's head for questions where the spec says that it is kept.
+
+    kept: the seed's ids of the tokenizer's tokens, where those are not all that the seed knows."""
     progress("downloading", patience=DOWNLOAD)
     base = Path(spec.config_folder)
     found = describe(spec.source, base)
@@ -147,6 +158,8 @@ def convert_seed(
         model, has_head = load_answering(spec.source, base, spec.dropout), found.has_mlm_head
     else:
         model, has_head = load_seed(spec.source, base, spec.dropout)
+    if kept is not None:
+        model = trimmed_model(cast("phenotype.MaskedLM", model), kept)
     print(f"seed: {seed_head.about(found.has_qa_head, spec.keeps_qa_head)}", flush=True)
     progress("saving", patience=LONG)
     phenotype.save(model, folder)
@@ -156,17 +169,22 @@ def convert_seed(
     return model, has_head
 
 
+def parted(
+    questions: Sequence[Question], data: QaData, seed: int
+) -> tuple[list[Question], list[Question]]:
+    """Those to train on, and those that give the score."""
+    return split(questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions"))
+
+
 def _build_qa(
     data: QaData, base: Path, tokenizer: Any, folder: Path, seed: int, progress: Progress
 ) -> None:
-    questions, faults = _read(data, base, progress)
+    questions, faults = read_questions(data, base, progress)
     for fault in faults[:SHOWN]:
         print(f"left out: {fault}", flush=True)
     if len(faults) > SHOWN:
         print(f"left out: {len(faults) - SHOWN:,} more", flush=True)
-    train, test = split(
-        questions, data.train_share, data.split_by, stream_seed(seed, 0, "questions")
-    )
+    train, test = parted(questions, data, seed)
     sizes: dict[str, float] = {
         "train_questions": len(train),
         "test_questions": len(test),
@@ -189,7 +207,8 @@ def _build_qa(
     (folder / "manifest.json").write_text(json.dumps({**sizes, "unknown": unknown / tokens}))
 
 
-def _read(data: QaData, base: Path, progress: Progress) -> Questions:
+def read_questions(data: QaData, base: Path, progress: Progress) -> Questions:
+    """Of the config's files, or its data set; raises NasdError naming the key."""
     if data.files:
         try:
             return read_all([base / name for name in data.files], data.skip_faulty)
@@ -200,7 +219,8 @@ def _read(data: QaData, base: Path, progress: Progress) -> Questions:
     return from_records(rows, f"data.qa.hub: {data.hub}", data.skip_faulty)
 
 
-def _digest(path: Path, progress: Progress) -> str:
+def digest_of(path: Path, progress: Progress) -> str:
+    """Of a file's content; raises NasdError where it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -21,7 +21,7 @@ from nasd.worker.training.allocator import bound_programs, keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
-from nasd.worker.training.progress import DOWNLOAD, LONG, Pulse
+from nasd.worker.training.progress import LONG, Pulse
 from nasd.worker.training.recording import Curves, MetricsFile, NoMetrics, Recorder
 from nasd.worker.training.stop import Stopped, StopRequest
 from nasd.worker.training.train import (
@@ -167,23 +167,24 @@ def _size(spec: Spec, stage: Stage, ranks: Ranks) -> str:
 
 
 def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
-    from nasd.worker import prepare
-    from nasd.worker.model import seed
+    from nasd.worker import prepare, trimming
     from nasd.worker.tasks.mlm import fixes_masks
 
     base = Path(spec.config_folder)
-    pulse("downloading", patience=DOWNLOAD)
-    tokenizer = seed.load_tokenizer(spec.source, base)
-    mlm, qa = prepare.caches(spec.data, base, tokenizer, Path(spec.cache), spec.seed, pulse)
-    model, has_head = prepare.convert_seed(spec, tokenizer, result, pulse)
-    taught = "" if spec.teacher is None else str(teachers.fetch(spec, tokenizer, pulse))
+    words = trimming.words(spec, pulse)
+    mlm, qa = prepare.caches(spec.data, base, words.tokenizer, Path(spec.cache), spec.seed, pulse)
+    model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept)
+    taught = "" if spec.teacher is None else str(teachers.fetch(spec, words.tokenizer, pulse))
     counts = prepare.counts(mlm, qa)
     prepared = Prepared(
         mlm_cache="" if mlm is None else str(mlm),
         qa_cache=str(qa),
         has_mlm_head=has_head,
         keeps_qa_head=isinstance(model, phenotype.QuestionAnswering),
-        parameters=sum(p.numel() for p in model.encoder.parameters()),
+        parameters=(parameters := sum(p.numel() for p in model.encoder.parameters())),
+        seed_parameters=parameters
+        + (words.known - model.architecture.vocab_size) * model.architecture.width,
+        words_lost=words.lost,
         teacher=taught,
         fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,

@@ -114,6 +114,9 @@ def _seed(
         how = "its shape as in the experiment"
     else:
         seed, how = preflight.look_at_seed(source, folder), "looked at"
+    if config.seed_model.vocabulary is not None:
+        kept = min(config.seed_model.vocabulary, seed.backbone.vocab_size)
+        seed = replace(seed, backbone=replace(seed.backbone, vocab_size=kept))
     size = parameters(seed.baseline, seed.backbone) / 1e6
     without = "" if seed.has_mlm_head else " without an MLM head"
     return seed, f"seed {source}{without}: {size:.1f} M parameters ({how})."

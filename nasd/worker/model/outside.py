@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.contract.config import Teacher
 from nasd.contract.errors import NasdError
 from nasd.worker.model import phenotype, seed
 from nasd.worker.model.phenotype import Packing, QuestionAnswering
+from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.training import distance
 
 # What families call the modules whose outputs are an attention's queries, keys and values.
@@ -85,10 +89,13 @@ def load(folder: Path) -> Any:
     return Outside(model, int(model.config.nasd_separator))
 
 
-def save(source: str, base: Path, tokenizer: Any, tokens: int, folder: Path) -> None:
+def save(
+    source: str, base: Path, tokenizer: Any, tokens: int, folder: Path, trims: bool = False
+) -> None:
     """Writes the teacher that a config names, for `load`. tokenizer: the seed's; tokens: of the
-    longest window. Raises NasdError where it cannot be the teacher."""
-    model = _checked(source, base, tokenizer, tokens)
+    longest window. trims: the tokenizer is left with some of the seed's tokens, and so is the
+    teacher. Raises NasdError where it cannot be the teacher."""
+    model = _checked(source, base, tokenizer, tokens, trims)
     if isinstance(model, Outside):
         model.model.config.nasd_separator = model.separator
         model.model.save_pretrained(str(folder))
@@ -110,11 +117,11 @@ def look(settings: Teacher, base: Path, tokenizer: Any, tokens: int, width: int)
         model.last_block()
 
 
-def _checked(source: str, base: Path, tokenizer: Any, tokens: int) -> Any:
+def _checked(source: str, base: Path, tokenizer: Any, tokens: int, trims: bool = False) -> Any:
     """The model in memory, once all is found to be as it must."""
     config_file, _ = files(source, base)
     folder = config_file.parent
-    _check_vocabulary(source, folder, tokenizer)
+    rows = _rows(source, folder, tokenizer, trims)
     if _is_ours(folder):
         try:
             model = phenotype.load(QuestionAnswering, folder, 0.0)
@@ -131,7 +138,21 @@ def _checked(source: str, base: Path, tokenizer: Any, tokens: int) -> Any:
             f"it has {positions} positions, and data.qa.tokens asks for {tokens}: take a smaller"
             " number there, or another teacher",
         )
-    return found
+    if not trims:
+        return found
+    return _with_rows(found, rows) if isinstance(found, Outside) else trimmed_model(found, rows)
+
+
+def _with_rows(teacher: Outside, rows: NDArray[np.int64]) -> Outside:
+    """With these word embeddings alone, numbered in their order, in place."""
+    model = teacher.model
+    words = model.get_input_embeddings()
+    kept = nn.Embedding(len(rows), words.embedding_dim)
+    kept.weight = nn.Parameter(words.weight.detach()[torch.from_numpy(rows)])
+    model.set_input_embeddings(kept)
+    model.config.vocab_size = len(rows)
+    model.config.pad_token_id = int(np.argmax(rows == (model.config.pad_token_id or 0)))
+    return teacher
 
 
 def _of_transformers(source: str, folder: Path) -> Any:
@@ -158,7 +179,9 @@ def _of_transformers(source: str, folder: Path) -> Any:
     return model
 
 
-def _check_vocabulary(source: str, folder: Path, tokenizer: Any) -> None:
+def _rows(source: str, folder: Path, tokenizer: Any, trims: bool) -> NDArray[np.int64]:
+    """The teacher's numbers of the tokenizer's tokens; raises NasdError where they are not the same
+    ones, or, of a tokenizer that is trimmed, where it lacks some."""
     from transformers import AutoTokenizer
 
     try:
@@ -170,13 +193,15 @@ def _check_vocabulary(source: str, folder: Path, tokenizer: Any) -> None:
             " the model's",
         ) from error
     ours = tokenizer.get_vocab()
-    if any(theirs.get(token) != number for token, number in ours.items()):
-        alike = sum(theirs.get(token) == number for token, number in ours.items())
+    same = [token in theirs if trims else theirs.get(token) == ours[token] for token in ours]
+    if not all(same):
+        alike = sum(same)
         raise _error(
             source,
             f"its vocabulary is another one ({alike:,} of the seed's {len(ours):,} tokens are the"
             " same): take a teacher with the seed's vocabulary",
         )
+    return np.array([theirs[token] for token in sorted(ours, key=lambda one: ours[one])])
 
 
 def _is_ours(folder: Path) -> bool:

@@ -49,15 +49,17 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
 
     def build(folder: Path) -> None:
         progress("loading the teacher", patience=LONG)
-        outside.save(source, base, tokenizer, tokens, folder)
+        outside.save(source, base, tokenizer, tokens, folder, trims=spec.vocabulary is not None)
 
-    key = caches.key_of({"teacher": made_of, "tokens": tokens})
+    # Only where it is set, so that copies from before there was such a key still count.
+    cut = {} if spec.vocabulary is None else {"words": tokenizer.backend_tokenizer.to_str()}
+    key = caches.key_of({"teacher": made_of, "tokens": tokens, **cut})
     return caches.make(COPY, Path(spec.cache) / f"teacher-model-{key}", build, progress)
 
 
 def check(spec: Spec, progress: Progress) -> None:
     """Raises Damaged unless the copy is what it was, or can be made again."""
-    from nasd.worker.model.seed import load_tokenizer
+    from nasd.worker import trimming
 
     assert spec.teacher is not None
     copy = Path(spec.teacher.weights)
@@ -66,7 +68,7 @@ def check(spec: Spec, progress: Progress) -> None:
     except Damaged as damage:
         print(f"{damage}; it is made again", flush=True)
         try:
-            made = fetch(spec, load_tokenizer(spec.source, Path(spec.config_folder)), progress)
+            made = fetch(spec, trimming.words(spec, progress).tokenizer, progress)
             fault = "" if made == copy else "what it was made of has changed since"
         except NasdError as error:
             fault = str(error)
