@@ -273,6 +273,9 @@ class Population(Section):
     control: Annotated[bool, Field(strict=True)] = False
     """Train the unmodified baseline on with each generation, as its candidates are trained; only
     who is better than it is called better than the baseline."""
+    finishing: Annotated[Whole, Field(ge=0, le=10_000)] = 0
+    """In so many of the last generations nobody new is bred: the front goes on being trained, as
+    the control does."""
 
 
 MATCHES = ("logits", "hidden", "relations")
@@ -538,6 +541,25 @@ class Config(Section):
             and self.taught(stage, baseline)
             and self.teacher.runs_along(stage.task)
         )
+
+    def finishes(self, generation: int) -> bool:
+        """Whether nobody new is bred into it."""
+        return generation > self.experiment.generations - self.population.finishing
+
+    @model_validator(mode="after")
+    def _finishing(self) -> Self:
+        count, most = self.population.finishing, self.experiment.generations
+        if count > most:
+            raise ValueError(
+                f"population.finishing: {count} generations are more than the {most} that come"
+                " after the first (experiment.generations)"
+            )
+        if count and self.variation.inherit_from != tasks.SCORED:
+            raise ValueError(
+                "population.finishing: whoever is trained on goes on from its fine-tuned weights;"
+                f' set variation.inherit_from = "{tasks.SCORED}", or leave it out'
+            )
+        return self
 
     @model_validator(mode="after")
     def _ladder(self) -> Self:

@@ -12,7 +12,7 @@ from nasd.policy.gains import shares_of
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.state import Mutant, Snapshot
 from nasd.search.objectives import known, unscored
-from nasd.search.pareto import Point
+from nasd.search.pareto import Point, ranks, survivors
 from nasd.search.variation.breeding import (
     Bred,
     Parent,
@@ -21,6 +21,7 @@ from nasd.search.variation.breeding import (
     initial_population,
     offspring,
 )
+from nasd.search.variation.operators import TRAIN_ON
 from nasd.search.variation.screening import Tried, best, kept
 
 
@@ -44,11 +45,20 @@ class Breed:
 
 
 def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen | Breed | None:
-    """Who is born; where mutants are screened before, who is tried, and None until they are.
+    """Who is born; where mutants are screened before, who is tried, and None until they are. In the
+    generations that finish the search, the front itself, to be trained on.
 
     Raises NasdError where there is nobody to be born: the search space gives no more mutants, or
     none of them could be tried.
     """
+    if config.finishes(generation) and (front := _front(snapshot, config, generation)):
+        points = [{"candidate": one.candidate, "point": one.point} for one in front]
+        payload = {"objectives": snapshot.experiment.objectives, "parents": points}
+        goes_on = [
+            Bred(one.candidate, one.genotype, unchanged(one.genotype), operators=(TRAIN_ON,))
+            for one in front
+        ]
+        return _breed(snapshot, config, generation, goes_on, payload)
     if config.population.screened == 1:
         births, payload = _draw(snapshot, config, generation)
         return _breed(snapshot, config, generation, births, payload)
@@ -81,6 +91,15 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
         if one.loss is not None
     }
     return replace(found, losses=losses, chosen=tuple(one.id for one in chosen))
+
+
+def _front(snapshot: Snapshot, config: Config, generation: int) -> list[Parent]:
+    """Of a generation's parents those that none of them dominates, as many as there are places."""
+    parents = _parents(snapshot, generation)
+    points, missed = [one.point for one in parents], [one.missed for one in parents]
+    best = survivors(points, config.population.lambda_, missed)
+    rank = ranks(points, missed)
+    return [parents[index] for index in sorted(best) if rank[index] == 0]
 
 
 def _bred(one: Mutant) -> Bred:
@@ -124,11 +143,7 @@ def _draw(
             Bred(baseline.id, one.genotype, one.lineage, operators=one.operators) for one in mutants
         ]
         return tuple(drawn), {}
-    parents = [
-        _parent(snapshot, member.candidate)
-        for member in snapshot.members
-        if member.generation == generation and member.role == "parent"
-    ]
+    parents = _parents(snapshot, generation)
     if not parents:  # nobody of the last generation was scored: begin again from the baseline
         point = unscored(snapshot.experiment.objectives, baseline, baseline)
         parents = [Parent(baseline.id, baseline.genotype, point, baseline.ancestry)]
@@ -152,6 +167,14 @@ def _draw(
         "parents": [{"candidate": parent.candidate, "point": parent.point} for parent in parents],
     }
     return tuple(bred), told if rates is None else {**told, "shares": rates}
+
+
+def _parents(snapshot: Snapshot, generation: int) -> list[Parent]:
+    return [
+        _parent(snapshot, member.candidate)
+        for member in snapshot.members
+        if member.generation == generation and member.role == "parent"
+    ]
 
 
 def _parent(snapshot: Snapshot, candidate: int) -> Parent:

@@ -547,8 +547,7 @@ class Store:
         now: float,
         kind: CandidateKind = CandidateKind.CANDIDATE,
     ) -> None:
-        """generation: None for the baseline, which has no parents. Whoever is of another kind has
-        the genotype of somebody else, and so no hash that says more than its name."""
+        """generation: None for the baseline, which has no parents."""
         founder = generation is None
         parents = (
             [] if founder else [one for one in (birth.parent, birth.second) if one is not None]
@@ -562,7 +561,7 @@ class Store:
             generation=generation,
             parent=None if founder else birth.parent,
             genotype=json.dumps(birth.genotype.to_json()),
-            hash=birth.genotype.hash if kind is CandidateKind.CANDIDATE else f"{kind}-{number}",
+            hash=_name(birth, number, kind),
             lineage=json.dumps([block.to_json() for block in birth.lineage]),
             parameters=parameters(birth.genotype, backbone),
             figures=self._figures(birth.genotype, backbone),
@@ -683,3 +682,11 @@ class Store:
 
 # Events whose detail is the reason of the state they lead to.
 _TELLING = frozenset({Event.CUT, Event.FAIL, Event.INTERRUPT, Event.RETRY, Event.REVIVE})
+
+
+def _name(birth: Bred, number: int, kind: CandidateKind) -> str:
+    """Its hash: no two candidates have the same. Whoever has the genotype of somebody else, to be
+    trained on or as another kind, is told from it by its number."""
+    if kind is not CandidateKind.CANDIDATE:
+        return f"{kind}-{number}"
+    return f"{birth.genotype.hash}.{number}" if birth.trains_on else birth.genotype.hash

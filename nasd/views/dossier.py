@@ -19,6 +19,7 @@ from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.state import Attempt, Candidate, Member, Recorded
+from nasd.search.variation.operators import TRAIN_ON
 from nasd.views.card import ancestors
 from nasd.views.why import Subject, why
 
@@ -245,6 +246,7 @@ class _Compiler:
             []
             if other.parent is None
             else changes(other.genotype, other.lineage, snap.candidates[other.parent].genotype)
+            or ["nothing: it is trained on"]
         )
         return Ancestor(
             other.id,
@@ -355,10 +357,12 @@ class _Compiler:
         if one.generation == number:
             origin = "the baseline" if one.parent == self.snap.baseline.id else f"{one.parent}"
             how = "drawn as a mutant of" if number == 0 else "bred from"
+            if one.operators == (TRAIN_ON,):
+                how = "trained on, as it stood on the front:"
             text, facts = f"{how} {origin}", {"parent": one.parent, "untrained": one.untrained}
             if one.second is not None:
                 text += f" and {one.second}"
-            if one.operators:
+            if one.operators and one.operators != (TRAIN_ON,):
                 text += f", by {', '.join(one.operators)}"
             if one.untrained is not None:
                 tried = self.snap.experiment.config["population"].get("screened", 1)

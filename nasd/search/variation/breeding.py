@@ -30,7 +30,7 @@ from nasd.contract.genotype import (
 from nasd.contract.streams import stream
 from nasd.search.pareto import Point, crowding, ranks, tournament
 from nasd.search.variation.keeping import informed
-from nasd.search.variation.operators import OPERATORS, Draft
+from nasd.search.variation.operators import OPERATORS, TRAIN_ON, Draft
 
 CROWDED_BY = "compression"  # tournaments go by it alone (thesis 4.2.3), where it is an objective
 TRIES = 1000  # mutations per individual before the search space counts as exhausted
@@ -72,6 +72,11 @@ class Bred:
     lineage: Lineage
     second: int | None = None  # of a crossover: the parent whom the lineage calls 1
     operators: tuple[str, ...] = ()
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether it is its parent again."""
+        return self.operators == (TRAIN_ON,)
 
     @property
     def parents(self) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from nasd.contract.genotype import (
 )
 
 T = TypeVar("T")
+TRAIN_ON = "train_on"  # in records: by no operator, but the same again, to be trained on
 
 
 @dataclass

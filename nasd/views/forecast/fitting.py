@@ -94,6 +94,8 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
         "population.lambda": plan.lambda_,
         "experiment.generations": plan.generations,
     }
+    if config.population.finishing > plan.generations:
+        found["population.finishing"] = plan.generations
     if config.data.mlm is not None:
         found["data.mlm.max_sequences"] = plan.sequences
     for stage in config.stages:
