@@ -52,13 +52,11 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
     none of them could be tried.
     """
     if config.finishes(generation) and (front := _front(snapshot, config, generation)):
-        points = [{"candidate": one.candidate, "point": one.point} for one in front]
-        payload = {"objectives": snapshot.experiment.objectives, "parents": points}
         goes_on = [
             Bred(one.candidate, one.genotype, unchanged(one.genotype), operators=(TRAIN_ON,))
             for one in front
         ]
-        return _breed(snapshot, config, generation, goes_on, payload)
+        return _breed(snapshot, config, generation, goes_on, _rests_on(snapshot, front))
     if config.population.screened == 1:
         births, payload = _draw(snapshot, config, generation)
         return _breed(snapshot, config, generation, births, payload)
@@ -162,11 +160,15 @@ def _draw(
         shares=rates,
         times=times,
     )
-    told: dict[str, object] = {
+    told = _rests_on(snapshot, parents)
+    return tuple(bred), told if rates is None else {**told, "shares": rates}
+
+
+def _rests_on(snapshot: Snapshot, parents: Sequence[Parent]) -> dict[str, object]:
+    return {
         "objectives": snapshot.experiment.objectives,
         "parents": [{"candidate": parent.candidate, "point": parent.point} for parent in parents],
     }
-    return tuple(bred), told if rates is None else {**told, "shares": rates}
 
 
 def _parents(snapshot: Snapshot, generation: int) -> list[Parent]:
