@@ -32,7 +32,11 @@ ffns = st.builds(
 blocks = st.builds(
     Block, st.sampled_from([1, 2]), st.lists(ffns, min_size=1, max_size=2).map(tuple)
 )
-genotypes = st.lists(blocks, min_size=1, max_size=3).map(lambda each: Genotype(tuple(each)))
+genotypes = st.builds(
+    Genotype,
+    st.lists(blocks, min_size=1, max_size=3).map(tuple),
+    st.sampled_from([None, None, 3, 96]),
+)
 
 DISTILBERT = Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6)
 BACKBONE = Backbone(vocab_size=30522, positions=512, width=768)
@@ -82,6 +86,8 @@ def test_hashes_and_lines_are_equal_if_and_only_if_the_genotypes_are(
 def test_the_hash_never_changes_between_versions() -> None:
     assert re.fullmatch("[0-9a-f]{16}", DISTILBERT.hash)
     assert DISTILBERT.hash == "586ec9fc636b4ef9"
+    narrow = Genotype(DISTILBERT.blocks, 96)
+    assert (narrow.hash, str(narrow)) == ("0de9c6dac6d1e966", "e96 6x[12h g3072]")
 
 
 def test_one_line_counts_equal_neighbours() -> None:
@@ -90,6 +96,17 @@ def test_one_line_counts_equal_neighbours() -> None:
     assert str(Genotype((plain, plain, odd, plain))) == (
         "2x[12h g3072] [8h r512+g1024-2048] [12h g3072]"
     )
+
+
+def test_a_rank_is_told_counts_as_one_module_and_saves_parameters() -> None:
+    narrow = Genotype(DISTILBERT.blocks, 96)
+    assert changes(narrow, unchanged(narrow), DISTILBERT) == [
+        "embeddings of rank 96 instead of in full"
+    ]
+    assert distance(narrow, DISTILBERT) == 1
+    saved = 30522 * 768 - 96 * (30522 + 768)
+    assert parameters(narrow, BACKBONE) == parameters(DISTILBERT, BACKBONE) - saved
+    assert text_of(narrow.to_json()) == str(narrow)
 
 
 def broken(**changes: Any) -> dict[str, Any]:
@@ -108,6 +125,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"blocks": "text"}, "this is not a genotype"),
         ({"blocks": []}, "it has no blocks"),
         ({"blocks": [{"heads": 12}]}, "ffns"),
+        ({**broken(), "rank": 0}, "0 is not a whole number from 1 to 1,000,000"),
+        ({**broken(), "rank": "96"}, "'96' is not a whole number from 1 to 1,000,000"),
         (broken(heads=0), "0 is not a whole number from 1 to 1,000,000"),
         (broken(heads=True), "True is not a whole number from 1 to 1,000,000"),
         (broken(heads=1.5), "1.5 is not a whole number from 1 to 1,000,000"),

@@ -16,7 +16,9 @@ from nasd.worker.model.inherit import born
 from tests.test_transfers import generator, model_of, outputs, windows
 
 WIDTH = 24
-SPACE = SearchSpace(blocks=(1, 4), heads=(2, 3, 4, 6), ffns=2, layers=(2, 3), sizes=(8, 16, 24))
+SPACE = SearchSpace(
+    blocks=(1, 4), heads=(2, 3, 4, 6), ffns=2, layers=(2, 3), sizes=(8, 16, 24), ranks=(4, 8, 16)
+)
 FFN = st.builds(
     FeedForward,
     st.sampled_from(SPACE.activations),
@@ -25,7 +27,11 @@ FFN = st.builds(
 BLOCK = st.builds(
     Block, st.sampled_from(SPACE.heads), st.lists(FFN, min_size=1, max_size=2).map(tuple)
 )
-GENOTYPE = st.builds(Genotype, st.lists(BLOCK, min_size=1, max_size=4).map(tuple))
+GENOTYPE = st.builds(
+    Genotype,
+    st.lists(BLOCK, min_size=1, max_size=4).map(tuple),
+    st.sampled_from([None, *SPACE.ranks]),
+)
 STEPS = [name for name, one in OPERATORS.items() if one.parents == 1]
 
 
@@ -81,6 +87,17 @@ def test_a_child_of_two_parents_has_their_blocks_in_their_order_and_can_be_born(
         draft.genotype, lineage, [model_of(one), model_of(other, 1)], generator(), windows()
     )
     assert bool(outputs(model, windows()).isfinite().all())
+
+
+def test_ranks_go_down_from_full_to_the_largest_and_up_again() -> None:
+    draft = Draft.of([Genotype((Block(2, (FeedForward("gelu", (16,)),)),))])
+    seen = []
+    for name in ["unfactorise", *["factorise"] * 4, *["unfactorise"] * 4]:
+        changed = OPERATORS[name].apply(draft, SPACE, random.Random(0))
+        seen.append(draft.genotype.rank if changed else "no room")
+    assert seen == ["no room", 16, 8, 4, "no room", 8, 16, None, "no room"]
+    never = SPACE.model_copy(update={"ranks": ()})
+    assert not OPERATORS["factorise"].apply(draft, never, random.Random(0))
 
 
 def test_blocks_of_one_descent_are_alternatives_and_never_both_there() -> None:

@@ -191,15 +191,21 @@ BLOCKS = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(BLOCKS, min_size=1, max_size=4), st.integers(2, 40), st.integers(1, 20))
+@given(
+    st.lists(BLOCKS, min_size=1, max_size=4),
+    st.integers(2, 40),
+    st.integers(1, 20),
+    st.sampled_from([{}, {"rank": 5}]),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_encoder_has_the_parameters_that_its_genotype_counts(
-    blocks: list[dict[str, Any]], vocab_size: int, positions: int
+    blocks: list[dict[str, Any]], vocab_size: int, positions: int, rank: dict[str, int]
 ) -> None:
-    arch = Architecture(vocab_size, positions, 12, ()).with_blocks(blocks)
+    arch = Architecture(vocab_size, positions, 12, ()).with_genotype({"blocks": blocks, **rank})
     counted = genotype.parameters(
-        Genotype.from_json({"blocks": blocks}), Backbone(vocab_size, positions, 12)
+        Genotype.from_json({"blocks": blocks, **rank}), Backbone(vocab_size, positions, 12)
     )
+    assert ("rank" in arch.to_json()) == bool(rank)
     assert sum(p.numel() for p in phenotype.empty(MaskedLM, arch).encoder.parameters()) == counted
     assert arch.to_json()["blocks"] == blocks
     assert Architecture.from_json(json.loads(json.dumps(arch.to_json()))) == arch
@@ -364,10 +370,12 @@ def auto() -> Any:
 
 
 @pytest.mark.parametrize("kind", [MaskedLM, QuestionAnswering])
+@pytest.mark.parametrize("rank", [None, 5])
 def test_transformers_reads_and_writes_the_same_folders(
-    kind: Any, auto: Any, tmp_path: Path
+    kind: Any, rank: int | None, auto: Any, tmp_path: Path
 ) -> None:
-    model = built(kind)
+    arch = replace(ARCH, rank=rank)
+    model = built(kind, arch=arch)
     phenotype.save(model, tmp_path / "ours")
     theirs, loading = auto[kind].from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(loading.values()), loading
@@ -376,7 +384,7 @@ def test_transformers_reads_and_writes_the_same_folders(
 
     theirs.save_pretrained(tmp_path / "theirs")
     again = phenotype.load(kind, tmp_path / "theirs")
-    assert again.architecture == ARCH
+    assert again.architecture == arch
     assert states_equal(again, model)
 
     input_ids, mask = examples(31)

@@ -46,7 +46,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def model_of(genotype: Genotype, seed: int = 0, kind: Any = QuestionAnswering) -> Any:
     """With weights of a trained model's scale, and norms that are not plain."""
-    arch = Architecture(VOCABULARY, TOKENS, WIDTH, ()).with_blocks(genotype.to_json()["blocks"])
+    arch = Architecture(VOCABULARY, TOKENS, WIDTH, ()).with_genotype(genotype.to_json())
     model = phenotype.empty(kind, arch)
     draws = generator(seed)
     phenotype.initialise(model, draws, 0.15)

@@ -190,6 +190,9 @@ class SearchSpace(Section):
     """The sizes between these layers."""
     activations: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("relu", "gelu")
     """Between these layers."""
+    ranks: tuple[Size, ...] = ()
+    """What the word embeddings' rank may be, besides full; the operators `factorise` and
+    `unfactorise` go from one to the next. Smaller than the seed's width."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -213,7 +216,7 @@ class Mutation(Section):
 
 OPERATORS = (
     "widen", "narrow", "deepen", "flatten", "switch", "add_ffn", "drop_ffn",
-    "more_heads", "fewer_heads", "add_block", "drop_block", "cross",
+    "more_heads", "fewer_heads", "add_block", "drop_block", "cross", "factorise", "unfactorise",
 )  # fmt: skip
 
 
@@ -636,6 +639,12 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
             raise NasdError(
                 f"{origin}: search_space.heads: {heads} heads do not divide the seed's width"
                 f" {width}; take divisors of {width}"
+            )
+    for rank in config.search_space.ranks:
+        if rank >= width:
+            raise NasdError(
+                f"{origin}: search_space.ranks: a rank of {rank} saves nothing at the seed's width"
+                f" {width}; take smaller ones"
             )
     relations = None if config.teacher is None else config.teacher.relation_heads
     if relations is not None and width % relations:

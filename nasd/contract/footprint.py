@@ -7,11 +7,11 @@ ANSWERS = 2  # outputs of the head for questions: an answer's start and its end
 
 
 def flop(genotype: Genotype, backbone: Backbone, batch: int, tokens: int) -> int:
-    """Floating-point operations of one forward pass of the blocks over so many examples of so many
+    """Floating-point operations of one forward pass of the encoder over so many examples of so many
     tokens: two a weight and token, and attention's two products of every token with every other.
     Norms, activations, and the head for questions are less than 1 % of it, and left out."""
     width = backbone.width
-    each = 0
+    each = 0 if genotype.rank is None else 2 * genotype.rank * width
     for block in genotype.blocks:
         each += 8 * width**2 + 4 * width * tokens
         each += sum(2 * weights_of_ffn(ffn, width) for ffn in block.ffns)

@@ -58,13 +58,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Genotype:
-    """An architecture: the encoder blocks from the embeddings upwards."""
+    """An architecture: the encoder blocks from the embeddings upwards.
+
+    rank: of the word embeddings, where they are the product of a narrow table [vocabulary, rank]
+    and a matrix [rank, width] (as in ALBERT, Lan et al. 2020); None where the table is full.
+    """
 
     blocks: tuple[Block, ...]
+    rank: int | None = None
 
     def __str__(self) -> str:
-        """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`."""
-        return _in_line([str(block) for block in self.blocks])
+        """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`,
+        with `e96` before it where the embeddings' rank is 96."""
+        return _in_line([str(block) for block in self.blocks], self.rank)
 
     @property
     def hash(self) -> str:
@@ -83,7 +89,9 @@ class Genotype:
                     ],
                 }
                 for block in self.blocks
-            ]
+            ],
+            # Only where there is one, so that every other architecture keeps its hash.
+            **({} if self.rank is None else {"rank": self.rank}),
         }
 
     @classmethod
@@ -103,11 +111,12 @@ class Genotype:
                 )
                 for block in data["blocks"]
             )
+            rank = None if data.get("rank") is None else _count(data["rank"])
         except KeyError as error:
             raise NasdError(f"this is not a genotype: {error} is missing") from error
         except (TypeError, ValueError) as error:
             raise NasdError(f"this is not a genotype: {error}") from error
-        genotype = cls(blocks)
+        genotype = cls(blocks, rank)
         if not blocks:
             raise NasdError("this is not a genotype: it has no blocks")
         if any(not block.ffns or any(not ffn.sizes for ffn in block.ffns) for block in blocks):
@@ -244,6 +253,8 @@ def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> 
 def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]:
     """What a mutation did to the parent, module by module, in words; blocks count from 1."""
     found = []
+    if genotype.rank != parent.rank:
+        found.append(f"embeddings {_rank_in_words(genotype)} instead of {_rank_in_words(parent)}")
     for number, (block, origin) in enumerate(zip(genotype.blocks, lineage, strict=True), start=1):
         here = f"block {number}"
         ffns = "; ".join(ffn.in_words for ffn in block.ffns)
@@ -265,6 +276,10 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
     return found + [f"the parent's block {index + 1} removed" for index in gone]
 
 
+def _rank_in_words(genotype: Genotype) -> str:
+    return "in full" if genotype.rank is None else f"of rank {genotype.rank}"
+
+
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """What every candidate shares with the seed: everything but the blocks."""
@@ -278,11 +293,18 @@ def parameters(genotype: Genotype, backbone: Backbone) -> int:
     """Parameters of the encoder (embeddings and blocks, no task head), from the genotype alone."""
     width = backbone.width
     norm = 2 * width
-    total = (backbone.vocab_size + backbone.positions) * width + norm
+    total = weights_of_words(genotype, backbone) + backbone.positions * width + norm
     for block in genotype.blocks:
         total += parameters_of_attention(width) + norm
         total += sum(parameters_of_ffn(ffn, width) + norm for ffn in block.ffns)
     return total
+
+
+def weights_of_words(genotype: Genotype, backbone: Backbone) -> int:
+    """Entries of the word embeddings: of one table, or of its two factors."""
+    if genotype.rank is None:
+        return backbone.vocab_size * backbone.width
+    return genotype.rank * (backbone.vocab_size + backbone.width)
 
 
 def parameters_of_attention(width: int) -> int:
@@ -300,10 +322,18 @@ def weights_of_ffn(ffn: FeedForward, width: int) -> int:
     return sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
 
 
+def narrower(child: Genotype, parent: Genotype) -> bool:
+    """Whether the child's word embeddings cannot be all that the parent's are."""
+    if child.rank is None:
+        return False
+    return parent.rank is None or child.rank < parent.rank
+
+
 def distance(one: Genotype, other: Genotype) -> int:
     """How many modules differ with the blocks aligned by position; a module without a partner
-    counts as one. The measure of diversity for the initial population (thesis 4.2.2)."""
-    total = 0
+    counts as one, and so do embeddings of another rank. The measure of diversity for the initial
+    population (thesis 4.2.2)."""
+    total = int(one.rank != other.rank)
     for index in range(max(len(one.blocks), len(other.blocks))):
         pair = [g.blocks[index] if index < len(g.blocks) else None for g in (one, other)]
         first, second = pair
@@ -329,7 +359,8 @@ def text_of(data: Mapping[str, Any]) -> str:
                 [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]],
             )
             for block in data["blocks"]
-        ]
+        ],
+        data.get("rank"),
     )
 
 
@@ -341,7 +372,7 @@ def _block_text(heads: int, ffns: Iterable[str]) -> str:
     return f"{heads}h {'+'.join(ffns)}"
 
 
-def _in_line(blocks: Iterable[str]) -> str:
+def _in_line(blocks: Iterable[str], rank: int | None) -> str:
     runs, last, count = list[str](), None, 0
     for text in blocks:
         count = count + 1 if text == last else 1
@@ -350,7 +381,7 @@ def _in_line(blocks: Iterable[str]) -> str:
         else:
             runs.append(f"[{text}]")
         last = text
-    return " ".join(runs)
+    return " ".join(runs if rank is None else [f"e{rank}", *runs])
 
 
 def _count(value: Any) -> int:

@@ -56,7 +56,7 @@ class Task:
     looks: "Callable[[Volumes], int]"
     tested: "Callable[[Volumes], int]"
     masks: "Callable[[Data], int | None]"
-    head: Callable[[int, int, float], float]
+    head: Callable[[int, float, float], float]
 
 
 def _mlm(data: "Data") -> "MlmData":

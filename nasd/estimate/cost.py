@@ -18,6 +18,7 @@ from nasd.contract.genotype import (
     parameters,
     unchanged,
     weights_of_ffn,
+    weights_of_words,
 )
 from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.contract.volumes import Volumes
@@ -163,8 +164,11 @@ def example_flop(
             (2 * weights_of_ffn(ffn, width) * seen, made.new)
             for ffn, made in zip(block.ffns, origin.ffns, strict=True)
         ]
-    head = task.head(width, backbone.vocab_size, tokens if masks is None else masks)
-    forward = sum(cost for cost, _ in modules) + head
+    # As many full rows as the words' factors have entries: the head multiplies with those.
+    rows = weights_of_words(genotype, backbone) / width
+    head = task.head(width, rows, tokens if masks is None else masks)
+    widened = 0 if genotype.rank is None else 2 * genotype.rank * width * tokens
+    forward = widened + sum(cost for cost, _ in modules) + head
     match train:
         case "all":
             return 3 * forward

@@ -35,6 +35,7 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
         "layers": sorted({2} | {len(ffn.sizes) + 1 for ffn in ffns}),
         "sizes": sizes,
         "activations": sorted({ffn.activation for ffn in ffns}),
+        **({} if model.rank is None else {"ranks": [model.rank]}),
     }
 
 
@@ -57,14 +58,14 @@ def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
 def embeddings(model: Genotype, backbone: Backbone) -> float:
     """Their share of the model's parameters; nothing is taken from them."""
     block = model.blocks[0]
-    one, two = (parameters(Genotype((block,) * n), backbone) for n in (1, 2))
+    one, two = (parameters(Genotype((block,) * n, model.rank), backbone) for n in (1, 2))
     return (one - (two - one)) / parameters(model, backbone)
 
 
 def _smallest(model: Genotype, backbone: Backbone, size: int, blocks: int) -> int:
     first = model.blocks[0]
     block = Block(first.heads, (FeedForward(first.ffns[0].activation, (size,)),))
-    return parameters(Genotype((block,) * blocks), backbone)
+    return parameters(Genotype((block,) * blocks, model.rank), backbone)
 
 
 def _fewest(model: Genotype, backbone: Backbone, target: float, size: int) -> int:

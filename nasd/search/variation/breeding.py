@@ -117,7 +117,8 @@ def mutate(
             blocks[index] = _mutate_ffns(*blocks[index], space, rates, rng)
         if rng.random() < rates.attention:
             blocks[index] = _alter_attention(*blocks[index], space, rng)
-    return Genotype(tuple(block for block, _ in blocks)), tuple(lineage for _, lineage in blocks)
+    child = replace(parent, blocks=tuple(block for block, _ in blocks))
+    return child, tuple(lineage for _, lineage in blocks)
 
 
 def _mutate_encoder(
@@ -436,6 +437,9 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
     fewest, most = space.blocks
     if not fewest <= len(genotype.blocks) <= most:
         raise _outside(f"it has {len(genotype.blocks)} blocks", "blocks", f"{fewest} to {most}")
+    if genotype.rank is not None and genotype.rank not in space.ranks:
+        allowed = (*space.ranks, "full")
+        raise _outside(f"its embeddings' rank is {genotype.rank}", "ranks", allowed)
     for index, block in enumerate(genotype.blocks):
         if width % block.heads:
             raise NasdError(

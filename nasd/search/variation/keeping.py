@@ -15,6 +15,7 @@ from nasd.contract.genotype import (
     Genotype,
     Lineage,
     ModuleLineage,
+    narrower,
 )
 
 
@@ -23,10 +24,12 @@ def informed(child: Genotype, lineage: Lineage, parents: Sequence[Genotype]) -> 
 
     What is added begins as doing nothing (`identity`), an FFN that holds what stood there grows out
     of it (`identity`), and any other module becomes what is most like it (`ranked`). Above a block
-    that is gone, or one of another parent's, all is refitted to the states that it now sees.
+    that is gone, or one of another parent's, or embeddings that have lost some of their rank, all
+    is refitted to the states that it now sees.
     """
     found = []
-    below: tuple[int, int] | None = (0, -1)  # (parent, block) of the nearest continued block below
+    # (parent, block) of the nearest continued block below
+    below: tuple[int, int] | None = None if narrower(child, parents[0]) else (0, -1)
     for block, line in zip(child.blocks, lineage, strict=True):
         if line.source is None:
             found.append(

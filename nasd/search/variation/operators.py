@@ -28,22 +28,24 @@ TRAIN_ON = "train_on"  # in records: by no operator, but the same again, to be t
 
 @dataclass
 class Draft:
-    """A child in the making: its blocks from below, each with its lineage; it begins as a copy of
-    the first parent. parents: their genotypes. ancestry: for each parent, the name of each block's
-    line of descent, by which the blocks of two parents are aligned."""
+    """A child in the making: its blocks from below, each with its lineage, and its embeddings'
+    rank; it begins as a copy of the first parent. parents: their genotypes. ancestry: for each
+    parent, the name of each block's line of descent, by which the blocks of two parents are
+    aligned."""
 
     parents: tuple[Genotype, ...]
     ancestry: tuple[tuple[str, ...], ...]
     blocks: list[tuple[Block, BlockLineage]]
+    rank: int | None = None
 
     @classmethod
     def of(cls, parents: Sequence[Genotype], ancestry: Sequence[Sequence[str]] = ()) -> "Draft":
         blocks = list(zip(parents[0].blocks, unchanged(parents[0]), strict=True))
-        return cls(tuple(parents), tuple(map(tuple, ancestry)), blocks)
+        return cls(tuple(parents), tuple(map(tuple, ancestry)), blocks, parents[0].rank)
 
     @property
     def genotype(self) -> Genotype:
-        return Genotype(tuple(block for block, _ in self.blocks))
+        return Genotype(tuple(block for block, _ in self.blocks), self.rank)
 
     @property
     def lineage(self) -> Lineage:
@@ -222,7 +224,22 @@ def crossed(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
     if not fewest <= len(chosen) <= most:
         return False
     draft.blocks = chosen
-    return Genotype(tuple(block for block, _ in chosen)) not in (one, other)
+    return draft.genotype not in (one, other)
+
+
+def rank_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool) -> bool:
+    """The word embeddings with the next rank in the space, above whose largest they are full."""
+    ranks = sorted(set(space.ranks))
+    if draft.rank is None:
+        if up or not ranks:
+            return False
+        draft.rank = ranks[-1]
+        return True
+    other = _next(ranks, draft.rank, up)
+    if other is None and not up:
+        return False
+    draft.rank = other
+    return True
 
 
 OPERATORS = {
@@ -248,6 +265,13 @@ OPERATORS = {
         Operator("add_block", "a block added", 1, block_added),
         Operator("drop_block", "a block removed", 1, block_removed),
         Operator("cross", "blocks of two parents", 2, crossed),
+        Operator(
+            "factorise", "embeddings one rank down", 1,
+            lambda d, s, r: rank_changed(d, s, r, False),
+        ),
+        Operator(
+            "unfactorise", "embeddings one rank up", 1, lambda d, s, r: rank_changed(d, s, r, True)
+        ),
     )
 }  # fmt: skip
 

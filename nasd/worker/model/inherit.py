@@ -3,7 +3,8 @@
 What each kind of transfer does with a module is nasd.worker.model.transfers' matter; here is the
 order, what the child computes so far, and what its parents computed at the same place. The layer
 norms belong to the block, not to the module before them: a module is exchanged while the norm at
-its place stays. Embeddings and the head are the first parent's.
+its place stays. The head is the first parent's, and so are the embeddings, whose factors are
+nasd.worker.model.factors' matter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nasd.contract.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
-from nasd.worker.model import phenotype, transfers
+from nasd.worker.model import factors, phenotype, transfers
 from nasd.worker.model.phenotype import Architecture, Block, Encoder, MaskedLM, Model
 from nasd.worker.model.site import Part, Site
 
@@ -24,11 +25,13 @@ from nasd.worker.model.site import Part, Site
 class Windows:
     """Unlabelled text, of the training part, by which modules are ranked and refitted.
 
-    input_ids, attention_mask: [n, l]; the mask is 0 where a token is padding.
+    input_ids, attention_mask: [n, l]; the mask is 0 where a token is padding. counts: how often
+    each token stands in that part, [vocabulary, or as far as they occur].
     """
 
     input_ids: Tensor
     attention_mask: Tensor
+    counts: Callable[[], Tensor] | None = None
 
 
 def inherit(
@@ -64,10 +67,11 @@ def born(
     ValueError where the lineage does not lead from the parents' architectures to the child's.
     """
     first = parents[0]
-    arch = first.architecture.with_blocks(child.to_json()["blocks"])
+    arch = first.architecture.with_genotype(child.to_json())
     _check(arch, lineage, [parent.architecture for parent in parents])
     model = phenotype.empty(type(first), arch)
-    model.encoder.embeddings.load_state_dict(first.encoder.embeddings.state_dict())
+    counts = None if windows is None or windows.counts is None else windows.counts()
+    factors.fill(model.encoder.embeddings, first.encoder.embeddings, generator, counts)
     model.get_submodule(first.head_name).load_state_dict(
         first.get_submodule(first.head_name).state_dict()
     )
@@ -75,7 +79,8 @@ def born(
     if traces is None:
         traces = [Trace(parent.eval().encoder, windows) for parent in parents]
     mine = Trace(model.encoder, windows)
-    mine.begins_as(traces[0], shared(lineage, first.architecture))
+    if arch.rank == first.architecture.rank:
+        mine.begins_as(traces[0], shared(lineage, first.architecture))
     for index, block in enumerate(lineage):
         for note in _fill(index, block, mine, traces, generator, arch.initializer_range):
             say(f"block {index + 1}: {note}")
@@ -138,7 +143,7 @@ class Trace:
                 continue
             if number == 0:
                 embeddings, ids = self.encoder.embeddings, self.windows.input_ids
-                states = embeddings.word(ids) + embeddings.position.weight[: ids.shape[1]]
+                states = embeddings.summed(ids)
             else:
                 states, module = self.states(number - 1), self.layers[number][0]
                 mask = self.windows.attention_mask.bool()[:, None, None, :]

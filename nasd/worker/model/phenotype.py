@@ -49,6 +49,7 @@ class Architecture:
     vocab_size, positions: rows of the two embedding tables. width: of every hidden state.
     dropout: after the embeddings and each feed-forward network; attention_dropout: on the attention
     probabilities; qa_dropout: before the question-answering head. All three are shares of 1.
+    rank: of the word embeddings, where they are a product; None: one full table.
     """
 
     vocab_size: int
@@ -62,10 +63,15 @@ class Architecture:
     head_activation: str = "gelu"
     norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    rank: int | None = None
 
     def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
         """The same backbone around other blocks, given as in a genotype's JSON."""
         return replace(self, blocks=_blocks(blocks))
+
+    def with_genotype(self, data: Mapping[str, Any]) -> Self:
+        """The same backbone with all that a genotype's JSON says."""
+        return replace(self, blocks=_blocks(data["blocks"]), rank=data.get("rank"))
 
     def with_dropout(self, share: float | None) -> Self:
         """The same architecture with every dropout set to `share`; None leaves them alone."""
@@ -76,6 +82,8 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """The content of config.json, where `blocks` reads as in a genotype's JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.rank is None:  # as it was before there was such a thing
+            del plain["rank"]
         return {"model_type": MODEL_TYPE, **plain}
 
     @classmethod
@@ -90,7 +98,8 @@ class Architecture:
     def check_parameters(self) -> None:
         """Raises ValueError for more than anyone means, though each number by itself may be one."""
         width = self.width
-        total = (self.vocab_size + self.positions) * width + 4 * width**2 * len(self.blocks)
+        total = self.vocab_size * (self.rank or width) + (self.rank or 0) * width
+        total += self.positions * width + 4 * width**2 * len(self.blocks)
         for ffn in (ffn for block in self.blocks for ffn in block.ffns):
             total += sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
         if total > MOST_PARAMETERS:
@@ -103,6 +112,8 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the key, for a model that nobody means, before any is allocated."""
     for key in ("vocab_size", "positions", "width"):
         check_size(key, data[key])
+    if data.get("rank") is not None:
+        check_size("rank", data["rank"])
     for number, block in enumerate(_short("blocks", data["blocks"])):
         check_size(f"blocks[{number}].heads", block["heads"])
         for ffn in _short("ffns", block["ffns"]):
@@ -209,24 +220,40 @@ def takes_spans(device: torch.device) -> bool:
 
 
 class Embeddings(nn.Module):
-    """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w]."""
+    """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w].
+
+    With a rank r the words' table is [vocab_size, r], and `widen` maps what stands there to w.
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.word = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_token_id)
+        columns = arch.rank or arch.width
+        self.word = nn.Embedding(arch.vocab_size, columns, padding_idx=arch.pad_token_id)
+        self.widen = None if arch.rank is None else nn.Linear(columns, arch.width, bias=False)
         self.position = nn.Embedding(arch.positions, arch.width)
         self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
         self.dropout = Dropout(arch.dropout)
 
     def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
         """places: where in its example each token stands, if not one behind another from 0 on."""
+        embedded: Tensor = self.dropout(self.norm(self.summed(input_ids, places)))
+        return embedded
+
+    def summed(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """The same before the norm."""
         if places is None:
             where = self.position.weight[: input_ids.shape[1]]
         else:
             where = self.position(places)
-        summed = self.word(input_ids) + where
-        embedded: Tensor = self.dropout(self.norm(summed))
-        return embedded
+        words = self.word(input_ids)
+        summed: Tensor = (words if self.widen is None else self.widen(words)) + where
+        return summed
+
+    def logits(self, states: Tensor, bias: Tensor) -> Tensor:
+        """States [b, k, w] times the embedding of each word, [b, k, vocab_size]."""
+        if self.widen is not None:
+            states = states @ self.widen.weight
+        return F.linear(states, self.word.weight, bias)
 
 
 class Attention(nn.Module):
@@ -441,9 +468,9 @@ class MaskedLMHead(nn.Module):
         self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
         self.bias = nn.Parameter(torch.zeros(arch.vocab_size))
 
-    def forward(self, states: Tensor, words: Tensor) -> Tensor:
-        """[b, k, w] and the word embeddings [vocab_size, w] to logits [b, k, vocab_size]."""
-        return F.linear(self.norm(self.activation(self.transform(states))), words, self.bias)
+    def forward(self, states: Tensor, words: Embeddings) -> Tensor:
+        """[b, k, w] and the embeddings to logits [b, k, vocab_size]."""
+        return words.logits(self.norm(self.activation(self.transform(states))), self.bias)
 
 
 class MaskedLM(nn.Module):
@@ -470,7 +497,7 @@ class MaskedLM(nn.Module):
         [b, k, vocab_size] at those alone. known: see the encoder.
         """
         states = self.encoder(input_ids, attention_mask, positions, known)
-        logits: Tensor = self.head(states, self.encoder.embeddings.word.weight)
+        logits: Tensor = self.head(states, self.encoder.embeddings)
         return logits
 
 

@@ -63,6 +63,7 @@ class NasdConfig(PretrainedConfig):
         head_activation: str = "gelu",
         norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
+        rank: int | None = None,
         answering: Mapping[str, int] | None = None,
         **others: Any,
     ) -> None:
@@ -76,6 +77,7 @@ class NasdConfig(PretrainedConfig):
         self.head_activation = head_activation
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
+        self.rank = rank
         self.answering = {**ANSWERING, **(answering or {})}
         super().__init__(pad_token_id=pad_token_id, **others)
 
@@ -152,7 +154,7 @@ class NasdForMaskedLM(NasdPreTrainedModel):
         """Token ids [b, l] to logits [b, l, vocab_size]; the loss is the mean over the tokens whose
         label is not -100."""
         states = self.encoder(input_ids, attention_mask)
-        logits = self.head(states, self.encoder.embeddings.word.weight)
+        logits = self.head(states, self.encoder.embeddings)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())

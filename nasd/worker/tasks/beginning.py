@@ -71,9 +71,11 @@ def born(
     for folder in folders:
         with reading(folder):
             parents.append(phenotype.load(kind, folder, spec.dropout))
-    seen = windows() if spec.refits and ranks_any(lineage) else None
+    child = Genotype.from_json(spec.genotype)
+    fits = ranks_any(lineage) or child.rank != parents[0].architecture.rank
+    seen = windows() if spec.refits and fits else None
     began = time.monotonic()
-    model = made(Genotype.from_json(spec.genotype), lineage, parents, fresh, seen, print)
+    model = made(child, lineage, parents, fresh, seen, print)
     if seen is not None:
         tokens = int(seen.attention_mask.sum())
         taken = time.monotonic() - began

@@ -16,6 +16,7 @@ from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.passages import QaFeatures
 
 TOKENS = 4096  # at most, so that a refit takes seconds
+COUNTED = 10_000  # sequences of a corpus, of which its words are counted
 HELD_OUT = 64  # windows by which mutants are screened, where there are ten times as many
 
 
@@ -34,7 +35,15 @@ def for_questions(cache: Path, seed: int, without: NDArray[np.int64] | None = No
     if without is not None:
         rows = np.setdiff1d(rows, without)
     batch = train.batch(rows[_drawn(train.lengths[rows], seed)])
-    return Windows(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]))
+
+    def counts() -> torch.Tensor:
+        found = np.bincount(train.tokens)
+        if without is not None:
+            found -= np.bincount(train.take(without).tokens, minlength=len(found))
+        return torch.from_numpy(found)
+
+    ids, mask = (torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask"))
+    return Windows(ids, mask, counts)
 
 
 def for_language(cache: Path, seed: int) -> Windows:
@@ -42,7 +51,11 @@ def for_language(cache: Path, seed: int) -> Windows:
     corpus = MlmCorpus.load(cache)
     chosen = _drawn(np.full(len(corpus.train), corpus.length), seed)
     ids = torch.from_numpy(corpus.sequences(corpus.train[chosen]))
-    return Windows(ids, torch.ones_like(ids))
+
+    def counts() -> torch.Tensor:
+        return torch.from_numpy(np.bincount(corpus.pieces[corpus.train[:COUNTED]].ravel()))
+
+    return Windows(ids, torch.ones_like(ids), counts)
 
 
 def _drawn(lengths: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
