@@ -1,4 +1,4 @@
-"""Word embeddings as a product: what a child's factors keep of its parent's, and what reads them."""
+"""Word embeddings as a product: what a child's factors keep of its parent's; what reads them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -74,6 +74,7 @@ FEATURES = {
     "ffn_layers": "linear layers of all feed-forward networks",
     "ffn_size_mean": "intermediate size, mean of all",
     "gelu_share": "share of feed-forward networks with gelu",
+    "embedding_rank": "rank of the word embeddings; in full, the width",
     "new_modules": "modules that mutation made",
 }
 LEADING = {"fate", "blocks", "parameters", "heads_mean", "ffns"}
@@ -215,6 +216,7 @@ def features(snapshot: Snapshot, candidate: Candidate) -> dict[str, float | str]
         "ffn_layers": sum(len(ffn.sizes) + 1 for ffn in ffns),
         "ffn_size_mean": fmean(chain.from_iterable(ffn.sizes for ffn in ffns)),
         "gelu_share": fmean(ffn.activation == "gelu" for ffn in ffns),
+        "embedding_rank": genotype.rank or snapshot.experiment.backbone.width,
         "new_modules": 0 if candidate.is_baseline else new_modules(candidate.lineage),
     }
     assert [*found] == [*FEATURES]

@@ -92,8 +92,8 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         architecture(candidate),
         f"Around the blocks it is DistilBERT: width {snapshot.experiment.backbone.width},"
         f" {snapshot.experiment.backbone.positions} positions,"
-        f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary, a norm after each"
-        " module. Genotype " + f"`{candidate.hash}`.",
+        f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary"
+        f"{_rank(candidate)}, a norm after each module. Genotype `{candidate.hash}`.",
         *_vocabulary(snapshot, candidate),
         *_ancestry(snapshot, candidate),
         "## Training",
@@ -216,6 +216,11 @@ def _new(origin: BlockLineage) -> str:
         return "all"
     made = [f"network {n}" for n, how in enumerate(origin.ffns, start=1) if how.new]
     return ", ".join((["attention"] if origin.attention_new else []) + made)
+
+
+def _rank(candidate: Candidate) -> str:
+    rank = candidate.genotype.rank
+    return "" if rank is None else f", whose embeddings are a product of rank {rank}"
 
 
 def _vocabulary(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
