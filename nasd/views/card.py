@@ -90,7 +90,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         " search's second objective, compression, is the baseline's divided by the model's.",
         "## Architecture",
         architecture(candidate),
-        f"Around the blocks it is DistilBERT: width {snapshot.experiment.backbone.width},"
+        f"Around the blocks it is as its seed: width {snapshot.experiment.backbone.width},"
         f" {snapshot.experiment.backbone.positions} positions,"
         f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary"
         f"{_rank(candidate)}, a norm after each module. Genotype `{candidate.hash}`.",

@@ -5,7 +5,7 @@ Its vocabulary must be the seed's, as it is shown the seed's own tokens.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nasd.contract.config import Teacher
 from nasd.contract.errors import NasdError
 from nasd.worker.model import phenotype, seed
+from nasd.worker.model.families import FAMILIES
 from nasd.worker.model.phenotype import Packing, QuestionAnswering
 from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.training import distance
@@ -131,7 +132,7 @@ def _checked(source: str, base: Path, tokenizer: Any, tokens: int, trims: bool =
         found: Any = model
     else:
         found = Outside(_of_transformers(source, folder), int(tokenizer.sep_token_id))
-        positions = int(getattr(found.model.config, "max_position_embeddings", tokens))
+        positions = _positions(found.model.config.to_dict(), tokens)
     if positions < tokens:
         raise _error(
             source,
@@ -153,6 +154,13 @@ def _with_rows(teacher: Outside, rows: NDArray[np.int64]) -> Outside:
     model.config.vocab_size = len(rows)
     model.config.pad_token_id = int(np.argmax(rows == (model.config.pad_token_id or 0)))
     return teacher
+
+
+def _positions(config: Mapping[str, Any], otherwise: int) -> int:
+    """Tokens that a model takes at once."""
+    family = FAMILIES.get(config["model_type"])
+    rows = int(config.get("max_position_embeddings", otherwise))
+    return rows if family is None else rows - family.first(config)
 
 
 def _of_transformers(source: str, folder: Path) -> Any:

@@ -33,7 +33,7 @@ from transformers.utils import can_return_tuple
 
 # In this form only: transformers finds the files that have to travel by a pattern.
 from .phenotype import MODEL_TYPE, Architecture, Block, Encoder, MaskedLMHead
-from .spans import Judged, Window, best_answer, encode, probability, special_tokens, windows
+from .spans import Judged, Window, best_answer, encode, frame, probability, trimmed, windows
 
 # How a question is answered, as the thesis has it (5.2.2) with the recipe that it names: tokens of
 # a window, tokens that neighbours share, starts and ends that are tried, tokens of an answer.
@@ -218,7 +218,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         """
         tokenizer = tokenizer or self._own_tokenizer()
         setting: dict[str, int] = self.config.answering
-        special = special_tokens(tokenizer)
+        special = frame(tokenizer)
         encoded = encode(tokenizer, [question, context])
         tokens = min(setting["tokens"], self.config.positions)
         cut = list(windows(encoded[question], encoded[context], special, tokens, setting["stride"]))
@@ -230,7 +230,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         found = best_answer(shown, setting["n_best"], setting["max_answer_tokens"])
         if found is None:
             return Answer("", 0.0, 0, 0)
-        low, high = found.low, found.high
+        _, low, high = trimmed(context, found)
         return Answer(context[low:high], probability(found, shown), low, high)
 
     def _judge(self, windows: Sequence[Window]) -> list[Judged]:
@@ -256,7 +256,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
             try:
                 # With the config, or transformers would ask whether to trust its code once more.
                 found = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)
-                special_tokens(found)
+                frame(found)
             except (OSError, ValueError) as error:
                 why = (str(error).splitlines() or [repr(error)])[0]
                 raise ValueError(

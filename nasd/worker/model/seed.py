@@ -1,15 +1,13 @@
 """The seed model: where it lies, what it looks like, and its weights under our names.
 
-DistilBERT and BERT checkpoints, and what nasd exports, are read straight from their files, so
-transformers need not be imported for it. BERT differs from DistilBERT in its token types and its
-pooler alone: token type 0 is added to the position embeddings, the pooler is dropped, and the
-outputs stay the same.
+Checkpoints of the families in nasd.worker.model.families, and what nasd exports, are read straight
+from their files, so transformers need not be imported for it. Poolers are dropped.
 """
 
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,8 @@ from torch import Tensor, nn
 
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
-from nasd.worker.model import header, phenotype
+from nasd.worker.model import families, header, phenotype, spans
+from nasd.worker.model.families import FAMILIES, OWN, Family
 from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
 
 if TYPE_CHECKING:
@@ -53,98 +52,6 @@ class SeedDescription:
         return Genotype.from_json(self.architecture.to_json())
 
 
-@dataclass(frozen=True)
-class _Family:
-    """How one model type names things.
-
-    prefix: of the encoder's tensors, where there is a head. keys: ours to the ones of config.json.
-    layer, modules: the blocks' name and our modules of a block to theirs. head: likewise for the
-    MLM head. bias, output: the head's bias, and its output weights if they are written at all.
-
-    The head for questions is qa_outputs everywhere.
-    """
-
-    prefix: str
-    keys: Mapping[str, str]
-    layer: str
-    modules: Mapping[str, str]
-    head: Mapping[str, str]
-    bias: str
-    output: str
-
-
-_FAMILIES = {
-    "distilbert": _Family(
-        prefix="distilbert.",
-        keys={
-            "width": "dim",
-            "blocks": "n_layers",
-            "heads": "n_heads",
-            "size": "hidden_dim",
-            "activation": "activation",
-            "dropout": "dropout",
-            "attention_dropout": "attention_dropout",
-        },
-        layer="transformer.layer",
-        modules={
-            "attention.q": "attention.q_lin",
-            "attention.k": "attention.k_lin",
-            "attention.v": "attention.v_lin",
-            "attention.out": "attention.out_lin",
-            "attention_norm": "sa_layer_norm",
-            "ffns.0.linears.0": "ffn.lin1",
-            "ffns.0.linears.1": "ffn.lin2",
-            "ffn_norms.0": "output_layer_norm",
-        },
-        head={"head.transform": "vocab_transform", "head.norm": "vocab_layer_norm"},
-        bias="vocab_projector.bias",
-        output="vocab_projector.weight",
-    ),
-    "bert": _Family(
-        prefix="bert.",
-        keys={
-            "width": "hidden_size",
-            "blocks": "num_hidden_layers",
-            "heads": "num_attention_heads",
-            "size": "intermediate_size",
-            "activation": "hidden_act",
-            "dropout": "hidden_dropout_prob",
-            "attention_dropout": "attention_probs_dropout_prob",
-        },
-        layer="encoder.layer",
-        modules={
-            "attention.q": "attention.self.query",
-            "attention.k": "attention.self.key",
-            "attention.v": "attention.self.value",
-            "attention.out": "attention.output.dense",
-            "attention_norm": "attention.output.LayerNorm",
-            "ffns.0.linears.0": "intermediate.dense",
-            "ffns.0.linears.1": "output.dense",
-            "ffn_norms.0": "output.LayerNorm",
-        },
-        head={
-            "head.transform": "cls.predictions.transform.dense",
-            "head.norm": "cls.predictions.transform.LayerNorm",
-        },
-        bias="cls.predictions.bias",
-        output="cls.predictions.decoder.weight",
-    ),
-    phenotype.MODEL_TYPE: _Family(  # of an export, whose names are ours
-        prefix="",
-        keys={},
-        layer="",
-        modules={},
-        head={"head.transform": "head.transform", "head.norm": "head.norm"},
-        bias="head.bias",
-        output="",
-    ),
-}
-_OWN = _FAMILIES[phenotype.MODEL_TYPE]
-_EMBEDDINGS = {
-    "encoder.embeddings.word": "embeddings.word_embeddings",
-    "encoder.embeddings.position": "embeddings.position_embeddings",
-    "encoder.embeddings.norm": "embeddings.LayerNorm",
-}
 _DAMAGES = (
     OSError,
     ValueError,
@@ -156,9 +63,6 @@ _DAMAGES = (
     SafetensorError,
     NasdError,
 )
-_QA_HEAD = ("qa_outputs.weight", "qa_outputs.bias")
-_POSITIONS = "embeddings.position_embeddings.weight"
-_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
 
 def resolve(source: str, base: Path) -> str | Path:
@@ -193,8 +97,8 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
     """
     found, theirs = _read(source, base)
     family, arch, has_head = found.family, found.architecture, found.has_head
-    words = theirs.get("embeddings.word_embeddings.weight")
-    output = theirs.get(family.output)
+    words = theirs.get(family.theirs("encoder.embeddings.word.weight"))
+    output = theirs.get(family.tied)
     if output is not None and words is not None and not torch.equal(output, words):
         raise _error(
             source,
@@ -205,8 +109,8 @@ def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[Ma
     if not has_head:
         generator = torch.Generator().manual_seed(HEAD_SEED)
         phenotype.initialise(model.head, generator, arch.initializer_range)
-    names = [*_encoder_names(arch, family), *(_head_names(family) if has_head else ())]
-    _fill(source, model, names, found.path, theirs)
+    left_out = () if has_head else (f"{MaskedLM.head_name}.",)
+    _fill(source, model, family, found.path, theirs, left_out)
     return model, has_head
 
 
@@ -218,31 +122,36 @@ def load_answering(source: str, base: Path, dropout: float | None = None) -> Que
     found, theirs = _read(source, base)
     arch = found.architecture
     model = phenotype.empty(QuestionAnswering, arch.with_dropout(dropout))
-    head = [(name, name) for name in _QA_HEAD]
-    _fill(source, model, [*_encoder_names(arch, found.family), *head], found.path, theirs)
+    _fill(source, model, found.family, found.path, theirs)
     return model
 
 
 def _read(source: str, base: Path) -> "tuple[_Look, dict[str, Tensor]]":
-    """What the seed is, and its weights, with BERT's token types folded in."""
+    """What the seed is, and its weights, with the token types folded in."""
     found = _look(source, base)
     with _reading(source, found.path):
-        theirs = _state(found.path, found.family) if found.state is None else found.state
-    if _TOKEN_TYPES in theirs and _POSITIONS in theirs:
-        theirs[_POSITIONS] = theirs[_POSITIONS] + theirs[_TOKEN_TYPES][0]
+        state = found.state
+        if state is None:
+            state = found.family.named(_state(found.path), found.config)
+        theirs = families.with_types(state)
     return found, theirs
 
 
 def _fill(
     source: str,
     model: MaskedLM | QuestionAnswering,
-    names: Iterable[tuple[str, str]],
+    family: Family,
     path: Path,
     theirs: Mapping[str, Tensor],
+    left_out: tuple[str, ...] = (),
 ) -> None:
-    """Copies the weights of these names, ours and theirs; raises NasdError unless all fit."""
+    """Copies the weights into the model but for those whose names begin so; raises NasdError unless
+    all fit."""
     with torch.no_grad():
-        for ours, name in names:
+        for ours, weight in model.named_parameters():
+            if ours.startswith(left_out):
+                continue
+            name = family.theirs(ours)
             if name not in theirs:
                 raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
             if not bool(torch.isfinite(theirs[name]).all()):
@@ -251,13 +160,14 @@ def _fill(
                     f"the weights {name} in {path} are no finite numbers: take a checkpoint from"
                     " before its training broke down",
                 )
-            model.get_parameter(ours).copy_(theirs[name])
+            weight.copy_(theirs[name])
 
 
 class _Look(NamedTuple):
     """A seed whose weights fit its config.json. state: of a file that had to be read for that."""
 
-    family: _Family
+    family: Family
+    config: Mapping[str, Any]
     architecture: Architecture
     path: Path
     has_head: bool
@@ -266,38 +176,34 @@ class _Look(NamedTuple):
 
 
 def _look(source: str, base: Path) -> _Look:
-    family, arch = _architecture(source, base)
+    family, config, arch = _architecture(source, base)
     path = file_of(source, base, WEIGHTS)
     state: dict[str, Tensor] | None = None
     with _reading(source, path):
         if path.suffix == ".safetensors":
-            there = {_modern(name, family): one for name, one in header.shapes(path).items()}
+            there = family.named(families.shaped(header.shapes(path)), config)
         else:
-            state = _state(path, family)
-            there = {name: list(tensor.shape) for name, tensor in state.items()}
-    has_head, answers = _has_head(set(there), family), _answers(set(there))
-    kinds: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
-        (
-            MaskedLM,
-            [*_encoder_names(arch, family), *(_head_names(family) if has_head else ())],
-        ),
-    ]
+            there = state = family.named(_state(path), config)
+    shapes = {name: list(tensor.shape) for name, tensor in there.items()}
+    has_head, answers = _has_head(shapes, family), _answers(shapes, family)
+    kinds: list[tuple[type[nn.Module], str]] = [(MaskedLM, "" if has_head else "head.")]
     if answers:
-        kinds.append((QuestionAnswering, [(name, name) for name in _QA_HEAD]))
-    for kind, names in kinds:
-        wanted = header.wanted(kind, arch)
-        for ours, name in names:
-            if wrong := header.misfit(there, name, wanted[ours]):
+        kinds.append((QuestionAnswering, "encoder."))
+    for kind, left_out in kinds:
+        for ours, wanted in header.wanted(kind, arch).items():
+            if left_out and ours.startswith(left_out):
+                continue
+            if wrong := header.misfit(shapes, family.theirs(ours), wanted):
                 raise _error(source, f"{path} {wrong}: fetch the model again")
-    return _Look(family, arch, path, has_head, answers, state)
+    return _Look(family, config, arch, path, has_head, answers, state)
 
 
 def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
     """The seed's own tokenizer; takes seconds, as it imports transformers."""
-    family, arch = _architecture(source, base)
+    family, _, arch = _architecture(source, base)
     from transformers import AutoTokenizer
 
-    if family is _OWN:  # whose model type transformers learns by this
+    if family is OWN:  # whose model type transformers learns by this
         from nasd.worker.model import pretrained  # noqa: F401
 
     resolved = resolve(source, base)
@@ -329,7 +235,24 @@ def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
             raise _error(
                 source, f"its tokenizer has no {name}: take a seed with BERT's special tokens"
             )
+    _check_frame(source, tokenizer)
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def _check_frame(source: str, tokenizer: Any) -> None:
+    """That texts stand between special tokens, one alone and two together."""
+    try:
+        spans.frame(tokenizer)
+        alone = tokenizer("a")["input_ids"]
+        framed = [alone[0], alone[-1]] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    except (ValueError, IndexError):
+        framed = False
+    if not framed:
+        raise _error(
+            source,
+            "its tokenizer puts no special tokens around texts: save it with the post-processor"
+            " that the model was trained with",
+        )
 
 
 def _package_folder(source: str) -> Path:
@@ -391,22 +314,23 @@ def file_of(source: str, base: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
+def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], Architecture]:
     path = file_of(source, base, (CONFIG,))
     with _reading(source, path):
         config = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+    if model_type not in FAMILIES:
+        why = families.REFUSED.get(str(model_type), "")
         raise _error(
             source,
-            f"the model type {model_type!r} is not supported: take one of {', '.join(_FAMILIES)},"
-            " which are encoders",
+            f"the model type {model_type!r} is not supported{why and f', as {why}'}: take one of"
+            f" {families.known()}, which are encoders",
         )
-    family = _FAMILIES[model_type]
-    if family is _OWN:
-        return family, _own_architecture(source, path, config)
+    family = FAMILIES[model_type]
+    if family is OWN:
+        return family, config, _own_architecture(source, path, config)
     missing = [
         key
         for key in ("vocab_size", "max_position_embeddings", *family.keys.values())
@@ -418,12 +342,12 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
     def own(name: str) -> Any:
         return config[family.keys[name]]
 
-    positions = config.get("position_embedding_type", "absolute")
+    kind = config.get("position_embedding_type", "absolute")
     if config.get("sinusoidal_pos_embds"):
-        positions = "sinusoidal"
-    if positions != "absolute":
+        kind = "sinusoidal"
+    if kind != "absolute":
         raise _error(
-            source, f"its positions are {positions}: take a seed that learns absolute positions"
+            source, f"its positions are {kind}: take a seed that learns absolute positions"
         )
     if own("activation") not in phenotype.ACTIVATIONS:
         raise _error(
@@ -436,27 +360,31 @@ def _architecture(source: str, base: Path) -> tuple[_Family, Architecture]:
     with _reading(source, path):  # the sizes first: nothing of an absurd one is made
         for key in ("vocab_size", "max_position_embeddings"):
             phenotype.check_size(key, config[key])
+        positions = config["max_position_embeddings"] - family.first(config)
+        phenotype.check_size("max_position_embeddings", positions)
         phenotype.check_size(family.keys["width"], own("width"))
         if own("blocks") != 0:  # which the genotype tells of
             phenotype.check_size(family.keys["blocks"], own("blocks"), phenotype.MOST["blocks"])
         genotype = Genotype.from_json({"blocks": [block] * own("blocks")})
         if own("width") % own("heads"):
             raise ValueError(f"{own('heads')} heads do not divide the width {own('width')}")
-        arch = Architecture(
-            vocab_size=int(config["vocab_size"]),
-            positions=int(config["max_position_embeddings"]),
-            width=int(own("width")),
-            blocks=(),
-            pad_token_id=int(config.get("pad_token_id") or 0),
-            dropout=float(own("dropout")),
-            attention_dropout=float(own("attention_dropout")),
-            qa_dropout=float(config.get("qa_dropout", 0.1)),
-            head_activation=own("activation"),
-            norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-            initializer_range=float(config.get("initializer_range", 0.02)),
-        ).with_blocks(genotype.to_json()["blocks"])
+        told: dict[str, Any] = {
+            "vocab_size": int(config["vocab_size"]),
+            "positions": positions,
+            "width": int(own("width")),
+            "blocks": (),
+            "pad_token_id": int(config.get("pad_token_id") or 0),
+            "dropout": float(own("dropout")),
+            "attention_dropout": float(own("attention_dropout")),
+            "qa_dropout": float(config.get("qa_dropout", 0.1)),
+            "head_activation": own("activation"),
+            "norm_eps": float(config.get("layer_norm_eps", 1e-12)),
+            "initializer_range": float(config.get("initializer_range", 0.02)),
+        }
+        arch = Architecture(**{**told, **family.settled})
+        arch = arch.with_blocks(genotype.to_json()["blocks"])
         arch.check_parameters()
-    return family, arch
+    return family, config, arch
 
 
 def _own_architecture(source: str, path: Path, config: Mapping[str, Any]) -> Architecture:
@@ -476,54 +404,25 @@ def _own_architecture(source: str, path: Path, config: Mapping[str, Any]) -> Arc
     return arch
 
 
-def _state(path: Path, family: _Family) -> dict[str, Tensor]:
-    """The checkpoint's tensors, the encoder's without their prefix."""
+def _state(path: Path) -> dict[str, Tensor]:
+    """The checkpoint's tensors."""
     if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        # weights_only: no code in the file is run.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    return {_modern(name, family): tensor for name, tensor in state.items()}
+        return load_file(path)
+    # weights_only: no code in the file is run.
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
-def _modern(name: str, family: _Family) -> str:
-    """The early checkpoints call a layer norm's weight and bias gamma and beta."""
-    name = name.removeprefix(family.prefix)
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+def _has_head(names: Collection[str], family: Family) -> bool:
+    return all(f"{module}.weight" in names for module in family.mlm.modules.values())
 
 
-def _has_head(names: set[str], family: _Family) -> bool:
-    return all(f"{module}.weight" in names for module in family.head.values())
-
-
-def _answers(names: Collection[str]) -> bool:
-    return all(name in names for name in _QA_HEAD)
-
-
-def _head_names(family: _Family) -> Iterator[tuple[str, str]]:
-    """Each of our MLM head's parameters, and the checkpoint's name of it."""
-    yield "head.bias", family.bias
-    for ours, theirs in family.head.items():
-        for part in ("weight", "bias"):
-            yield f"{ours}.{part}", f"{theirs}.{part}"
-
-
-def _encoder_names(arch: Architecture, family: _Family) -> Iterator[tuple[str, str]]:
-    """Each of our encoder's parameters, and the checkpoint's name of it."""
-    if family is _OWN:
-        with torch.device("meta"):
-            names = phenotype.Encoder(arch).state_dict()
-        yield from ((f"encoder.{name}", f"encoder.{name}") for name in names)
-        return
-    modules = dict(_EMBEDDINGS)
-    for index in range(len(arch.blocks)):
-        for ours, theirs in family.modules.items():
-            modules[f"encoder.blocks.{index}.{ours}"] = f"{family.layer}.{index}.{theirs}"
-    for ours, theirs in modules.items():
-        yield f"{ours}.weight", f"{theirs}.weight"
-        if ours not in ("encoder.embeddings.word", "encoder.embeddings.position"):
-            yield f"{ours}.bias", f"{theirs}.bias"
+def _answers(names: Collection[str], family: Family) -> bool:
+    return all(
+        f"{module}.{part}" in names
+        for module in family.qa.modules.values()
+        for part in ("weight", "bias")
+    )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """A question on a text as windows, and the logits over the windows as one answer.
 
-A window is `[CLS] question [SEP] context [SEP]` (thesis, 5.2.2; Devlin et al. 2019, 4.2). A context
-too long for one window gets several that overlap.
+A window is `[CLS] question [SEP] context [SEP]` (thesis, 5.2.2; Devlin et al. 2019, 4.2), with
+whatever special tokens the tokenizer itself puts there. A context too long for one window gets
+several that overlap.
 
 This file needs only numpy and a fast Hugging Face tokenizer, because it also travels with exported
 models: they answer as the search scored them. n: tokens of one window, or of one text.
@@ -21,7 +22,6 @@ Longs = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
 NO_CHARACTERS = -1  # of a token that is not of the context
-SPECIAL = 3  # [CLS], [SEP], [SEP]
 
 # --- texts to windows -----------------------------------------------------------------------
 
@@ -42,16 +42,36 @@ class Window(NamedTuple):
     first: int
 
 
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
-    """The ids of [CLS] and [SEP]; raises ValueError unless it is a fast tokenizer with both."""
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if not tokenizer.is_fast or not isinstance(cls, int) or not isinstance(sep, int):
-        raise ValueError("the tokenizer must be a fast one with [CLS] and [SEP]")
-    return cls, sep
+class Frame(NamedTuple):
+    """The special tokens around a question and a context: before the first, between the two, and
+    behind the second. A window points at the very first of them where it holds no answer."""
+
+    before: Ints
+    between: Ints
+    after: Ints
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self))
+
+
+def frame(tokenizer: "PreTrainedTokenizerBase") -> Frame:
+    """What the tokenizer puts around a pair; raises ValueError unless it is a fast one that begins
+    a pair with a special token, and then has the first text before the second."""
+    if tokenizer.is_fast:
+        pair: Any = tokenizer("a", "a")
+        owners = pair.sequence_ids()
+        ids = np.array(pair["input_ids"], dtype=np.int32)
+        texts = [place for place, owner in enumerate(owners) if owner is not None]
+        first = [place for place in texts if owners[place] == 0]
+        second = [place for place in texts if owners[place] == 1]
+        if first and second and first[0] > 0 and first[-1] < second[0]:
+            return Frame(ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :])
+    raise ValueError("the tokenizer must be a fast one that begins a pair with a special token")
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> dict[str, Encoded]:
-    """Each text once, as it would stand in a pair: WordPiece does not look across the two."""
+    """Each text once, as it would stand in a pair: tokenizers do not look across the two."""
     distinct = list(dict.fromkeys(texts))
     encoded = tokenizer(
         distinct,
@@ -68,14 +88,32 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> dict[s
     )
     return {
         text: Encoded(
-            np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2)
+            np.array(ids, dtype=np.int32),
+            np.array([_without_space(text, *offset) for offset in offsets], dtype=np.int32).reshape(
+                -1, 2
+            ),
         )
         for text, (ids, offsets) in zip(distinct, pairs, strict=True)
     }
 
 
+def _without_space(text: str, low: int, high: int) -> tuple[int, int]:
+    """Some tokenizers count the space before a word to its first token."""
+    while low < high and text[low].isspace():
+        low += 1
+    return low, high
+
+
+def trimmed(text: str, found: "Found") -> "Found":
+    """Without white space at its ends, which may be tokens of their own."""
+    low, high = _without_space(text, found.low, found.high)
+    while low < high and text[high - 1].isspace():
+        high -= 1
+    return found._replace(low=low, high=high)
+
+
 def windows(
-    question: Encoded, context: Encoded, special: tuple[int, int], tokens: int, stride: int
+    question: Encoded, context: Encoded, special: Frame, tokens: int, stride: int
 ) -> Iterator[Window]:
     """Windows of at most `tokens` tokens; neighbours share `stride` tokens of the context.
 
@@ -83,16 +121,14 @@ def windows(
     return_overflowing_tokens, but no question is too long: it keeps at most half of the window, and
     where it leaves less than two strides to the context, neighbours share half of what it leaves.
     """
-    cls, sep = special
-    head = question.ids[: (tokens - SPECIAL) // 2]
-    prefix = np.array([cls, *head, sep], dtype=np.int32)
-    suffix = np.array([sep], dtype=np.int32)
+    head = question.ids[: (tokens - special.size) // 2]
+    prefix = np.concatenate([special.before, head, special.between])
     outside = np.full((1, 2), NO_CHARACTERS, dtype=np.int32)
-    before = outside.repeat(len(prefix), 0)
-    for low, high in _cuts(len(context.ids), tokens - SPECIAL - len(head), stride):
+    before, behind = outside.repeat(len(prefix), 0), outside.repeat(len(special.after), 0)
+    for low, high in _cuts(len(context.ids), tokens - special.size - len(head), stride):
         yield Window(
-            np.concatenate([prefix, context.ids[low:high], suffix]),
-            np.concatenate([before, context.characters[low:high], outside]),
+            np.concatenate([prefix, context.ids[low:high], special.after]),
+            np.concatenate([before, context.characters[low:high], behind]),
             low,
             len(prefix),
         )

@@ -122,16 +122,17 @@ def build_features(
     """Each question's windows: see spans.windows. A context is tokenised once, not once per
     question (SQuAD has five on each).
 
-    The first answer is the target. A window in which it does not wholly stand points at [CLS].
+    The first answer is the target. A window in which it does not wholly stand points at [CLS],
+    or whatever the tokenizer begins with.
     """
     if not questions:
         raise ValueError("there are no questions to build features of")
     try:
-        special = spans.special_tokens(tokenizer)
+        special = spans.frame(tokenizer)
     except ValueError as error:
         raise NasdError(
-            "the seed model's tokenizer must be a fast one with [CLS] and [SEP]; save the seed with"
-            " its tokenizer.json"
+            "the seed model's tokenizer must be a fast one that puts special tokens around a pair"
+            " of texts; save the seed with its tokenizer.json"
         ) from error
     ids: list[Ints] = []
     characters: list[Ints] = []
@@ -170,7 +171,7 @@ def _answer_tokens(question: Question, context: Encoded) -> tuple[int, int] | No
 
 def _target(window: spans.Window, answer: tuple[int, int] | None) -> tuple[int, int]:
     """Positions in the window of the answer's first and last token."""
-    shown = len(window.ids) - window.first - 1  # the last one is [SEP]
+    shown = int((window.characters[:, 0] != spans.NO_CHARACTERS).sum())
     if answer is None or answer[0] < window.low or answer[1] >= window.low + shown:
         return CLS, CLS
     start, end = (token - window.low + window.first for token in answer)
@@ -214,5 +215,6 @@ def decode(
         found = spans.best_answer(shown, n_best, max_answer_tokens)
         if found is not None:
             question = questions[owner]
+            found = spans.trimmed(question.context, found)
             answers[question.id] = question.context[found.low : found.high]
     return answers
