@@ -473,6 +473,14 @@ def _stages(found: Sequence[tasks.Task]) -> str:
 
 
 class Measure(Section):
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What models are to be fast on: the processor, or a GPU."""
+    engine: Literal["torch", "onnxruntime"] = "torch"
+    """What runs them there."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in."""
+    threads: Places = 1
+    """Of the processor."""
     batch: Count = 1
     """Examples in a forward pass."""
     tokens: Annotated[Whole, Field(ge=1, le=10**6)] = 128

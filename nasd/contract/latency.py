@@ -1,0 +1,154 @@
+"""How long a forward pass takes, told from a table: each kind of module was measured once, and a
+model takes the sum of its own, on top of what every call takes. So a latency is known before a
+model is built, and costs nothing.
+
+A table is of one search space, device, engine, batch, length and number of threads.
+"""
+
+import math
+import random
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+from nasd.contract.config import SearchSpace
+from nasd.contract.genotype import Block, FeedForward, Genotype
+
+EMBEDDINGS = "embeddings"
+
+
+def attention(heads: int) -> str:
+    return f"attention {heads}"
+
+
+def network(ffn: FeedForward) -> str:
+    return f"ffn {ffn.in_words}"
+
+
+def measured(space: SearchSpace) -> dict[str, int | FeedForward | None]:
+    """What a table of the space holds, by name: a number of heads, a feed-forward network, or None
+    for the embeddings. Of deep networks only those whose layers are of one size: what one layer
+    more takes follows from them."""
+    found: dict[str, int | FeedForward | None] = {EMBEDDINGS: None}
+    found |= {attention(heads): heads for heads in sorted(space.heads)}
+    deepest = max(space.layers)
+    for activation in space.activations:
+        for size in sorted(space.sizes):
+            for layers in (2, *([3] if deepest > 2 else [])):
+                ffn = FeedForward(activation, (size,) * (layers - 1))
+                found[network(ffn)] = ffn
+    return found
+
+
+def drawn(space: SearchSpace, rng: random.Random) -> Genotype:
+    """A genotype of the space, every choice alike."""
+    blocks = []
+    for _ in range(rng.randint(*space.blocks)):
+        ffns = [
+            FeedForward(
+                rng.choice(space.activations),
+                tuple(rng.choice(space.sizes) for _ in range(rng.choice(space.layers) - 1)),
+            )
+            for _ in range(rng.randint(1, space.ffns))
+        ]
+        blocks.append(Block(rng.choice(space.heads), tuple(ffns)))
+    return Genotype(tuple(blocks))
+
+
+@dataclass(frozen=True)
+class Table:
+    """parts: milliseconds of each module by itself, by name. overhead, scale: a model takes the
+    overhead, and this times the sum of its parts; fitted to whole models. about: what it was
+    measured on and how. unsure: of parts whose median is not known within what was asked for, the
+    half of its interval as a share of it."""
+
+    parts: Mapping[str, float]
+    overhead: float
+    scale: float
+    about: Mapping[str, Any]
+    unsure: Mapping[str, float]
+
+    def predict(self, genotype: Genotype) -> float:
+        """Milliseconds of a forward pass."""
+        return self.overhead + self.scale * self.total(genotype)
+
+    def total(self, genotype: Genotype) -> float:
+        """The sum of its parts."""
+        found = self.parts.get(EMBEDDINGS, 0.0)
+        for block in genotype.blocks:
+            found += self._between(self._heads, block.heads)
+            found += sum(self._ffn(ffn) for ffn in block.ffns)
+        return found
+
+    def _ffn(self, ffn: FeedForward) -> float:
+        """A layer more between two of one size takes what a third one adds there; between two
+        sizes, where the work is their product, the geometric mean of both."""
+        plain, deeper = self._networks(ffn.activation)
+        ends = (self._between(plain, ffn.sizes[0]) + self._between(plain, ffn.sizes[-1])) / 2
+        if len(ffn.sizes) == 1 or not deeper:
+            return ends
+        more = [
+            max(0.0, self._between(deeper, size) - self._between(plain, size)) for size in ffn.sizes
+        ]
+        return ends + sum(math.sqrt(one * other) for one, other in pairwise(more))
+
+    @property
+    def _heads(self) -> list[tuple[int, float]]:
+        return sorted(
+            (int(name.split()[1]), value)
+            for name, value in self.parts.items()
+            if name.startswith("attention ")
+        )
+
+    def _networks(self, activation: str) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+        """(size, milliseconds) of those with one hidden layer, and with two."""
+        found: tuple[list[tuple[int, float]], list[tuple[int, float]]] = ([], [])
+        for name, value in self.parts.items():
+            kind, *words = name.split()
+            if kind == "ffn" and words[0] == activation:
+                sizes = words[1].split("-")
+                found[len(sizes) - 1].append((int(sizes[0]), value))
+        return sorted(found[0]), sorted(found[1])
+
+    def _between(self, known: Sequence[tuple[int, float]], size: int) -> float:
+        """The value at a size; where it was not measured, on the line through its neighbours."""
+        assert known, "a table is of a whole search space"
+        place = bisect_left(known, (size,))
+        if place < len(known) and known[place][0] == size:
+            return known[place][1]
+        if len(known) == 1:
+            return known[0][1]
+        low = min(max(place - 1, 0), len(known) - 2)
+        (one, here), (other, there) = known[low : low + 2]
+        return max(0.0, here + (there - here) * (size - one) / (other - one))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**data)
+
+
+def fitted(sums: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
+    """The overhead and the scale with the least squares of relative errors, neither below 0."""
+    assert len(sums) == len(times) > 0
+    weights = [1 / time**2 for time in times]
+    total = sum(weights)
+    mean = sum(w * x for w, x in zip(weights, sums, strict=True)) / total
+    middle = sum(w * y for w, y in zip(weights, times, strict=True)) / total
+    spread = sum(w * (x - mean) ** 2 for w, x in zip(weights, sums, strict=True))
+    common = sum(
+        w * (x - mean) * (y - middle) for w, x, y in zip(weights, sums, times, strict=True)
+    )
+    scale = max(0.0, common / spread) if spread else middle / mean
+    overhead = middle - scale * mean
+    if overhead >= 0:
+        return overhead, scale
+    # Through the origin instead.
+    return 0.0, sum(w * x * y for w, x, y in zip(weights, sums, times, strict=True)) / sum(
+        w * x * x for w, x in zip(weights, sums, strict=True)
+    )

@@ -1,0 +1,208 @@
+"""The latency table of a search space: each kind of module measured once, and the sum fitted to a
+few whole models (see nasd.contract.latency)."""
+
+import hashlib
+import json
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasd.contract import latency
+from nasd.contract.config import Measure, SearchSpace
+from nasd.contract.errors import NasdError
+from nasd.contract.genotype import FeedForward, Genotype
+from nasd.contract.latency import Table
+from nasd.contract.protocol import write_atomically
+from nasd.worker.measure.engines import ENGINES, Call
+from nasd.worker.measure.timing import WITHIN, Timing, by_turns, clock_of
+from nasd.worker.model.phenotype import (
+    Architecture,
+    Block,
+    BlockShape,
+    Embeddings,
+    FeedForwardShape,
+    QuestionAnswering,
+)
+from nasd.worker.training.progress import LONG, Progress
+
+MODELS = 6  # whole ones, to which the sum is fitted
+SECONDS = 240.0  # of measuring, at most
+# A part is measured as a row of copies with weights of their own, as in a model: one alone would
+# find its weights in the cache.
+ROW_BYTES, SHORTEST, LONGEST = 8 << 20, 2, 8
+NOTHING = "nothing"
+
+
+class Row(nn.Module):
+    """Some layers of each block, one behind the other: [b, l, w] to [b, l, w]."""
+
+    def __init__(self, blocks: Sequence[Block], first: int, last: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.layers = (first, last)
+
+    def forward(self, states: Tensor) -> Tensor:
+        for block in self.blocks:
+            states = block(states, None, None, *self.layers)
+        return states
+
+
+class Nothing(nn.Module):
+    """What a call takes by itself: [b, l, w] to [b, l, w]."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + 1.0
+
+
+def device_name(measure: Measure) -> str:
+    """As people know it."""
+    if measure.device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def about(measure: Measure) -> dict[str, Any]:
+    """What a measurement was made on, and how: who compares two, compares these."""
+    engine = ENGINES[measure.engine]
+    return {
+        "device": device_name(measure),
+        "software": engine.version(),
+        "clock": clock_of(measure.device, measure.threads)[1],
+        **measure.model_dump(mode="json"),
+    }
+
+
+def check(measure: Measure) -> None:
+    """Raises NasdError where it cannot be measured here."""
+    if reason := ENGINES[measure.engine].missing(measure):
+        raise NasdError(reason)
+
+
+def known(
+    arch: Architecture,
+    space: SearchSpace,
+    measure: Measure,
+    cache: Path,
+    progress: Progress,
+    again: bool = False,
+) -> Table:
+    """The table as it stands in the cache, or is made now. again: made in any case."""
+    check(measure)
+    told = {
+        **about(measure),
+        "space": space.model_dump(mode="json"),
+        "backbone": [arch.vocab_size, arch.positions, arch.width],
+    }
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"latency-{key}.json"
+    if path.exists() and not again:
+        try:
+            return Table.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # a damaged one is made again
+            print(f"{path} is damaged; it is made again", flush=True)
+    table = make(arch, space, measure, progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(table.to_json(), indent=1).encode())
+    return table
+
+
+def make(arch: Architecture, space: SearchSpace, measure: Measure, progress: Progress) -> Table:
+    """Measures each part of the space, and some whole models by turns with them."""
+    rng = random.Random(0)
+    models = {f"model {index}": latency.drawn(space, rng) for index in range(MODELS)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # weights are drawn as they come: how long they take is all one
+        calls, copies = _parts(arch, space, measure, progress)
+        for name, genotype in models.items():
+            calls[name] = whole(genotype, arch, measure)
+            progress("measuring", patience=LONG)
+    timings = measured(calls, measure, progress)
+    nothing = timings.pop(NOTHING).median
+    parts = {
+        name: max(0.0, timing.median - nothing) / copies[name]
+        for name, timing in timings.items()
+        if name not in models
+    }
+    plain = Table(parts, nothing, 1.0, {}, {})
+    overhead, scale = latency.fitted(
+        [plain.total(one) for one in models.values()], [timings[name].median for name in models]
+    )
+    spreads = [one.spread for one in timings.values()]
+    return Table(
+        parts=parts,
+        overhead=overhead,
+        scale=scale,
+        about={**about(measure), "at": time.time(), "spread": sorted(spreads)[len(spreads) // 2]},
+        unsure={n: one.error for n, one in timings.items() if one.error > WITHIN},
+    )
+
+
+def measured(
+    calls: Mapping[str, Call], measure: Measure, progress: Progress, seconds: float = SECONDS
+) -> dict[str, Timing]:
+    """The calls' times, on the threads that the measurement is of."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(measure.threads)
+    try:
+        return by_turns(
+            calls,
+            clock_of(measure.device, measure.threads)[0],
+            seconds,
+            lambda done, of: progress("measuring", done, of),
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def whole(genotype: Genotype, arch: Architecture, measure: Measure) -> Call:
+    """A pass of a model of the genotype, with random weights, over full windows."""
+    model = QuestionAnswering(arch.with_blocks(genotype.to_json()["blocks"]))
+    return of_model(model, measure)
+
+
+def of_model(model: nn.Module, measure: Measure) -> Call:
+    """A pass of a model over full windows; its mask is given, as whoever uses a model gives it."""
+    vocabulary = model.architecture.vocab_size
+    assert isinstance(vocabulary, int)
+    ids = torch.randint(vocabulary, (measure.batch, measure.tokens))
+    return ENGINES[measure.engine].load(model, (ids, torch.ones_like(ids)), measure)
+
+
+def _parts(
+    arch: Architecture, space: SearchSpace, measure: Measure, progress: Progress
+) -> tuple[dict[str, Call], dict[str, int]]:
+    """Calls of the parts by name, and how many copies each call runs through."""
+    load: Callable[..., Call] = ENGINES[measure.engine].load
+    states = torch.randn(measure.batch, measure.tokens, arch.width)
+    ids = torch.randint(arch.vocab_size, (measure.batch, measure.tokens))
+    calls: dict[str, Call] = {NOTHING: load(Nothing(), (states,), measure)}
+    copies: dict[str, int] = {}
+    small = FeedForward(space.activations[0], (min(space.sizes),))
+    for name, what in latency.measured(space).items():
+        progress("measuring", patience=LONG)
+        copies[name] = 1
+        if what is None:
+            calls[name] = load(Embeddings(arch), (ids,), measure)
+            continue
+        heads = what if isinstance(what, int) else min(space.heads)
+        ffn = what if isinstance(what, FeedForward) else small
+        shape = BlockShape(heads, (FeedForwardShape(ffn.activation, ffn.sizes),))
+        layers = (0, 1) if isinstance(what, int) else (1, 2)
+        one = Block(shape, arch)
+        size = sum(4 * w.numel() for part in one.layers()[layers[0]] for w in part.parameters())
+        copies[name] = min(LONGEST, max(SHORTEST, ROW_BYTES // size))
+        row = Row([one, *(Block(shape, arch) for _ in range(copies[name] - 1))], *layers)
+        calls[name] = load(row, (states,), measure)
+    return calls, copies
