@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from nasd.contract import config as config_module
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
+from nasd.contract.latency import Table
 from nasd.contract.protocol import (
     IGNORANCE,
     PARENT,
@@ -27,6 +28,7 @@ from nasd.contract.protocol import (
     write,
 )
 from nasd.control.tick import Tick
+from nasd.estimate.latency import supposed
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event
 from nasd.record.state import Snapshot
@@ -270,8 +272,9 @@ class Clock:
         return self.now
 
 
-def prepared(has_mlm_head: bool = True) -> Prepared:
+def prepared(has_mlm_head: bool = True, latency: Table | None = None) -> Prepared:
     return Prepared(
+        latency={} if latency is None else latency.to_json(),
         mlm_cache="/cache/mlm",
         qa_cache="/cache/qa",
         has_mlm_head=has_mlm_head,
@@ -288,7 +291,10 @@ def prepared(has_mlm_head: bool = True) -> Prepared:
 def succeeded(spec: Spec, has_mlm_head: bool = True) -> Outcome:
     """The outcome of a good worker: its numbers depend on genotype and stage alone."""
     if spec.stage is None:
-        return Outcome(verdict="succeeded", has_result=True, prepared=prepared(has_mlm_head))
+        space = spec.profiled
+        table = None if space is None else supposed(space, BACKBONE, spec.measure)
+        found = prepared(has_mlm_head, table)
+        return Outcome(verdict="succeeded", has_result=True, prepared=found)
     if spec.mutants:
         hashes = {str(one.id): Genotype.from_json(one.genotype).hash for one in spec.mutants}
         losses = {number: 1 + int(name[:8], 16) % 1009 / 1009 for number, name in hashes.items()}

@@ -9,7 +9,7 @@ import sys
 from nasd.cli import searching  # their order is that of the panels in `nasd --help`
 
 # isort: split
-from nasd.cli import compressing
+from nasd.cli import compressing, profiling
 
 # isort: split
 from nasd.cli import looking
@@ -23,7 +23,16 @@ from nasd.cli.options import app
 from nasd.contract.errors import NasdError
 from nasd.launch.interpreter import keep_asserts
 
-__all__ = ["app", "compressing", "intervening", "looking", "main", "models", "searching"]
+__all__ = [
+    "app",
+    "compressing",
+    "intervening",
+    "looking",
+    "main",
+    "models",
+    "profiling",
+    "searching",
+]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from nasd.contract import genotype, mistakes, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
-from nasd.contract.objectives import DEFAULT, FEWEST, MOST, OBJECTIVES
+from nasd.contract.objectives import DEFAULT, FEWEST, LATENCY, MOST, OBJECTIVES
 from nasd.contract.readable import shown
 from nasd.contract.slots import Slot
 
@@ -140,8 +140,9 @@ class Experiment(Section):
     """When so many are spent, running attempts stop at a checkpoint and the search halts."""
     objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
     """What candidates are selected by, two to five of `quality` (of their answers), `compression`
-    (the baseline's parameters over theirs), `flop` (operations of a forward pass) and `bytes` (of
-    the exported weights)."""
+    (the baseline's parameters over theirs), `flop` (operations of a forward pass), `bytes` (of the
+    exported weights) and `latency_ms` (of a forward pass, told from a table of measured modules).
+    """
 
     limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:
@@ -537,6 +538,12 @@ class Config(Section):
         """The stages that candidates, or the baseline, climb, in order."""
         return tuple(stage for stage in self.stages if stage.who in (who, "all"))
 
+    def goes_by(self, objective: str) -> bool:
+        """Whether candidates are selected by it, or have to hold a limit of it."""
+        experiment = self.experiment
+        limited = {Limit.parse(one).objective for one in experiment.limits}
+        return objective in experiment.objectives or objective in limited
+
     def taught(self, stage: Stage, baseline: bool) -> bool:
         """Whether the baseline, or a candidate, learns from a teacher in the stage, whoever that
         is. The baseline is not taught by models of the search; a candidate of its architecture is.
@@ -659,6 +666,11 @@ def check_against_seed(config: Config, width: int, positions: int, origin: str) 
         raise NasdError(
             f"{origin}: teacher.relation_heads: {relations} heads do not divide the seed's width"
             f" {width}; take a divisor of {width}"
+        )
+    if config.goes_by(LATENCY) and config.measure.tokens > positions:
+        raise NasdError(
+            f"{origin}: measure.tokens: {config.measure.tokens} tokens are more than the seed's"
+            f" {positions} positions"
         )
     for task in tasks.TASKS.values():
         if getattr(config.data, task.data) is None:

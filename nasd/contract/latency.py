@@ -11,10 +11,12 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from nasd.contract.config import SearchSpace
 from nasd.contract.genotype import Block, FeedForward, Genotype
+
+if TYPE_CHECKING:  # a look at a search checks no config
+    from nasd.contract.config import SearchSpace
 
 EMBEDDINGS = "embeddings"
 
@@ -27,7 +29,7 @@ def network(ffn: FeedForward) -> str:
     return f"ffn {ffn.in_words}"
 
 
-def measured(space: SearchSpace) -> dict[str, int | FeedForward | None]:
+def measured(space: "SearchSpace") -> dict[str, int | FeedForward | None]:
     """What a table of the space holds, by name: a number of heads, a feed-forward network, or None
     for the embeddings. Of deep networks only those whose layers are of one size: what one layer
     more takes follows from them."""
@@ -42,7 +44,7 @@ def measured(space: SearchSpace) -> dict[str, int | FeedForward | None]:
     return found
 
 
-def drawn(space: SearchSpace, rng: random.Random) -> Genotype:
+def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
     """A genotype of the space, every choice alike."""
     blocks = []
     for _ in range(rng.randint(*space.blocks)):

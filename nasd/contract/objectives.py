@@ -1,6 +1,7 @@
 """The names of what a search can go by. The method's own room says what each is worth
 (nasd.search.objectives, one file each); a config is checked without it."""
 
-OBJECTIVES = ("quality", "compression", "flop", "bytes")
+OBJECTIVES = ("quality", "compression", "flop", "bytes", "latency_ms")
+LATENCY = "latency_ms"
 DEFAULT = ("quality", "compression")  # the thesis's, and what a search means that names none
 FEWEST, MOST = 2, 5  # of one search

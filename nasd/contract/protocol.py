@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nasd.contract.config import Data, Stage, Teacher
+from nasd.contract.config import Data, Measure, SearchSpace, Stage, Teacher
 from nasd.contract.errors import NasdError
 
 # `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
@@ -95,6 +95,8 @@ class Spec(Message):
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
+    measure: Measure = Measure()
+    profiled: SearchSpace | None = None  # by prepare: a latency table is made of it
     mutants: tuple[Untried, ...] = ()  # of a screening
     refits: bool = True  # what a child's ranked modules give to what the parent's gave
     holds_out: bool = False  # keep the windows that screenings go by out of training
@@ -122,6 +124,7 @@ class Prepared(Message):
     mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
     qa_unknown: float | None = None
     qa_skipped: int = 0  # faulty questions that were left out
+    latency: dict[str, Any] = {}  # the table, see nasd.contract.latency; empty where none is asked
     teacher: str = ""  # the cache folder of a teacher that is no model of the search
 
 

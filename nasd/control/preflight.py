@@ -15,6 +15,7 @@ from nasd.contract.config import Config, Teacher, check_against_seed
 from nasd.contract.errors import NasdError
 from nasd.contract.formats import check_texts
 from nasd.contract.genotype import Backbone, Genotype
+from nasd.contract.objectives import LATENCY
 from nasd.contract.squad import read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.launch import child
@@ -71,6 +72,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             config.seed_model.vocabulary,
         )
     check_seed(config, seed, origin)
+    _check_measure(config, origin)
     reads = tasks.reading(config.stages, tasks.MLM.data)
     if reads and not seed.has_mlm_head and not any(stage.train == "head" for stage in reads):
         raise NasdError(
@@ -130,6 +132,18 @@ def look_at_seed(
         answer["has_qa_head"],
         answer["known"],
     )
+
+
+def _check_measure(config: Config, origin: str) -> None:
+    """What the search goes by has to be measured here."""
+    if not config.goes_by(LATENCY):
+        return
+    question = {"measure": config.measure.model_dump(mode="json")}
+    try:
+        with _named(origin):
+            child.ask("nasd.worker.profile", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
+    except child.NoAnswer as error:
+        raise NasdError(f"{origin}: [measure] cannot be tried: {error}") from None
 
 
 def _check_questions(config: Config, folder: Path, origin: str) -> None:

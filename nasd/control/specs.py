@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from nasd.contract import seed_head
-from nasd.contract.config import PREPARE, Config
+from nasd.contract.config import PREPARE, Config, SearchSpace
+from nasd.contract.objectives import LATENCY
 from nasd.contract.protocol import Spec, Teaching, Untried
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
@@ -61,6 +62,8 @@ def spec(
         stall_minutes=config.daemon.stall_minutes,
         compile=config.slots.compile,
         packing=config.slots.packing,
+        measure=config.measure,
+        profiled=_profiled(config, candidate),
         mutants=_mutants(snapshot, config, state, candidate),
         refits=config.variation.refit,
         holds_out=config.population.screened > 1,
@@ -71,6 +74,11 @@ def spec(
         halvings=endings.halvings(snapshot, config, candidate, slots),
         resume=tuple(str(state.attempt(one.id).checkpoints) for one in reversed(earlier)),
     )
+
+
+def _profiled(config: Config, candidate: Candidate) -> SearchSpace | None:
+    wanted = candidate.stage == PREPARE and config.goes_by(LATENCY)
+    return config.search_space if wanted else None
 
 
 def _mutants(

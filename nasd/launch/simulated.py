@@ -50,6 +50,7 @@ from nasd.estimate.cost import (
     screening,
     work,
 )
+from nasd.estimate.latency import supposed
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.launcher import Entry
 
@@ -458,6 +459,11 @@ class SimulatedLauncher:
                 qa_cache=str(Path(job.spec.cache) / "qa-simulated"),
                 has_mlm_head=self._has_mlm_head,
                 parameters=parameters(job.genotype, job.surrogate.backbone),
+                latency={}
+                if job.spec.profiled is None
+                else supposed(
+                    job.spec.profiled, job.surrogate.backbone, job.spec.measure
+                ).to_json(),
                 **volumes,
             )
             return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)

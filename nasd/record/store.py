@@ -16,6 +16,7 @@ from typing import Any
 from nasd.contract.config import Measure
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, ancestry, parameters, unchanged
+from nasd.contract.latency import Table
 from nasd.contract.protocol import sync_folder
 from nasd.record import snapshot
 from nasd.record.database_file import damaged, fault
@@ -516,6 +517,7 @@ class Store:
             if ended.prepared is not None:
                 text = json.dumps(ended.prepared)
                 self._db.execute("UPDATE experiment SET prepared = ?", (text,))
+                self._tell_of_baseline()
             self._advance(candidate, ending.event, now, ending.next_stage, attempt, ending.message)
 
     # -- inside a transaction ------------------------------------------------------------------
@@ -585,8 +587,18 @@ class Store:
         )
 
     def _figures(self, genotype: Genotype, backbone: Backbone) -> str:
-        config = json.loads(self._value("SELECT config FROM experiment"))
-        return json.dumps(figures(genotype, backbone, Measure(**config.get("measure", {}))))
+        config, prepared = self._row("SELECT config, prepared FROM experiment")
+        measure = Measure(**json.loads(config).get("measure", {}))
+        told = None if prepared is None else json.loads(prepared).get("latency")
+        table = Table.from_json(told) if told else None
+        return json.dumps(figures(genotype, backbone, measure, table))
+
+    def _tell_of_baseline(self) -> None:
+        """It was born before there was a latency table."""
+        backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
+        text = self._value("SELECT genotype FROM candidate WHERE id = ?", BASELINE)
+        found = self._figures(Genotype.from_json(json.loads(text)), backbone)
+        self._db.execute("UPDATE candidate SET figures = ? WHERE id = ?", (found, BASELINE))
 
     def _ancestry(self, candidate: int) -> list[str]:
         found: list[str] = json.loads(

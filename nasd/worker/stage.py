@@ -176,6 +176,14 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept)
     taught = "" if spec.teacher is None else str(teachers.fetch(spec, words.tokenizer, pulse))
     counts = prepare.counts(mlm, qa)
+    latency = {}
+    if spec.profiled is not None:
+        from nasd.worker.measure import table
+
+        found = table.known(
+            model.architecture, spec.profiled, spec.measure, Path(spec.cache), pulse
+        )
+        latency = found.to_json()
     prepared = Prepared(
         mlm_cache="" if mlm is None else str(mlm),
         qa_cache=str(qa),
@@ -186,6 +194,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
         + (words.known - model.architecture.vocab_size) * model.architecture.width,
         words_lost=words.lost,
         teacher=taught,
+        latency=latency,
         fixed_masks=fixes_masks(spec, counts["mlm_train_sequences"], model.architecture.width),
         **counts,
     )

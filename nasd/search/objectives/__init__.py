@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from nasd.search.objectives.flop import FLOP
+from nasd.search.objectives.latency import LATENCY
 from nasd.search.objectives.objective import Model, Objective
 from nasd.search.objectives.parameters import COMPRESSION
 from nasd.search.objectives.quality import QUALITY
@@ -17,7 +18,9 @@ from nasd.search.pareto import Point
 __all__ = ["COMPRESSION", "OBJECTIVES", "QUALITY", "Model", "Objective"]
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
-OBJECTIVES: Mapping[str, Objective] = {one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES)}
+OBJECTIVES: Mapping[str, Objective] = {
+    one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES, LATENCY)
+}
 
 
 def point(

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING
 
 from nasd.contract.footprint import exported_bytes, flop
 from nasd.contract.genotype import Backbone, Genotype
+from nasd.contract.latency import Table
+from nasd.contract.objectives import LATENCY
 from nasd.search.objectives.objective import Model
 
 if TYPE_CHECKING:  # a look at a search checks no config
     from nasd.contract.config import Measure
 
 
-def figures(genotype: Genotype, backbone: Backbone, measure: "Measure") -> dict[str, float]:
-    """By name, each in its objective's unit."""
+def figures(
+    genotype: Genotype, backbone: Backbone, measure: "Measure", table: Table | None = None
+) -> dict[str, float]:
+    """By name, each in its objective's unit. table: of latencies, where there is one."""
     return {
         "flop": flop(genotype, backbone, measure.batch, measure.tokens),
         "bytes": exported_bytes(genotype, backbone),
+        **({} if table is None else {LATENCY: table.predict(genotype)}),
     }
 
 

@@ -31,7 +31,7 @@ from nasd.worker.model.phenotype import (
 )
 from nasd.worker.training.progress import LONG, Progress
 
-MODELS = 6  # whole ones, to which the sum is fitted
+MODELS = 5  # whole ones, to which the sum is fitted
 SECONDS = 240.0  # of measuring, at most
 # A part is measured as a row of copies with weights of their own, as in a model: one alone would
 # find its weights in the cache.
@@ -103,7 +103,7 @@ def known(
     told = {
         **about(measure),
         "space": space.model_dump(mode="json"),
-        "backbone": [arch.vocab_size, arch.positions, arch.width],
+        "backbone": [arch.positions, arch.width],
     }
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"latency-{key}.json"
@@ -172,11 +172,9 @@ def whole(genotype: Genotype, arch: Architecture, measure: Measure) -> Call:
     return of_model(model, measure)
 
 
-def of_model(model: nn.Module, measure: Measure) -> Call:
+def of_model(model: QuestionAnswering, measure: Measure) -> Call:
     """A pass of a model over full windows; its mask is given, as whoever uses a model gives it."""
-    vocabulary = model.architecture.vocab_size
-    assert isinstance(vocabulary, int)
-    ids = torch.randint(vocabulary, (measure.batch, measure.tokens))
+    ids = torch.randint(model.architecture.vocab_size, (measure.batch, measure.tokens))
     return ENGINES[measure.engine].load(model, (ids, torch.ones_like(ids)), measure)
 
 
@@ -184,7 +182,7 @@ def _parts(
     arch: Architecture, space: SearchSpace, measure: Measure, progress: Progress
 ) -> tuple[dict[str, Call], dict[str, int]]:
     """Calls of the parts by name, and how many copies each call runs through."""
-    load: Callable[..., Call] = ENGINES[measure.engine].load
+    load: Callable[..., Call] = ENGINES[measure.engine].part
     states = torch.randn(measure.batch, measure.tokens, arch.width)
     ids = torch.randint(arch.vocab_size, (measure.batch, measure.tokens))
     calls: dict[str, Call] = {NOTHING: load(Nothing(), (states,), measure)}
