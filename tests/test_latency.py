@@ -31,7 +31,13 @@ from nasd.worker.training.progress import quiet
 from tests.conftest import ROOT, drive, make_tick, small_config, without_summaries
 
 SPACE = SearchSpace(
-    blocks=(1, 3), heads=(1, 2, 4), ffns=2, layers=(2, 3), sizes=(16, 32), activations=("relu",)
+    blocks=(1, 3),
+    heads=(1, 2, 4),
+    ffns=2,
+    layers=(2, 3),
+    sizes=(16, 32),
+    activations=("relu",),
+    ranks=(4, 8),
 )
 ARCH = Architecture(64, 32, 16, ())
 
@@ -39,8 +45,8 @@ ARCH = Architecture(64, 32, 16, ())
 def told(space: SearchSpace = SPACE) -> Table:
     """One in which a head takes 1 ms, and each hidden unit 0.1 ms a layer."""
     parts = {
-        name: 0.0
-        if what is None
+        name: (what.rank or 0) / 100
+        if isinstance(what, latency.Words)
         else float(what)
         if isinstance(what, int)
         else 0.1 * what.sizes[0] * len(what.sizes)
@@ -55,6 +61,7 @@ def told(space: SearchSpace = SPACE) -> Table:
 def test_a_model_takes_the_sum_of_its_parts_and_what_every_call_takes() -> None:
     block = Block(4, (FeedForward("relu", (16,)), FeedForward("relu", (32, 32))))
     assert told().predict(Genotype((block,))) == pytest.approx(0.5 + 2 * (4 + 1.6 + 6.4))
+    assert told().predict(Genotype((block,), 8)) == told().predict(Genotype((block,))) + 2 * 0.08
     assert told().predict(Genotype((block, block))) == pytest.approx(0.5 + 4 * (4 + 1.6 + 6.4))
 
 
@@ -77,7 +84,7 @@ def test_every_genotype_of_the_space_is_told_and_larger_ones_never_take_less(see
     check_genotype(one, SPACE, 16)
     value = told().predict(one)
     assert math.isfinite(value) and value > 0
-    assert told().predict(Genotype((*one.blocks, one.blocks[0]))) > value
+    assert told().predict(Genotype((*one.blocks, one.blocks[0]), one.rank)) > value
     assert Table.from_json(json.loads(json.dumps(told().to_json()))).predict(one) == value
 
 
@@ -137,7 +144,7 @@ def test_a_config_may_name_exactly_the_engines_that_there_are() -> None:
 def model_of(seed: int) -> QuestionAnswering:
     torch.manual_seed(0)
     drawn = latency.drawn(SPACE.model_copy(update={"blocks": (1, 1)}), random.Random(seed))
-    return QuestionAnswering(ARCH.with_blocks(drawn.to_json()["blocks"])).eval()
+    return QuestionAnswering(ARCH.with_genotype(drawn.to_json())).eval()
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,13 @@ if TYPE_CHECKING:  # a look at a search checks no config
 EMBEDDINGS = "embeddings"
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Embeddings; rank: as in a genotype."""
+
+    rank: int | None
+
+
 def attention(heads: int) -> str:
     return f"attention {heads}"
 
@@ -29,11 +36,12 @@ def network(ffn: FeedForward) -> str:
     return f"ffn {ffn.in_words}"
 
 
-def measured(space: "SearchSpace") -> dict[str, int | FeedForward | None]:
-    """What a table of the space holds, by name: a number of heads, a feed-forward network, or None
-    for the embeddings. Of deep networks only those whose layers are of one size: what one layer
-    more takes follows from them."""
-    found: dict[str, int | FeedForward | None] = {EMBEDDINGS: None}
+def measured(space: "SearchSpace") -> dict[str, int | FeedForward | Words]:
+    """What a table of the space holds, by name: a number of heads, a feed-forward network, or
+    embeddings. Of deep networks only those whose layers are of one size: what one layer more takes
+    follows from them."""
+    found: dict[str, int | FeedForward | Words] = {EMBEDDINGS: Words(None)}
+    found |= {f"{EMBEDDINGS} {rank}": Words(rank) for rank in sorted(space.ranks)}
     found |= {attention(heads): heads for heads in sorted(space.heads)}
     deepest = max(space.layers)
     for activation in space.activations:
@@ -56,7 +64,7 @@ def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
             for _ in range(rng.randint(1, space.ffns))
         ]
         blocks.append(Block(rng.choice(space.heads), tuple(ffns)))
-    return Genotype(tuple(blocks))
+    return Genotype(tuple(blocks), rng.choice((None, *space.ranks)))
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,13 @@ class Table:
 
     def total(self, genotype: Genotype) -> float:
         """The sum of its parts."""
-        found = self.parts.get(EMBEDDINGS, 0.0)
+        factorised = self._sizes(EMBEDDINGS)
+        found = self.parts[EMBEDDINGS]
+        if genotype.rank is not None and factorised:
+            found = self._between(factorised, genotype.rank)
+        heads = self._sizes("attention")
         for block in genotype.blocks:
-            found += self._between(self._heads, block.heads)
+            found += self._between(heads, block.heads)
             found += sum(self._ffn(ffn) for ffn in block.ffns)
         return found
 
@@ -96,12 +108,12 @@ class Table:
         ]
         return ends + sum(math.sqrt(one * other) for one, other in pairwise(more))
 
-    @property
-    def _heads(self) -> list[tuple[int, float]]:
+    def _sizes(self, kind: str) -> list[tuple[int, float]]:
+        """(heads, or rank, and milliseconds) of those of a kind."""
         return sorted(
-            (int(name.split()[1]), value)
+            (int(name.removeprefix(f"{kind} ")), value)
             for name, value in self.parts.items()
-            if name.startswith("attention ")
+            if name.startswith(f"{kind} ")
         )
 
     def _networks(self, activation: str) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:

@@ -20,9 +20,9 @@ def supposed(space: SearchSpace, backbone: Backbone, measure: Measure) -> Table:
     parts = {
         name: took(1, what) - bare
         if isinstance(what, FeedForward)
-        else 0.0
-        if what is None
         else took(what)
+        if isinstance(what, int)
+        else flop(Genotype((), what.rank), backbone, measure.batch, measure.tokens) / rate / 1e9
         for name, what in latency.measured(space).items()
     }
     return Table(parts, 0.0, 1.0, {"device": "none"}, {})

@@ -7,6 +7,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def measured(
 
 def whole(genotype: Genotype, arch: Architecture, measure: Measure) -> Call:
     """A pass of a model of the genotype, with random weights, over full windows."""
-    model = QuestionAnswering(arch.with_blocks(genotype.to_json()["blocks"]))
+    model = QuestionAnswering(arch.with_genotype(genotype.to_json()))
     return of_model(model, measure)
 
 
@@ -191,8 +192,8 @@ def _parts(
     for name, what in latency.measured(space).items():
         progress("measuring", patience=LONG)
         copies[name] = 1
-        if what is None:
-            calls[name] = load(Embeddings(arch), (ids,), measure)
+        if isinstance(what, latency.Words):
+            calls[name] = load(Embeddings(replace(arch, rank=what.rank)), (ids,), measure)
             continue
         heads = what if isinstance(what, int) else min(space.heads)
         ffn = what if isinstance(what, FeedForward) else small
