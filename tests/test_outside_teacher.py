@@ -216,8 +216,9 @@ def test_a_teacher_that_cannot_be_one_is_refused_by_its_name_and_the_reason(
     one, other = list(vocabulary)[-2:]
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (foreign / "tokenizer.json").write_text(json.dumps(words))
-    told = refused(shop, "foreign")
+    told = refused(shop, "foreign", match=("relations",))
     assert told.startswith("teacher.source: 'foreign': its vocabulary is another one")
+    assert 'take teacher.match = ["logits"]' in told
 
     damaged = shop.folder / "damaged"
     shutil.copytree(bert, damaged)

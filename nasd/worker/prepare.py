@@ -219,6 +219,12 @@ def read_questions(data: QaData, base: Path, progress: Progress) -> Questions:
     return from_records(rows, f"data.qa.hub: {data.hub}", data.skip_faulty)
 
 
+def train_questions(spec: Spec, progress: Progress) -> list[Question]:
+    """Those of the training part, in the order of its features."""
+    questions, _ = read_questions(spec.data.qa, Path(spec.config_folder), progress)
+    return parted(questions, spec.data.qa, spec.seed)[0]
+
+
 def digest_of(path: Path, progress: Progress) -> str:
     """Of a file's content; raises NasdError where it cannot be read."""
     digest = hashlib.sha256()

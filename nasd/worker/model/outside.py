@@ -1,7 +1,8 @@
 """A teacher that is no model of the search: one that transformers loads as a question-answering
 model, or one that another search has made.
 
-Its vocabulary must be the seed's, as it is shown the seed's own tokens.
+With the seed's vocabulary it is shown the seed's own tokens. With another one it reads the text by
+itself, and only its logits can be compared (nasd.worker.tasks.by_character).
 """
 
 import json
@@ -28,6 +29,8 @@ from nasd.worker.training import distance
 NAMES = {"q": ("query", "q_lin", "q_proj"), "k": ("key", "k_lin", "k_proj")}
 NAMES |= {"v": ("value", "v_lin", "v_proj")}
 SOURCE = "teacher.source"
+MAPPED = "nasd_reads_text"  # in the config of a copy: it has a vocabulary of its own
+LEAST_TOKENS = 64  # that a window takes, or nobody could read it
 
 
 @dataclass(frozen=True)
@@ -80,28 +83,66 @@ class Outside(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A teacher with a vocabulary of its own. answers: logits of start and end, [b, t] each, for
+    what its tokenizer gives. longest: tokens that it takes."""
+
+    model: nn.Module
+    tokenizer: Any
+    longest: int
+
+    def answers(self, **given: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.model, QuestionAnswering):
+            start, end = self.model(given["input_ids"], given["attention_mask"])
+            return start, end
+        said = self.model(**given)
+        return said.start_logits, said.end_logits
+
+
+def reads_text(folder: Path) -> bool:
+    """Whether what `save` has left has a vocabulary of its own."""
+    return (folder / MAPPED).is_file()
+
+
 def load(folder: Path) -> Any:
     """What `save` has left."""
     if _is_ours(folder):
-        return phenotype.load(QuestionAnswering, folder, 0.0)
-    from transformers import AutoModelForQuestionAnswering
+        model: Any = phenotype.load(QuestionAnswering, folder, 0.0)
+    else:
+        from transformers import AutoModelForQuestionAnswering
 
-    model = AutoModelForQuestionAnswering.from_pretrained(str(folder))
-    return Outside(model, int(model.config.nasd_separator))
+        model = AutoModelForQuestionAnswering.from_pretrained(str(folder))
+    if reads_text(folder):
+        longest = int((folder / MAPPED).read_text(encoding="utf-8"))
+        return Reader(model, _tokenizer(str(folder), folder), longest)
+    return model if _is_ours(folder) else Outside(model, int(model.config.nasd_separator))
 
 
 def save(
-    source: str, base: Path, tokenizer: Any, tokens: int, folder: Path, trims: bool = False
+    settings: Teacher, base: Path, tokenizer: Any, tokens: int, folder: Path, trims: bool = False
 ) -> None:
     """Writes the teacher that a config names, for `load`. tokenizer: the seed's; tokens: of the
     longest window. trims: the tokenizer is left with some of the seed's tokens, and so is the
     teacher. Raises NasdError where it cannot be the teacher."""
-    model = _checked(source, base, tokenizer, tokens, trims)
+    model: Any = _checked(settings, base, tokenizer, tokens, trims)
+    if isinstance(model, Reader):
+        model.tokenizer.save_pretrained(str(folder))
+        (folder / MAPPED).write_text(str(model.longest), encoding="utf-8")
+        model = model.model
     if isinstance(model, Outside):
         model.model.config.nasd_separator = model.separator
-        model.model.save_pretrained(str(folder))
-    else:
+        model = model.model
+    if isinstance(model, QuestionAnswering):
         phenotype.save(model, folder)
+    else:
+        model.save_pretrained(str(folder))
+
+
+def vocabulary(source: str, base: Path) -> dict[str, int]:
+    """The numbers of its tokens."""
+    found: dict[str, int] = _tokenizer(source, files(source, base)[0].parent).get_vocab()
+    return found
 
 
 def files(source: str, base: Path) -> list[Path]:
@@ -112,17 +153,30 @@ def files(source: str, base: Path) -> list[Path]:
 
 def look(settings: Teacher, base: Path, tokenizer: Any, tokens: int, width: int) -> None:
     """Raises NasdError where the teacher cannot teach a model so wide what the config says."""
-    model = _checked(settings.source, base, tokenizer, tokens)
+    model = _checked(settings, base, tokenizer, tokens)
+    if isinstance(model, Reader):
+        return
     distance.check_widths(settings, width, model.architecture.width)
     if settings.match != ("logits",) and isinstance(model, Outside):
         model.last_block()
 
 
-def _checked(source: str, base: Path, tokenizer: Any, tokens: int, trims: bool = False) -> Any:
-    """The model in memory, once all is found to be as it must."""
+def _checked(
+    settings: Teacher, base: Path, tokenizer: Any, tokens: int, trims: bool = False
+) -> Any:
+    """The model in memory, once all is found to be as it must: a `Reader`, or one of ours or an
+    `Outside` where it has the vocabulary of the tokenizer, or more of it where that is trimmed."""
+    source = settings.source
     config_file, _ = files(source, base)
     folder = config_file.parent
-    rows = _rows(source, folder, tokenizer, trims)
+    theirs = _tokenizer(source, folder)
+    rows = _rows(theirs.get_vocab(), tokenizer.get_vocab(), trims)
+    if rows is None and settings.match != ("logits",):
+        raise _error(
+            source,
+            "its vocabulary is another one than the seed's: only its logits can be compared, take"
+            ' teacher.match = ["logits"], or a teacher with the seed\'s vocabulary',
+        )
     if _is_ours(folder):
         try:
             model = phenotype.load(QuestionAnswering, folder, 0.0)
@@ -133,6 +187,9 @@ def _checked(source: str, base: Path, tokenizer: Any, tokens: int, trims: bool =
     else:
         found = Outside(_of_transformers(source, folder), int(tokenizer.sep_token_id))
         positions = _positions(found.model.config.to_dict(), tokens)
+    if rows is None:
+        model = found.model if isinstance(found, Outside) else found
+        return _reader(source, model, theirs, positions)
     if positions < tokens:
         raise _error(
             source,
@@ -187,28 +244,40 @@ def _of_transformers(source: str, folder: Path) -> Any:
     return model
 
 
-def _rows(source: str, folder: Path, tokenizer: Any, trims: bool) -> NDArray[np.int64]:
-    """The teacher's numbers of the tokenizer's tokens; raises NasdError where they are not the same
-    ones, or, of a tokenizer that is trimmed, where it lacks some."""
+def _reader(source: str, model: nn.Module, tokenizer: Any, positions: int) -> Reader:
+    """positions: of a text's tokens that the model knows."""
+    if not tokenizer.is_fast or tokenizer.cls_token_id is None:
+        raise _error(
+            source,
+            "its vocabulary is another one than the seed's, and its tokenizer does not say which"
+            " characters its tokens stand for: take a teacher with a tokenizer.json and a [CLS]",
+        )
+    longest = min(int(min(tokenizer.model_max_length, 10**6)), positions)
+    if longest < LEAST_TOKENS:
+        raise _error(source, f"it takes {longest} tokens at once: take one with {LEAST_TOKENS}")
+    return Reader(model, tokenizer, longest)
+
+
+def _tokenizer(source: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).get_vocab()
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of many kinds, among them those of parsers
         raise _error(
             source,
             f"its tokenizer cannot be read ({_first_line(error)}): put the tokenizer's files beside"
             " the model's",
         ) from error
-    ours = tokenizer.get_vocab()
-    same = [token in theirs if trims else theirs.get(token) == ours[token] for token in ours]
-    if not all(same):
-        alike = sum(same)
-        raise _error(
-            source,
-            f"its vocabulary is another one ({alike:,} of the seed's {len(ours):,} tokens are the"
-            " same): take a teacher with the seed's vocabulary",
-        )
+
+
+def _rows(
+    theirs: Mapping[str, int], ours: Mapping[str, int], trims: bool
+) -> NDArray[np.int64] | None:
+    """The teacher's numbers of our tokens; None where they are not the same ones, or, of a
+    vocabulary that is trimmed, where it lacks some."""
+    if not all(token in theirs if trims else theirs.get(token) == ours[token] for token in ours):
+        return None
     return np.array([theirs[token] for token in sorted(ours, key=lambda one: ours[one])])
 
 

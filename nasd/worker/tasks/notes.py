@@ -22,10 +22,11 @@ from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.contract.protocol import Spec
 from nasd.contract.schedule import halved
-from nasd.worker import caches
+from nasd.worker import caches, prepare
 from nasd.worker.caches import Kind
 from nasd.worker.model.phenotype import QuestionAnswering
-from nasd.worker.tasks import teachers
+from nasd.worker.tasks import by_character, teachers
+from nasd.worker.tasks.by_character import ByCharacter
 from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.qa import QaTask, held_out_of, rows_of
 from nasd.worker.tasks.task import (
@@ -79,16 +80,19 @@ def _write(spec: Spec, ranks: Ranks, progress: Progress, folder: Path) -> None:
     progress("loading the teacher", patience=LONG)
     model = teachers.load(spec.teacher, QuestionAnswering).to(ranks.device).eval()
     train = QaFeatures.load(Path(spec.qa_cache) / "train")
-    task = QaTask(model, train, train)  # padded: windows of one length come together
     said = np.zeros((len(ENDS), len(train.tokens)), dtype=np.float16)
     print(f"{spec.teacher.name} is asked about {len(train):,} windows", flush=True)
     with autocast(spec.precision, ranks.device):
-        found = task.said(
-            np.argsort(train.lengths, kind="stable"),
-            halved(EVALUATION_BATCH, spec.halvings),
-            ranks.device,
-            partial(progress, "asking the teacher"),
-        )
+        batch = halved(EVALUATION_BATCH, spec.halvings)
+        asking = partial(progress, "asking the teacher")
+        if isinstance(model, ByCharacter):
+            questions = prepare.train_questions(spec, progress)
+            by_character.fits(train, questions, Path(spec.qa_cache))
+            found = model.said(train, questions, batch, ranks.device, asking)
+        else:
+            task = QaTask(model, train, train)  # padded: windows of one length come together
+            order = np.argsort(train.lengths, kind="stable")
+            found = task.said(order, batch, ranks.device, asking)
         for index, *ends in found:
             low, high = train.bounds[index : index + 2]
             said[:, low:high] = np.clip(ends, -LARGEST, LARGEST)

@@ -18,6 +18,7 @@ from nasd.worker import caches
 from nasd.worker.caches import Kind
 from nasd.worker.model import phenotype
 from nasd.worker.tasks.beginning import reading
+from nasd.worker.tasks.by_character import ByCharacter
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
 
 COPY = Kind((phenotype.CONFIG, phenotype.WEIGHTS), digests.unproven)
@@ -30,7 +31,10 @@ def load(teaching: Teaching, kind: Any) -> Any:
         if teaching.settings.outside:
             from nasd.worker.model import outside
 
-            return outside.load(folder)
+            found = outside.load(folder)
+            if isinstance(found, outside.Reader):
+                return ByCharacter(found.answers, found.model, found.tokenizer, found.longest)
+            return found
         return phenotype.load(kind, folder, 0.0)
 
 
@@ -40,7 +44,8 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
     from nasd.worker.model import outside
 
     assert spec.teacher is not None
-    source, base = spec.teacher.settings.source, Path(spec.config_folder)
+    settings, base = spec.teacher.settings, Path(spec.config_folder)
+    source = settings.source
     tokens = spec.data.qa.tokens
     progress("downloading the teacher", patience=DOWNLOAD)
     made_of = [
@@ -49,10 +54,13 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
 
     def build(folder: Path) -> None:
         progress("loading the teacher", patience=LONG)
-        outside.save(source, base, tokenizer, tokens, folder, trims=spec.vocabulary is not None)
+        outside.save(settings, base, tokenizer, tokens, folder, trims=spec.vocabulary is not None)
 
     # Only where it is set, so that copies from before there was such a key still count.
     cut = {} if spec.vocabulary is None else {"words": tokenizer.backend_tokenizer.to_str()}
+    theirs = outside.vocabulary(source, base)
+    if theirs != tokenizer.get_vocab():
+        cut["vocabulary"] = digests.of_json(sorted(theirs.items()))
     key = caches.key_of({"teacher": made_of, "tokens": tokens, **cut})
     return caches.make(COPY, Path(spec.cache) / f"teacher-model-{key}", build, progress)
 
