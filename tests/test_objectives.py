@@ -40,7 +40,11 @@ figured = st.fixed_dictionaries(
     {name: st.floats(1e-3, 1e15) for name in ("flop", "bytes", "latency_ms")}
 )
 models = st.builds(Model, st.integers(1, 10**12), figured)
-measured = st.fixed_dictionaries({"f1": st.floats(0, 100), "exact_match": st.floats(0, 100)})
+ON_A_DEVICE = ("peak_memory_mb", "energy_j")
+measured = st.fixed_dictionaries(
+    {"f1": st.floats(0, 100), "exact_match": st.floats(0, 100)}
+    | {name: st.floats(1e-3, 1e9) for name in ON_A_DEVICE}
+)
 
 
 # -- the contract of every entry ----------------------------------------------------------------

@@ -22,7 +22,7 @@ from nasd.contract import genotype, mistakes, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
-from nasd.contract.objectives import DEFAULT, FEWEST, LATENCY, MOST, OBJECTIVES
+from nasd.contract.objectives import DEFAULT, FEWEST, LATENCY, MEASURED, MOST, OBJECTIVES
 from nasd.contract.readable import shown
 from nasd.contract.slots import Slot
 
@@ -141,8 +141,9 @@ class Experiment(Section):
     objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
     """What candidates are selected by, two to five of `quality` (of their answers), `compression`
     (the baseline's parameters over theirs), `flop` (operations of a forward pass), `bytes` (of the
-    exported weights) and `latency_ms` (of a forward pass, told from a table of measured modules).
-    """
+    exported weights), `latency_ms` (of a forward pass, told from a table of measured modules, and
+    measured where a stage does that), and `peak_memory_mb` and `energy_j`, which a stage has to
+    measure."""
 
     limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:
@@ -438,6 +439,9 @@ class Stage(Section):
     """Gradients are clipped to it."""
     evaluations: Count = 1
     """Points of the learning curve in an epoch."""
+    measure: Annotated[bool, Field(strict=True)] = False
+    """Measure the model as well, as [measure] says, with the device to itself: nothing else of the
+    search runs meanwhile on a CPU, nor on that GPU. Only where nothing trains."""
     keep: Share | None = None
     """A cutoff behind the stage: the share of a generation, from the first on, that goes on. Only
     for MLM."""
@@ -453,6 +457,8 @@ class Stage(Section):
                 raise ValueError('epochs and learning_rate have no meaning where train = "none"')
         elif self.epochs is None or self.learning_rate is None:
             raise ValueError("epochs and learning_rate are missing")
+        if self.measure and self.train != "none":
+            raise ValueError('measure = true stands only on a stage with train = "none"')
         task = tasks.of(self.task)
         if self.keep is not None and not (task.ranks and self.train != "none"):
             stages = _stages(tasks.ranking())
@@ -595,6 +601,12 @@ class Config(Section):
                     f"stages: the ladder of the {who} must end with a stage of"
                     f' task = {named}, train = "none", which gives the score'
                 )
+            for name in MEASURED:
+                if name != LATENCY and self.goes_by(name) and not ladder[-1].measure:
+                    raise ValueError(
+                        f"stages.{ladder[-1].name}.measure: {name} has to be measured: set it to"
+                        " true, or leave that objective out"
+                    )
             if not any(tasks.of(one.task).scores and one.train == "all" for one in ladder):
                 words = tasks.of(ladder[-1].task).words
                 raise ValueError(f"stages: nothing trains the {who} for {words}")

@@ -96,6 +96,7 @@ class Spec(Message):
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     measure: Measure = Measure()
+    goes_by: tuple[str, ...] = ()  # the objectives, and what is limited
     profiled: SearchSpace | None = None  # by prepare: a latency table is made of it
     mutants: tuple[Untried, ...] = ()  # of a screening
     refits: bool = True  # what a child's ranked modules give to what the parent's gave

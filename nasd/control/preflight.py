@@ -136,14 +136,27 @@ def look_at_seed(
 
 def _check_measure(config: Config, origin: str) -> None:
     """What the search goes by has to be measured here."""
-    if not config.goes_by(LATENCY):
-        return
+    with _named(origin):
+        for name, why in unmeasured(config).items():
+            if config.goes_by(name):
+                raise NasdError(
+                    f"experiment: {name} cannot be measured here: {why}; mend that, or go by"
+                    " another objective"
+                )
+
+
+def unmeasured(config: Config) -> dict[str, str]:
+    """What stages are to measure, and cannot, each with the reason; raises NasdError where nothing
+    can be measured as [measure] says."""
+    if not config.goes_by(LATENCY) and not any(stage.measure for stage in config.stages):
+        return {}
     question = {"measure": config.measure.model_dump(mode="json")}
     try:
-        with _named(origin):
-            child.ask("nasd.worker.profile", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
+        found = child.ask("nasd.worker.profile", question, timeout_seconds=SEED_TIMEOUT_SECONDS)
     except child.NoAnswer as error:
-        raise NasdError(f"{origin}: [measure] cannot be tried: {error}") from None
+        raise NasdError(f"[measure] cannot be tried: {error}") from None
+    told: dict[str, str] = found["unmeasured"]
+    return told
 
 
 def _check_questions(config: Config, folder: Path, origin: str) -> None:

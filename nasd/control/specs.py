@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nasd.contract import seed_head
 from nasd.contract.config import PREPARE, Config, SearchSpace
-from nasd.contract.objectives import LATENCY
+from nasd.contract.objectives import LATENCY, OBJECTIVES
 from nasd.contract.protocol import Spec, Teaching, Untried
 from nasd.policy import curves, endings, ladder
 from nasd.record.folders import StateFolder
@@ -63,6 +63,7 @@ def spec(
         compile=config.slots.compile,
         packing=config.slots.packing,
         measure=config.measure,
+        goes_by=tuple(name for name in OBJECTIVES if config.goes_by(name)),
         profiled=_profiled(config, candidate),
         mutants=_mutants(snapshot, config, state, candidate),
         refits=config.variation.refit,

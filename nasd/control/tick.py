@@ -416,7 +416,8 @@ class Tick:
             home.mkdir(parents=True, exist_ok=True)
             text = json.dumps(candidate.genotype.to_json(), indent=1)
             write_atomically(home / "genotype.json", text.encode())
-        self.store.attempt_runs(attempt, self.launcher.start(folder, one.slots, token))
+        ranks = one.slots[:1] if ladder.alone(self.config, one.stage) else one.slots
+        self.store.attempt_runs(attempt, self.launcher.start(folder, ranks, token))
         log.info(
             "candidate %d %s: attempt %d starts on %s",
             candidate.id,

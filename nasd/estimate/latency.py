@@ -2,15 +2,32 @@
 
 from nasd.contract import latency
 from nasd.contract.config import Measure, SearchSpace
-from nasd.contract.footprint import flop
+from nasd.contract.footprint import exported_bytes, flop
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.latency import Table
 from nasd.estimate.cost import A100_TFLOPS, CPU_THREAD_TFLOPS
 
+PASS_WATTS = 50.0  # of a device at work
+
+
+def measurements(genotype: Genotype, backbone: Backbone, measure: Measure) -> dict[str, float]:
+    """What a stage that measures would say."""
+    operations = flop(genotype, backbone, measure.batch, measure.tokens)
+    seconds = operations / _rate(measure) / 1e12
+    return {
+        "latency_ms": 1e3 * seconds,
+        "peak_memory_mb": 1.2 * exported_bytes(genotype, backbone) / 1e6,
+        "energy_j": PASS_WATTS * seconds,
+    }
+
+
+def _rate(measure: Measure) -> float:
+    return measure.threads * CPU_THREAD_TFLOPS if measure.device == "cpu" else A100_TFLOPS
+
 
 def supposed(space: SearchSpace, backbone: Backbone, measure: Measure) -> Table:
     """By operations, at the rate of a slot."""
-    rate = measure.threads * CPU_THREAD_TFLOPS if measure.device == "cpu" else A100_TFLOPS
+    rate = _rate(measure)
 
     def took(heads: int, *ffns: FeedForward) -> float:
         one = Genotype((Block(heads, ffns),))

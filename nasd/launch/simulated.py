@@ -50,7 +50,7 @@ from nasd.estimate.cost import (
     screening,
     work,
 )
-from nasd.estimate.latency import supposed
+from nasd.estimate.latency import measurements, supposed
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.launcher import Entry
 
@@ -470,6 +470,8 @@ class SimulatedLauncher:
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
             scores = job.surrogate.scores(job.genotype, job.trained)
+            if stage.measure:
+                scores |= measurements(job.genotype, job.surrogate.backbone, job.spec.measure)
             return Outcome(
                 verdict=Verdict.SUCCEEDED, metrics={"loss": loss, **scores}, has_result=True
             )

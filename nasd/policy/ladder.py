@@ -34,7 +34,16 @@ def slots_needed(config: Config, name: str, fit: int) -> int:
     """How many slots the stage leases, of `fit` that can be used: fewer than it asks for where
     there are no more. Steps and batches stay what they are; only the ranks share them otherwise."""
     stage = stage_named(config, name)
+    if alone(config, name):
+        return max(1, fit)
     return 1 if stage is None else min(stage.slots, max(1, fit))
+
+
+def alone(config: Config, name: str) -> bool:
+    """Whether the stage has all slots, though one process works: what it measures on the processor
+    must have that to itself. A GPU is nobody else's anyway."""
+    stage = stage_named(config, name)
+    return stage is not None and stage.measure and config.measure.device == "cpu"
 
 
 def after(

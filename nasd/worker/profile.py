@@ -3,7 +3,8 @@
 Reads one JSON object, {"measure": [measure] of a config, "space": [search_space], "source": the
 seed, "folder": where its relative paths start, "cache": the folder that tables are kept in,
 "again": make it in any case, "check": how many random genotypes are measured whole}; with no
-"space" it only looks whether it can be measured here. Prints one JSON line: {"table", "checked":
+"space" it only looks whether it can be measured here, and answers {"unmeasured": {name: why}}.
+Prints one JSON line: {"table", "checked":
 [{"genotype", "predicted", "measured", "error": half of its interval as a share}]}, or {"error": one
 sentence}.
 """
@@ -33,12 +34,12 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.worker.measure import table
+    from nasd.worker.measure import table, whole
 
     measure = Measure(**question["measure"])
     table.check(measure)
     if question.get("space") is None:
-        return {}
+        return {"unmeasured": whole.unmeasured(measure)}
     from nasd.worker.model import seed
     from nasd.worker.model.phenotype import Architecture
 

@@ -307,4 +307,8 @@ def _evaluate(spec: Spec, stage: Stage, result: Path, ranks: Ranks, pulse: Pulse
     pulse("loading", patience=LONG)
     batch = halved(EVALUATION_BATCH, spec.halvings)
     metrics = score(spec, stage, result, ranks, batch, pulse)
+    if stage.measure:
+        from nasd.worker.measure.stage import measured
+
+        metrics = {**metrics, **measured(spec, result, pulse)}
     return Outcome(verdict=Verdict.SUCCEEDED, metrics=metrics, has_result=ranks.first)

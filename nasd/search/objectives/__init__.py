@@ -7,8 +7,10 @@ One more is a file here, a line in OBJECTIVES, and its name in nasd.contract.obj
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from nasd.search.objectives.energy import ENERGY
 from nasd.search.objectives.flop import FLOP
 from nasd.search.objectives.latency import LATENCY
+from nasd.search.objectives.memory import MEMORY
 from nasd.search.objectives.objective import Model, Objective
 from nasd.search.objectives.parameters import COMPRESSION
 from nasd.search.objectives.quality import QUALITY
@@ -19,7 +21,7 @@ __all__ = ["COMPRESSION", "OBJECTIVES", "QUALITY", "Model", "Objective"]
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 OBJECTIVES: Mapping[str, Objective] = {
-    one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES, LATENCY)
+    one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES, LATENCY, MEMORY, ENERGY)
 }
 
 

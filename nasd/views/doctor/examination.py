@@ -22,6 +22,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("hub", sources.hub),
     ("seed", sources.seed),
     ("data", sources.prepared),
+    ("measure", sources.measure),
     ("memory", machine.memory),
     ("disk", search.disk),
     ("clock", machine.clock),

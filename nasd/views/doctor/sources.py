@@ -23,6 +23,13 @@ class Source(NamedTuple):
     revision: str | None = None
 
 
+def measure(case: Case) -> Iterator[Finding]:
+    """What stages are to measure, and cannot here: it stays unmeasured."""
+    for name, why in preflight.unmeasured(case.config).items():
+        mark: Literal["bad", "note"] = "bad" if case.config.goes_by(name) else "note"
+        yield Finding("measure", mark, f"{name} stays unmeasured: {why}")
+
+
 def hub(case: Case) -> Iterator[Finding]:
     """Whether what the config takes from the hub is cached, or can be had from there."""
     wanted = [] if case.prepared else list(_of_hub(case))
