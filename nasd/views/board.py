@@ -45,6 +45,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 
 from nasd.contract import tasks
 from nasd.contract.genotype import Genotype, new_modules
+from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import of_baseline, share_of_baseline
 from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
@@ -239,6 +240,9 @@ def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
             "results/f1": scores["f1"],
             "results/quality": quality,
         }
+    for name in snapshot.experiment.objectives:
+        if name not in DEFAULT and (value := snapshot.value(candidate.id, name)) is not None:
+            found[f"results/{name}"] = value
     size = snapshot.size(candidate.id)
     share = share_of_baseline(size)
     return {**found, "results/size": size, "results/parameters_percent": share}
@@ -536,6 +540,11 @@ def _columns(snapshot: Snapshot) -> Experiment:
         "results/size": "compression",
         "results/parameters_percent": "parameters, % of the baseline's",
         "results/quality": "quality",
+        **{
+            f"results/{name}": f"{name}, {OBJECTIVES[name].words}"
+            for name in snapshot.experiment.objectives
+            if name not in DEFAULT
+        },
     }
     return Experiment(
         name=snapshot.experiment.name,

@@ -13,9 +13,10 @@ from nasd import __version__
 from nasd.contract import tasks
 from nasd.contract.config import Config, Corpus, Stage
 from nasd.contract.genotype import Block, BlockLineage, new_modules
-from nasd.contract.readable import of_baseline
+from nasd.contract.objectives import DEFAULT, MEASURED
+from nasd.contract.readable import counted, of_baseline
 from nasd.record.state import Candidate, Snapshot
-from nasd.search.objectives import QUALITY
+from nasd.search.objectives import COMPRESSION, OBJECTIVES, QUALITY
 
 # As the hub's own pages have it; what does not stand here is not known.
 LICENCES = {
@@ -86,8 +87,9 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         _scores(snapshot, candidate),
         f"On {_questions(snapshot, 'test')} that it was not trained on; the search selects by these"
         " scores, which flatters a little whoever comes out first. The baseline is the seed model,"
-        " fine-tuned and scored in the same way. Parameters are the encoder's alone; the"
-        " search's second objective, compression, is the baseline's divided by the model's.",
+        " fine-tuned and scored in the same way. Parameters are the encoder's alone"
+        f"{_compression(snapshot)}.",
+        *_measured(config, snapshot.experiment.objectives),
         "## Architecture",
         architecture(candidate),
         f"Around the blocks it is as its seed: width {snapshot.experiment.backbone.width},"
@@ -108,6 +110,16 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         " licence before you pass the model on.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _compression(snapshot: Snapshot) -> str:
+    names = snapshot.experiment.objectives
+    if COMPRESSION.name not in names:
+        return ""
+    place = ("first", "second", "third", "fourth", "fifth")[names.index(COMPRESSION.name)]
+    return (
+        f"; the search's {place} objective, compression, is the baseline's divided by the model's"
+    )
 
 
 def _name(snapshot: Snapshot, candidate: Candidate) -> str:
@@ -176,7 +188,33 @@ def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
     share = of_baseline(snapshot.size(candidate.id))
     rows.append(("parameters, of the baseline's", share, of_baseline(1.0), ""))
+    for name in snapshot.experiment.objectives:
+        if name not in DEFAULT:
+            rows.append((f"{name}, {OBJECTIVES[name].words}", *_beside(snapshot, candidate, name)))
     return table(("", "this model", baseline.called, "difference"), rows)
+
+
+def _beside(snapshot: Snapshot, candidate: Candidate, name: str) -> Row:
+    one = OBJECTIVES[name]
+    own, other = (snapshot.value(each, name) for each in (candidate.id, snapshot.rival.id))
+    return (
+        "" if own is None else one.shown(own),
+        "" if other is None else one.shown(other),
+        "" if own is None or not other else f"{100 * (own / other - 1):+.1f} %",
+    )
+
+
+def _measured(config: Config, names: Sequence[str]) -> list[str]:
+    """Whether and on what any of it was measured."""
+    if not set(names) & set(MEASURED):
+        return []
+    of = config.measure
+    return [
+        f"What depends on a machine is of a forward pass over {counted(of.batch, 'example')} of"
+        f" {counted(of.tokens, 'token')} by {of.engine} in {of.precision}, on"
+        f" {'a GPU' if of.device == 'cuda' else counted(of.threads, 'thread') + ' of a processor'}"
+        " of the machine that searched."
+    ]
 
 
 def _compared(own: float | None, other: float | None) -> Row:

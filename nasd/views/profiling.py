@@ -65,7 +65,7 @@ def render(found: dict[str, Any]) -> Any:
     table, checked = found["table"], found["checked"]
     about = table["about"]
     parts: list[Any] = [
-        Text(about["device"], style="bold"),
+        Text(about["name"], style="bold"),
         Text(
             f"{about['software']}, {about['precision']}, {counted(about['threads'], 'thread')},"
             f" {counted(about['batch'], 'example')} of {counted(about['tokens'], 'token')};"

@@ -12,5 +12,5 @@ ENERGY = Objective(
     words="of a forward pass, with what the device takes for itself",
     title="energy, J",
     value=metric("energy_j"),
-    shown=lambda value: f"{value:.3g}",
+    shown=lambda value: f"{value:#.3g}",
 )

@@ -20,5 +20,5 @@ LATENCY = Objective(
     words="of a forward pass",
     title="latency, ms",
     value=_value,
-    shown=lambda value: f"{value:.3g}" if value < 100 else f"{value:,.0f}",
+    shown=lambda value: f"{value:#.3g}" if value < 100 else f"{value:,.0f}",
 )

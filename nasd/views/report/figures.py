@@ -7,6 +7,7 @@ from nasd.views.report.drawing import Drawing, styled
 from nasd.views.report.findings import Findings
 from nasd.views.report.fronts import pareto, volume
 from nasd.views.report.losses import all_curves, correlation, curves, missed
+from nasd.views.report.objectives import pairs, parallel, shown
 from nasd.views.report.spending import cost
 from nasd.views.report.steps import rates, untrained
 
@@ -14,8 +15,17 @@ from nasd.views.report.steps import rates, untrained
 def _chosen(findings: Findings) -> list[Callable[[Findings], Drawing]]:
     """Those that every search has, and those of what this one's config asks for."""
     config = findings.config
+    of_all = [parallel, pairs] if shown(findings) else []
     of_mlm = [curves, all_curves, correlation, missed] if findings.mlm_stages else []
-    found: list[Callable[[Findings], Drawing]] = [pareto, volume, *of_mlm, helped, family, cost]
+    found: list[Callable[[Findings], Drawing]] = [
+        pareto,
+        *of_all,
+        volume,
+        *of_mlm,
+        helped,
+        family,
+        cost,
+    ]
     if config["variation"].get("adaptive", False):
         found.append(rates)
     if config["population"].get("screened", 1) > 1:

@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import counted, hours, number, of_baseline, share_of_baseline, signed
+from nasd.search.objectives import OBJECTIVES
 from nasd.search.pareto import ranks
 from nasd.views.report.drawing import (
     ACCENT,
@@ -136,7 +138,10 @@ def best_ever(findings: Findings) -> list[CandidateRow]:
     """The front of all candidates ever scored, the smallest first. The baseline, which is in no
     population, stands beside it and takes nobody out of it."""
     scored = [r for r in findings.candidates if r.quality is not None and not r.is_baseline]
-    places = ranks([(row.quality or 0.0, row.size) for row in scored])
+    points = [findings.snapshot.point(row.id) for row in scored]
+    by_all = [(row, point) for row, point in zip(scored, points, strict=True) if point is not None]
+    scored = [row for row, _ in by_all]
+    places = ranks([point for _, point in by_all])
     best = [row for row, rank in zip(scored, places, strict=True) if rank == 0]
     return sorted(best, key=lambda row: -row.size)
 
@@ -197,7 +202,11 @@ def _below(findings: Findings, grid: Sequence[Axes], panels: Sequence[int], floo
 
 
 def _staircase(axes: Axes, front: Sequence[MemberRow | CandidateRow], **style: Any) -> None:
-    line = sorted((share_of_baseline(m.size), m.quality or 0.0) for m in front)
+    line: list[tuple[float, float]] = []
+    for at in sorted((share_of_baseline(m.size), m.quality or 0.0) for m in front):
+        # By more objectives, some are behind others of the front in these two.
+        if not line or at[1] > line[-1][1]:
+            line.append(at)
     steps = [
         corner
         for (left, lower), (right, upper) in pairwise(line)
@@ -239,7 +248,7 @@ def volume(findings: Findings) -> Drawing:
     ]
     drawing.marks(left, points, "o", 5)
     left.set_xlabel("generation")
-    left.set_ylabel("hypervolume, % x compression")
+    left.set_ylabel(_unit(findings))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_title("of parents and offspring, at selection")
     x = [one.gpu_hours for one in findings.progress]
@@ -264,11 +273,8 @@ def volume(findings: Findings) -> Drawing:
         )
     drawing.figure = figure
     drawing.caption = (
-        "The area that a population dominates above no quality and no compression (the"
-        " baseline's parameters"
-        " over the candidate's): it grows when the"
-        " front moves out or spreads. The baseline itself is in no population; its own area is"
-        " quality x 1."
+        f"{_what(findings)}: it grows when the"
+        " front moves out or spreads. The baseline itself is in no population."
     )
     drawing.alternative = (
         "Two line plots. "
@@ -284,6 +290,24 @@ def volume(findings: Findings) -> Drawing:
         + ("" if base is None else f" The baseline alone has {number(base)}.")
     )
     return drawing
+
+
+def _unit(findings: Findings) -> str:
+    units = " x ".join(OBJECTIVES[name].unit for name in findings.snapshot.experiment.objectives)
+    return "hypervolume, % x compression" if units == "% x x" else f"hypervolume, {units}"
+
+
+def _what(findings: Findings) -> str:
+    names = findings.snapshot.experiment.objectives
+    if names == DEFAULT:
+        return (
+            "The area that a population dominates above no quality and no compression (the"
+            " baseline's parameters over the candidate's)"
+        )
+    return (
+        f"What a population dominates of all {len(names)} objectives ({', '.join(names)}), above"
+        " none of what is to be high and twice the baseline's of what is to be low"
+    )
 
 
 def _baseline_cross(axes: Axes, findings: Findings) -> None:

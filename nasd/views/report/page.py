@@ -9,8 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from nasd import __version__
+from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
 from nasd.record.lifecycle import ExperimentState
+from nasd.search.objectives import OBJECTIVES
 from nasd.views.report.drawing import COLOURS, Drawing
 from nasd.views.report.findings import TABLES, Findings
 from nasd.views.report.fronts import best_ever
@@ -205,8 +207,17 @@ def _tables(findings: Findings) -> dict[str, list[Table]]:
     return found
 
 
+def _value(findings: Findings, row: CandidateRow, objective: str) -> str:
+    one = findings.snapshot.rival.id if row.is_baseline else row.id
+    value = findings.snapshot.value(one, objective)
+    return NOTHING if value is None else OBJECTIVES[objective].shown(value)
+
+
 def _best_ever(findings: Findings) -> Table:
     shown = [findings.baseline, *best_ever(findings)]
+    names = findings.snapshot.experiment.objectives
+    others = [name for name in names if name not in DEFAULT]
+    by = "quality and parameters" if not others else ", ".join(names)
     return Table(
         [
             "candidate",
@@ -215,6 +226,7 @@ def _best_ever(findings: Findings) -> Table:
             f"against {findings.baseline.name}",
             "of baseline's parameters",
             "parameters",
+            *(OBJECTIVES[name].title for name in others),
             "in the newest population",
         ],
         [
@@ -225,14 +237,15 @@ def _best_ever(findings: Findings) -> Table:
                 signed(None if row.is_baseline else row.quality_against_baseline),
                 of_baseline(row.size),
                 f"{row.parameters:,}",
+                *(_value(findings, row, name) for name in others),
                 "yes" if row in findings.final_population else "no",
             ]
             for row in shown
         ],
         title="The front of all candidates ever scored, the smallest first: no other, of whatever"
-        " generation, is better than one of these in quality and parameters at once. The"
+        f" generation, is better than one of these in {by} at once. The"
         f" {findings.baseline.name} stands beside it.",
-        texts=(0, 6),
+        texts=(0, 6 + len(others)),
         marked=(0,),
     )
 

@@ -6,9 +6,11 @@ from rich.text import Text
 
 from nasd.contract.readable import counted, of_baseline, share_of_baseline
 from nasd.contract.slots import on_gpus
+from nasd.search.objectives import OBJECTIVES
 from nasd.views.status import marks
 from nasd.views.status.events import together
 from nasd.views.status.facts import Facts
+from nasd.views.status.table import others
 from nasd.views.status.text import fit, fitting, line
 
 # -- slots ---------------------------------------------------------------------------------------
@@ -178,13 +180,17 @@ def ahead(facts: Facts, width: int, most: int) -> list[Text]:
     first.sort(key=lambda one: -facts.points[one][0])
     if not first or most < 2:
         return []
-    found = [line((f"{'front':>5} quality  of base  genotype", "dim"))]
     snap = facts.snapshot
-    told = snap.quality(snap.baseline.id) is not None and most > 2
-    shown = [snap.candidates[one] for one in first[: most - 1 - told]]
-    for one in [*shown, snap.baseline] if told else shown:
+    names = others(snap)
+    titles = "".join(f" {OBJECTIVES[name].unit:>9}" for name in names)
+    found = [line((f"{'front':>5} quality  of base{titles}  genotype", "dim"))]
+    compared = snap.quality(snap.baseline.id) is not None and most > 2
+    shown = [snap.candidates[one] for one in first[: most - 1 - compared]]
+    for one in [*shown, snap.baseline] if compared else shown:
         share = of_baseline(snap.size(one.id))
-        row = f"{one.id:>5} {snap.quality(one.id):>7.2f} {share:>8}  {one.genotype}"
+        values = [(OBJECTIVES[name], snap.value(one.id, name)) for name in names]
+        told = "".join(f" {'' if v is None else each.shown(v):>9}" for each, v in values)
+        row = f"{one.id:>5} {snap.quality(one.id):>7.2f} {share:>8}{told}  {one.genotype}"
         found.append(line((row, "cyan" if one.is_baseline else "")))
     return [fit(one, width) for one in found]
 

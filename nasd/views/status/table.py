@@ -7,14 +7,18 @@ from dataclasses import asdict, astuple, dataclass, replace
 from rich.text import Text
 
 from nasd.contract import tasks
+from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import number, parameters, rate, share_of_baseline
 from nasd.record.lifecycle import CandidateKind, State
-from nasd.record.state import Candidate
+from nasd.record.state import Candidate, Snapshot
+from nasd.search.objectives import OBJECTIVES
 from nasd.views.status import marks
 from nasd.views.status.attempts import Where
 from nasd.views.status.facts import Facts
 from nasd.views.status.text import fit, line
 
+OTHER = 9  # columns of an objective beyond the thesis's
+LEAST_WHAT = 12
 WHAT = 32  # columns, enough for most of what there is to say of a candidate
 # Who is shown where there is no room for all.
 _FIRST = (State.RUNNING, State.SCORED, State.PENDING, State.WAITING, State.FAILED, State.CUT)
@@ -37,12 +41,16 @@ class _Columns:
     quality: int = 0
     scores: int = 0
     size: int = 0
+    others: int = 0
     rank: int = 0
     parameters: int = 0
     genotype: int = 0
 
     @classmethod
-    def of(cls, width: int, stages: Sequence[str], ids: Sequence[int]) -> "_Columns":
+    def of(
+        cls, width: int, stages: Sequence[str], ids: Sequence[int], others: int = 0
+    ) -> "_Columns":
+        """others: columns that the objectives take beyond the thesis's."""
         number = max(3, *(len(str(one)) for one in ids)) if ids else 3
         stage = min(12, max(5, *(len(name) for name in stages))) if stages else 5
         if width < 28:
@@ -54,6 +62,9 @@ class _Columns:
         known = cls(
             number, 0, stage, 0, rate=6, curve=8, loss=6, quality=7, scores=0, size=5, rank=4
         )
+        if others and (room := width - known.taken - 2 - LEAST_WHAT + 9) >= OTHER:
+            shown = min(others, room // (OTHER + 1) * (OTHER + 1) - 1)
+            known = replace(known, others=shown, curve=0 if width < 120 else known.curve)
         left = width - known.taken - 1
         if width < 96:
             return replace(known, what=left)
@@ -73,7 +84,9 @@ class _Columns:
         return sum(widths) + len(widths) - 1
 
 
-_RIGHT = {"id", "rate", "loss", "quality", "size", "rank", "parameters", "parent", "scores"}
+_RIGHT = {
+    "id", "rate", "loss", "quality", "size", "rank", "parameters", "parent", "scores", "others",
+}  # fmt: skip
 _NAMES = {
     "id": "id",
     "parent": "from",
@@ -85,6 +98,7 @@ _NAMES = {
     "quality": "quality",
     "scores": "EM    F1",
     "size": "%base",
+    "others": "",
     "rank": "rank",
     "parameters": "params",
     "genotype": "genotype",
@@ -136,9 +150,13 @@ def height_of(facts: Facts) -> int:
 def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
     """A heading, and a line for each of them."""
     stages = [stage["name"] for stage in facts.snapshot.experiment.config["stages"]]
-    columns = _Columns.of(width, stages, list(facts.snapshot.candidates))
+    names = others(facts.snapshot)
+    columns = _Columns.of(
+        width, stages, list(facts.snapshot.candidates), (OTHER + 1) * len(names) - 1 if names else 0
+    )
     widths = {name: width for name, width in asdict(columns).items() if width}
-    heading = _row(widths, _NAMES)
+    titles = [OBJECTIVES[name].unit for name in names]
+    heading = _row(widths, {**_NAMES, "others": _beside(titles, widths.get("others", 0))})
     heading.stylize("dim")
     found = [heading, *(_candidate(facts, one, widths) for one in shown)]
     return [fit(one, width) for one in found]
@@ -198,6 +216,7 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             "quality": "" if quality is None else f"{quality:.2f}",
             "scores": f"{scores['exact_match']:.2f} {scores['f1']:.2f}" if scores else "",
             "size": number(share_of_baseline(snap.size(one.id))),
+            "others": _values(snap, one, widths.get("others", 0)),
             "rank": "" if rank is None else str(rank),
             "parameters": parameters(one.parameters),
             "genotype": str(one.genotype) if "genotype" in widths else "",
@@ -207,6 +226,24 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
     if one.id == facts.chosen:
         row.stylize("reverse")
     return row
+
+
+def others(snap: Snapshot) -> list[str]:
+    """The objectives that have no columns of their own."""
+    return [name for name in snap.experiment.objectives if name not in DEFAULT]
+
+
+def _values(snap: Snapshot, one: Candidate, width: int) -> str:
+    if not width or one.kind is CandidateKind.SCREENING:
+        return ""
+    values = [(OBJECTIVES[name], snap.value(one.id, name)) for name in others(snap)]
+    return _beside(["" if v is None else each.shown(v) for each, v in values], width)
+
+
+def _beside(texts: Sequence[str], width: int) -> str:
+    """As many as there is room for."""
+    count = (width + 1) // (OTHER + 1)
+    return " ".join(f"{text:>{OTHER}}" for text in texts[:count])
 
 
 def _what(facts: Facts, one: Candidate, width: int) -> Text:

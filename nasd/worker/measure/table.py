@@ -78,7 +78,7 @@ def about(measure: Measure) -> dict[str, Any]:
     """What a measurement was made on, and how: who compares two, compares these."""
     engine = ENGINES[measure.engine]
     return {
-        "device": device_name(measure),
+        "name": device_name(measure),
         "software": engine.version(),
         "clock": clock_of(measure.device, measure.threads)[1],
         **measure.model_dump(mode="json"),
