@@ -291,16 +291,17 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
     from nasd.contract.readable import counted
     from nasd.presets.smaller import embeddings
 
-    space, fixed = config.search_space, embeddings(seed.baseline, seed.backbone)
-    room = (asked.target - fixed) / (1 - fixed)
+    space, whole = config.search_space, embeddings(seed.baseline, seed.backbone)
+    fixed = embeddings(seed.baseline, seed.backbone, space.ranks)
+    room = min(1.0, (asked.target - fixed) / (1 - whole))
     population = config.population
     count = population.mu + population.lambda_ * config.experiment.generations
     size = parameters(seed.baseline, seed.backbone)
     return [
         f"the model: {seed.baseline}, {size / 1e6:.1f} M parameters;"
         f" {seed_head.about(seed.has_qa_head, kept=True)}",
-        f"of them {100 * fixed:.0f} % are embeddings, which stay: at most"
-        f" {100 * asked.target:g} % in all leave the blocks {100 * room:.0f} % of theirs",
+        f"of them {100 * whole:.0f} % are embeddings, {100 * fixed:.0f} % at their narrowest:"
+        f" at most {100 * asked.target:g} % in all leave the blocks {100 * room:.0f} % of theirs",
         f"the space: {space.blocks[0]} to {space.blocks[1]} blocks, sizes"
         f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
         f"questions: {100 * config.data.qa.train_share:g} % train, split by"

@@ -1,6 +1,8 @@
 """The search space of a model that is to become smaller: its own modules, and smaller ones."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nasd.contract.errors import NasdError
@@ -10,9 +12,11 @@ from nasd.contract.genotype import (
     FeedForward,
     Genotype,
     parameters,
+    weights_of_words,
 )
 
 STEPS = (0.25, 0.5, 0.75, 1.0)  # of the widest intermediate size
+RANKS = (1 / 4, 1 / 3, 1 / 2, 2 / 3)  # of the width: below a quarter words lose too much
 FINE = 8  # GPUs are fast at multiples of it
 FEWEST_HEADS = 0.25  # of the most that the model has
 STEP = 0.01  # in which a share is told
@@ -27,15 +31,19 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
     ffns = [ffn for block in model.blocks for ffn in block.ffns]
     own = {size for ffn in ffns for size in ffn.sizes}
     sizes = sorted(own | {_fine(step * max(own)) for step in STEPS})
-    check_target(target, parameters(model, backbone), _smallest(model, backbone, sizes[0], 1))
+    ranks = _ranks(model, backbone)
+    least = min(ranks, default=None)
+    check_target(
+        target, parameters(model, backbone), _smallest(model, backbone, sizes[0], 1, least)
+    )
     return {
-        "blocks": [_fewest(model, backbone, target, sizes[0]), len(model.blocks)],
+        "blocks": [_fewest(model, backbone, target, sizes[0], least), len(model.blocks)],
         "heads": _heads({block.heads for block in model.blocks}, backbone.width),
         "ffns": max(len(block.ffns) for block in model.blocks),
         "layers": sorted({2} | {len(ffn.sizes) + 1 for ffn in ffns}),
         "sizes": sizes,
         "activations": sorted({ffn.activation for ffn in ffns}),
-        **({} if model.rank is None else {"ranks": [model.rank]}),
+        "ranks": ranks,
     }
 
 
@@ -52,29 +60,50 @@ def check_target(target: float, whole: int, smallest: int) -> None:
 
 def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
     """Parameters of the smallest encoder in a search space."""
-    return _smallest(model, backbone, min(config_space.sizes), config_space.blocks[0])
+    return _smallest(
+        model,
+        backbone,
+        min(config_space.sizes),
+        config_space.blocks[0],
+        min(config_space.ranks, default=model.rank),
+    )
 
 
-def embeddings(model: Genotype, backbone: Backbone) -> float:
-    """Their share of the model's parameters; nothing is taken from them."""
+def embeddings(model: Genotype, backbone: Backbone, ranks: Sequence[int] = ()) -> float:
+    """Their share of the model's parameters; at the narrowest of these ranks, where there are
+    some."""
     block = model.blocks[0]
-    one, two = (parameters(Genotype((block,) * n, model.rank), backbone) for n in (1, 2))
+    rank = min(ranks, default=model.rank)
+    one, two = (parameters(Genotype((block,) * n, rank), backbone) for n in (1, 2))
     return (one - (two - one)) / parameters(model, backbone)
 
 
-def _smallest(model: Genotype, backbone: Backbone, size: int, blocks: int) -> int:
+def _ranks(model: Genotype, backbone: Backbone) -> list[int]:
+    """Of its word embeddings: its own, and lower ones that take less."""
+    own = backbone.width if model.rank is None else model.rank
+    table = weights_of_words(model, backbone)
+    lower = {_fine(step * backbone.width) for step in RANKS}
+    found = {
+        rank
+        for rank in lower
+        if rank < own and weights_of_words(replace(model, rank=rank), backbone) < table
+    }
+    return sorted(found | (set() if model.rank is None else {model.rank}))
+
+
+def _smallest(model: Genotype, backbone: Backbone, size: int, blocks: int, rank: int | None) -> int:
     first = model.blocks[0]
     block = Block(first.heads, (FeedForward(first.ffns[0].activation, (size,)),))
-    return parameters(Genotype((block,) * blocks, model.rank), backbone)
+    return parameters(Genotype((block,) * blocks, rank), backbone)
 
 
-def _fewest(model: Genotype, backbone: Backbone, target: float, size: int) -> int:
+def _fewest(model: Genotype, backbone: Backbone, target: float, size: int, rank: int | None) -> int:
     """Blocks: the target's share of the model's, or as many as fit into it at their smallest."""
     whole = parameters(model, backbone)
     fits = [
         blocks
         for blocks in range(1, len(model.blocks) + 1)
-        if _smallest(model, backbone, size, blocks) <= target * whole
+        if _smallest(model, backbone, size, blocks, rank) <= target * whole
     ]
     return max(1, min(math.floor(target * len(model.blocks)), fits[-1]))
 
