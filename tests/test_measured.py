@@ -1,7 +1,9 @@
 """A stage that measures: it has the device to itself, and what cannot be measured is never 0."""
 
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from nasd.record.folders import StateFolder
 from nasd.record.state import Snapshot
 from nasd.views.doctor import sources
 from nasd.views.doctor.case import Case
+from nasd.worker import stage as worker
 from nasd.worker.measure import energy, quiet, stage
 from nasd.worker.model.phenotype import Architecture, QuestionAnswering, save
 from nasd.worker.training.progress import quiet as silent
@@ -211,3 +214,54 @@ def test_a_trained_model_is_measured_in_a_process_of_its_own(tmp_path: Path) -> 
     assert 0.8 * weights < metrics["peak_memory_mb"] < 20 * weights
     assert ("energy_j" in metrics) != ("energy_j" in told["unmeasured"])
     assert about["tokens"] == 16 and about["threads"] == 1 and about["name"] not in ("", "cpu")
+
+
+TOLD = {
+    "metrics": {
+        "latency_ms": 2.0,
+        "latency_error": 0.04,
+        "latency_spread": 0.1,
+        "latency_calls": 15.0,
+        "peak_memory_mb": 9.0,
+    },
+    "about": {},
+    "unmeasured": {"energy_j": "there is no RAPL counter"},
+}
+
+
+def evaluated(
+    folder: Path, goes_by: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]
+) -> dict[str, float]:
+    """The metrics of a stage that evaluates, and measures what is told."""
+    config = small_config(**measuring())
+    spec: Any = SimpleNamespace(
+        weights=str(folder), measure=config.measure, goes_by=goes_by, halvings=0
+    )
+    task = SimpleNamespace(score=lambda *given: {"f1": 60.0, "exact_match": 50.0})
+    monkeypatch.setattr(worker.registry, "of", lambda stage: task)
+    monkeypatch.setattr(quiet, "cores", lambda threads, say: [0])
+    monkeypatch.setattr(stage, "_ask", lambda question, threads, progress: told)
+    one: Any = SimpleNamespace(first=True)
+    pulse: Any = silent
+    outcome = worker._evaluate(spec, config.ladder("candidates")[-1], folder / "r", one, pulse)
+    return outcome.metrics
+
+
+def test_scores_and_measurements_are_one_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(tmp_path, ("quality", "peak_memory_mb"), monkeypatch, TOLD)
+    assert found == {"f1": 60.0, "exact_match": 50.0, **TOLD["metrics"]}
+    assert json.loads((tmp_path / "r" / stage.FILE).read_text()) == TOLD
+    said = capsys.readouterr().out
+    assert "energy_j is not measured: there is no RAPL counter" in said
+    assert "only known within 4.0%" in said
+
+
+def test_what_the_search_goes_by_and_is_not_measured_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NasdError, match="energy_j cannot be measured: there is no RAPL counter"):
+        evaluated(tmp_path, ("quality", "energy_j"), monkeypatch, TOLD)
+    with pytest.raises(NasdError, match="no such engine"):
+        evaluated(tmp_path, (), monkeypatch, {"error": "no such engine"})

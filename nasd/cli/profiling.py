@@ -36,9 +36,11 @@ def profile(
     Example: nasd profile --check 30
     """
     from nasd.contract import config as config_module
+    from nasd.record import privacy
     from nasd.views import profiling
 
     settings = config_module.load(config)
+    privacy.make(config.resolve().parent / settings.experiment.state)
     print("measuring, which takes minutes", file=sys.stderr, flush=True)
     found = profiling.read(settings, config, check, again)
     if as_json:
