@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from nasd.cli import app
-from nasd.cli.config_reference import markdown
+from nasd.cli.config_reference import markdown, texts
 from nasd.cli.documents import PARTS, up_to_date
 from nasd.contract.config import Config, Section
 from nasd.contract.errors import NasdError
@@ -71,11 +71,13 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 def test_every_key_says_what_it_means() -> None:
     text = markdown()
     for model in sections():
+        said = texts(model)
         for name, field in model.model_fields.items():
             if name == "data":  # only a name for two sections
                 continue
-            assert field.description, f"{model.__name__}.{name} has no docstring"
-            assert re.search(rf"[`.\[]{field.alias or name}[`\]]", text), name
+            key = field.alias or name
+            assert said.get(key), f"{model.__name__}.{name} has no docstring"
+            assert re.search(rf"[`.\[]{key}[`\]]", text), name
 
 
 def test_types_defaults_and_limits_are_told() -> None:

@@ -648,7 +648,7 @@ def test_it_loads_and_answers_alike_in_a_clean_environment_of_either_transformer
     assert done.returncode == 0, done.stderr
     text, score = json.loads(done.stdout.splitlines()[-1])
     here = oracle.answer(home.folder, *asked)
-    assert (text, score) == (here.text, round(here.score, 4))
+    assert (text, score) == (here.answer, round(here.score, 4))
 
 
 # -- where it puts it ----------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def complete(searches: dict[str, Tick]) -> Findings:
 def written(complete: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "PNG_DPI", 30)
-        return write.write(complete, tmp_path_factory.mktemp("out") / "report").parent
+        return write.write(complete, tmp_path_factory.mktemp("out") / "report", png=True).parent
 
 
 def with_regret(facts: Findings) -> tuple[Findings, list[int]]:
@@ -754,6 +754,32 @@ def test_a_report_holds_every_table_and_figure(complete: Findings, written: Path
         assert there == (set() if name == "missed" else {".svg", ".png"}), said
 
 
+def test_figures_are_drawn_as_png_only_where_that_is_asked_for(
+    complete: Findings, written: Path, tmp_path: Path
+):
+    page = write.write(complete, tmp_path / "plain")
+    assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".svg"}
+    plain, asked = page.read_text(), (written / "index.html").read_text()
+    assert ".png" not in plain
+    assert re.sub(r' <a href="figures/[\w-]+\.png">PNG</a>', "", asked) == plain
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, None, -(2**63), 2**63 - 1], pyarrow.int64()),
+        ([0.1, None, math.inf, -0.0, 1e-320], pyarrow.float64()),
+        ([True, None, False] * 5, pyarrow.bool_()),
+        (["", None, 'Ä\n"', "x" * 1000], pyarrow.string()),
+        *[([], kind) for kind in (pyarrow.int64(), pyarrow.bool_(), pyarrow.string())],
+    ],
+)
+def test_a_column_is_what_pyarrow_would_make_of_it(values: list[Any], kind: pyarrow.DataType):
+    found = write._array(values, kind)
+    found.validate(full=True)
+    assert found.equals(pyarrow.array(values, kind))
+
+
 def test_text_in_svg_files_is_text(written: Path):
     svg = (written / "figures" / "pareto.svg").read_text()
     assert "<text" in svg and "generation 0</text>" in svg
@@ -769,7 +795,8 @@ def test_the_same_experiment_gives_the_same_bytes(
 ):
     monkeypatch.setattr(write, "PNG_DPI", 30)
     again = Findings(complete.snapshot, complete.now)
-    assert contents(write.write(again, tmp_path / "again").parent) == contents(written)
+    made = write.write(again, tmp_path / "again", png=True)
+    assert contents(made.parent) == contents(written)
 
 
 @pytest.fixture

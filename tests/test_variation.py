@@ -27,6 +27,7 @@ from nasd.search.variation.breeding import (
     adopted,
     align,
     check_genotype,
+    check_space,
     diversity,
     draw_ffn,
     draw_heads,
@@ -512,6 +513,22 @@ def test_what_is_outside_of_the_space_is_named(genotype: Genotype, complaint: st
 def test_an_activation_outside_of_the_space_is_named() -> None:
     with pytest.raises(NasdError, match=r"gelu, and search_space\.activations allows relu"):
         check_genotype(BASELINE, space(activations=("relu",)), BACKBONE.width)
+
+
+def test_what_no_machine_has_memory_for_is_refused_before_any_is_taken() -> None:
+    huge = space(blocks=(1, 1000), ffns=64, layers=(2, 64), sizes=(512, 10**6))
+    with pytest.raises(NasdError) as error:
+        check_space(huge, BACKBONE.width)
+    networks = 64 * (2 * 768 * 10**6 + 62 * 10**12 + 63 * 10**6 + 768 + 2 * 768)
+    count = 1000 * (4 * (768**2 + 768) + 2 * 768 + networks)
+    assert f"its largest member would have {count:,} parameters" in str(error.value)
+    check_space(SPACE, BACKBONE.width)
+    allowed = space(blocks=(1, 1000), ffns=64, layers=(2, 3), sizes=(512, 10**6), heads=(12,))
+    one = Genotype((Block(12, (FeedForward("gelu", (10**6, 10**6)),)),))
+    with pytest.raises(NasdError, match=r"the genotype would have 1,001,\S+ parameters"):
+        check_genotype(one, allowed, BACKBONE.width)
+    small = Genotype((Block(12, (FeedForward("gelu", (10**6,)),)),))
+    check_genotype(small, allowed, BACKBONE.width)
 
 
 def test_the_baseline_lies_in_its_space() -> None:

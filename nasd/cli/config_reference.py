@@ -1,8 +1,11 @@
 """Every key of a config, as the tables of docs/config.md: made from the models of nasd.contract."""
 
+import ast
+import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -36,25 +39,40 @@ def _sections(
 ) -> Iterator[tuple[str, type[BaseModel]]]:
     """(title, model) of a section and of all below it; path: its key, in brackets as in TOML."""
     yield f"**`{path}`** {about}".rstrip(), model
-    inner = path.strip("[]")
+    inner, said = path.strip("[]"), texts(model)
     for name, field in _fields(model):
         below = section_in(field.annotation)
         if below is not None:
             key = f"{inner}.{name}" if inner else name
             many = get_origin(field.annotation) is tuple
-            yield from _sections(
-                below, f"[[{key}]]" if many else f"[{key}]", field.description or ""
-            )
+            yield from _sections(below, f"[[{key}]]" if many else f"[{key}]", said.get(name, ""))
 
 
 def _rows(model: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | |"
     yield "|---|---|---|---|"
+    said = texts(model)
     for name, field in _fields(model):
         if section_in(field.annotation) is None:
             kind = _type(field.annotation, field.metadata)
-            about = " ".join((field.description or "").split())
+            about = " ".join(said.get(name, "").split())
             yield f"| `{name}` | {kind} | {_default(field)} | {about} |"
+
+
+def texts(model: type[BaseModel]) -> Mapping[str, str]:
+    """What stands below each key in the code, by the names of the file. Pydantic would read them
+    for every command that imports the config, which costs as much as all its models."""
+    (body,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for one, below in pairwise(body.body):
+        match one, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[model.model_fields[name].alias or name] = text
+    return found
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:

@@ -183,6 +183,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The folder to write, if not state/reports/<name>.")
     ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Each figure as PNG too.")] = False,
     regret: Annotated[
         bool,
         typer.Option(
@@ -210,7 +211,7 @@ def report(
         from nasd.views.report.write import default_folder, read, write
 
         facts = read(folder)
-        page = write(facts, out or default_folder(folder, facts))
+        page = write(facts, out or default_folder(folder, facts), png)
         print("\n".join(words.answer(facts)))
     print(f"\nwrote {page}")
 

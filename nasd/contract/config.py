@@ -123,8 +123,9 @@ def _as_json(value: Any) -> str:
 
 
 class Section(BaseModel):
-    # The texts below the keys are what docs/config.md says of them.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # The texts below the keys are what docs/config.md says of them (nasd.cli.config_reference).
+    # Deferred: most commands only ask a config that was checked before.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Experiment(Section):
@@ -522,7 +523,7 @@ class Config(Section):
     """The search as a whole."""
     seed_model: SeedModel
     """The model whose encoder is searched."""
-    slots: Slots = Slots()
+    slots: Slots = Field(default_factory=Slots)
     """What attempts run on."""
     population: Population
     """How many are kept, bred, and compared."""
@@ -537,7 +538,7 @@ class Config(Section):
     """What models are measured at, and worked out for."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The ladder, one table a stage, climbed in this order."""
-    daemon: Daemon = Daemon()
+    daemon: Daemon = Field(default_factory=Daemon)
     """The daemon's rhythm and patience."""
 
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:

@@ -24,6 +24,8 @@ MOST_BLOCKS = 1000
 MOST_FFNS = 64  # in a block
 MOST_LAYERS = 64  # in a feed-forward network
 LARGEST = 10**6  # of a size, and of a number of heads
+# Each of these may be large, and not all at once: to train so many takes 1.6 TB in float32.
+MOST_PARAMETERS = 10**11
 
 
 @dataclass(frozen=True, slots=True)

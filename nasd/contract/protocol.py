@@ -34,7 +34,7 @@ EXIT_NO_OUTCOME = 1
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 # What a screening's metrics say beside the losses of the mutants.

@@ -19,7 +19,7 @@ from nasd.contract.objectives import LATENCY
 from nasd.contract.squad import read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.launch import child
-from nasd.search.variation.breeding import check_genotype
+from nasd.search.variation.breeding import check_genotype, check_space
 
 SEED_TIMEOUT_SECONDS = 900  # a hub's model may have to be fetched first
 
@@ -86,6 +86,8 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
 def check_seed(config: Config, seed: Seed, origin: str) -> None:
     """Raises NasdError where the seed does not fit the config, or its search space."""
     check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
+    with _named(origin):
+        check_space(config.search_space, seed.backbone.width)
     try:
         check_genotype(seed.baseline, config.search_space, seed.backbone.width)
     except NasdError as error:

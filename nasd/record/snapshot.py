@@ -197,8 +197,11 @@ def holdings(connection: sqlite3.Connection) -> Holdings:
     """Of all attempts that ever were."""
     found: dict[str, list[tuple[float, float]]] = {}
     query = "SELECT slots, started_at, coalesce(ended_at, 9e999) FROM attempt"
-    for slots, *span in connection.execute(query):
-        found.setdefault(slots, []).append((span[0], span[1]))
+    for slots, begun, ended in connection.execute(query):
+        try:
+            found[slots].append((begun, ended))
+        except KeyError:
+            found[slots] = [(begun, ended)]
     return {tuple(json.loads(slots)): spans for slots, spans in found.items()}
 
 
@@ -241,13 +244,13 @@ def _candidate(row: Sequence[Any]) -> Candidate:
         lineage_json=row[5],
         parameters=row[6],
         stage=row[7],
-        state=State(row[8]),
+        state=_STATES[row[8]],
         reason=row[9],
         retried_after=row[10],
         second=row[11],
         ancestry_json=row[12],
         operators=tuple(decoded(row[13])),
-        kind=CandidateKind(row[14]),
+        kind=_KINDS[row[14]],
         untrained=row[15],
         figures_json=row[16],
     )
@@ -271,7 +274,10 @@ def _attempt(row: Sequence[Any]) -> Attempt:
     )
 
 
-_ATTEMPT_STATES = {one.value: one for one in AttemptState}  # quicker than the enum itself
+_STATES = {one.value: one for one in State}  # quicker than the enum itself
+_KINDS = {one.value: one for one in CandidateKind}
+_PHASES = {one.value: one for one in Phase}
+_ATTEMPT_STATES = {one.value: one for one in AttemptState}
 _VERDICTS = {one.value: one for one in AttemptVerdict}
 
 
@@ -407,7 +413,7 @@ def _experiment(rows: _Rows) -> Experiment | None:
 
 def _generations(rows: _Rows, part: _Part) -> tuple[Generation, ...]:
     return tuple(
-        Generation(number, Phase(phase), opened_at, completed_at)
+        Generation(number, _PHASES[phase], opened_at, completed_at)
         for number, phase, opened_at, completed_at in rows(
             "SELECT number, phase, opened_at, completed_at FROM generation"
             f" WHERE {part.generations} ORDER BY number"

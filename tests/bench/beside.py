@@ -56,6 +56,7 @@ def beside(other: Path, here: Path, candidates: int, report: int, generations: i
         at = {name: Path(folder) / name for name in checkouts}
         for name, checkout in checkouts.items():
             print(f"{name}: {checkout}", flush=True)
+            _run(checkout, ["-m", "compileall", "-q", "nasd", "tests"])  # as installed code is
             _run(checkout, ["-c", FILL, str(at[name]), str(candidates), str(report)])
         for _ in range(3):
             for command, (words, size) in COMMANDS.items():

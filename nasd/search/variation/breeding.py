@@ -13,6 +13,7 @@ from itertools import combinations
 from nasd.contract.config import Mutation, SearchSpace, Variation
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import (
+    MOST_PARAMETERS,
     Backbone,
     Block,
     BlockLineage,
@@ -433,7 +434,8 @@ def _pick_parents(
 
 
 def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
-    """Raises NasdError, naming the block and the key, if the genotype is outside of the space."""
+    """Raises NasdError, naming the block and the key, if the genotype is outside of the space; or
+    if it is more than any machine has memory for."""
     fewest, most = space.blocks
     if not fewest <= len(genotype.blocks) <= most:
         raise _outside(f"it has {len(genotype.blocks)} blocks", "blocks", f"{fewest} to {most}")
@@ -461,6 +463,31 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
             for size in ffn.sizes:
                 if size not in space.sizes:
                     raise _outside(f"{where} of size {size}", "sizes", space.sizes)
+
+    _check_memory(_of_blocks(genotype, width), "the genotype")
+
+
+def check_space(space: SearchSpace, width: int) -> None:
+    """Raises NasdError if the largest encoder in it is more than any machine has memory for."""
+    sizes = (max(space.sizes),) * (max(space.layers) - 1)
+    block = Block(1, (FeedForward(space.activations[0], sizes),) * space.ffns)
+    count = space.blocks[1] * _of_blocks(Genotype((block,)), width)
+    _check_memory(count, "search_space: its largest member")
+
+
+def _of_blocks(genotype: Genotype, width: int) -> int:
+    """Its parameters without the embeddings."""
+    bare = Backbone(vocab_size=0, positions=0, width=width)
+    return parameters(genotype, bare) - parameters(Genotype(()), bare)
+
+
+def _check_memory(count: int, what: str) -> None:
+    if count > MOST_PARAMETERS:
+        raise NasdError(
+            f"{what} would have {count:,} parameters in its blocks, more than machines have memory"
+            f" for: take fewer blocks, FFNs or layers, or smaller sizes, of at most"
+            f" {MOST_PARAMETERS:,} in all"
+        )
 
 
 def _outside(what: str, key: str, allowed: object) -> NasdError:

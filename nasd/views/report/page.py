@@ -41,8 +41,10 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def render(findings: Findings, drawings: Sequence[Drawing], notes: Mapping[str, str]) -> str:
-    """notes: sentences to stand below a figure, by its name."""
+def render(
+    findings: Findings, drawings: Sequence[Drawing], notes: Mapping[str, str], png: bool = False
+) -> str:
+    """notes: sentences to stand below a figure, by its name. png: whether it lies there as one."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -83,6 +85,7 @@ def render(findings: Findings, drawings: Sequence[Drawing], notes: Mapping[str, 
             ]
         ),
         tables=TABLES,
+        png=png,
     )
 
 
