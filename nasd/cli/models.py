@@ -29,6 +29,12 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")
     ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="And as model-int8.onnx, both scored on the test data: minutes."
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an exported model that stands there.")
     ] = False,
@@ -65,7 +71,7 @@ def export(
     from nasd.record.lookup import Wish
 
     wish = Wish(smallest_within, max_parameters)
-    done = door.export(state_folder(config, state), candidate, folder, onnx, force, wish)
+    done = door.export(state_folder(config, state), candidate, folder, onnx, force, wish, int8)
     print(
         f"{_named(done.candidate)} (quality {done.quality:.2f}, {of_baseline(done.size)} of the"
         f" baseline's parameters) stands in"
@@ -73,6 +79,10 @@ def export(
     )
     if done.files.onnx_difference is not None:
         print(f"model.onnx is beside it; its logits differ by {done.files.onnx_difference:.0e}")
+    if done.files.int8 is not None:
+        print("model-int8.onnx is beside it, too; on the test data:")
+        for row in (("", "float32", "int8"), *done.files.int8.rows()):
+            print("  {:28}{:>10}{:>10}".format(*row))
 
 
 def _named(candidate: int) -> str:
@@ -87,6 +97,8 @@ def answer(
         str, typer.Option("--context", help="The text to look in; - reads standard input.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="With its place, as JSON.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="By its model.onnx.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="By its model-int8.onnx.")] = False,
 ) -> None:
     """Ask an exported model: the answer as it stands in the text, and its score from 0 to 1.
 
@@ -101,7 +113,7 @@ def answer(
             context = sys.stdin.buffer.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise NasdError(f"standard input is not UTF-8 text ({error.reason})") from error
-    found = oracle.answer(folder, question, context)
+    found = oracle.answer(folder, question, context, oracle.file_of(onnx, int8))
     if as_json:
         print(json.dumps(asdict(found)))
     else:

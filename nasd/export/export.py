@@ -17,17 +17,20 @@ from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, read, write_atomically
 from nasd.control.retention import answering_stage
+from nasd.control.specs import spec
 from nasd.launch import child
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
 from nasd.record.state import Candidate, Snapshot
+from nasd.search.objectives import QUALITY
 from nasd.views import card
 
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
+ONNX, INT8 = "model.onnx", "model-int8.onnx"
 EARLIER = {  # what an export of an earlier nasd could hold
-    CARD, WEIGHTS, "model.onnx", "config.json",
+    CARD, WEIGHTS, ONNX, "config.json",
     "pretrained.py", "phenotype.py", "spans.py",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
 }  # fmt: skip
@@ -51,16 +54,18 @@ def export(
     onnx: bool = False,
     force: bool = False,
     wish: lookup.Wish = lookup.ANY,
+    int8: bool = False,
 ) -> Exported:
     """Writes the candidate of that name into `folder`; raises NasdError, and writes nothing then.
 
-    name: its number, `baseline`, or `best`. wish: what `best` is to mean.
+    name: its number, `baseline`, or `best`. wish: what `best` is to mean. int8: for ONNX Runtime in
+    float32 and in int8, both scored on the test data, which takes minutes.
     force: replace an exported model that stands there.
     """
     folder = _expanded(folder)
     check_place(folder, force)
-    if onnx:
-        check_onnx()
+    if onnx or int8:
+        check_onnx("--int8" if int8 else "--onnx")
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
@@ -74,10 +79,15 @@ def export(
         with written.beside(folder) as beside:
             made = beside / "model"
             made.mkdir()
-            told = _write(state, snap, config, candidate, made, onnx)
+            told = _write(state, snap, config, candidate, made, onnx or int8, int8)
+            compared = told.pop("compared")
             # As all other files: safetensors lets none but the owner read its own.
             (made / WEIGHTS).chmod((made / "config.json").stat().st_mode)
-            files = card.Files(weights_bytes=(made / WEIGHTS).stat().st_size, **told)
+            files = card.Files(
+                weights_bytes=(made / WEIGHTS).stat().st_size,
+                int8=None if compared is None else _runtimes(snap, candidate, made, compared),
+                **told,
+            )
             about = card.text(snap, config, candidate, files, time.time())
             write_atomically(made / CARD, about.encode())
             written.vouch(made)
@@ -125,11 +135,11 @@ def _expanded(folder: Path) -> Path:
         raise NasdError(f"{folder}: {error}") from None
 
 
-def check_onnx() -> None:
+def check_onnx(option: str) -> None:
     missing = [name for name in ONNX_MODULES if find_spec(name) is None]
     if missing:
         raise NasdError(
-            f"--onnx needs {', '.join(missing)}: install the extra, with `bin/setup onnx` or"
+            f"{option} needs {', '.join(missing)}: install the extra, with `bin/setup onnx` or"
             " pip install 'nasd[onnx]'"
         )
 
@@ -173,7 +183,13 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _write(
-    state: Path, snap: Snapshot, config: Config, candidate: Candidate, folder: Path, onnx: bool
+    state: Path,
+    snap: Snapshot,
+    config: Config,
+    candidate: Candidate,
+    folder: Path,
+    onnx: bool,
+    int8: bool,
 ) -> dict[str, Any]:
     """Has a child write all but the card; what it tells."""
     model = _model(state, config, candidate)
@@ -187,6 +203,7 @@ def _write(
         "source": config.seed_model.source,
         "base": _config_folder(state, snap),
         "onnx": onnx,
+        "scoring": _scoring(state, snap, config, candidate) if int8 else None,
     }
     try:
         return child.ask("nasd.worker.export", question, child.BESIDE_A_SEARCH)
@@ -197,6 +214,36 @@ def _write(
         raise
     except child.NoAnswer as error:
         raise NasdError(f"candidate {candidate.id} cannot be exported: {error}") from None
+
+
+def _scoring(
+    state: Path, snap: Snapshot, config: Config, candidate: Candidate
+) -> dict[str, Any]:
+    """What a worker was told that scored it, but for its files for ONNX Runtime, which know one
+    precision and no packing."""
+    base = Path(_config_folder(state, snap))
+    told = spec(snap, config, base, StateFolder(state.resolve()), candidate, attempt=0, slots=1)
+    plain = told.model_copy(update={"precision": "float32", "packing": False, "teacher": None})
+    found: dict[str, Any] = plain.model_dump(mode="json", by_alias=True)
+    return found
+
+
+def _runtimes(
+    snap: Snapshot, candidate: Candidate, made: Path, told: dict[str, Any]
+) -> card.Runtimes:
+    def quality(metrics: dict[str, float]) -> float:
+        found = QUALITY.value(candidate, metrics, snap.baseline)
+        assert found is not None
+        return found
+
+    return card.Runtimes(
+        quality=quality(told["float32"]),
+        quality_int8=quality(told["int8"]),
+        bytes=(made / ONNX).stat().st_size,
+        bytes_int8=(made / INT8).stat().st_size,
+        speed=told["speed"],
+        tokens=told["tokens"],
+    )
 
 
 def _config_folder(state: Path, snap: Snapshot) -> str:

@@ -1,8 +1,9 @@
 """`python -m nasd.worker.answer`: a question to an exported model.
 
-Reads one JSON object from standard input, {"folder", "question", "context"}, and prints one JSON
-line: {"answer", "score", "start", "end"}, or {"error": one sentence}. The code that answers is the
-one that travels with the model, but nasd's own copy of it: none from the folder is run.
+Reads one JSON object from standard input, {"folder", "question", "context"}, with a "file" for ONNX
+Runtime that is to answer or without one, and prints one JSON line: {"answer", "score", "start",
+"end"}, or {"error": one sentence}. The code that answers is the one that travels with the model,
+but nasd's own copy of it: none from the folder is run.
 """
 
 import json
@@ -33,6 +34,8 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
         model: Any = NasdForQuestionAnswering.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds: files missing, cut off
         raise _damaged(folder, error) from error
+    if "file" in asked:
+        _leave_to_runtime(model, folder / asked["file"])
     try:
         found = model.answer(asked["question"], asked["context"])
     except ValueError as error:  # it is of the tokenizer
@@ -43,6 +46,16 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
         "start": found.start,
         "end": found.end,
     }
+
+
+def _leave_to_runtime(model: Any, path: Path) -> None:
+    """Has ONNX Runtime compute the model's logits from a file."""
+    from types import SimpleNamespace
+
+    from nasd.worker import runtime
+
+    found = runtime.session(path)
+    model.forward = lambda ids, mask: SimpleNamespace(**runtime.logits(found, ids, mask))
 
 
 def _check(folder: Path) -> None:

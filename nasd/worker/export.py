@@ -1,7 +1,7 @@
 """`python -m nasd.worker.export`: a trained model as a folder that transformers loads by itself.
 
 Reads one JSON object from standard input, {"model", "tokenizer", "folder", "answering", "source",
-"base", "onnx"}: the folders of the model and of the tokenizer, the one to write, how a question is
+"base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to write, how a question is
 answered (see pretrained.ANSWERING), the seed and where its relative paths start. Prints one JSON
 line: the fields of nasd.views.card.Files but for the size, or {"error": one sentence}.
 """
@@ -21,7 +21,7 @@ from nasd.contract.leash import die_with_parent
 from nasd.worker.caches import sync_tree
 
 CARD = "README.md"
-ONNX = "model.onnx"
+ONNX, INT8 = "model.onnx", "model-int8.onnx"
 TOKENIZER = "PreTrainedTokenizerFast"
 ONNX_TOLERANCE = 1e-4  # of a logit
 
@@ -41,10 +41,13 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
         Path(question["model"]), Path(question["tokenizer"]), folder, question["answering"]
     )
     difference = write_onnx(folder) if question["onnx"] else None
+    scoring = question["scoring"]
+    compared = None if scoring is None else write_int8(folder, scoring)
     sync_tree(folder)
     return {
         "parameters": parameters,
         "onnx_difference": difference,
+        "compared": compared,
         **about_seed(question["source"], Path(question["base"])),
     }
 
@@ -172,6 +175,14 @@ def write_onnx(folder: Path) -> float:
     if not worst <= ONNX_TOLERANCE:
         raise NasdError(f"the ONNX model's logits differ from the model's by {worst:.1e}")
     return worst
+
+
+def write_int8(folder: Path, scoring: dict[str, Any]) -> dict[str, Any]:
+    """Writes model-int8.onnx beside model.onnx; what nasd.worker.int8 tells of the two."""
+    from nasd.worker import int8
+
+    int8.quantise(folder / ONNX, folder / INT8)
+    return int8.compared(folder, {**scoring, "weights": str(folder)})
 
 
 @contextlib.contextmanager
