@@ -819,3 +819,47 @@ def test_onnx_gives_the_same_logits(finished: StateFolder, tmp_path: Path) -> No
         for one, other in zip(session.run(None, given), expected, strict=True):
             assert np.abs(one - other.numpy()).max() <= 1e-4
     assert "model.onnx" in read_card(done.folder)[1]
+
+
+def give_questions(state: StateFolder) -> None:
+    """The demo's, as prepare leaves them."""
+    from nasd.presets.demo import write_demo_data
+    from nasd.worker import prepare
+    from nasd.worker.model import seed
+    from nasd.worker.training.progress import quiet
+    from tests.training import demo_config
+
+    made = state.path / "data"
+    write_demo_data(made / "demo-data")
+    (made / "cache").mkdir()
+    data = demo_config(data__qa__tokens=TOKENS, data__qa__stride=STRIDE).data
+    tokenizer = seed.load_tokenizer(str(DEMO_SEED), made)
+    _, found = prepare.caches(data, made, tokenizer, made / "cache", 5, quiet)
+    state.cache.mkdir(exist_ok=True)
+    found.rename(state.cache / "qa")  # as the database has it
+
+
+@pytest.mark.usefixtures("here")
+def test_int8_is_told_beside_float32_in_the_card_and_at_the_end(
+    search: StateFolder, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    folder = tmp_path / "model"
+    sentence = refused(search, "9", folder, int8=True)
+    assert sentence.startswith(f"int8 cannot be scored, as the test data in {search.cache / 'qa'}")
+    give_questions(search)
+    told = invoke("export", "9", str(folder), "--state", str(search.path), "--int8")
+    rows = {line[:30].strip(): line[30:].split() for line in told.splitlines()[-4:]}
+    assert rows[""] == ["float32", "int8"]
+    sizes = [(folder / name).stat().st_size for name in ("model.onnx", "model-int8.onnx")]
+    assert rows["MB"] == [f"{one / 1e6:.1f}" for one in sizes]
+    body = read_card(folder)[1]
+    found = {line[0]: line[1:] for line in table(body, "Use")}
+    assert found["quality"] == rows["quality"]
+    assert all(0 <= float(one) <= 100 for one in rows["quality"])
+    assert written.vouched(folder)
+    asked = ("answer", str(folder), "-q", QUESTION, "--context", CONTEXT, "--json")
+    assert json.loads(invoke(*asked, "--onnx"))["answer"] == json.loads(invoke(*asked))["answer"]
+    assert json.loads(invoke(*asked, "--int8"))["answer"] in CONTEXT
+    with pytest.raises(NasdError, match="two files: take one"):
+        oracle.file_of(True, True)

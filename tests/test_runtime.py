@@ -1,4 +1,4 @@
-"""Exported models in ONNX Runtime, in float32 and in int8: what the files give, and what is refused."""
+"""Exported models in ONNX Runtime, in float32 and in int8: what they give, what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,7 @@ def test_int8_is_near_and_holds_a_byte_for_each_entry_of_matrices_and_words(home
         spread = one.std()
         assert 0 < (bytes_[name] - one).abs().max() < spread, name
     entries = sum(
-        p.numel()
-        for name, p in model.named_parameters()
-        if p.ndim == 2 and "position" not in name
+        p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "position" not in name
     )
     graph = onnx.load(home / runtime.INT8).graph
     small = [one for one in graph.initializer if one.data_type == onnx.TensorProto.INT8]

@@ -6,13 +6,13 @@ folder is made beside its place and put there whole; a child process writes what
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nasd.contract import config as config_module
-from nasd.contract import written
+from nasd.contract import tasks, written
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, read, write_atomically
@@ -216,13 +216,14 @@ def _write(
         raise NasdError(f"candidate {candidate.id} cannot be exported: {error}") from None
 
 
-def _scoring(
-    state: Path, snap: Snapshot, config: Config, candidate: Candidate
-) -> dict[str, Any]:
+def _scoring(state: Path, snap: Snapshot, config: Config, candidate: Candidate) -> dict[str, Any]:
     """What a worker was told that scored it, but for its files for ONNX Runtime, which know one
     precision and no packing."""
     base = Path(_config_folder(state, snap))
-    told = spec(snap, config, base, StateFolder(state.resolve()), candidate, attempt=0, slots=1)
+    ladder = config.ladder("baseline" if candidate.is_baseline else "candidates")
+    stage = [one for one in ladder if one.train == "none" and tasks.of(one.task).scores][-1]
+    then = replace(candidate, stage=stage.name)
+    told = spec(snap, config, base, StateFolder(state.resolve()), then, attempt=0, slots=1)
     plain = told.model_copy(update={"precision": "float32", "packing": False, "teacher": None})
     found: dict[str, Any] = plain.model_dump(mode="json", by_alias=True)
     return found

@@ -1,9 +1,11 @@
 """`python -m nasd.worker.export`: a trained model as a folder that transformers loads by itself.
 
 Reads one JSON object from standard input, {"model", "tokenizer", "folder", "answering", "source",
-"base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to write, how a question is
-answered (see pretrained.ANSWERING), the seed and where its relative paths start. Prints one JSON
-line: the fields of nasd.views.card.Files but for the size, or {"error": one sentence}.
+"base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to write, how a
+question is answered (see pretrained.ANSWERING), the seed and where its relative paths start,
+whether for ONNX Runtime, and for int8 the spec by which it is scored, or null. Prints one JSON
+line: the fields of nasd.views.card.Files but for the sizes, what nasd.worker.int8 compared, or
+{"error": one sentence}.
 """
 
 import contextlib

@@ -59,8 +59,8 @@ def quantise(source: Path, made: Path) -> None:
 
 
 def rows(model: Any) -> None:
-    """Looks embeddings up in int8, each row with a scale of its own. The quantiser has one scale for
-    the whole table, which its largest entry sets."""
+    """Looks embeddings up in int8, each row with a scale of its own. The quantiser has one for the
+    whole table, which its largest entry sets."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
