@@ -9,9 +9,8 @@ import torch
 
 from nasd.contract.config import SearchSpace, check_against_seed
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Block, FeedForward, Genotype, narrower, unchanged
+from nasd.contract.genotype import Block, FeedForward, Genotype, unchanged
 from nasd.search.variation.breeding import check_genotype
-from nasd.search.variation.keeping import informed
 from nasd.worker import export
 from nasd.worker.model import phenotype
 from nasd.worker.model.inherit import Trace, born
@@ -96,14 +95,6 @@ def test_lower_ranks_lose_more_and_a_chain_of_them_no_more_than_one_step() -> No
     assert lost[0] < lost[1] < lost[2]
     chained = words_of(child_of(child_of(parent, 16), 4))
     torch.testing.assert_close((chained - wanted).square().sum(), lost[2], rtol=1e-3, atol=1e-4)
-
-
-def test_above_narrower_embeddings_the_lowest_block_is_refitted_and_no_other() -> None:
-    narrow = replace(FULL, rank=8)
-    assert narrower(narrow, FULL) and not narrower(FULL, narrow) and not narrower(narrow, narrow)
-    kinds = [line.attention.transfer for line in informed(narrow, unchanged(FULL), [FULL])]
-    assert kinds == ["ranked", "kept"]
-    assert informed(FULL, unchanged(narrow), [narrow]) == unchanged(FULL)
 
 
 def test_a_mutant_with_other_embeddings_shares_no_block_with_its_parent() -> None:

@@ -26,7 +26,7 @@ from nasd.contract.genotype import (
 # Few values each, so that equal genotypes and equal modules come up often.
 ffns = st.builds(
     FeedForward,
-    st.sampled_from(["relu", "gelu"]),
+    st.sampled_from(["relu", "gelu", "relu2"]),
     st.lists(st.sampled_from([2, 4]), min_size=1, max_size=2).map(tuple),
 )
 blocks = st.builds(
@@ -135,8 +135,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(ffn={"sizes": []}), "no hidden size"),
         (broken(ffn={"sizes": [-1]}), "-1 is not a whole number from 1 to 1,000,000"),
         (broken(ffn={"sizes": 3072}), "this is not a genotype"),
-        (broken(ffn={"activation": "tanh"}), "'tanh' is neither"),
-        (broken(ffn={"activation": None}), "None is neither"),
+        (broken(ffn={"activation": "tanh"}), "'tanh' is none of"),
+        (broken(ffn={"activation": None}), "None is none of 'relu', 'gelu', 'relu2'"),
     ],
 )
 def test_what_is_no_genotype_is_refused(data: Any, complaint: str) -> None:

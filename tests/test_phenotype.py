@@ -179,7 +179,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 
 FFNS = st.fixed_dictionaries(
     {
-        "activation": st.sampled_from(["relu", "gelu"]),
+        "activation": st.sampled_from(["relu", "gelu", "relu2"]),
         "sizes": st.lists(st.integers(1, 20), min_size=1, max_size=3),
     }
 )

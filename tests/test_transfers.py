@@ -29,7 +29,7 @@ SIZES = st.sampled_from([8, 16, 24, 48])
 def ffn(layers: int = 2) -> Any:
     return st.builds(
         FeedForward,
-        st.sampled_from(["relu", "gelu"]),
+        st.sampled_from(["relu", "gelu", "relu2"]),
         st.lists(SIZES, min_size=1, max_size=layers).map(tuple),
     )
 
@@ -86,7 +86,7 @@ def growths(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
             sizes = [size + draw(st.integers(0, 5)) for size in one.sizes]
             if larger:  # one more layer behind any of these
                 at = draw(st.integers(0, len(sizes) - 1))
-                factor = draw(st.sampled_from([1, 2]))
+                factor = draw(st.sampled_from([2] if one.activation == "relu2" else [1, 2]))
                 sizes.insert(at + 1, factor * one.sizes[at] + larger[0])
             grown = FeedForward(one.activation, tuple(sizes))
             ffns.append(grown)

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import shown
 
-Activation = Literal["relu", "gelu"]
+Activation = Literal["relu", "gelu", "relu2"]  # the last: relu, squared (Primer, So et al. 2021)
+LETTERS = {"relu": "r", "gelu": "g", "relu2": "s"}  # as they stand in a genotype's line
 Origin = Literal["kept", "altered", "added"]
 Transfer = Literal["kept", "fresh", "identity", "ranked"]
 
@@ -324,13 +325,6 @@ def weights_of_ffn(ffn: FeedForward, width: int) -> int:
     return sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
 
 
-def narrower(child: Genotype, parent: Genotype) -> bool:
-    """Whether the child's word embeddings cannot be all that the parent's are."""
-    if child.rank is None:
-        return False
-    return parent.rank is None or child.rank < parent.rank
-
-
 def distance(one: Genotype, other: Genotype) -> int:
     """How many modules differ with the blocks aligned by position; a module without a partner
     counts as one, and so do embeddings of another rank. The measure of diversity for the initial
@@ -367,7 +361,7 @@ def text_of(data: Mapping[str, Any]) -> str:
 
 
 def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
-    return activation[0] + "-".join([str(size) for size in sizes])
+    return LETTERS[activation] + "-".join([str(size) for size in sizes])
 
 
 def _block_text(heads: int, ffns: Iterable[str]) -> str:
@@ -393,8 +387,8 @@ def _count(value: Any) -> int:
 
 
 def _activation(value: Any) -> Activation:
-    if value == "relu":
-        return "relu"
-    if value == "gelu":
-        return "gelu"
-    raise ValueError(f"{shown(value)} is neither 'relu' nor 'gelu'")
+    known: tuple[Activation, ...] = get_args(Activation)
+    for activation in known:
+        if value == activation:
+            return activation
+    raise ValueError(f"{shown(value)} is none of {', '.join(map(repr, known))}")

@@ -15,8 +15,9 @@ from nasd.contract.genotype import (
     Genotype,
     Lineage,
     ModuleLineage,
-    narrower,
 )
+
+PASSING = {"relu2": 2}  # units that a value needs to pass through it, where that is more than one
 
 
 def informed(child: Genotype, lineage: Lineage, parents: Sequence[Genotype]) -> Lineage:
@@ -24,12 +25,10 @@ def informed(child: Genotype, lineage: Lineage, parents: Sequence[Genotype]) -> 
 
     What is added begins as doing nothing (`identity`), an FFN that holds what stood there grows out
     of it (`identity`), and any other module becomes what is most like it (`ranked`). Above a block
-    that is gone, or one of another parent's, or embeddings that have lost some of their rank, all
-    is refitted to the states that it now sees.
+    that is gone, or one of another parent's, all is refitted to the states that it now sees.
     """
     found = []
-    # (parent, block) of the nearest continued block below
-    below: tuple[int, int] | None = None if narrower(child, parents[0]) else (0, -1)
+    below: tuple[int, int] | None = (0, -1)  # (parent, block) of the nearest continued block below
     for block, line in zip(child.blocks, lineage, strict=True):
         if line.source is None:
             found.append(
@@ -81,6 +80,12 @@ def holds(ffn: FeedForward, other: FeedForward) -> bool:
     for rest in combinations(range(1, len(wanted)), len(own) - 1):
         places = (0, *rest)
         reached = [sum(one <= place for one in places) - 1 for place in range(len(wanted))]
-        if all(size >= own[layer] for size, layer in zip(wanted, reached, strict=True)):
+        room = [
+            PASSING.get(ffn.activation, 1) ** (place not in places) for place in range(len(wanted))
+        ]
+        if all(
+            size >= each * own[layer]
+            for size, each, layer in zip(wanted, room, reached, strict=True)
+        ):
             return True
     return False

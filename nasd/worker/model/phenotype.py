@@ -24,7 +24,18 @@ from torch import Tensor, nn
 MODEL_TYPE = "nasd"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+def relu2(states: Tensor) -> Tensor:
+    """relu, squared (Primer, So et al. 2021)."""
+    return F.relu(states).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "relu2": relu2,
+}
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
 MOST_PARAMETERS = 4 * 10**9  # of all together: 16 GB in float32

@@ -351,7 +351,9 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         )
     if own("activation") not in phenotype.ACTIVATIONS:
         raise _error(
-            source, f"its activation is {own('activation')!r}: take a seed with gelu or relu"
+            source,
+            f"its activation is {own('activation')!r}: take a seed with one of"
+            f" {', '.join(phenotype.ACTIVATIONS)}",
         )
     block = {
         "heads": own("heads"),

@@ -7,7 +7,8 @@ TRANSFERS has them by the names that a lineage knows; each fills the module of a
 Growth rests on two facts of a post-norm block. The norm of a normed vector changes nothing, so a
 new layer whose output is zero changes nothing either, if its norm takes the gamma and beta of the
 one below, which becomes the plain norm. And act(x) - act(-x) = x, for relu and for gelu, so a
-linear layer can be slipped in behind an activation (in the spirit of Net2Net, Chen et al. 2016).
+linear layer can be slipped in behind an activation (in the spirit of Net2Net, Chen et al. 2016);
+relu2, its square, has another way.
 Shapes: n windows of l tokens, t of them no padding; w = the backbone's width; m units.
 """
 
@@ -23,6 +24,14 @@ from nasd.worker.model.phenotype import ACTIVATIONS, Attention, FeedForward, ini
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refit, refitted
 
 SHIFT = 6.0  # gelu(x + SHIFT) - SHIFT = x to 2e-8, for x that a gelu has given
+FAR = 64.0  # ((x + FAR)^2 - FAR^2) / (2 FAR) = x + x^2 / (2 FAR)
+# How a value passes through an activation with one unit: what is added before it, and what it is
+# multiplied with and added behind it. Through relu2 only nearly, for what is small beside FAR.
+ALONE = {
+    "relu": (0.0, 1.0, 0.0),
+    "gelu": (SHIFT, 1.0, -SHIFT),
+    "relu2": (FAR, 1 / (2 * FAR), -FAR / 2),
+}
 
 
 # -- the four kinds ------------------------------------------------------------------------------
@@ -203,8 +212,16 @@ def _grow(
 
 def _passed(units: int, size: int, activation: str) -> tuple[Linear, Linear] | None:
     """How values that an activation has given pass through one more of it: what writes them, and
-    what reads them again. relu leaves them alone; gelu does so in pairs, or far from zero."""
+    what reads them again. relu leaves them alone; gelu does so in pairs, or far from zero; relu2 in
+    pairs, as (x + 1)^2 - x^2 = 2 x + 1, and what it has given is not negative."""
     one, nothing = torch.eye(units), torch.zeros(units)
+    if activation == "relu2":
+        if size < 2 * units:
+            return None
+        return (
+            Linear(torch.cat([one, one]), torch.cat([nothing + 1, nothing])),
+            Linear(torch.cat([one, -one], 1) / 2, nothing - 0.5),
+        )
     if activation == "relu" and size >= units:
         return Linear(one, nothing), Linear(one, nothing)
     if size >= 2 * units:
@@ -255,9 +272,9 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
             telling = _telling(theirs[-1], linears[-1].weight, own[-1])
             chosen = telling[torch.isin(telling, units)][:size].sort().values
             picks = torch.searchsorted(units, chosen)
-            shift = 0.0 if _activation(into) == "relu" else SHIFT
+            shift, scale, back = ALONE[_activation(into)]
             start = Linear(reads.weight[picks], reads.bias[picks] + shift)
-            code = Linear(torch.eye(len(chosen)), torch.full((len(chosen),), -shift))
+            code = Linear(scale * torch.eye(len(chosen)), torch.full((len(chosen),), back))
             exact = exact and len(chosen) == len(units)
             units = chosen
         spare = size - len(units)
