@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from nasd.contract import latency
 from nasd.contract.config import Measure, SearchSpace, check_against_seed
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Block, FeedForward, Genotype
+from nasd.contract.footprint import exported_bytes, int8_bytes
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.latency import Table, fitted
 from nasd.control import preflight
 from nasd.record.folders import StateFolder
@@ -144,7 +145,11 @@ def test_a_config_may_name_exactly_the_engines_that_there_are() -> None:
 def model_of(seed: int) -> QuestionAnswering:
     torch.manual_seed(0)
     drawn = latency.drawn(SPACE.model_copy(update={"blocks": (1, 1)}), random.Random(seed))
-    return QuestionAnswering(ARCH.with_genotype(drawn.to_json())).eval()
+    model = QuestionAnswering(ARCH.with_genotype(drawn.to_json())).eval()
+    for weight in model.parameters():  # norms that are alike would be one in a graph
+        if weight.dim() == 1:
+            torch.nn.init.normal_(weight)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +196,23 @@ def test_graphs_take_any_number_of_examples_and_tokens(exported: bytes) -> None:
             one.name: there.numpy() for one, there in zip(session.get_inputs(), given, strict=True)
         }
         assert session.run(None, feed)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_bytes_of_an_export_in_int8_are_its_files_but_for_the_graph(
+    exported: bytes, tmp_path: Path
+) -> None:
+    import onnx
+
+    from nasd.worker import int8
+
+    (tmp_path / "plain.onnx").write_bytes(exported)
+    int8.quantise(tmp_path / "plain.onnx", tmp_path / "int8.onnx")
+    weights = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    held = sum(onnx.numpy_helper.to_array(one).nbytes for one in weights)
+    drawn = latency.drawn(SPACE.model_copy(update={"blocks": (1, 1)}), random.Random(2))
+    backbone = Backbone(ARCH.vocab_size, ARCH.positions, ARCH.width)
+    assert int8_bytes(drawn, backbone) == pytest.approx(held, abs=150)  # of shapes and such
+    assert int8_bytes(drawn, backbone) < 0.7 * exported_bytes(drawn, backbone)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Model:
 
 
 figured = st.fixed_dictionaries(
-    {name: st.floats(1e-3, 1e15) for name in ("flop", "bytes", "latency_ms")}
+    {name: st.floats(1e-3, 1e15) for name in ("flop", "bytes", "bytes_int8", "latency_ms")}
 )
 models = st.builds(Model, st.integers(1, 10**12), figured)
 ON_A_DEVICE = ("peak_memory_mb", "energy_j")

@@ -141,10 +141,10 @@ class Experiment(Section):
     """When so many are spent, running attempts stop at a checkpoint and the search halts."""
     objectives: Annotated[tuple[str, ...], BeforeValidator(_objectives)] = DEFAULT
     """What candidates are selected by, two to five of `quality` (of their answers), `compression`
-    (the baseline's parameters over theirs), `flop` (operations of a forward pass), `bytes` (of the
-    exported weights), `latency_ms` (of a forward pass, told from a table of measured modules, and
-    measured where a stage does that), and `peak_memory_mb` and `energy_j`, which a stage has to
-    measure."""
+    (the baseline's parameters over theirs), `flop` (operations of a forward pass), `bytes` and
+    `bytes_int8` (of the exported weights), `latency_ms` (of a forward pass, told from a table of
+    measured modules, and measured where a stage does that), and `peak_memory_mb` and `energy_j`,
+    which a stage has to measure."""
 
     limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:

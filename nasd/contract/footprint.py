@@ -1,5 +1,7 @@
 """What a model weighs and does, worked out from its genotype alone."""
 
+from itertools import pairwise
+
 from nasd.contract.genotype import Backbone, Genotype, parameters, weights_of_ffn
 
 FLOAT32 = 4  # bytes
@@ -23,3 +25,29 @@ def exported_bytes(genotype: Genotype, backbone: Backbone) -> int:
     hundred bytes for each tensor's name and shape on top."""
     head = ANSWERS * (backbone.width + 1)
     return FLOAT32 * (parameters(genotype, backbone) + head)
+
+
+def int8_bytes(genotype: Genotype, backbone: Backbone) -> int:
+    """Of the weights of the same model in int8 (nasd.worker.int8): a byte for each entry of a
+    matrix or of the word embeddings, with a scale in float32 and a zero for each column, or a scale
+    for each token; positions, norms and biases in float32. The file has its graph on top."""
+    width, words = backbone.width, backbone.vocab_size
+    rank = genotype.rank or width
+    found = words * (rank + FLOAT32) + FLOAT32 * (backbone.positions + 2) * width
+    if genotype.rank is not None:
+        found += _int8_matrix(rank, width)
+    norm = 2 * FLOAT32 * width
+    for block in genotype.blocks:
+        found += norm + 4 * _int8_layer(width, width)
+        for ffn in block.ffns:
+            layers = pairwise((width, *ffn.sizes, width))
+            found += norm + sum(_int8_layer(into, out) for into, out in layers)
+    return found + _int8_layer(width, ANSWERS)
+
+
+def _int8_matrix(into: int, out: int) -> int:
+    return into * out + out * (FLOAT32 + 1)
+
+
+def _int8_layer(into: int, out: int) -> int:
+    return _int8_matrix(into, out) + FLOAT32 * out

@@ -14,14 +14,15 @@ from nasd.search.objectives.memory import MEMORY
 from nasd.search.objectives.objective import Model, Objective
 from nasd.search.objectives.parameters import COMPRESSION
 from nasd.search.objectives.quality import QUALITY
-from nasd.search.objectives.size import BYTES
+from nasd.search.objectives.size import BYTES, BYTES_INT8
 from nasd.search.pareto import Point
 
 __all__ = ["COMPRESSION", "OBJECTIVES", "QUALITY", "Model", "Objective"]
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 OBJECTIVES: Mapping[str, Objective] = {
-    one.name: one for one in (QUALITY, COMPRESSION, FLOP, BYTES, LATENCY, MEMORY, ENERGY)
+    one.name: one
+    for one in (QUALITY, COMPRESSION, FLOP, BYTES, BYTES_INT8, LATENCY, MEMORY, ENERGY)
 }
 
 

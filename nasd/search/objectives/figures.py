@@ -4,7 +4,7 @@ is born, and recorded with it."""
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from nasd.contract.footprint import exported_bytes, flop
+from nasd.contract.footprint import exported_bytes, flop, int8_bytes
 from nasd.contract.genotype import Backbone, Genotype
 from nasd.contract.latency import Table
 from nasd.contract.objectives import LATENCY
@@ -21,6 +21,7 @@ def figures(
     return {
         "flop": flop(genotype, backbone, measure.batch, measure.tokens),
         "bytes": exported_bytes(genotype, backbone),
+        "bytes_int8": int8_bytes(genotype, backbone),
         **({} if table is None else {LATENCY: table.predict(genotype)}),
     }
 
