@@ -18,7 +18,7 @@ from nasd.worker import prepare
 from nasd.worker.model import outside
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.model.seed import load_tokenizer
-from nasd.worker.tasks import notes, registry, teachers
+from nasd.worker.tasks import notes, qa, registry, teachers
 from nasd.worker.tasks.by_character import ByCharacter, Window, fits, moved
 from nasd.worker.tasks.passages import CLS, QaFeatures
 from nasd.worker.tasks.task import Ranks
@@ -208,7 +208,7 @@ def test_an_attempt_learns_from_it(shop: Workshop, alone: Ranks, tmp_path: Path)
     assert outcome.verdict is Verdict.SUCCEEDED, folder.log.read_text()
     assert spec.stage is not None
     registry.ask(spec, spec.stage, alone, quiet)
-    logits = notes.load(notes.place(spec))
+    logits = notes.load(notes.place(qa.NOTEBOOK, spec))
     train = QaFeatures.load(Path(spec.qa_cache) / "train")
     assert logits.shape == (2, len(train.tokens))
     assert float(np.abs(logits).max()) > 0

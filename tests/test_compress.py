@@ -181,7 +181,7 @@ def test_a_model_or_a_wish_that_cannot_be_is_refused_in_a_sentence_and_nothing_i
     done = nasd("compress", *arguments, folder=home)
     assert (done.returncode, done.stdout) == (2, "")
     looking, line = done.stderr.splitlines()
-    assert looking == "looking at the model and the questions ..."
+    assert looking == "looking at the model and the data ..."
     assert line.startswith("nasd: ") and words in line
     assert sorted(home.rglob("*")) == before
 

@@ -74,7 +74,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stages__finetune__keep": 0.5}, "stages.finetune", "keep stands only on an MLM stage"),
     ({"stages__finetune__slots": 0}, "stages.finetune.slots", "(it is 0)"),
     ({"stages__finetune__epochs": None}, "stages.finetune", "epochs and learning_rate are missing"),
-    ({"stages__finetune__task": "ner"}, "stages.finetune.task", "'mlm' or 'qa'"),
+    ({"stages__finetune__task": "ner"}, "stages.finetune.task", "'mlm', 'qa', 'classify'"),
     ({"stages__finetune__train": "new"}, "stages.finetune", 'train = "new" stands only'),
     ({"stages__evaluate__epochs": 1}, "stages.evaluate", "no meaning"),
     ({"stages__pretrain_head__who": "all"}, "stages.pretrain_head", 'who = "baseline"'),

@@ -115,8 +115,7 @@ def test_much_that_the_vocabulary_does_not_know_is_told_before_and_after(folder,
     config = demo_config()
     found = look(folder, tokenizer, config)
     assert 0.02 < found["mlm_unknown"] < 0.5
-    mlm, qa = prepare.caches(config.data, folder, tokenizer, folder / "c", 1, quiet)
-    counts = prepare.counts(mlm, qa)
+    counts = prepare.counts(*prepare.caches(config.data, folder, tokenizer, folder / "c", 1, quiet))
     assert counts["mlm_unknown"] == pytest.approx(found["mlm_unknown"], abs=0.02)
     assert counts["qa_unknown"] == 0
     told = [text for text in caveats.of(counts) if "[UNK]" in text]

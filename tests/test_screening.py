@@ -274,7 +274,7 @@ def test_what_a_teacher_has_said_is_of_the_windows_that_are_trained_on(shop: Wor
     train = QaFeatures.load(cache / "train")
     held = held_out(len(train), 5)
     said = np.stack([train.tokens, train.tokens]).astype(np.float16)  # as if it echoed each token
-    noted = Noted(said, train.bounds, rows_of(train, held))
+    noted = Noted(said, train.bounds, rows_of(train, held), QaTask.arranged)
     task = QaTask.load(None, cache, without=held)  # type: ignore[arg-type]
     indices = np.arange(0, task.train_size, 7)
     batch = task.batch(indices, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nasd.contract import seed_head
+from nasd.contract import seed_head, tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Verdict
 from nasd.worker.model import phenotype, seed
@@ -111,7 +111,7 @@ def test_the_baseline_scores_what_the_checkpoint_answers(
     assert outcome is not None, folder.log.read_text()
     assert outcome.verdict is Verdict.SUCCEEDED, outcome.message
     assert outcome.prepared is not None and outcome.prepared.keeps_qa_head
-    assert seed_head.about(has=True, kept=True) in folder.log.read_text()
+    assert seed_head.about(tasks.QA, has=True, kept=True) in folder.log.read_text()
     config = demo_config()
     spec = shop.spec(
         stage(config, "evaluate"),

@@ -38,6 +38,7 @@ CANDIDATE_KEYS = {
     "losses",
     "exact_match",
     "f1",
+    "scores",
     "quality",
     "rank",
     "rank_so_far",

@@ -2,7 +2,9 @@
 
 import ast
 import math
+from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 
 import nasd
 from nasd.contract import tasks
-from nasd.contract.config import parse
+from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import (
     Backbone,
@@ -31,12 +33,23 @@ from nasd.worker.tasks import registry
 from nasd.worker.tasks.task import Batch, Outputs, Ranks, Task
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import train as run_training
+from tests.labelled import LABELLED, search_config, write
 from tests.training import Notes, Workshop, demo_config, make_workshop, run_of
 
 ROOT = Path(nasd.__file__).parent
 # Where a task may be told from another: its own files, in either plane.
 OWN = {"contract/tasks.py", *(f"worker/tasks/{name}.py" for name in tasks.TASKS)}
-VOLUMES = Volumes(2000, 8, 400, 100, 404, 1000, qa_tokens=40.0)
+VOLUMES = Volumes(
+    2000, 8, 400, 100, 404, 1000, qa_tokens=40.0,
+    labelled_train=400, labelled_test=100, labelled_tokens=20.0,
+)  # fmt: skip
+
+
+def config_for(name: str) -> Config:
+    """Of a search with stages of the task."""
+    return search_config(name) if name in LABELLED else demo_config()
+
+
 ENTRIES = pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda one: one.name)
 
 
@@ -53,7 +66,7 @@ def test_no_file_but_its_own_names_a_task():
 
 @ENTRIES
 def test_each_entry_says_all_that_the_control_plane_asks(task: tasks.Task):
-    config = demo_config()
+    config = config_for(task.name)
     assert tasks.of(task.name) is task
     assert task.words
     assert task.stage.split(" ")[0] in ("a", "an")
@@ -63,13 +76,16 @@ def test_each_entry_says_all_that_the_control_plane_asks(task: tasks.Task):
     assert 0 < task.tokens(config.data, VOLUMES) <= task.limit(config.data)
     assert task.looks(VOLUMES) > 0
     assert bool(task.tested(VOLUMES)) == task.scores
+    assert {metric for metric, _ in task.shown} <= set(task.metrics)
+    assert bool(task.shown) == task.scores == (task.card is not None)
+    assert task.chosen == ("quality" in task.metrics)
     masks = task.masks(config.data)
     assert masks is None or 0 < masks < task.limit(config.data)
 
 
 @ENTRIES
 def test_each_entrys_stages_are_accepted_with_what_it_trains_and_priced(task: tasks.Task):
-    config = demo_config()
+    config = config_for(task.name)
     ffn = FeedForward("relu", (64,))
     genotype = Genotype((Block(4, (ffn,)), Block(4, (ffn, ffn))))
     backbone = Backbone(width=64, vocab_size=500, positions=128)
@@ -88,7 +104,7 @@ def test_what_a_task_does_not_train_is_refused_in_a_sentence_that_names_who_does
     task: tasks.Task,
 ):
     for train in {"new", "all", "head", "none"} - set(task.trains):
-        config = demo_config().model_dump(by_alias=True)
+        config = config_for(task.name).model_dump(by_alias=True)
         stage = next(one for one in config["stages"] if one["task"] == task.name)
         stage |= {"train": train, "keep": None}
         if train == "none":
@@ -110,13 +126,28 @@ LOSSES = {"mlm": 6.352739, "qa": 16.213848}
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return make_workshop(tmp_path_factory.mktemp("workshop"))
+def shops(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workshop]:
+    """A workshop for each task, made when it is asked for."""
+
+    @cache
+    def made(task: str) -> Workshop:
+        folder = tmp_path_factory.mktemp("workshop")
+        if task not in LABELLED:
+            return make_workshop(folder)
+        write(folder, task)
+        return make_workshop(folder, search_config(task))
+
+    return lambda name: made(name if name in LABELLED else "")
+
+
+@pytest.fixture
+def shop(shops: Callable[[str], Workshop], name: str) -> Workshop:
+    return shops(name)
 
 
 def spec_of(shop: Workshop, name: str, train: str, **changes: Any) -> Spec:
     """An attempt at a stage of the task; where new modules train, of a child with one."""
-    stage = next(one for one in demo_config().stages if one.task == name and one.train != "none")
+    stage = next(one for one in config_for(name).stages if one.task == name and one.train != "none")
     settings: dict[str, Any] = {"train": train, "epochs": 0.2, "batch": 8, "evaluations": 2}
     if train == "none":
         settings |= {"epochs": None, "learning_rate": None}
@@ -198,10 +229,10 @@ def test_each_task_evaluates_to_the_metrics_that_the_control_plane_knows(
     assert {"loss"} <= found.keys() <= set(known.metrics)
     volumes = Volumes(**{one.name: getattr(shop.prepared, one.name) for one in counted()})
     assert task.train_size == known.examples(volumes)
-    assert task.longest <= known.limit(demo_config().data)
+    assert task.longest <= known.limit(shop.data)
     assert (task.lengths is not None) == known.varies
     assert task.uniform != known.varies
-    masks = known.masks(demo_config().data)
+    masks = known.masks(shop.data)
     outputs = task.outputs(task.model, task.batch(np.arange(2), 7))
     assert all(len(one) == 2 for one in outputs)
     assert masks is None or outputs[0].shape[1] == masks
@@ -230,6 +261,15 @@ def counted() -> list[Any]:
     return [one for one in fields(Volumes) if one.name != "qa_tokens"]
 
 
+def apart(task: Task, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A teacher's outputs from a student's."""
+    if task.compared == "values":
+        return (one - other).square().sum()
+    return (
+        F.kl_div(one.log_softmax(-1), other.softmax(-1), reduction="sum") * len(one) / one.numel()
+    )
+
+
 class Distilled:
     """Another task, whose outputs are to be a teacher's as well: `share` of the loss is the
     divergence from those.  All else it leaves to the task that it is wrapped around."""
@@ -247,11 +287,10 @@ class Distilled:
 
     def loss(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         mine, theirs = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
-        apart = sum(
-            F.kl_div(one.log_softmax(-1), other.softmax(-1), reduction="sum") / one[0].numel()
-            for one, other in zip(mine, theirs, strict=True)
+        between = sum(
+            apart(self._task, one, other) for one, other in zip(mine, theirs, strict=True)
         )
-        return (1 - self._share) * self._task.loss(mine, batch) + self._share * apart
+        return (1 - self._share) * self._task.loss(mine, batch) + self._share * between
 
 
 @WORKERS
@@ -264,6 +303,9 @@ def test_a_task_that_distils_can_wrap_any_other(
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.mul_(0.9)
+        if name in LABELLED:  # a fresh head says next to nothing, as its teacher's does
+            for parameter in student.model.get_submodule(student.model.head_name).parameters():
+                parameter.mul_(10)
     taught: Task = Distilled(student, teacher, 1.0)
     half: Task = Distilled(student, teacher, 0.5)
     own: Task = Distilled(student, teacher, 0.0)
@@ -274,9 +316,11 @@ def test_a_task_that_distils_can_wrap_any_other(
     assert torch.equal(loss_of(own, [0, 1, 2]), loss_of(student, [0, 1, 2]))
     mean = (loss_of(own, [0, 1, 2]) + loss_of(taught, [0, 1, 2])) / 2
     torch.testing.assert_close(loss_of(half, [0, 1, 2]), mean)
-    apart = loss_of(taught, [0, 1, 2])
-    assert apart > 0
+    shown = [0, 1, 2] if name not in LABELLED else list(range(48))
+    before = loss_of(taught, shown)
+    assert before > 0
     assert spec.stage is not None
-    run_training(taught, spec.stage, alone, run_of(tmp_path, Notes()))
+    stage = spec.stage.model_copy(update={"epochs": 1}) if name in LABELLED else spec.stage
+    run_training(taught, stage, alone, run_of(tmp_path, Notes()))
     student.model.eval()
-    assert loss_of(taught, [0, 1, 2]) < apart  # it has come closer to its teacher
+    assert loss_of(taught, shown) < before  # it has come closer to its teacher

@@ -13,7 +13,7 @@ from nasd.contract.config import Teacher
 from nasd.contract.protocol import Outcome, Spec, Teaching, Verdict
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.tasks import notes, registry, taught
+from nasd.worker.tasks import notes, qa, registry, taught
 from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.task import Ranks, Task
 from nasd.worker.training import distance
@@ -283,7 +283,7 @@ def test_other_weights_are_another_teacher_and_old_notes_go(
         spec = lesson(shop, tmp_path / str(number))
         assert spec.stage is not None
         registry.ask(spec, spec.stage, alone, quiet)
-        made.append(notes.place(spec))
+        made.append(notes.place(qa.NOTEBOOK, spec))
     assert len(set(made)) == 3
     assert not made[0].exists()
     assert made[1].exists()

@@ -19,7 +19,7 @@ from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.stage import run as run_stage
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
-from nasd.worker.tasks.qa import QaTask, packing_of
+from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, ahead
 from nasd.worker.training.stop import Stopped
 from nasd.worker.training.train import Order, Run, _batches, train
@@ -105,7 +105,7 @@ def test_questions_are_packed_where_the_device_is_fast_at_every_head(
     update = {"precision": precision, "packing": packing}
     spec = shop.spec(stage(CONFIG, "finetune")).model_copy(update=update)
     for rank in (0, 1):
-        assert packing_of(spec, arch, Ranks(rank, 2, torch.device(device))) is packs
+        assert packing.of(spec, arch, Ranks(rank, 2, torch.device(device))) is packs
     assert capsys.readouterr().out.count(f"questions are {words}") == 1  # by the first rank
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from nasd.contract.config import Config, Stage, parse
+from nasd.contract.config import Config, Data, Stage, parse
 from nasd.contract.genotype import Genotype, Lineage, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, read, write
 from nasd.launch.launcher import wait_until
@@ -46,6 +46,7 @@ class Workshop:
     prepared: Prepared
     seed_weights: Path
     baseline: Genotype
+    data: Data
 
     def spec(self, stage: Stage | None, weights: Path | None = None, **changes: Any) -> Spec:
         """An attempt of the baseline at `stage`, in float32 without dropout."""
@@ -57,7 +58,7 @@ class Workshop:
             "seed": 5,
             "dropout": 0.0,
             "source": SOURCE,
-            "data": demo_config().data,
+            "data": self.data,
             "config_folder": str(self.folder),
             "genotype": self.baseline.to_json(),
             "lineage": [block.to_json() for block in unchanged(self.baseline)],
@@ -66,6 +67,7 @@ class Workshop:
             "cache": str(self.folder / "cache"),
             "mlm_cache": self.prepared.mlm_cache,
             "qa_cache": self.prepared.qa_cache,
+            "labelled_cache": self.prepared.labelled_cache,
             "tensorboard": "",
             "precision": "float32",
             "threads": 1,
@@ -86,28 +88,32 @@ class Workshop:
         }
 
 
-def make_workshop(folder: Path) -> Workshop:
+def make_workshop(folder: Path, config: Config | None = None) -> Workshop:
+    """config: of a search whose files are in the folder; else the demo's."""
     from nasd.worker import prepare
     from nasd.worker.model import phenotype, seed
 
     write_demo_data(folder / "demo-data")
     tokenizer = seed.load_tokenizer(SOURCE, folder)
-    data = demo_config().data
+    data = (config or demo_config()).data
     (folder / "cache").mkdir()
-    mlm, qa = prepare.caches(data, folder, tokenizer, folder / "cache", 5, quiet)
-    model, has_head = seed.load_seed(SOURCE, folder, 0.0)
+    made = prepare.caches(data, folder, tokenizer, folder / "cache", 5, quiet)
+    counts = prepare.counts(*made)
+    model, has_head = seed.load_seed(SOURCE, folder, 0.0, counts.get("labels", ()))
     phenotype.save(model, folder / "seed")
     return Workshop(
         folder,
         Prepared(
-            mlm_cache=str(mlm),
-            qa_cache=str(qa),
+            mlm_cache=str(made.mlm or ""),
+            qa_cache=str(made.qa or ""),
+            labelled_cache=str(made.labelled or ""),
             has_mlm_head=has_head,
             parameters=1,
-            **prepare.counts(mlm, qa),
+            **counts,
         ),
         folder / "seed",
         seed.describe(SOURCE, folder).baseline,
+        data,
     )
 
 
@@ -190,7 +196,9 @@ def exported(shop: Workshop, epochs: float, folder: Path) -> Path:
     tuned, outcome = work(shop.spec(stage_of), shop.folder / f"tuned-for-{folder.name}")
     assert outcome is not None, tuned.log.read_text()
     folder.mkdir(parents=True)
-    export.write(tuned.result, Path(seed.resolve(SOURCE, shop.folder)), folder, ANSWERING)
+    export.write(
+        tuned.result, Path(seed.resolve(SOURCE, shop.folder)), folder, {"answering": ANSWERING}
+    )
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`nasd compress`: from a model and questions to a search for a smaller one, and its best."""
+"""`nasd compress`: from a model and data to a search for a smaller one, and its best."""
 
 import os
 import sys
@@ -25,8 +25,9 @@ ARTICLES = 5  # with fewer, questions are split one by one
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person wants. source, files: as the config will name them. target: share of the
-    parameters. devices: of slots.devices, or "auto"."""
+    """What a person wants. source, files: as the config will name them. task: that gives the score,
+    by name. settings: of its section. target: share of the parameters. devices: of slots.devices,
+    or "auto"."""
 
     source: str
     files: tuple[str, ...]
@@ -35,6 +36,15 @@ class Asked:
     state: str
     devices: str
     budget: float | None
+    task: str
+    settings: dict[str, Any]
+
+    @property
+    def section(self) -> str:
+        """Of the config."""
+        from nasd.contract import tasks
+
+        return f"data.{tasks.of(self.task).data}"
 
 
 @app.command(cls=Command, rich_help_panel=SEARCH)
@@ -49,6 +59,20 @@ def compress(
     questions: Annotated[
         list[Path] | None,
         typer.Option("--questions", help="What it is for: SQuAD's JSON, JSON lines or Parquet."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="What it is for, where not questions: classify, regress or tag."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Texts with labels for it: CSV, JSON lines or Parquet."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help='Of the data\'s section, as label="stars".'
+        ),
     ] = None,
     target: Annotated[
         float, typer.Option(metavar="SHARE", help="Of the model's parameters, embeddings and all.")
@@ -81,18 +105,20 @@ def compress(
     the end it names the best model of at most SHARE of the parameters.
 
     Example: nasd compress my-model --questions squad.json --target 0.5
+    Example: nasd compress my-model --task classify --data reviews.csv
     """
     from nasd.contract.config import load
     from nasd.launch import interpreter
 
+    files = _files(task, questions or [], data or [], more or [])
     asked = _asked(
-        model, [*(questions or []), *(more or [])], target, config, state, devices, budget
+        model, files, target, config, state, devices, budget, task, _settings(set_ or [])
     )
     if out is not None:
         from nasd.export.export import check_place
 
         check_place(out.expanduser(), force=False)
-    print("looking at the model and the questions ...", file=sys.stderr, flush=True)
+    print("looking at the model and the data ...", file=sys.stderr, flush=True)
     if asked.path.exists():
         _check_same(asked, load(asked.path))
         print(f"going on with {asked.path}, as it stands there")
@@ -124,20 +150,19 @@ def _asked(
     state: Path | None,
     devices: str,
     budget: float | None,
+    task: str | None,
+    settings: dict[str, Any],
 ) -> Asked:
-    from nasd.contract.squad import read_all
+    from nasd.contract import tasks
 
     if not 0 < target < 1:
         raise NasdError(
             f"--target {target:g}: give a share of the model's parameters between 0 and 1, as in"
             " --target 0.5"
         )
-    if not files:
-        raise NasdError("--questions is missing: name a file of questions with their answers")
-    try:
-        read_all(files)
-    except NasdError as error:
-        raise NasdError(f"--questions: {error}") from None
+    named = tasks.QA.name if task is None else task
+    files = [one.expanduser() for one in files]
+    _check_data(named, files, settings)
     folder = Path(model).expanduser()
     path = config
     if path is None:
@@ -145,13 +170,79 @@ def _asked(
         path = Path(f"compress-{name}", "config.toml")
     return Asked(
         source=str(folder.resolve()) if folder.is_dir() else model,
-        files=tuple(str(one.expanduser().resolve()) for one in files),
+        files=tuple(str(one.resolve()) for one in files),
         target=target,
         path=path,
         state="state" if state is None else str(state.expanduser().resolve()),
         devices=devices,
         budget=budget,
+        task=named,
+        settings=settings,
     )
+
+
+def _files(
+    task: str | None, questions: list[Path], data: list[Path], more: list[Path]
+) -> list[Path]:
+    """Those of the option that the task has, and what stands behind it."""
+    from nasd.contract import tasks
+
+    known = [one.name for one in tasks.scoring()]
+    if task is not None and task not in known:
+        raise NasdError(f"--task {task}: there is no such task; take one of {', '.join(known)}")
+    if task in (None, tasks.QA.name):
+        if data:
+            raise NasdError("--data: name the task that these texts with labels are for by --task")
+        found = [*questions, *more]
+        if not found:
+            raise NasdError("--questions is missing: name a file of questions with their answers")
+        return found
+    if questions:
+        raise NasdError(f"--questions: {task} has no use for them; name its texts by --data")
+    found = [*data, *more]
+    if not found:
+        raise NasdError("--data is missing: name a file of texts with their labels")
+    return found
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE each; a bare word is a text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for one in given:
+        key, sign, value = one.partition("=")
+        if not sign or not key.strip().isidentifier():
+            raise NasdError(f"--set {one}: write KEY=VALUE, as in --set label=stars")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def _check_data(task: str, files: list[Path], settings: dict[str, Any]) -> None:
+    """Raises NasdError where the files are not what the task trains on."""
+    from pydantic import ValidationError
+
+    from nasd.contract import labelled, mistakes, tasks
+    from nasd.contract.config import Data
+    from nasd.contract.squad import read_all
+
+    if task == tasks.QA.name:
+        if settings:
+            raise NasdError("--set is of the section of --task's data: leave it out for questions")
+        try:
+            read_all(files)
+        except NasdError as error:
+            raise NasdError(f"--questions: {error}") from None
+        return
+    section = {tasks.of(task).data: {"files": [str(one) for one in files], **settings}}
+    try:
+        data = Data.model_validate(section)
+    except ValidationError as error:
+        raise NasdError(f"--set: {mistakes.sentence(error, section, Data)}") from None
+    labelled.of_files(tasks.labelled(data), Path(), 0)
 
 
 def _look(source: str, folder: Path) -> "Seed":
@@ -170,7 +261,7 @@ def _check_same(asked: Asked, there: "Config") -> None:
 
     for key, have, want in (
         ("seed_model.source", there.seed_model.source, asked.source),
-        ("data.qa.files", there.data.qa.files, asked.files),
+        (f"{asked.section}.files", _files_of(there, asked), asked.files),
     ):
         if have != want:
             raise NasdError(
@@ -211,7 +302,7 @@ def _write(asked: Asked) -> None:
             f"search_space.{key}": value
             for key, value in smaller.space(seed.baseline, seed.backbone, asked.target).items()
         },
-        **_questions(asked, seed),
+        **_data(asked, seed),
     }
     head = (
         f"# Written by `nasd compress`, to at most {100 * asked.target:g} % of the model's"
@@ -271,6 +362,30 @@ def _slots(devices: str) -> dict[str, Any]:
     return {"slots.devices": names, "slots.threads": threads}
 
 
+def _files_of(config: "Config", asked: Asked) -> tuple[str, ...] | None:
+    section = getattr(config.data, asked.section.removeprefix("data."))
+    return None if section is None else tuple(section.files)
+
+
+def _data(asked: Asked, seed: "Seed") -> dict[str, Any]:
+    """The section of the task, in the place of the preset's, and the task of its stages."""
+    from nasd.contract import tasks
+    from nasd.contract.config import LabelledData
+
+    if asked.task == tasks.QA.name:
+        return _questions(asked, seed)
+    usual = LabelledData.model_fields["tokens"].default
+    tokens = min(usual, seed.backbone.positions)
+    return {
+        "data.qa": None,
+        f"{asked.section}.files": list(asked.files),
+        f"{asked.section}.tokens": tokens,
+        **{f"{asked.section}.{key}": value for key, value in asked.settings.items()},
+        "stages.finetune.task": asked.task,
+        "stages.evaluate.task": asked.task,
+    }
+
+
 def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
     from nasd.contract.squad import read_all
 
@@ -286,7 +401,7 @@ def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
 
 
 def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
-    from nasd.contract import seed_head
+    from nasd.contract import seed_head, tasks
     from nasd.contract.genotype import parameters
     from nasd.contract.readable import counted
     from nasd.presets.smaller import embeddings
@@ -297,19 +412,28 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
     population = config.population
     count = population.mu + population.lambda_ * config.experiment.generations
     size = parameters(seed.baseline, seed.backbone)
+    task = tasks.of(asked.task)
     return [
         f"the model: {seed.baseline}, {size / 1e6:.1f} M parameters;"
-        f" {seed_head.about(seed.has_qa_head, kept=True)}",
+        f" {seed_head.about(task, task.name in seed.heads, kept=True)}",
         f"of them {100 * whole:.0f} % are embeddings, {100 * fixed:.0f} % at their narrowest:"
         f" at most {100 * asked.target:g} % in all leave the blocks {100 * room:.0f} % of theirs",
         f"the space: {space.blocks[0]} to {space.blocks[1]} blocks, sizes"
         f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
-        f"questions: {100 * config.data.qa.train_share:g} % train, split by"
-        f" {config.data.qa.split_by}; the others score: if the model was trained on those too, all"
-        " scores flatter it",
+        _told_split(config),
         f"the search: {count:,} candidates, {counted(config.experiment.generations, 'generation')}"
         f" behind the first, on {counted(len(config.slots.devices), 'slot')}",
     ]
+
+
+def _told_split(config: "Config") -> str:
+    from nasd.contract import tasks
+
+    if (qa := config.data.qa) is not None:
+        how = f"questions: {100 * qa.train_share:g} % train, split by {qa.split_by}"
+    else:
+        how = f"examples: {100 * tasks.labelled(config.data).train_share:g} % train"
+    return f"{how}; the others score: if the model was trained on those too, all scores flatter it"
 
 
 def _tell_best(asked: Asked, state: Path, out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Commands that take a model home and ask it: export, answer, score."""
+"""Commands that take a model home and ask it: export, answer, predict, score."""
 
 import json
 import sys
@@ -118,6 +118,59 @@ def answer(
         print(json.dumps(asdict(found)))
     else:
         print(f"{found.answer}  ({found.score:.2f})")
+
+
+@app.command(cls=Command, rich_help_panel=MODELS)
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported model.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="What to label; of a pair both, a tab between them."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Texts, one a line; - reads standard input.", allow_dash=True),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON value a text.")] = False,
+) -> None:
+    """Ask an exported model for the labels, or numbers, of texts: one line each.
+
+    A label comes with its score from 0 to 1. Of a model that labels words, each
+    word stands with its label behind it.
+
+    Example: nasd predict my-model "The plot is thin, and I loved it."
+    """
+    from dataclasses import asdict
+
+    from nasd.export import answer as oracle
+
+    lines = list(texts or ())
+    if bool(lines) == (file is not None):
+        raise NasdError("give either texts or --file")
+    if file is not None:
+        lines = _lines(file)
+    for found in oracle.predict(folder, lines):
+        if isinstance(found, oracle.Told):
+            shown = f"{found.label}  ({found.score:.2f})" if found.label else f"{found.score:.4g}"
+            print(json.dumps(asdict(found)) if as_json else shown)
+        elif as_json:
+            print(json.dumps([{"word": word, **asdict(told)} for word, told in found]))
+        else:
+            print("  ".join(f"{word}/{told.label or '?'}" for word, told in found))
+
+
+def _lines(file: Path) -> list[str]:
+    """The texts in a file that are not blank; raises NasdError where there are none."""
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except OSError as error:
+        raise NasdError(f"--file: {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise NasdError(f"--file: {file} is not UTF-8 text ({error.reason})") from error
+    if not lines:
+        raise NasdError(f"--file: {file} has no texts: give one a line")
+    return lines
 
 
 @app.command(cls=Command, rich_help_panel=MODELS)

@@ -385,6 +385,10 @@ class QaData(Section):
     skip_faulty: Annotated[bool, Field(strict=True)] = False
     """Leave out faulty questions, as those that SQuAD 2.0 has no answer to, instead of refusing the
     data."""
+    no_answer: Annotated[bool, Field(strict=True)] = False
+    """Take questions without an answer, as SQuAD 2.0 has them: models say so where none is sure
+    enough, by a threshold that is found on a tenth of the training questions, and scores are those
+    of 2.0."""
     max_answer_tokens: Count = 30
     """In the longest answer."""
     n_best: Annotated[Whole, Field(ge=1, le=10_000)] = 20
@@ -399,11 +403,81 @@ class QaData(Section):
         return self
 
 
+class LabelledData(Section):
+    """Texts with labels: local files, or a data set of the hub."""
+
+    files: tuple[Plain, ...] = ()
+    """CSV (or TSV), JSON lines or Parquet, gzipped or not."""
+    test_files: tuple[Plain, ...] = ()
+    """Likewise, of the test part; without them a part of `files` is held out."""
+    hub: Plain | None = None
+    """Or a data set of the hub."""
+    config: str | None = None
+    """The data set's configuration, where it has several."""
+    revision: str | None = None
+    """The data set's branch, tag or commit."""
+    split: str = "train"
+    """The data set's split to train on."""
+    test_split: str | None = None
+    """The data set's split that gives the score; without it a part of `split` is held out."""
+    label: Plain | None = None
+    """The column with the labels; else found by its name."""
+    tokens: Annotated[Whole, Field(ge=8, le=10**6)] = 128
+    """Of an example, at most; what is longer is cut off at its end."""
+    train_share: Annotated[Real, Field(gt=0.0, lt=1.0)] = 0.8
+    """Of the examples, where the test part is held out from them; no text is on both sides."""
+    quality: str
+    """Which of the metrics is the quality."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.files) == bool(self.hub):
+            raise ValueError("give either files or hub")
+        if self.hub and self.test_files:
+            raise ValueError("test_files stand beside files alone: name a test_split of the hub's")
+        if self.files and self.test_split:
+            raise ValueError("a test_split is of a data set of the hub: name test_files")
+        return self
+
+
+class TextData(LabelledData):
+    text: Plain | None = None
+    """The column with the text, or with the first of a pair; else found by its name."""
+    pair: str | None = None
+    """The column with the second text of a pair; `""`: there is none; else found by its name."""
+
+
+class ClassifyData(TextData):
+    quality: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    """Which of the metrics is the quality, in percent."""
+    positive: Plain | None = None
+    """The label that F1 is of (binary); without it F1 is the mean over all labels (macro)."""
+
+
+class RegressData(TextData):
+    quality: Literal["spearman", "pearson"] = "spearman"
+    """Which of the metrics is the quality, in percent."""
+
+
+class TagData(LabelledData):
+    words: Plain | None = None
+    """The column with the words of each text, a list; else found by its name."""
+    quality: Literal["f1", "precision", "recall"] = "f1"
+    """Which of the metrics, of whole entities, is the quality, in percent."""
+
+
 class Data(Section):
     mlm: MlmData | None = None
     """Texts for masked language modelling; needed where a stage of `task = "mlm"` stands."""
-    qa: QaData
-    """Questions with contexts and answers."""
+    qa: QaData | None = None
+    """Questions with contexts and answers; like the sections below, needed where a stage of its
+    task stands."""
+    classify: ClassifyData | None = None
+    """Texts, or pairs of them, each with a label (`task = "classify"`)."""
+    regress: RegressData | None = None
+    """Texts, or pairs of them, each with a number (`task = "regress"`)."""
+    tag: TagData | None = None
+    """Texts as lists of words, each word with a label in BIO form (`task = "tag"`)."""
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
@@ -417,7 +491,8 @@ class Stage(Section):
     name: Name
     """What it is called in every view, and in `candidates/<id>/`."""
     task: TaskName
-    """Masked language modelling, or question answering."""
+    """Masked language modelling (`mlm`), question answering (`qa`), classification (`classify`),
+    regression (`regress`), or token classification (`tag`)."""
     train: tasks.Trains
     """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
     who: Literal["candidates", "baseline", "all"] = "candidates"
@@ -611,11 +686,30 @@ class Config(Section):
             if not any(tasks.of(one.task).scores and one.train == "all" for one in ladder):
                 words = tasks.of(ladder[-1].task).words
                 raise ValueError(f"stages: nothing trains the {who} for {words}")
+        last = tasks.of(self.ladder("candidates")[-1].task)
+        for one in self.stages:
+            task = tasks.of(one.task)
+            if task.scores and task.name != last.name:
+                raise ValueError(
+                    f"stages.{one.name}: a search scores by one task, and its last stage is"
+                    f" {last.stage}: take this one out"
+                )
         for one in self.stages:
             if getattr(self.data, section := tasks.of(one.task).data) is None:
                 raise ValueError(
                     f"stages.{one.name}: {tasks.of(one.task).stage} reads data.{section}, which is"
                     " missing: give it, or take the stage out"
+                )
+        if self.teacher is not None and self.teacher.outside and last is not tasks.QA:
+            raise ValueError(
+                f"teacher.source: a teacher from outside answers questions, and {last.stage} has no"
+                ' use for it: take "baseline" or "best"'
+            )
+        for task in tasks.scoring():
+            if task.name != last.name and getattr(self.data, task.data) is not None:
+                raise ValueError(
+                    f"data.{task.data}: a search scores by one task, and its last stage is"
+                    f" {last.stage}: take the section out"
                 )
         inherits = self.variation.inherit_from
         if inherits != tasks.SCORED:

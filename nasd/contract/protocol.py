@@ -82,6 +82,7 @@ class Spec(Message):
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself, and without texts
     qa_cache: str
+    labelled_cache: str = ""  # of texts with labels
     tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
     threads: int
@@ -109,7 +110,8 @@ class Prepared(Message):
     """What prepare found: counts for a person to read, and the cache folders."""
 
     mlm_cache: str  # empty where there are no texts
-    qa_cache: str
+    qa_cache: str = ""  # and where there are no questions
+    labelled_cache: str = ""  # and no texts with labels
     has_mlm_head: bool
     keeps_qa_head: bool = False  # the baseline starts from the seed's own
     parameters: int
@@ -118,12 +120,17 @@ class Prepared(Message):
     fixed_masks: bool = False  # where only new modules train
     mlm_train_sequences: int
     mlm_evaluation_sequences: int
-    qa_train_questions: int
-    qa_test_questions: int
-    qa_train_features: int
-    qa_test_features: int
+    qa_train_questions: int = 0
+    qa_test_questions: int = 0
+    qa_train_features: int = 0
+    qa_test_features: int = 0
+    labelled_train: int = 0  # texts with labels
+    labelled_test: int = 0
+    labelled_tokens: float = 0.0  # of one, on average
+    labels: tuple[str, ...] = ()  # in the order of the head's outputs
     mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
     qa_unknown: float | None = None
+    labelled_unknown: float | None = None
     qa_skipped: int = 0  # faulty questions that were left out
     latency: dict[str, Any] = {}  # the table, see nasd.contract.latency; empty where none is asked
     teacher: str = ""  # the cache folder of a teacher that is no model of the search

@@ -1,4 +1,4 @@
-"""What becomes of a seed's head for questions: both planes say it in the same words."""
+"""What becomes of a seed's head for the task that scores: both planes say it in the same words."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,13 @@ def kept_by(stages: Sequence[tasks.OfTask]) -> bool:
     return not tasks.reading(stages, tasks.MLM.data)
 
 
-def about(has: bool, kept: bool) -> str:
+def about(task: tasks.Task, has: bool, kept: bool, fault: str = "") -> str:
+    """fault: why it cannot be kept; "" where it can."""
+    head = f"{task.words.replace(' ', '-')} head"
     if not has:
-        return "it has no question-answering head, so a fresh one is trained"
+        return f"it has no {head}, so a fresh one is trained"
+    if fault:
+        return f"its {head} is left, as {fault}; a fresh one is trained"
     if not kept:
-        return "its question-answering head is left, as MLM stages train its encoder first"
-    return "its question-answering head is kept, and trained on"
+        return f"its {head} is left, as MLM stages train its encoder first"
+    return f"its {head} is kept, and trained on"

@@ -1,7 +1,8 @@
-"""SQuAD v1.1: reading it, splitting it, and its official score.
+"""SQuAD v1.1 and 2.0: reading them, splitting them, and their official scores.
 
-Sources: Rajpurkar et al. 2016 (exact match and F1 in section 6.1), their script evaluate-v1.1.py,
-and the thesis, 5.2.2. Standard library only: the control plane scores predictions without torch.
+Sources: Rajpurkar et al. 2016 (exact match and F1 in section 6.1) and 2018 (questions without an
+answer), their scripts evaluate-v1.1.py and evaluate-v2.0.py, and the thesis, 5.2.2. Standard
+library only: the control plane scores predictions without torch.
 """
 
 import json
@@ -26,7 +27,8 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one context. answers: (text, its first character in the context)."""
+    """One question about one context. answers: (text, its first character in the context); none of
+    a question that has no answer."""
 
     id: str
     title: str
@@ -59,21 +61,68 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> dict[str, float]:
-    """{"exact_match": %, "f1": %, "total": number of questions}, as evaluate-v1.1.py has it.
+    """{"exact_match": %, "f1": %, "total": number of questions}, as evaluate-v1.1.py has it, or
+    evaluate-v2.0.py where there are questions without an answer.
 
     For each question the best over its gold answers counts; one without a prediction scores 0.
     """
+    questions = list(questions)
+    unanswerable = any(not question.answers for question in questions)
     total, exact, overlap = 0, 0, 0.0
     for question in questions:
         total += 1
         prediction = predictions.get(question.id)
         if prediction is None:
             continue
+        if unanswerable:
+            one, other = marks(prediction, question)
+            exact += one
+            overlap += other
+            continue
         exact += max(exact_match(prediction, answer) for answer, _ in question.answers)
         overlap += max(f1(prediction, answer) for answer, _ in question.answers)
     if not total:
         raise ValueError("there are no questions to score")
     return {"exact_match": 100.0 * exact / total, "f1": 100.0 * overlap / total, "total": total}
+
+
+def marks(prediction: str, question: Question) -> tuple[bool, float]:
+    """Exact match and F1 of one prediction as evaluate-v2.0.py has them: where the question has no
+    answer, or none but of signs and articles, to give none is right, and all else is wrong."""
+    gold = [answer for answer, _ in question.answers if normalise_answer(answer)] or [""]
+    overlaps = [
+        f1(prediction, answer)
+        if normalise_answer(answer) and normalise_answer(prediction)
+        else float(normalise_answer(answer) == normalise_answer(prediction))
+        for answer in gold
+    ]
+    return max(exact_match(prediction, answer) for answer in gold), max(overlaps)
+
+
+class Judged(NamedTuple):
+    """Of a question: the best answer, and by how much it is less sure than that there is none."""
+
+    answer: str
+    doubt: float
+
+
+def threshold(judged: Mapping[str, Judged], questions: Sequence[Question]) -> float:
+    """The doubt up to which an answer is given, such that the mean F1 of these questions is as high
+    as can be: evaluate-v2.0.py's find_best_thresh, of doubts in the place of probabilities."""
+    ordered = sorted(questions, key=lambda one: judged[one.id].doubt)
+    score = best = float(sum(not one.answers for one in questions))
+    found = judged[ordered[0].id].doubt - 1.0  # nothing is answered
+    for question in ordered:
+        answer, doubt = judged[question.id]
+        score += marks(answer, question)[1] if question.answers else -1.0 * bool(answer)
+        if score > best:
+            best, found = score, doubt
+    return found
+
+
+def answered(judged: Mapping[str, Judged], most: float) -> dict[str, str]:
+    """An answer to each question; "" where the doubt is above the threshold."""
+    return {name: "" if one.doubt > most else one.answer for name, one in judged.items()}
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -99,20 +148,26 @@ def read_squad(path: Path) -> list[Question]:
     return read_all([path]).sound
 
 
-def read_all(paths: Sequence[Path], skip_faulty: bool = False) -> Questions:
-    """The questions of several such files together, in which each id stands once.
+def read_all(
+    paths: Sequence[Path], skip_faulty: bool = False, no_answer: bool = False
+) -> Questions:
+    """The questions of several such files together, in which each id stands once. no_answer: those
+    that have none are no faults.
 
     Raises NasdError that counts the faulty ones and names the first, unless they are skipped.
     """
-    return _sound([(str(path), _entries(path)) for path in paths], skip_faulty)
+    return _sound([(str(path), _entries(path)) for path in paths], skip_faulty, no_answer)
 
 
 def from_records(
-    records: Iterable[Mapping[str, Any]], origin: str, skip_faulty: bool = False
+    records: Iterable[Mapping[str, Any]],
+    origin: str,
+    skip_faulty: bool = False,
+    no_answer: bool = False,
 ) -> Questions:
     """The same from flat records as the Hugging Face hub has them: one a question, with its title
     and context, and answers as {"text": [...], "answer_start": [...]}."""
-    return _sound([(origin, _flat(records, origin))], skip_faulty)
+    return _sound([(origin, _flat(records, origin))], skip_faulty, no_answer)
 
 
 # The place of a question in its file, and what reads it, or raises NasdError.
@@ -137,7 +192,7 @@ def _entries(path: Path) -> Entries:
             yield from _nested(_json(path), str(path))
 
 
-def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool) -> Questions:
+def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool, no_answer: bool) -> Questions:
     taken: dict[str, tuple[str, str]] = {}  # of an id: the data set, and the place in it
     found = Questions([], [])
     for origin, entries in sources:
@@ -145,6 +200,12 @@ def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool) -> Questio
         for place, read in entries:
             try:
                 question = read()
+                if not question.answers and not no_answer:
+                    raise NasdError(
+                        f"{origin}: {place}.answers is empty; each question of SQuAD v1.1 has an"
+                        " answer (2.0 also has unanswerable ones: leave those out, or take them by"
+                        " data.qa.no_answer = true)"
+                    )
                 if question.id in taken:
                     there, by = taken[question.id]
                     raise NasdError(
@@ -235,11 +296,6 @@ def _question(entry: dict[str, Any], title: str, context: str, where: str) -> Qu
                 " context; correct answer_start, which counts Unicode characters from 0"
             )
         answers.append((text, start))
-    if not answers:
-        raise NasdError(
-            f"{where}.answers is empty; each question of SQuAD v1.1 has an answer (2.0 also has"
-            " unanswerable ones: leave those out)"
-        )
     return Question(key, title, context, _text(entry, "question", f"{where}."), tuple(answers))
 
 

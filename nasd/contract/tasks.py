@@ -5,16 +5,25 @@ be used for, and how people call it, is asked of its entry here; how it is train
 entry of the same name in nasd.worker.tasks.registry.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:  # a config is checked by what stands here
-    from nasd.contract.config import Data, MlmData
+    from nasd.contract.config import Data, LabelledData, MlmData, QaData
     from nasd.contract.volumes import Volumes
 
 Trains = Literal["new", "all", "head", "none"]
 SAMPLED = 512  # test examples that a look at the loss takes, where they are a sample
+
+
+@dataclass(frozen=True)
+class CardWords:
+    does: str
+    pipeline: str
+    auto: str
+    use: str
+    known: str
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,12 @@ class Task:
     data            the section of [data] that it reads
     trains          what may train in a stage of it
     metrics         that an evaluation gives; `loss` is among them
+    shown           those of them that views show, each with its title; all in percent
+    chosen          its quality is the metric that its data names; else the objective says it
+    counts          the examples that are trained on, and those that are tested; None: not counted
+    example         what people call one of these
+    card            of an exported model: what it does; transformers' name of the task and of the
+                    class, how it is asked, and what else is to be known
     ranks           its loss ranks candidates: cutoffs go by it, all that climb are charted by it,
                     and what it trained is what others may inherit
     scores          a stage of it that trains nothing gives a candidate its score
@@ -46,6 +61,11 @@ class Task:
     data: str
     trains: tuple[Trains, ...]
     metrics: tuple[str, ...]
+    shown: tuple[tuple[str, str], ...]
+    chosen: bool
+    counts: "Callable[[Mapping[str, Any]], tuple[int | None, int | None]]"
+    example: str
+    card: "CardWords | None"
     ranks: bool
     scores: bool
     varies: bool
@@ -65,6 +85,19 @@ def _mlm(data: "Data") -> "MlmData":
     return data.mlm
 
 
+def questions(data: "Data") -> "QaData":
+    """A config with a question-answering stage has them."""
+    assert data.qa is not None
+    return data.qa
+
+
+def labelled(data: "Data") -> "LabelledData":
+    """The section of the task whose examples are texts with labels; a config has one at most."""
+    found = data.classify or data.regress or data.tag
+    assert found is not None
+    return found
+
+
 def masks_of(tokens: int, share: float) -> int:
     """How many tokens of a sequence are masked: [CLS] and [SEP] never are."""
     return max(1, round(share * (tokens - 2)))
@@ -82,6 +115,11 @@ MLM = Task(
     data="mlm",
     trains=("new", "all", "head"),
     metrics=("loss",),
+    shown=(),
+    chosen=False,
+    counts=lambda prepared: (None, None),
+    example="sequence",
+    card=None,
     ranks=True,
     scores=False,
     varies=False,
@@ -102,11 +140,26 @@ QA = Task(
     data="qa",
     trains=("all", "none"),
     metrics=("loss", "exact_match", "f1"),
+    shown=(("exact_match", "EM"), ("f1", "F1")),
+    chosen=False,
+    counts=lambda prepared: (
+        prepared.get("qa_train_questions"),
+        prepared.get("qa_test_questions"),
+    ),
+    example="question",
+    card=CardWords(
+        does="It finds the answer to a question in a text.",
+        pipeline="question-answering",
+        auto="AutoModelForQuestionAnswering",
+        use='answer("Who keeps the red kite?", "Mara keeps a red kite in the old mill.")',
+        known="It always finds an answer, also where the text holds none: SQuAD v1.1 has no such"
+        " questions.",
+    ),
     ranks=False,
     scores=True,
     varies=True,
     steady=True,
-    limit=lambda data: data.qa.tokens,
+    limit=lambda data: questions(data).tokens,
     tokens=lambda data, volumes: volumes.qa_tokens,
     examples=lambda volumes: volumes.qa_train_features,
     looks=lambda volumes: sampled(volumes.qa_test_features),
@@ -115,7 +168,88 @@ QA = Task(
     head=lambda width, vocabulary, seen: 4 * width * seen,
 )
 
-TASKS = {one.name: one for one in (MLM, QA)}
+
+def _of_labels(
+    name: str,
+    words: str,
+    section: str,
+    shown: tuple[tuple[str, str], ...],
+    head: Callable[[int, float, float], float],
+    card: CardWords,
+) -> Task:
+    """A task whose examples are short texts, each with its label or labels."""
+    return Task(
+        name=name,
+        words=words,
+        stage=f"a {words} stage",
+        data=section,
+        trains=("all", "none"),
+        metrics=("loss", *(metric for metric, _ in shown), "quality"),
+        shown=shown,
+        chosen=True,
+        counts=lambda prepared: (prepared.get("labelled_train"), prepared.get("labelled_test")),
+        example="example",
+        card=card,
+        ranks=False,
+        scores=True,
+        varies=True,
+        steady=True,
+        limit=lambda data: labelled(data).tokens,
+        tokens=lambda data, volumes: min(volumes.labelled_tokens, float(labelled(data).tokens)),
+        examples=lambda volumes: volumes.labelled_train,
+        looks=lambda volumes: sampled(volumes.labelled_test),
+        tested=lambda volumes: volumes.labelled_test,
+        masks=lambda data: None,
+        head=head,
+    )
+
+
+LABELS = 8  # of a head, where work is worked out: of next to no weight beside the encoder's
+CLASSIFY = _of_labels(
+    "classify",
+    "classification",
+    "classify",
+    (("accuracy", "accuracy"), ("f1", "F1"), ("matthews", "Matthews")),
+    lambda width, vocabulary, seen: 2 * width**2 + 2 * width * LABELS,
+    CardWords(
+        does="It tells the label of a text.",
+        pipeline="text-classification",
+        auto="AutoModelForSequenceClassification",
+        use='predict(["The plot is thin, and I loved it."])',
+        known="For pairs of texts `predict` takes the second of each as another list. The label"
+        " comes with a score between 0 and 1.",
+    ),
+)
+REGRESS = _of_labels(
+    "regress",
+    "regression",
+    "regress",
+    (("spearman", "Spearman"), ("pearson", "Pearson")),
+    lambda width, vocabulary, seen: 2 * width**2 + 2 * width,
+    CardWords(
+        does="It tells a number of a text, or of a pair of texts.",
+        pipeline="text-classification",
+        auto="AutoModelForSequenceClassification",
+        use='predict(["A man plays."], ["Somebody is playing."])',
+        known="The number stands in the place of a score.",
+    ),
+)
+TAG = _of_labels(
+    "tag",
+    "token classification",
+    "tag",
+    (("f1", "F1"), ("precision", "precision"), ("recall", "recall")),
+    lambda width, vocabulary, seen: 2 * width * LABELS * seen,
+    CardWords(
+        does="It tells the label of each word of a text.",
+        pipeline="token-classification",
+        auto="AutoModelForTokenClassification",
+        use='predict([["Mara", "lives", "in", "Oslo"]])',
+        known="A text is a list of words; each label comes with a score between 0 and 1.",
+    ),
+)
+
+TASKS = {one.name: one for one in (MLM, QA, CLASSIFY, REGRESS, TAG)}
 SCORED = "task"  # variation.inherit_from: what the task that scores has trained
 
 
@@ -130,6 +264,43 @@ def ranking() -> tuple[Task, ...]:
 
 def scoring() -> tuple[Task, ...]:
     return tuple(one for one in TASKS.values() if one.scores)
+
+
+def scored(data: "Data") -> Task:
+    """The task that gives the score: the one whose section of [data] is there."""
+    return next(one for one in scoring() if getattr(data, one.data) is not None)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What gives the score in a search. quality: in words; "" where the objective says it."""
+
+    task: Task
+    quality: str
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Scoring":
+        """data: [data] of a config that was checked, as it is written down."""
+        task = next((one for one in scoring() if data.get(one.data)), QA)
+        chosen = str(data[task.data]["quality"]) if task.chosen else ""
+        return cls(task, dict(task.shown).get(chosen, ""))
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        return tuple(title for _, title in self.task.shown)
+
+    def shown(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+        """By name; None for what there is not."""
+        return {metric: metrics.get(metric) for metric, _ in self.task.shown}
+
+    def values(self, metrics: Mapping[str, float]) -> tuple[float | None, ...]:
+        """The same without their names."""
+        return tuple(self.shown(metrics).values())
+
+    def in_words(self, metrics: Mapping[str, float], digits: int = 2, sign: str = ", ") -> str:
+        """`EM 61.20, F1 74.90`."""
+        named = zip(self.titles, self.values(metrics), strict=True)
+        return sign.join(f"{title} {one:.{digits}f}" for title, one in named if one is not None)
 
 
 def allowing(train: Trains) -> tuple[Task, ...]:

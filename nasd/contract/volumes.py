@@ -4,25 +4,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from nasd.contract.config import QaData
+from nasd.contract.config import Data
 
 FEATURE_TOKENS = 180.0  # SQuAD's features are 176 long on average; a little padding is left
+TEXT_TOKENS = 64.0  # of a labelled text, before prepare has seen them
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """How much data there is. qa_tokens: of a feature as it is computed, on average."""
+    """How much data there is; nothing of what the config has no section of. qa_tokens,
+    labelled_tokens: of a feature, and of a labelled text, as it is computed, on average."""
 
-    mlm_train_sequences: int
-    mlm_evaluation_sequences: int
-    qa_train_questions: int
-    qa_test_questions: int
-    qa_train_features: int
-    qa_test_features: int
+    mlm_train_sequences: int = 0
+    mlm_evaluation_sequences: int = 0
+    qa_train_questions: int = 0
+    qa_test_questions: int = 0
+    qa_train_features: int = 0
+    qa_test_features: int = 0
     qa_tokens: float = FEATURE_TOKENS
+    labelled_train: int = 0
+    labelled_test: int = 0
+    labelled_tokens: float = TEXT_TOKENS
 
     @classmethod
-    def of(cls, prepared: Mapping[str, Any], qa: QaData) -> "Volumes":
+    def of(cls, prepared: Mapping[str, Any], data: Data) -> "Volumes":
         """As the experiment's prepare counted them; what an older one did not count is 1."""
         counts = {one.name: prepared.get(one.name, 1) for one in fields(cls)}
-        return cls(**counts | {"qa_tokens": min(FEATURE_TOKENS, float(qa.tokens))})
+        longest = FEATURE_TOKENS if data.qa is None else float(data.qa.tokens)
+        counts["qa_tokens"] = min(FEATURE_TOKENS, longest)
+        counts["labelled_tokens"] = prepared.get("labelled_tokens") or TEXT_TOKENS
+        return cls(**counts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nasd.contract import tasks
+from nasd.contract import labelled, tasks
 from nasd.contract.config import Config, Teacher, check_against_seed
 from nasd.contract.errors import NasdError
 from nasd.contract.formats import check_texts
@@ -29,7 +29,7 @@ class Seed:
     backbone: Backbone
     baseline: Genotype
     has_mlm_head: bool
-    has_qa_head: bool = False
+    heads: tuple[str, ...] = ()  # the tasks that it has a head for, besides MLM
     # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -44,6 +44,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             with _named(f"{origin}: data.mlm.corpora[{index}].files"):
                 check_texts(folder / name, corpus.column)
     _check_questions(config, folder, origin)
+    _check_labelled(config, folder, origin)
     hubs = {
         f"data.mlm.corpora[{index}].hub": [
             corpus.hub,
@@ -54,8 +55,15 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
         for index, corpus in enumerate(config.data.corpora)
         if corpus.hub
     }
-    if config.data.qa.hub:
-        hubs["data.qa.hub"] = [config.data.qa.hub, None, config.data.qa.revision, "answers"]
+    task = tasks.scored(config.data)
+    source = getattr(config.data, task.data)
+    if source.hub:
+        hubs[f"data.{task.data}.hub"] = [
+            source.hub,
+            getattr(source, "config", None),
+            source.revision,
+            getattr(source, "label", "answers"),
+        ]
     data = {
         "data": config.data.model_dump(mode="json"),
         "seed": config.experiment.seed,
@@ -68,7 +76,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             hubs,
             data,
             config.teacher,
-            config.data.qa.tokens,
+            task.limit(config.data),
             config.seed_model.vocabulary,
         )
     check_seed(config, seed, origin)
@@ -131,7 +139,7 @@ def look_at_seed(
         Backbone(**answer["backbone"]),
         Genotype.from_json(answer["baseline"]),
         answer["has_mlm_head"],
-        answer["has_qa_head"],
+        tuple(answer["heads"]),
         answer["known"],
     )
 
@@ -164,12 +172,21 @@ def unmeasured(config: Config) -> dict[str, str]:
 def _check_questions(config: Config, folder: Path, origin: str) -> None:
     """All faults of all files, and whether what is sound can be split."""
     qa = config.data.qa
-    if not qa.files:
+    if qa is None or not qa.files:
         return
     with _named(f"{origin}: data.qa.files"):
-        found = read_all([folder / name for name in qa.files], qa.skip_faulty)
+        found = read_all([folder / name for name in qa.files], qa.skip_faulty, qa.no_answer)
         seed = stream_seed(config.experiment.seed, 0, "questions")
         split(found.sound, qa.train_share, qa.split_by, seed)
+
+
+def _check_labelled(config: Config, folder: Path, origin: str) -> None:
+    """All examples of all files, and whether there is a test part that can be learned for."""
+    data = config.data
+    if data.qa is None and tasks.labelled(data).files:
+        seed = stream_seed(config.experiment.seed, 0, "examples")
+        with _named(origin):
+            labelled.of_files(tasks.labelled(data), folder, seed)
 
 
 @contextmanager

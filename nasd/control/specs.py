@@ -52,6 +52,7 @@ def spec(
         cache=str(state.cache),
         mlm_cache=_cache(state, prepared.get("mlm_cache")),
         qa_cache=_cache(state, prepared.get("qa_cache")),
+        labelled_cache=_cache(state, prepared.get("labelled_cache")),
         tensorboard=str(state.curves(candidate.generation, candidate.id, task)),
         first_step=curves.first_step(snapshot, candidate),
         shared_curve=curves.shared_curve(candidate, task),
@@ -118,7 +119,7 @@ def _teaching(
 
 
 def _keeps_qa_head(snapshot: Snapshot, config: Config) -> bool:
-    """Whether prepare takes the seed's head for questions along, or has taken it."""
+    """Whether prepare takes the seed's head for the task that scores along, or has taken it."""
     if (prepared := snapshot.experiment.prepared) is not None:
         return bool(prepared.get("keeps_qa_head", False))
     return seed_head.kept_by(config.stages)

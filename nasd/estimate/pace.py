@@ -27,7 +27,7 @@ class Effort:
         self._snapshot = snapshot
         self._config = config
         self._stages = {stage.name: stage for stage in config.stages}
-        self._volumes = Volumes.of(prepared, config.data.qa)
+        self._volumes = Volumes.of(prepared, config.data)
         self._known = {} if known is None else known
         self._paces: dict[str, list[float]] | None = None
 

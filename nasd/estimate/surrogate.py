@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import mean
 
+from nasd.contract import tasks
 from nasd.contract.genotype import Backbone, Genotype, distance, weights_of_ffn
 from nasd.contract.streams import stream
 
@@ -117,9 +118,13 @@ class Surrogate:
         left = max(0.0, ANSWER_START - final) / (1 + step / ANSWER_STEPS)
         return max(0.01, final + left + self._normal(genotype, f"answer/{stage}", step, STEP_NOISE))
 
-    def scores(self, genotype: Genotype, trained: Trained) -> dict[str, float]:
-        """exact_match and f1 in percent."""
+    def scores(
+        self, genotype: Genotype, trained: Trained, task: tasks.Task = tasks.QA
+    ) -> dict[str, float]:
+        """The metrics of the task, in percent."""
         quality = self.quality(genotype, trained)
+        if task is not tasks.QA:  # of which no more is known
+            return dict.fromkeys((*(name for name, _ in task.shown), "quality"), quality)
         usual = BASELINE_QUALITY * (100 - BASELINE_QUALITY)
         gap = BASELINE_GAP * quality * (100 - quality) / usual
         return {"exact_match": quality - gap / 2, "f1": quality + gap / 2}

@@ -5,7 +5,7 @@ folder is made beside its place and put there whole; a child process writes what
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,6 +70,11 @@ def export(
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
     candidate = lookup.find(snap, name, wish)
+    if int8 and config.data.qa is None:
+        raise NasdError(
+            "--int8 is scored on questions, and this search is for"
+            f" {tasks.scored(config.data).words}: export without it"
+        )
     check_scored(candidate)
     model = _model(state, config, candidate)
     if not (model / WEIGHTS).is_file():
@@ -197,9 +202,8 @@ def _write(
         "model": str(model.resolve()),
         "tokenizer": str(StateFolder(state).result(snap.baseline.id, PREPARE).resolve()),
         "folder": str(folder),
-        "answering": config.data.qa.model_dump(
-            include={"tokens", "stride", "n_best", "max_answer_tokens"}
-        ),
+        "task": tasks.scored(config.data).name,
+        "settings": _settings(config, snap.scores(candidate.id) or {}),
         "source": config.seed_model.source,
         "base": _config_folder(state, snap),
         "onnx": onnx,
@@ -245,6 +249,15 @@ def _runtimes(
         speed=told["speed"],
         tokens=told["tokens"],
     )
+
+
+def _settings(config: Config, scores: Mapping[str, float]) -> dict[str, Any]:
+    """How the model is asked, as it was scored."""
+    if config.data.qa is None:
+        return {"longest": tasks.labelled(config.data).tokens}
+    named = {"tokens", "stride", "n_best", "max_answer_tokens"}
+    threshold = {name: scores[name] for name in ("threshold",) if name in scores}
+    return {"answering": config.data.qa.model_dump(include=named) | threshold}
 
 
 def _config_folder(state: Path, snap: Snapshot) -> str:

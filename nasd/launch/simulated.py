@@ -454,9 +454,13 @@ class SimulatedLauncher:
         if stage is None:
             volumes = asdict(self.volumes)
             del volumes["qa_tokens"]
+            of_labels = tasks.scored(job.spec.data).name != tasks.QA.name
             prepared = Prepared(
                 mlm_cache=str(Path(job.spec.cache) / "mlm-simulated") if job.spec.data.mlm else "",
-                qa_cache=str(Path(job.spec.cache) / "qa-simulated"),
+                qa_cache="" if of_labels else str(Path(job.spec.cache) / "qa-simulated"),
+                labelled_cache=str(Path(job.spec.cache) / "labelled-simulated")
+                if of_labels
+                else "",
                 has_mlm_head=self._has_mlm_head,
                 parameters=parameters(job.genotype, job.surrogate.backbone),
                 latency={}
@@ -469,7 +473,7 @@ class SimulatedLauncher:
             return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
-            scores = job.surrogate.scores(job.genotype, job.trained)
+            scores = job.surrogate.scores(job.genotype, job.trained, tasks.scored(job.spec.data))
             if stage.measure:
                 scores |= measurements(job.genotype, job.surrogate.backbone, job.spec.measure)
             return Outcome(

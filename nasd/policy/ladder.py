@@ -97,7 +97,7 @@ def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> floa
     has counted the data."""
     if snapshot.experiment.prepared is None:
         return 0.0
-    volumes = Volumes.of(snapshot.experiment.prepared, config.data.qa)
+    volumes = Volumes.of(snapshot.experiment.prepared, config.data)
     backbone = snapshot.experiment.backbone
     return sum(
         work(

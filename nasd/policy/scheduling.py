@@ -127,7 +127,7 @@ def _width(
         if other != number:
             ahead = way(snapshot, config, snapshot.candidates[other])
             idle -= max(0, *(slots_needed(config, later.name, fit) - its for later in ahead))
-    volumes = Volumes.of(snapshot.experiment.prepared or {}, config.data.qa)
+    volumes = Volumes.of(snapshot.experiment.prepared or {}, config.data)
     examples = tasks.of(stage.task).examples(volumes)
     wide = min(own + idle, fit // len(held), stage.batch, examples)
     need = slots_needed(config, stage.name, fit)  # with fewer it would not start again

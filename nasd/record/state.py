@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from nasd.contract import slots
+from nasd.contract import slots, tasks
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT
@@ -395,6 +395,15 @@ class Snapshot:
         return slots.unit(held if listed == "auto" else listed)
 
     @property
+    def scoring(self) -> tasks.Scoring:
+        """The task that gives the score, and what of it is shown."""
+        return tasks.Scoring.of(self.experiment.config.get("data", {}))
+
+    @property
+    def quality_words(self) -> str:
+        return self.scoring.quality or QUALITY.words
+
+    @property
     def generation(self) -> Generation | None:
         """The newest one."""
         return self.generations[-1] if self.generations else None
@@ -461,7 +470,7 @@ class Snapshot:
         return [m.candidate for m in self.members if m.generation == generation and m.survives]
 
     def scores(self, candidate: int) -> dict[str, float] | None:
-        """exact_match and f1 in percent, None before the candidate is scored. A screening, which
+        """The task's metrics in percent, None before the candidate is scored. A screening, which
         gives losses, has none."""
         one = self.candidates[candidate]
         if one.state is not State.SCORED or one.kind is CandidateKind.SCREENING:

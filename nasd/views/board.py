@@ -53,7 +53,7 @@ from nasd.record.folders import StateFolder, run_name
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.state import Candidate, Generation, Holdings, Recorded, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
-from nasd.search.objectives import OBJECTIVES, QUALITY
+from nasd.search.objectives import OBJECTIVES
 from nasd.views.card import ancestors, architecture, hours, table
 
 log = logging.getLogger("nasd")
@@ -83,7 +83,7 @@ TEXTS = {"parent", "fate"}
 NEAREST = 20  # ancestors that a card shows
 ABOUT = {
     "search/hypervolume": "Of parents and scored offspring, above no quality and no compression.",
-    "search/best_quality": f"{QUALITY.words} in percent, the best among parents and offspring.",
+    "search/best_quality": "The quality in percent, the best among parents and offspring.",
     "search/baseline_quality": "The seed model's, trained and scored by the same procedure; of its"
     " controls the best.",
     "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
@@ -236,8 +236,11 @@ def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
     quality = snapshot.quality(candidate.id)
     if scores is not None and quality is not None:
         found |= {
-            "results/exact_match": scores["exact_match"],
-            "results/f1": scores["f1"],
+            **{
+                f"results/{metric}": scores[metric]
+                for metric, _ in snapshot.scoring.task.shown
+                if metric in scores
+            },
             "results/quality": quality,
         }
     for name in snapshot.experiment.objectives:
@@ -274,7 +277,7 @@ def _fate(snapshot: Snapshot, candidate: Candidate) -> str:
     spent = f"It took {hours(snapshot, [candidate]):.3g} hours of slots."
     scores, quality = snapshot.scores(candidate.id), snapshot.quality(candidate.id)
     if scores is not None and quality is not None:
-        marks = f"quality {quality:.2f} (EM {scores['exact_match']:.2f}, F1 {scores['f1']:.2f})"
+        marks = f"quality {quality:.2f} ({snapshot.scoring.in_words(scores)})"
         return f"Scored: {marks}. {spent}"
     state = str(candidate.state).capitalize()
     return f"{state} at {candidate.stage}: {candidate.reason}. {spent}"
@@ -535,8 +538,7 @@ def _columns(snapshot: Snapshot) -> Experiment:
     }
     shown = {
         **losses,
-        "results/exact_match": "EM",
-        "results/f1": "F1",
+        **{f"results/{metric}": title for metric, title in snapshot.scoring.task.shown},
         "results/size": "compression",
         "results/parameters_percent": "parameters, % of the baseline's",
         "results/quality": "quality",

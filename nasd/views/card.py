@@ -7,7 +7,7 @@ form); names of the hub are the only ones that get into it, as it turns them int
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nasd import __version__
 from nasd.contract import tasks
@@ -31,12 +31,18 @@ UNKNOWN = "not known to nasd"
 TRAINS = {"new": "new modules", "all": "everything", "head": "the MLM head", "none": "nothing"}
 
 USE = """\
-from transformers import AutoModelForQuestionAnswering
-model = AutoModelForQuestionAnswering.from_pretrained(".", trust_remote_code=True)
-print(model.answer("Who keeps the red kite?", "Mara keeps a red kite in the old mill."))
+from transformers import {card.auto}
+model = {card.auto}.from_pretrained(".", trust_remote_code=True)
+print(model.{card.use})
 """
 
+NO_ANSWER = (
+    'It gives "" where it is sure enough that the text holds no answer, as it was trained on some'
+    " questions without one."
+)
+
 Row = Sequence[object]
+CALLED = {"exact_match": "exact match"}  # in full
 
 
 @dataclass(frozen=True)
@@ -86,30 +92,31 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
             f"candidate {candidate.id} of an evolutionary architecture search that began with"
             f" {_code(seed)}"
         )
+    task = tasks.scored(config.data)
+    words = task.card
+    assert words is not None, "what gives a score can be taken home"
     parts = [
         f"---\n{_front_matter(snapshot, config, candidate, files, licence)}\n---",
         f"# {_name(snapshot, candidate)}",
-        f"It finds the answer to a question in a text. It is {what}. Its encoder has {blocks}"
+        f"{words.does} It is {what}. Its encoder has {blocks}"
         f" block{'s' * (blocks != 1)}; with its head it has {files.parameters:,} parameters"
         f" ({files.weights_bytes / 1e6:.1f} MB). Made with nasd {__version__}.",
         "## Use",
-        f"```python\n{USE}```",
+        f"```python\n{USE.format(card=words)}```",
         '`"."` is this folder; give its path, or its name on the hub. It takes `torch` and'
-        " `transformers`, and runs the code that lies beside the weights. The answer comes with a"
-        " score between 0 and 1 and with its place in the text. A long text is read in windows of"
-        f" {config.data.qa.tokens} tokens, as in the evaluation below.",
+        " `transformers`, and runs the code that lies beside the weights."
+        f" {_length(config, task)}",
         "For the logits themselves there is"
         ' `AutoTokenizer.from_pretrained(".", trust_remote_code=True)`: the model takes what it'
         " gives.",
-        *_onnx(files.onnx_difference),
+        *_onnx(files.onnx_difference, task),
         *_int8(files.int8),
-        "It always finds an answer, also where the text holds none: SQuAD v1.1 has no such"
-        " questions.",
+        NO_ANSWER if config.data.qa is not None and config.data.qa.no_answer else words.known,
         "## Scores",
-        _scores(snapshot, candidate),
-        f"On {_questions(snapshot, 'test')} that it was not trained on; the search selects by these"
-        " scores, which flatters a little whoever comes out first. The baseline is the seed model,"
-        " fine-tuned and scored in the same way. Parameters are the encoder's alone"
+        _scores(snapshot, candidate, task),
+        f"On {_examples(snapshot, task, 'test')} that it was not trained on; the search selects by"
+        " these scores, which flatters a little whoever comes out first. The baseline is the seed"
+        " model, fine-tuned and scored in the same way. Parameters are the encoder's alone"
         f"{_compression(snapshot)}.",
         *_measured(config, snapshot.experiment.objectives),
         "## Architecture",
@@ -127,8 +134,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         f" {snapshot.experiment.seed}.",
         "## Data and licences",
         _sources(snapshot, config, licence),
-        f"Of the questions {_percent(config.data.qa.train_share)} are for training, split by"
-        f" {config.data.qa.split_by}. The modelling code is nasd's, under Apache-2.0. Look at each"
+        f"{_split(config)} The modelling code is nasd's, under Apache-2.0. Look at each"
         " licence before you pass the model on.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -161,37 +167,74 @@ def _front_matter(
 
     scores = snapshot.scores(candidate.id)
     assert scores is not None
-    qa = config.data.qa
-    hubs = [*(one.hub for one in config.data.corpora), qa.hub]
+    task = tasks.scored(config.data)
+    source = getattr(config.data, task.data)
+    assert task.card is not None
+    hubs = [*(one.hub for one in config.data.corpora), source.hub]
     name = _name(snapshot, candidate)
     card = ModelCardData(
         license=licence,
         library_name="transformers",
         base_model=config.seed_model.source if files.seed_of_hub else None,
         datasets=list(dict.fromkeys(hub for hub in hubs if hub)) or None,
-        metrics=["exact_match", "f1"],
-        tags=["question-answering", "nasd", "neural-architecture-search", "custom_code"],
+        metrics=[metric for metric, _ in task.shown],
+        tags=[task.card.pipeline, "nasd", "neural-architecture-search", "custom_code"],
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type="question-answering",
-                dataset_type=qa.hub or "local",
-                dataset_name=qa.hub or _files(qa.files),
-                dataset_split=f"held-out {_percent(1 - qa.train_share)}, by {qa.split_by}",
+                task_type=task.card.pipeline,
+                dataset_type=source.hub or "local",
+                dataset_name=source.hub or _files(source.files),
+                dataset_split=_held_out(config),
                 metric_type=metric,
                 metric_value=round(scores[metric], 2),
             )
-            for metric in ("exact_match", "f1")
+            for metric, _ in task.shown
         ],
     )
     return card.to_yaml()
 
 
-def _onnx(difference: float | None) -> Iterable[str]:
+def _length(config: Config, task: tasks.Task) -> str:
+    """What becomes of a long text."""
+    if config.data.qa is None:
+        return f"A text is cut to {task.limit(config.data)} tokens, as in the evaluation below."
+    return (
+        "The answer comes with a score between 0 and 1 and with its place in the text. A long text"
+        f" is read in windows of {config.data.qa.tokens} tokens, as in the evaluation below."
+    )
+
+
+def _held_out(config: Config) -> str:
+    """The test part."""
+    if (qa := config.data.qa) is not None:
+        return f"held-out {_percent(1 - qa.train_share)}, by {qa.split_by}"
+    data = tasks.labelled(config.data)
+    if data.test_files or data.test_split:
+        return data.test_split or _files(data.test_files)
+    return f"held-out {_percent(1 - data.train_share)}"
+
+
+def _split(config: Config) -> str:
+    if (qa := config.data.qa) is not None:
+        return (
+            f"Of the questions {_percent(qa.train_share)} are for training, split by {qa.split_by}."
+        )
+    return f"The test part: {_held_out(config)}."
+
+
+def _onnx(difference: float | None, task: tasks.Task) -> Iterable[str]:
+    said = "`start_logits` and `end_logits` [examples, tokens]"
+    if task is not tasks.QA:
+        said = (
+            "`logits` [examples, tokens, labels]"
+            if task is tasks.TAG
+            else "`logits` [examples, labels]"
+        )
     if difference is not None:
         yield (
             "`model.onnx` is the same model for other runtimes: `input_ids` and `attention_mask`"
-            " [examples, tokens] to `start_logits` and `end_logits` [examples, tokens]. Its logits"
+            f" [examples, tokens] to {said}. Its logits"
             f" differ by {difference:.0e} at most."
         )
 
@@ -206,14 +249,16 @@ def _int8(found: Runtimes | None) -> Iterable[str]:
         yield table(("", "model.onnx", "model-int8.onnx"), found.rows())
 
 
-def _scores(snapshot: Snapshot, candidate: Candidate) -> str:
+def _scores(snapshot: Snapshot, candidate: Candidate, task: tasks.Task) -> str:
     baseline = snapshot.rival
     own, other = (snapshot.scores(one.id) or {} for one in (candidate, baseline))
     rows: list[Row] = [
-        ("exact match", *_compared(own.get("exact_match"), other.get("exact_match"))),
-        ("F1", *_compared(own.get("f1"), other.get("f1"))),
+        *(
+            (CALLED.get(metric, title), *_compared(own.get(metric), other.get(metric)))
+            for metric, title in task.shown
+        ),
         (
-            f"{QUALITY.name}, {QUALITY.words}",
+            f"{QUALITY.name}, {snapshot.quality_words}",
             *_compared(snapshot.quality(candidate.id), snapshot.quality(baseline.id)),
         ),
     ]
@@ -406,7 +451,8 @@ def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> st
     sequences = prepared.get("mlm_train_sequences")
     mlm = config.data.mlm
     much = f", {sequences:,} sequences of {mlm.tokens} tokens" if mlm and sequences else ""
-    qa = config.data.qa
+    task = tasks.scored(config.data)
+    source = getattr(config.data, task.data)
     rows: list[Row] = [
         ("seed model", _code(config.seed_model.source), seed_licence or UNKNOWN),
         *(
@@ -414,9 +460,9 @@ def _sources(snapshot: Snapshot, config: Config, seed_licence: str | None) -> st
             for one in config.data.corpora
         ),
         (
-            f"question answering, {_questions(snapshot, 'train')}",
-            _code(qa.hub) if qa.hub else _files(qa.files),
-            LICENCES.get(qa.hub or "", UNKNOWN),
+            f"{task.words}, {_examples(snapshot, task, 'train')}",
+            _code(source.hub) if source.hub else _files(source.files),
+            LICENCES.get(source.hub or "", UNKNOWN),
         ),
     ]
     return table(("for", "source", "licence"), rows)
@@ -433,9 +479,9 @@ def _files(files: Iterable[str]) -> str:
     return ", ".join(Path(name).name for name in files)
 
 
-def _questions(snapshot: Snapshot, part: str) -> str:
-    found = (snapshot.experiment.prepared or {}).get(f"qa_{part}_questions")
-    return f"{found:,} questions" if found else "questions"
+def _examples(snapshot: Snapshot, task: tasks.Task, part: Literal["train", "test"]) -> str:
+    found = task.counts(snapshot.experiment.prepared or {})[part == "test"]
+    return f"{found:,} {task.example}s" if found else f"{task.example}s"
 
 
 def _percent(share: float) -> str:

@@ -23,7 +23,11 @@ def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
     """known: as much of nasd.contract.protocol.Prepared as is known. sampled: only the beginnings
     of texts were looked at, which may differ from the whole."""
     seen = "the beginnings of " if sampled else ""
-    for key, what in (("mlm_unknown", f"{seen}the corpora"), ("qa_unknown", "the contexts")):
+    for key, what in (
+        ("mlm_unknown", f"{seen}the corpora"),
+        ("qa_unknown", "the contexts"),
+        ("labelled_unknown", "the labelled texts"),
+    ):
         share = known.get(key)
         if share is not None and share >= MUCH_UNKNOWN:
             yield (
@@ -44,6 +48,12 @@ def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
             f"{skipped:,} faulty questions are left out, as data.qa.skip_faulty says"
             if skipped > 1
             else "1 faulty question is left out, as data.qa.skip_faulty says"
+        )
+    tests = known.get("labelled_test")
+    if tests and margin(tests) > TOO_WIDE:
+        yield (
+            f"{tests:,} test example{'' if tests == 1 else 's'} are too few to tell candidates"
+            f" apart: chance alone moves a share of 50 % by ± {margin(tests):.0f} points"
         )
     tests = known.get("qa_test_questions")
     if tests and margin(tests) > TOO_WIDE:

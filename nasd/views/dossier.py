@@ -144,6 +144,8 @@ class Dossier:
     size: float
     exact_match: float | None
     f1: float | None
+    scores: dict[str, float]
+    marks: str
     quality: float | None
     baseline_quality: float | None
     rival: str
@@ -217,6 +219,10 @@ class _Compiler:
             size=snap.size(one.id),
             exact_match=scores.get("exact_match"),
             f1=scores.get("f1"),
+            scores={
+                metric: scores[metric] for metric, _ in snap.scoring.task.shown if metric in scores
+            },
+            marks=snap.scoring.in_words(scores, sign="  "),
             quality=snap.quality(one.id),
             baseline_quality=None if snap.rival is one else snap.quality(snap.rival.id),
             rival=snap.rival.called,

@@ -49,7 +49,7 @@ def _head(found: Dossier) -> Iterator[Text]:
     if found.why:
         yield Text(found.why, style="red" if found.state == State.FAILED else "")
     if found.quality is not None:
-        scores = f"quality {found.quality:.2f}  F1 {found.f1:.2f}  EM {found.exact_match:.2f}"
+        scores = f"quality {found.quality:.2f}  {found.marks}"
         if found.baseline_quality is not None and not found.is_baseline:
             difference = found.quality - found.baseline_quality
             scores += (

@@ -1,9 +1,11 @@
 """`python -m nasd.worker.answer`: a question to an exported model.
 
-Reads one JSON object from standard input, {"folder", "question", "context"}, with a "file" for ONNX
-Runtime that is to answer or without one, and prints one JSON line: {"answer", "score", "start",
-"end"}, or {"error": one sentence}. The code that answers is the one that travels with the model,
-but nasd's own copy of it: none from the folder is run.
+Reads one JSON object from standard input: {"folder", "question", "context"}, with a "file" for ONNX
+Runtime that is to answer or without one, or of a classifier {"folder", "kind", "texts": texts, or
+lists of words, "pairs": the second of each, or null}. Prints one JSON line: {"answer", "score",
+"start", "end"}, or {"told": [label, score] of each text, or a list of these, one a word}; or
+{"error": one sentence}. The code that answers is the one that travels with the model, but nasd's
+own copy of it: none from the folder is run.
 """
 
 import json
@@ -27,16 +29,21 @@ def main() -> None:
 
 def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
     folder = Path(asked["folder"])
-    _check(folder)
-    from nasd.worker.model.pretrained import NasdForQuestionAnswering
+    kind = asked.get("kind", "QuestionAnswering")
+    _check(folder, kind)
+    from nasd.worker.model import pretrained
 
     try:
-        model: Any = NasdForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+        ours = getattr(pretrained, f"NasdFor{kind}")
+        model: Any = ours.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds: files missing, cut off
         raise _damaged(folder, error) from error
     if "file" in asked:
         _leave_to_runtime(model, folder / asked["file"])
     try:
+        if "texts" in asked:
+            pairs = () if asked["pairs"] is None else (asked["pairs"],)
+            return {"told": model.predict(asked["texts"], *pairs)}
         found = model.answer(asked["question"], asked["context"])
     except ValueError as error:  # it is of the tokenizer
         raise NasdError(str(error)) from error
@@ -58,13 +65,13 @@ def _leave_to_runtime(model: Any, path: Path) -> None:
     model.forward = lambda ids, mask: SimpleNamespace(**runtime.logits(found, ids, mask))
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, kind: str) -> None:
     """That the weights are those of a model like its config.json, before room is made for either.
     What is missing transformers would draw at random."""
     from nasd.worker.model import header, phenotype
 
     try:
-        wanted = header.wanted(phenotype.QuestionAnswering, phenotype.load_architecture(folder))
+        wanted = header.wanted(getattr(phenotype, kind), phenotype.load_architecture(folder))
         there = header.shapes(folder / phenotype.WEIGHTS)
     except Exception as error:  # of many kinds, as no key, no file, or no safetensors
         raise _damaged(folder, error) from error

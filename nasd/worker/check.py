@@ -4,7 +4,7 @@ Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revisio
 {"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
 longest window that it is shown, "vocabulary": how many of the seed's tokens are kept, or null}, and
 prints one JSON line: {"backbone", "baseline",
-"has_mlm_head", "has_qa_head", "known": what nasd.worker.data_check tells}, or {"error": one
+"has_mlm_head", "heads", "known": what nasd.worker.data_check tells}, or {"error": one
 sentence}.
 """
 
@@ -61,11 +61,13 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         "backbone": asdict(backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
-        "has_qa_head": description.has_qa_head,
+        "heads": description.heads,
     }
 
 
-def _check_hub(key: str, name: str, config: str | None, revision: str | None, column: str) -> None:
+def _check_hub(
+    key: str, name: str, config: str | None, revision: str | None, column: str | None
+) -> None:
     """Raises NasdError unless the hub, or the local cache of it, has the data set, and this has the
     column, as far as it says which it has."""
     import datasets
@@ -77,7 +79,7 @@ def _check_hub(key: str, name: str, config: str | None, revision: str | None, co
         raise NasdError(
             f"{key}: the data set {name} is neither on the hub nor in the local cache: {lines[0]}"
         ) from error
-    if features and column not in features:
+    if features and column is not None and column not in features:
         raise NasdError(f"{key}: {name} has no column {column!r}, only {', '.join(features)}")
 
 

@@ -13,7 +13,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.squad import Question, read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import spans
-from nasd.worker.tasks import corpus
+from nasd.worker.tasks import corpus, examples
 from nasd.worker.tasks.passages import build_features
 from nasd.worker.training.progress import quiet
 
@@ -26,7 +26,8 @@ def look(
     """The shares of unknown tokens, and the number of test questions and of those left out, as far
     as files tell them; raises NasdError where the data is not enough for the ladder."""
     texts = {} if data.mlm is None else _mlm(data.mlm, base, tokenizer, stages)
-    return {**texts, **_qa(data, base, tokenizer, seed, stages)}
+    scored = _labelled if data.qa is None else _qa
+    return {**texts, **scored(data, base, tokenizer, seed, stages)}
 
 
 def _mlm(data: MlmData, base: Path, tokenizer: Any, stages: Sequence[Stage]) -> dict[str, float]:
@@ -56,10 +57,10 @@ def _mlm(data: MlmData, base: Path, tokenizer: Any, stages: Sequence[Stage]) -> 
 def _qa(
     data: Data, base: Path, tokenizer: Any, seed: int, stages: Sequence[Stage]
 ) -> dict[str, float]:
-    qa = data.qa
+    qa = tasks.questions(data)
     if not qa.files:
         return {}
-    found = read_all([base / name for name in qa.files], qa.skip_faulty)
+    found = read_all([base / name for name in qa.files], qa.skip_faulty, qa.no_answer)
     train, test = split(found.sound, qa.train_share, qa.split_by, stream_seed(seed, 0, "questions"))
     for stage in tasks.reading(stages, tasks.QA.data):
         if stage.train != "none" and len(train) < stage.slots:
@@ -69,6 +70,22 @@ def _qa(
         "qa_skipped": len(found.faults),
         **_unknown(found.sound, tokenizer),
     }
+
+
+def _labelled(
+    data: Data, base: Path, tokenizer: Any, seed: int, stages: Sequence[Stage]
+) -> dict[str, float]:
+    texts = tasks.labelled(data)
+    if not texts.files:
+        return {}
+    found = examples.read(texts, base, seed, quiet)
+    for stage in stages:
+        if stage.train != "none" and tasks.of(stage.task).scores:
+            _check_dealt(stage, len(found.train))
+    places = {label: place for place, label in enumerate(found.labels)}
+    some, _ = examples.tokenised(found.train[:CONTEXTS], tokenizer, texts.tokens, places, quiet)
+    unknown = float((some.tokens == tokenizer.unk_token_id).mean())
+    return {"labelled_test": len(found.test), "labelled_unknown": unknown}
 
 
 def _unknown(questions: Sequence[Question], tokenizer: Any) -> Mapping[str, float]:

@@ -1,10 +1,11 @@
 """`python -m nasd.worker.export`: a trained model as a folder that transformers loads by itself.
 
-Reads one JSON object from standard input, {"model", "tokenizer", "folder", "answering", "source",
-"base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to write, how a
-question is answered (see pretrained.ANSWERING), the seed and where its relative paths start,
-whether for ONNX Runtime, and for int8 the spec by which it is scored, or null. Prints one JSON
-line: the fields of nasd.views.card.Files but for the sizes, what nasd.worker.int8 compared, or
+Reads one JSON object from standard input, {"model", "tokenizer", "folder", "task", "settings",
+"source", "base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to
+write, the task that it was trained for, how it is asked (see pretrained.NasdConfig), the seed and
+where its relative paths start, whether for ONNX Runtime, and for int8 the spec by which it is
+scored, or null. Prints one JSON line: the fields of nasd.views.card.Files but for the sizes, what
+nasd.worker.int8 compared, or
 {"error": one sentence}.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nasd.contract import digests
+from nasd.contract import digests, tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.leash import die_with_parent
 from nasd.worker.caches import sync_tree
@@ -40,9 +41,13 @@ def main() -> None:
 def answer_to(question: dict[str, Any]) -> dict[str, Any]:
     folder = Path(question["folder"])
     parameters = write(
-        Path(question["model"]), Path(question["tokenizer"]), folder, question["answering"]
+        Path(question["model"]),
+        Path(question["tokenizer"]),
+        folder,
+        question["settings"],
+        question["task"],
     )
-    difference = write_onnx(folder) if question["onnx"] else None
+    difference = write_onnx(folder, question["task"]) if question["onnx"] else None
     scoring = question["scoring"]
     compared = None if scoring is None else write_int8(folder, scoring)
     sync_tree(folder)
@@ -54,7 +59,13 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int]) -> int:
+def write(
+    model: Path,
+    tokenizer: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    task: str = tasks.QA.name,
+) -> int:
     """Writes model, tokenizer, config and modelling code; returns the number of parameters.
 
     Raises NasdError where the model is not there or damaged, or came out other than it went in.
@@ -62,24 +73,23 @@ def write(model: Path, tokenizer: Path, folder: Path, answering: dict[str, int])
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    from nasd.worker.model import phenotype
-    from nasd.worker.model.pretrained import NasdConfig, NasdForQuestionAnswering
+    from nasd.worker.model import phenotype, pretrained
+    from nasd.worker.model.pretrained import NasdConfig
+    from nasd.worker.model.seed_heads import KINDS
 
+    kind = KINDS[task]
+    ours = getattr(pretrained, f"NasdFor{kind.__name__}")
     try:
         if digests.sealed(model):
             digests.check(model, (phenotype.CONFIG, phenotype.WEIGHTS))
-        source = phenotype.load(phenotype.QuestionAnswering, model)
+        source: phenotype.AnyModel = phenotype.load(kind, model)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise NasdError(f"the model in {model} is missing or damaged: {error}") from error
-    copy = NasdForQuestionAnswering(
-        NasdConfig(**source.architecture.to_json(), answering=answering)
-    )
+    copy = ours(NasdConfig(**source.architecture.to_json(), **settings))
     copy.load_state_dict(source.state_dict())
     # What transformers then puts beside the weights: auto_map, and the files of the classes.
     NasdConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-    NasdForQuestionAnswering.register_for_auto_class(  # type: ignore[no-untyped-call]
-        "AutoModelForQuestionAnswering"
-    )
+    ours.register_for_auto_class(f"AutoModelFor{kind.__name__}")
     if not (tokenizer / "tokenizer.json").is_file():
         raise NasdError(f"the tokenizer in {tokenizer} is missing")
     if digests.sealed(tokenizer):
@@ -137,19 +147,23 @@ def _licence(card: Path) -> str | None:
     return found[1] if found else None
 
 
-def write_onnx(folder: Path) -> float:
+def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
     """Writes model.onnx beside the model; returns the largest difference of a logit.
 
-    Inputs input_ids and attention_mask [b, l], outputs start_logits and end_logits [b, l]. Raises
-    NasdError where a logit differs by more than ONNX_TOLERANCE.
+    Inputs input_ids and attention_mask [b, l]; outputs start_logits and end_logits [b, l], or of
+    a classifier logits. Raises NasdError where a logit differs by more than ONNX_TOLERANCE.
     """
     import torch
 
     from nasd.worker.model import phenotype
+    from nasd.worker.model.seed_heads import KINDS
 
-    model = phenotype.load(phenotype.QuestionAnswering, folder).eval()
+    loaded: phenotype.AnyModel = phenotype.load(KINDS[task], folder)
+    model = loaded.eval()
     positions = model.architecture.positions
-    names = ["input_ids", "attention_mask"], ["start_logits", "end_logits"]
+    answers = isinstance(model, phenotype.QuestionAnswering)
+    outputs = ["start_logits", "end_logits"] if answers else ["logits"]
+    names = ["input_ids", "attention_mask"], outputs
     sizes = {0: torch.export.Dim("examples"), 1: torch.export.Dim("tokens", max=positions)}
     with _nothing_where_all_is_masked():
         torch.onnx.export(
@@ -170,7 +184,8 @@ def write_onnx(folder: Path) -> float:
     for examples, tokens in ((1, 2), (1, positions), (3, max(2, positions // 2))):
         shown = _example(model.architecture, examples, tokens)
         with torch.no_grad():
-            expected = model(*shown)
+            said = model(*shown)
+        expected = said if answers else (said,)
         feed = {name: tensor.numpy() for name, tensor in zip(names[0], shown, strict=True)}
         for one, other in zip(session.run(names[1], feed), expected, strict=True):
             worst = max(worst, float((torch.from_numpy(one) - other).abs().max()))

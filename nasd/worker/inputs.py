@@ -77,7 +77,8 @@ def _seed_again(spec: Spec, weights: Path, damage: Damaged, progress: Progress) 
     damaged = weights.with_name(f".{weights.name}.{os.getpid()}.gone")
     try:
         words = trimming.words(spec, progress)
-        prepare.convert_seed(spec, words.tokenizer, made, progress, words.kept)
+        labels = prepare.labels_of(spec)
+        prepare.convert_seed(spec, words.tokenizer, made, progress, words.kept, labels)
         if not _same(made, weights):
             raise NasdError(f"the seed {spec.source} has changed since")
         if weights.exists():

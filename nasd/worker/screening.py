@@ -21,13 +21,11 @@ from nasd.contract.schedule import halved
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import phenotype
 from nasd.worker.model.inherit import Trace, Windows, born, shared
-from nasd.worker.model.phenotype import Block, MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import AnyModel, Block
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
 from nasd.worker.training.progress import Progress
-
-AnyModel = MaskedLM | QuestionAnswering
 
 
 def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[str, float]:

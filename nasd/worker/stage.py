@@ -172,10 +172,11 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
 
     base = Path(spec.config_folder)
     words = trimming.words(spec, pulse)
-    mlm, qa = prepare.caches(spec.data, base, words.tokenizer, Path(spec.cache), spec.seed, pulse)
-    model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept)
+    made = prepare.caches(spec.data, base, words.tokenizer, Path(spec.cache), spec.seed, pulse)
+    counts = prepare.counts(*made)
+    labels = counts.get("labels", ())
+    model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept, labels)
     taught = "" if spec.teacher is None else str(teachers.fetch(spec, words.tokenizer, pulse))
-    counts = prepare.counts(mlm, qa)
     latency = {}
     if spec.profiled is not None:
         from nasd.worker.measure import table
@@ -185,10 +186,11 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
         )
         latency = found.to_json()
     prepared = Prepared(
-        mlm_cache="" if mlm is None else str(mlm),
-        qa_cache=str(qa),
+        mlm_cache=str(made.mlm or ""),
+        qa_cache=str(made.qa or ""),
+        labelled_cache=str(made.labelled or ""),
         has_mlm_head=has_head,
-        keeps_qa_head=isinstance(model, phenotype.QuestionAnswering),
+        keeps_qa_head=not isinstance(model, phenotype.MaskedLM),
         parameters=(parameters := sum(p.numel() for p in model.encoder.parameters())),
         seed_parameters=parameters
         + (words.known - model.architecture.vocab_size) * model.architecture.width,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nasd.contract import tasks
 from nasd.contract.config import Data
 from nasd.contract.digests import Damaged
 from nasd.contract.protocol import Spec
@@ -82,8 +83,7 @@ def _counted(spec: Spec, tokenizer: Any, progress: Progress) -> dict[str, NDArra
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "seed": spec.seed,
             "corpora": corpus.describe_sources(texts, base, digest),
-            "questions": prepare.question_sources(spec.data.qa, base, progress),
-            "data": spec.data.qa.model_dump(include={"train_share", "split_by", "skip_faulty"}),
+            **prepare.sources(spec.data, base, progress),
         }
     )
 
@@ -118,10 +118,8 @@ def _counts(
             )
             name = f"data.mlm.corpora[{number}]"
             yield name, _count(batches, tokenizer, progress, name)
-    if most is None or data.qa.files:
-        sound = prepare.read_questions(data.qa, base, progress).sound
-        train, _ = prepare.parted(sound, data.qa, seed)
-        texts = [*dict.fromkeys(one.context for one in train), *(one.question for one in train)]
+    if most is None or getattr(data, tasks.scored(data).data).files:
+        texts = prepare.training_texts(data, base, seed, progress)
         parts = (texts[at : at + corpus.BATCH] for at in range(0, len(texts), corpus.BATCH))
         yield QUESTIONS, _count(parts, tokenizer, progress, QUESTIONS)
 

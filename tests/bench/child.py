@@ -24,7 +24,8 @@ from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage, uncha
 from nasd.search.variation.keeping import informed
 from nasd.worker.model import phenotype
 from nasd.worker.model.inherit import born
-from nasd.worker.tasks.windows import for_questions
+from nasd.worker.tasks.passages import QaFeatures
+from nasd.worker.tasks.windows import of_batches
 from tests.bench.laboratory import Judge, Laboratory, overhead, pace_of
 from tests.bench.search import say
 from tests.bench.standing import share_of_blocks
@@ -81,7 +82,7 @@ def rows(lab: Laboratory, judge: Judge) -> list[Row]:
     found.append(fresh(lab, judge, genotype, drawn))
     told(found)
     lineage = informed(genotype, drawn, [lab.baseline])
-    windows = for_questions(Path(lab.prepared.qa_cache), lab.number)
+    windows = of_batches(QaFeatures.load(Path(lab.prepared.qa_cache) / "train"), lab.number)
     model = born(genotype, lineage, [lab.answering()], torch.Generator().manual_seed(0), windows)
     phenotype.save(model, lab.folder / "born")
     found.append(Row("with what its parent knows, untrained", 0.0, judge(lab.folder / "born")))

@@ -1,4 +1,4 @@
-"""How well a model answers questions (thesis 4.2.5)."""
+"""How well a model does its task (thesis 4.2.5)."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,8 @@ from nasd.search.objectives.objective import Model, Objective
 
 
 def _value(model: Model, metrics: Mapping[str, float], baseline: Model) -> float | None:
+    if "quality" in metrics:  # which of them that is, the config has said
+        return metrics["quality"]
     if not metrics.keys() >= {"f1", "exact_match"}:
         return None
     return (metrics["f1"] + metrics["exact_match"]) / 2

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nasd.contract import seed_head, words
+from nasd.contract import seed_head, tasks, words
 from nasd.contract.config import PREPARE
 from nasd.control import preflight
 from nasd.views import caveats
 from nasd.views.doctor.case import Case, Finding
 
 HUB_SECONDS = 5.0  # for an answer of the hub's
+CACHES = ("mlm_cache", "qa_cache", "labelled_cache")  # of what prepare has found
 CALLED = {"model": "model", "dataset": "data set"}
 
 
@@ -63,8 +64,10 @@ def _of_hub(case: Case) -> Iterator[Source]:
     for index, corpus in enumerate(data.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
-    if data.qa.hub:
-        yield Source("data.qa.hub", data.qa.hub, "dataset", data.qa.revision)
+    task = tasks.scored(data)
+    source = getattr(data, task.data)
+    if source.hub:
+        yield Source(f"data.{task.data}.hub", source.hub, "dataset", source.revision)
 
 
 def _is_local(case: Case, source: str, key: str = "seed_model.source") -> bool:
@@ -121,8 +124,10 @@ def seed(case: Case) -> Iterator[Finding]:
     case.backbone, case.baseline = found.backbone, found.baseline
     yield Finding("seed", "good", "seed and data can be read; nothing has begun yet")
     kept = seed_head.kept_by(case.config.stages)
-    if found.has_qa_head or kept:
-        about = seed_head.about(found.has_qa_head, kept)
+    task = tasks.scored(case.config.data)
+    has = task.name in found.heads
+    if has or kept:
+        about = seed_head.about(task, has, kept)
         yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
     for told in caveats.of(found.known, sampled=True):
         yield Finding("data", "note", told)
@@ -133,7 +138,7 @@ def prepared(case: Case) -> Iterator[Finding]:
     if case.prepared is None:
         return
     weights = case.state.result(0, PREPARE)
-    caches = (case.prepared[name] for name in ("mlm_cache", "qa_cache"))
+    caches = (case.prepared.get(name) for name in CACHES)
     needed = [weights, *(Path(one) for one in caches if one)]
     gone = [path for path in needed if not path.is_dir()]
     for path in gone:

@@ -1,14 +1,15 @@
 """How much there is to train on and to test: as given, as prepared, or as known of the sources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pydantic import ValidationError
 
-from nasd.contract import formats, readable, tasks
-from nasd.contract.config import Config, Data, MlmData
+from nasd.contract import formats, labelled, readable, tasks
+from nasd.contract.config import Config, Data, MlmData, QaData
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import read_all
 from nasd.contract.volumes import Volumes
@@ -22,6 +23,7 @@ KNOWN_CORPORA = {
 }
 FILE_BYTES_PER_TOKEN = 4.5
 PACKED_BYTES_PER_TOKEN = 1.5  # gzip makes a third of English text
+WORD_TOKENS, SPECIAL = 1.3, 3.0  # of a word of English text, signs and all; around a text
 KNOWN_QUESTIONS = {"rajpurkar/squad": 87_599, "squad": 87_599}
 FEATURES_PER_QUESTION = 88_524 / 87_599  # SQuAD v1.1 at 384 tokens, stride 128
 
@@ -55,6 +57,27 @@ def volumes(
         sequences, how = prepared["mlm_train_sequences"], "as prepared"
     else:
         sequences, how = _sequences(mlm, folder)
+    if qa is None:
+        volumes, told = _labelled(config, folder, prepared, qa_questions)
+    else:
+        volumes, told = _asked(qa, folder, prepared, qa_questions)
+    held_out = 0 if mlm is None else mlm.evaluation_sequences
+    volumes = replace(volumes, mlm_train_sequences=sequences, mlm_evaluation_sequences=held_out)
+    for stage in config.stages:
+        examples = tasks.of(stage.task).examples(volumes)
+        if stage.train != "none" and min(stage.batch, examples) < stage.slots:
+            raise NasdError(
+                f"stages.{stage.name}: {examples} training examples cannot be dealt out to"
+                f" {stage.slots} slots"
+            )
+    texts = "" if mlm is None else f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); "
+    return volumes, f"{texts}{told}."
+
+
+def _asked(
+    qa: QaData, folder: Path, prepared: Mapping[str, Any] | None, qa_questions: int | None
+) -> tuple[Volumes, str]:
+    """The questions, and how their number was arrived at."""
     if qa_questions is None and prepared is not None:
         names = ("train_questions", "test_questions", "train_features", "test_features")
         counts = tuple(int(prepared[f"qa_{name}"]) for name in names)
@@ -63,7 +86,8 @@ def volumes(
         if qa_questions is not None:
             total, asked = qa_questions, "as given"
         elif qa.files:
-            total = len(read_all([folder / name for name in qa.files], qa.skip_faulty).sound)
+            files = [folder / name for name in qa.files]
+            total = len(read_all(files, qa.skip_faulty, qa.no_answer).sound)
             asked = "counted"
         elif qa.hub in KNOWN_QUESTIONS:
             total, asked = KNOWN_QUESTIONS[qa.hub], "SQuAD v1.1"
@@ -74,19 +98,42 @@ def volumes(
             raise NasdError(f"--qa-questions: {total} cannot be split into train and test")
         features = [round(part * FEATURES_PER_QUESTION) for part in (train, total - train)]
         counts = (train, total - train, features[0], features[1])
-    volumes = Volumes(sequences, 0 if mlm is None else mlm.evaluation_sequences, *counts)
+    volumes = Volumes(0, 0, *counts)
     volumes = replace(volumes, qa_tokens=min(volumes.qa_tokens, float(qa.tokens)))
-    for stage in config.stages:
-        examples = tasks.of(stage.task).examples(volumes)
-        if stage.train != "none" and min(stage.batch, examples) < stage.slots:
-            raise NasdError(
-                f"stages.{stage.name}: {examples} training examples cannot be dealt out to"
-                f" {stage.slots} slots"
-            )
-    texts = "" if mlm is None else f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); "
-    return volumes, (
-        f"{texts}{counts[0]:,} questions to train on and {counts[1]:,} to test ({asked})."
-    )
+    return volumes, f"{counts[0]:,} questions to train on and {counts[1]:,} to test ({asked})"
+
+
+def _labelled(
+    config: Config, folder: Path, prepared: Mapping[str, Any] | None, qa_questions: int | None
+) -> tuple[Volumes, str]:
+    """The same of texts with labels."""
+    data = tasks.labelled(config.data)
+    if qa_questions is not None:
+        raise NasdError("--qa-questions: the config has no data.qa: leave it out")
+    if prepared is not None:
+        volumes, how = Volumes.of(prepared, config.data), "as prepared"
+    elif data.files:
+        found = labelled.of_files(data, folder, config.experiment.seed)
+        words = mean(len(_words(one)) for one in found.train)
+        volumes = Volumes(
+            labelled_train=len(found.train),
+            labelled_test=len(found.test),
+            labelled_tokens=min(float(data.tokens), WORD_TOKENS * words + SPECIAL),
+        )
+        how = "counted"
+    else:
+        section = labelled.section(labelled.kind_of(data))
+        raise NasdError(
+            f"{section}.hub: nothing is known of {data.hub} before the search has prepared it:"
+            " name its files with files, or begin the search"
+        )
+    train, test = volumes.labelled_train, volumes.labelled_test
+    return volumes, f"{train:,} examples to train on and {test:,} to test ({how})"
+
+
+def _words(example: labelled.Example) -> Sequence[str]:
+    texts = example.text
+    return [*(texts.split() if isinstance(texts, str) else texts), *(example.pair or "").split()]
 
 
 def _sequences(mlm: MlmData, folder: Path) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nasd.contract import tasks
 from nasd.contract.config import Config, check_against_slots
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
@@ -21,7 +22,7 @@ DISTILBERT = Seed(
     Genotype((Block(12, (FeedForward("gelu", (3072,)),)),) * 6),
     has_mlm_head=True,
 )
-ANSWERING = replace(DISTILBERT, has_mlm_head=False, has_qa_head=True)
+ANSWERING = replace(DISTILBERT, has_mlm_head=False, heads=(tasks.QA.name,))
 KNOWN_SEEDS = {
     f"{owner}{name}": seed
     for owner in ("", "distilbert/")

@@ -52,7 +52,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
         return machine
     if prepared is None:
         return machine
-    volumes = Volumes.of(prepared, theirs.data.qa)
+    volumes = Volumes.of(prepared, theirs.data)
     stages = {stage.name: stage for stage in theirs.stages}
     rates: dict[str, list[float]] = {}
     starts = []

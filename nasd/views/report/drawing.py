@@ -28,7 +28,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nasd.contract.readable import number, of_baseline
-from nasd.search import objectives
 from nasd.views.report.rows import CandidateRow
 
 # role: (light, dark). Ranks go from strong to faint against either ground, in viridis' order, and
@@ -54,7 +53,6 @@ RANKS = [LIGHT[f"rank-{rank}"] for rank in range(5)]  # the last one: and all be
 WIDTH = 10.2  # inches
 SMALL = 7.0  # points
 MOST_PANELS = 12
-QUALITY = objectives.QUALITY.label
 SIZE = "parameters, % of the baseline's (left is smaller)"
 STYLE = {
     "svg.fonttype": "none",  # text stays text

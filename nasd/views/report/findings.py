@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nasd.contract import tasks
 from nasd.record.lifecycle import AttemptState, CandidateKind, DecisionKind, Phase, State
 from nasd.record.state import Candidate, Granted, Snapshot
+from nasd.search.objectives import QUALITY
 from nasd.search.pareto import Point, covers, hypervolume, ranks, survivors
 from nasd.views.report import accounts, mutations, statistics
 from nasd.views.report.rows import (
@@ -50,6 +51,11 @@ class Findings:
     until: float | None = None  # the attempts that live held their slots; None: until now
 
     # -- the ladder ----------------------------------------------------------------------------
+
+    @property
+    def quality_label(self) -> str:
+        """Of an axis."""
+        return f"{QUALITY.name}, {self.snapshot.quality_words} in {QUALITY.unit}"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -105,8 +111,7 @@ class Findings:
                     cut=one.id in cut or one.state is State.CUT,
                     parameters=one.parameters,
                     size=snap.size(one.id),
-                    exact_match=scores.get("exact_match"),
-                    f1=scores.get("f1"),
+                    scores=snap.scoring.shown(scores),
                     quality=quality,
                     quality_against_baseline=(
                         None if quality is None or base is None else quality - base

@@ -20,7 +20,6 @@ from nasd.views.report.drawing import (
     MOST_PANELS,
     MUTED,
     PAPER,
-    QUALITY,
     RANKS,
     SIZE,
     SMALL,
@@ -79,7 +78,7 @@ def pareto(findings: Findings) -> Drawing:
             away = f"not selected yet{', ' if away else ''}{away}"
         if away:
             axes.set_title(away, loc="right", color=MUTED, fontweight="normal", fontsize=SMALL)
-    outer_labels(grid[: len(panels)], columns, SIZE, QUALITY)
+    outer_labels(grid[: len(panels)], columns, SIZE, findings.quality_label)
     floor = _floor([q for row in findings.candidates if (q := row.quality) is not None])
     far = _below(findings, grid, panels, floor)
     highest = max((m.rank or 0 for m in findings.members), default=0)

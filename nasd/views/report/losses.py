@@ -19,7 +19,6 @@ from nasd.views.report.drawing import (
     MOST_PANELS,
     MUTED,
     PAPER,
-    QUALITY,
     SMALL,
     Drawing,
     Mark,
@@ -279,7 +278,7 @@ def correlation(findings: Findings) -> Drawing:
         why = "all are alike" if alike and n > 1 else "too few to correlate"
         text = "\n".join([*said, f"n = {n}"]) if said else f"n = {n}: {why}"
         axes.set_title(text, loc="right", fontweight="normal", fontsize=8)
-    grid[0].set_ylabel(QUALITY)
+    grid[0].set_ylabel(findings.quality_label)
     legend: list[tuple[str, dict[str, Any]]] = []
     if any(row.generation in cut for row in findings.losses):
         legend.append(("went on behind a cutoff", {"marker": "o", "color": ACCENT}))
@@ -351,7 +350,7 @@ def missed(findings: Findings) -> Drawing:
             )
         axes.set_title(f"generation {generation}")
         axes.set_xlabel(f"MLM loss at the cutoff ({stage})")
-    grid[0].set_ylabel(QUALITY)
+    grid[0].set_ylabel(findings.quality_label)
     key(
         figure,
         [

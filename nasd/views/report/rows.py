@@ -26,8 +26,7 @@ class CandidateRow:
     cut: bool
     parameters: int
     size: float
-    exact_match: float | None
-    f1: float | None
+    scores: dict[str, float | None]  # what the task shows of them, by the metrics' names
     quality: float | None
     quality_against_baseline: float | None
     rank: int | None

@@ -11,7 +11,6 @@ from nasd.views.report import statistics
 from nasd.views.report.drawing import (
     ACCENT,
     BASE,
-    QUALITY,
     RANKS,
     Drawing,
     key,
@@ -87,7 +86,7 @@ def untrained(findings: Findings) -> Drawing:
             [(findings.baseline.name, {"linestyle": (0, (4, 3)), "marker": "", "color": BASE})],
         )
     axes.set_xlabel("loss on held-out windows before any training, nats")
-    axes.set_ylabel(QUALITY)
+    axes.set_ylabel(findings.quality_label)
     drawing.figure = figure
     rank = statistics.spearman([loss for _, loss, _ in found], [value for *_, value in found])
     said = "too few to correlate" if rank is None else f"Spearman {number(rank.value, 2)}"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from itertools import groupby
 
 from nasd.contract.readable import NOTHING, counted, duration, hours, number, of_baseline, signed
@@ -124,7 +125,8 @@ def _best(findings: Findings) -> list[str]:
         )
         return [f"No candidate is scored yet.{known}"]
     best = max(scored, key=lambda row: (row.quality or 0.0, row.size))
-    told = f"Best quality: {_told(best, base.name)}"
+    titles = findings.snapshot.scoring.titles
+    told = f"Best quality: {_told(best, base.name, titles)}"
     if base.quality is None:
         return [f"{told}. The {base.name} is not scored yet, so nothing can be held against it."]
     said = [f"{told}; {_rival(findings)} has {number(base.quality)} % with {_millions(base)}."]
@@ -134,7 +136,7 @@ def _best(findings: Findings) -> list[str]:
         said.append(
             f"{counted(len(dominating), 'candidate')} {'is' if len(dominating) == 1 else 'are'}"
             f" smaller than the {base.name} and at least as good; the smallest of them:"
-            f" {_told(smallest, base.name)}."
+            f" {_told(smallest, base.name, titles)}."
         )
         return said
     smaller = [row for row in scored if row.size > 1]
@@ -143,13 +145,13 @@ def _best(findings: Findings) -> list[str]:
         smallest = max(near, key=lambda row: row.size)
         said.append(
             f"No candidate is smaller than the {base.name} and as good. The smallest within"
-            f" {number(NEAR, 0)} point of it: {_told(smallest, base.name)}."
+            f" {number(NEAR, 0)} point of it: {_told(smallest, base.name, titles)}."
         )
     elif smaller:
         closest = max(smaller, key=lambda row: row.quality or 0.0)
         said.append(
             f"No smaller candidate comes within {number(NEAR, 0)} point of the {base.name}; the"
-            f" closest: {_told(closest, base.name)}."
+            f" closest: {_told(closest, base.name, titles)}."
         )
     else:
         said.append(f"No scored candidate is smaller than the {base.name}.")
@@ -162,10 +164,11 @@ def _rival(findings: Findings) -> str:
     return "the control (the baseline, trained on as candidates are)"
 
 
-def _told(row: CandidateRow, rival: str) -> str:
+def _told(row: CandidateRow, rival: str, titles: Sequence[str]) -> str:
     against = row.quality_against_baseline
     told = f"candidate {row.id} (generation {row.generation}) with {number(row.quality)} %"
-    told += f" (EM {number(row.exact_match)}, F1 {number(row.f1)})"
+    named = zip(titles, row.scores.values(), strict=True)
+    told += f" ({', '.join(f'{title} {number(score)}' for title, score in named)})"
     if against is not None:
         where = "above" if against > 0 else "below"
         told += f", {number(abs(against))} points {where} the {rival}," if against else ","
@@ -183,13 +186,18 @@ def _millions(row: CandidateRow) -> str:
 def _noise(findings: Findings) -> list[str]:
     """How far chance alone moves a score."""
     prepared = findings.snapshot.experiment.prepared
-    exact = [row.exact_match for row in findings.candidates if row.exact_match is not None]
-    if prepared is None or not exact:
+    scoring = findings.snapshot.scoring
+    told = [next(iter(row.scores.values())) for row in findings.candidates]
+    first = [one for one in told if one is not None]
+    if prepared is None or not first or not (n := scoring.task.counts(prepared)[1]):
         return []
-    n, p = int(prepared["qa_test_questions"]), max(exact) / 100
+    p = min(1.0, max(0.0, max(first) / 100))
     half = caveats.margin(n, p)
+    title = scoring.titles[0]
+    an = "an" if title[0] in "aAE" else "a"
     return [
-        f"Each was trained once. The choice of the {n:,} test questions alone moves an EM of"
+        f"Each was trained once. The choice of the {n:,} test {scoring.task.example}s alone moves"
+        f" {an} {title} of"
         f" {number(100 * p)} % by ± {number(half)} points (95 %), and another random seed moves it"
         " further: smaller differences between candidates are not evidence."
     ]

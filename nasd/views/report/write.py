@@ -156,13 +156,18 @@ def _table(name: str, rows: Sequence[Any], folder: Path) -> None:
     kind = typing.get_args(typing.get_type_hints(_getter(name))["return"])[0]
     types_of = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     types_of[bool] = pyarrow.bool_()
-    schema = pyarrow.schema(
-        [
-            (column, types_of[_plain_type(hint)])
-            for column, hint in typing.get_type_hints(kind).items()
-        ]
-    )
-    columns = [list(map(attrgetter(column), rows)) for column in schema.names]
+    fields: list[tuple[str, Any]] = []
+    columns: list[list[Any]] = []
+    for column, hint in typing.get_type_hints(kind).items():
+        values = list(map(attrgetter(column), rows))
+        if typing.get_origin(hint) is dict:  # numbers by name: a column each
+            names = list(values[0]) if values else []
+            fields += [(one, pyarrow.float64()) for one in names]
+            columns += [[value[one] for value in values] for one in names]
+        else:
+            fields.append((column, types_of[_plain_type(hint)]))
+            columns.append(values)
+    schema = pyarrow.schema(fields)
     if SIZE in schema.names and PERCENT not in schema.names:
         place = schema.get_field_index(SIZE)
         schema = schema.insert(place + 1, pyarrow.field(PERCENT, pyarrow.float64()))

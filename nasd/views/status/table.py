@@ -87,6 +87,7 @@ class _Columns:
 _RIGHT = {
     "id", "rate", "loss", "quality", "size", "rank", "parameters", "parent", "scores", "others",
 }  # fmt: skip
+SHOWN = 2  # of a task's scores, as far as there is room
 _NAMES = {
     "id": "id",
     "parent": "from",
@@ -96,7 +97,6 @@ _NAMES = {
     "curve": "",
     "loss": "loss",
     "quality": "quality",
-    "scores": "EM    F1",
     "size": "%base",
     "others": "",
     "rank": "rank",
@@ -155,8 +155,10 @@ def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
         width, stages, list(facts.snapshot.candidates), (OTHER + 1) * len(names) - 1 if names else 0
     )
     widths = {name: width for name, width in asdict(columns).items() if width}
-    titles = [OBJECTIVES[name].unit for name in names]
-    heading = _row(widths, {**_NAMES, "others": _beside(titles, widths.get("others", 0))})
+    units = [OBJECTIVES[name].unit for name in names]
+    titles = " ".join(title[:5].ljust(5) for title in facts.snapshot.scoring.titles[:SHOWN])
+    named = {"scores": titles.rstrip(), "others": _beside(units, widths.get("others", 0))}
+    heading = _row(widths, {**_NAMES, **named})
     heading.stylize("dim")
     found = [heading, *(_candidate(facts, one, widths) for one in shown)]
     return [fit(one, width) for one in found]
@@ -195,7 +197,7 @@ def _chosen(
 
 def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
     snap = facts.snapshot
-    scores = snap.scores(one.id) or {}
+    marked = snap.scoring.values(snap.scores(one.id) or {})
     quality = snap.quality(one.id)
     where = facts.where.get(one.id)
     curve, loss = _losses(facts, one)
@@ -214,7 +216,7 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             ),
             "loss": "" if loss is None else f"{loss:.3f}",
             "quality": "" if quality is None else f"{quality:.2f}",
-            "scores": f"{scores['exact_match']:.2f} {scores['f1']:.2f}" if scores else "",
+            "scores": " ".join(f"{one:.2f}" for one in marked[:SHOWN] if one is not None),
             "size": number(share_of_baseline(snap.size(one.id))),
             "others": _values(snap, one, widths.get("others", 0)),
             "rank": "" if rank is None else str(rank),

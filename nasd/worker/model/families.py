@@ -35,7 +35,7 @@ class Family:
     embeddings  modules around the blocks, ours to theirs, below the encoder
     layer       the blocks' name
     modules     our modules of a block to theirs
-    mlm, qa     the heads, ours to theirs
+    mlm, qa     the heads, ours to theirs; text and token of classifiers
     tied        the MLM head's output weights, if they are written at all: the word embeddings
     settled     what its config.json leaves unsaid, of an Architecture
     first       of a config.json: the row of the position embeddings that the first token takes
@@ -49,6 +49,8 @@ class Family:
     modules: Mapping[str, str]
     mlm: Head
     tied: str
+    text: Head
+    token: Head = Head({"classifier": "classifier"})
     qa: Head = Head({"qa_outputs": "qa_outputs"})
     settled: Mapping[str, Any] = field(default_factory=dict)
     first: Callable[[Mapping[str, Any]], int] = lambda config: 0
@@ -57,13 +59,14 @@ class Family:
         """The checkpoint's name of one of our parameters, without the prefix."""
         if self is OWN:
             return ours
-        for head in (self.mlm, self.qa):
+        heads = (self.mlm, self.qa, self.text, self.token)
+        for head in heads:
             if ours in head.parameters:
                 return head.parameters[ours]
         module, _, part = ours.rpartition(".")
         encoder, _, within = module.partition(".")
         if encoder != "encoder":
-            return f"{ {**self.mlm.modules, **self.qa.modules}[module] }.{part}"
+            return f"{next(one.modules[module] for one in heads if module in one.modules)}.{part}"
         if within.startswith("blocks."):
             _, number, within = within.split(".", 2)
             return f"{self.layer}.{number}.{self.modules[within]}.{part}"
@@ -143,7 +146,10 @@ def _roberta(name: str) -> Family:
             {"head.bias": "lm_head.bias"},
         ),
         tied="lm_head.decoder.weight",
-        settled={"head_activation": "gelu"},
+        text=Head(
+            {"classifier.transform": "classifier.dense", "classifier.out": "classifier.out_proj"}
+        ),
+        settled={"head_activation": "gelu", "classifier_activation": "tanh"},
         first=_behind_the_padding,
     )
 
@@ -159,6 +165,7 @@ OWN = Family(  # of an export, whose names are ours
         {"head.transform": "head.transform", "head.norm": "head.norm"}, {"head.bias": "head.bias"}
     ),
     tied="",
+    text=Head({}),
 )
 FAMILIES = {
     family.name: family
@@ -192,6 +199,7 @@ FAMILIES = {
                 {"head.bias": "vocab_projector.bias"},
             ),
             tied="vocab_projector.weight",
+            text=Head({"classifier.transform": "pre_classifier", "classifier.out": "classifier"}),
         ),
         Family(  # MiniLM is one, or an XLM-RoBERTa
             name="bert",
@@ -208,6 +216,8 @@ FAMILIES = {
                 {"head.bias": "cls.predictions.bias"},
             ),
             tied="cls.predictions.decoder.weight",
+            text=Head({"classifier.transform": "pooler.dense", "classifier.out": "classifier"}),
+            settled={"classifier_activation": "tanh"},
         ),
         _roberta("roberta"),
         _roberta("xlm-roberta"),

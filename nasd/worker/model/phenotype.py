@@ -36,8 +36,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu2": relu2,
 }
+# Of a classifier's first layer: DistilBERT's, and BERT's pooler's.
+CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
+CLASSIFYING = ("labels", "classifier_activation", "classifier_dropout")
 MOST_PARAMETERS = 4 * 10**9  # of all together: 16 GB in float32
 
 
@@ -59,8 +62,9 @@ class Architecture:
 
     vocab_size, positions: rows of the two embedding tables. width: of every hidden state.
     dropout: after the embeddings and each feed-forward network; attention_dropout: on the attention
-    probabilities; qa_dropout: before the question-answering head. All three are shares of 1.
-    rank: of the word embeddings, where they are a product; None: one full table.
+    probabilities; qa_dropout: before the question-answering head. All are shares of 1.
+    rank: of the word embeddings, where they are a product; None: one full table. labels: what the
+    outputs of a classifier mean; classifier_activation, classifier_dropout: in its head.
     """
 
     vocab_size: int
@@ -75,6 +79,9 @@ class Architecture:
     norm_eps: float = 1e-12
     initializer_range: float = 0.02
     rank: int | None = None
+    labels: tuple[str, ...] = ()
+    classifier_activation: str = "relu"
+    classifier_dropout: float = 0.2
 
     def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
         """The same backbone around other blocks, given as in a genotype's JSON."""
@@ -88,13 +95,25 @@ class Architecture:
         """The same architecture with every dropout set to `share`; None leaves them alone."""
         if share is None:
             return self
-        return replace(self, dropout=share, attention_dropout=share, qa_dropout=share)
+        return replace(
+            self,
+            dropout=share,
+            attention_dropout=share,
+            qa_dropout=share,
+            classifier_dropout=share,
+        )
+
+    def with_labels(self, labels: Iterable[str]) -> Self:
+        """The same architecture, of which a classifier is to tell these."""
+        return replace(self, labels=tuple(labels))
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json, where `blocks` reads as in a genotype's JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if self.rank is None:  # as it was before there was such a thing
             del plain["rank"]
+        if not self.labels:  # as it was before there were classifiers
+            plain = {name: plain[name] for name in plain if name not in CLASSIFYING}
         return {"model_type": MODEL_TYPE, **plain}
 
     @classmethod
@@ -102,7 +121,12 @@ class Architecture:
         """Inverse of `to_json`; keys of others (transformers adds some) are passed over."""
         _check_sizes(data)
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        found = cls(**{**known, "blocks": _blocks(data["blocks"])})
+        labels = tuple(map(str, known.get("labels") or ()))
+        found = cls(**{**known, "blocks": _blocks(data["blocks"]), "labels": labels})
+        if found.classifier_activation not in CLASSIFIERS:
+            raise ValueError(
+                f"classifier_activation in {CONFIG} is none of {', '.join(CLASSIFIERS)}"
+            )
         found.check_parameters()
         return found
 
@@ -544,7 +568,83 @@ class QuestionAnswering(nn.Module):
         return start.contiguous(), end.contiguous()
 
 
-Model = TypeVar("Model", MaskedLM, QuestionAnswering)
+class ClassificationHead(nn.Module):
+    """DistilBERT's head on the first token's state; with tanh BERT's, whose first layer is the
+    pooler."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.transform = nn.Linear(arch.width, arch.width)
+        self.activation = CLASSIFIERS[arch.classifier_activation]
+        self.dropout = Dropout(arch.classifier_dropout)
+        self.out = nn.Linear(arch.width, len(arch.labels))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[b, w] to logits [b, labels]."""
+        logits: Tensor = self.out(self.dropout(self.activation(self.transform(states))))
+        return logits
+
+
+class SequenceClassification(nn.Module):
+    """The encoder under a head for the label of a whole text; with one label, for its number."""
+
+    head_name: ClassVar[str] = "classifier"
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.architecture = arch
+        self.encoder = Encoder(arch)
+        self.classifier = ClassificationHead(arch)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """Token ids [b, l] to logits [b, labels]; packing as in QuestionAnswering."""
+        logits: Tensor = self.classifier(
+            _states(self.encoder, input_ids, attention_mask, packing)[:, 0]
+        )
+        return logits
+
+
+class TokenClassification(nn.Module):
+    """The encoder under a head for the label of each token."""
+
+    head_name: ClassVar[str] = "classifier"
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.architecture = arch
+        self.encoder = Encoder(arch)
+        self.dropout = Dropout(arch.dropout)
+        self.classifier = nn.Linear(arch.width, len(arch.labels))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """Token ids [b, l] to logits [b, l, labels]; packing as in QuestionAnswering."""
+        states = _states(self.encoder, input_ids, attention_mask, packing)
+        logits: Tensor = self.classifier(self.dropout(states))
+        return logits
+
+
+def _states(
+    encoder: Encoder, input_ids: Tensor, attention_mask: Tensor | None, packing: Packing | None
+) -> Tensor:
+    """[b, l, w]; where it is packed, 0 in the padding."""
+    if packing is None:
+        found: Tensor = encoder(input_ids, attention_mask)
+        return found
+    return encoder.packed(input_ids, packing)
+
+
+AnyModel = MaskedLM | QuestionAnswering | SequenceClassification | TokenClassification
+Model = TypeVar("Model", MaskedLM, QuestionAnswering, SequenceClassification, TokenClassification)
 
 
 @torch.no_grad()
@@ -574,7 +674,7 @@ def empty(kind: type[Model], arch: Architecture) -> Model:
     return model.to_empty(device="cpu")
 
 
-def save(model: MaskedLM | QuestionAnswering, folder: Path) -> None:
+def save(model: AnyModel, folder: Path) -> None:
     """Writes config.json and model.safetensors, each whole or not at all, and durably."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -609,10 +709,19 @@ def load_for_answering(
     folder: Path, generator: torch.Generator, dropout: float | None = None
 ) -> QuestionAnswering:
     """As `load`, but from a MaskedLM too: its encoder, under a head drawn from `generator`."""
+    return load_under_head(QuestionAnswering, folder, generator, dropout)
+
+
+def load_under_head(
+    kind: type[Model], folder: Path, generator: torch.Generator, dropout: float | None = None
+) -> Model:
+    """The same of any kind. A classifier's labels are those of the model in `folder`."""
     arch = load_architecture(folder).with_dropout(dropout)
-    fresh = nn.ModuleDict({QuestionAnswering.head_name: nn.Linear(arch.width, 2)})
+    with torch.device("meta"):
+        head = kind(arch).get_submodule(kind.head_name)
+    fresh = nn.ModuleDict({kind.head_name: head.to_empty(device="cpu")})
     initialise(fresh, generator, arch.initializer_range)
-    return _filled(QuestionAnswering, arch, folder, fresh.state_dict())
+    return _filled(kind, arch, folder, fresh.state_dict())
 
 
 def _filled(

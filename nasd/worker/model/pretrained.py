@@ -19,6 +19,8 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,23 +30,46 @@ from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
     QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple
 
 # In this form only: transformers finds the files that have to travel by a pattern.
-from .phenotype import MODEL_TYPE, Architecture, Block, Encoder, MaskedLMHead
-from .spans import Judged, Window, best_answer, encode, frame, probability, trimmed, windows
+from .phenotype import (
+    MODEL_TYPE,
+    Architecture,
+    Block,
+    ClassificationHead,
+    Encoder,
+    MaskedLMHead,
+)
+from .spans import (
+    Judged,
+    Window,
+    best_answer,
+    encode,
+    frame,
+    no_answer,
+    probability,
+    trimmed,
+    windows,
+)
 
 # How a question is answered, as the thesis has it (5.2.2) with the recipe that it names: tokens of
-# a window, tokens that neighbours share, starts and ends that are tried, tokens of an answer.
+# a window, tokens that neighbours share, starts and ends that are tried, tokens of an answer. With
+# a `threshold` beside them there may be no answer: where that is surer by more.
 ANSWERING = {"tokens": 384, "stride": 128, "n_best": 20, "max_answer_tokens": 30}
-WINDOWS = 16  # of a long context, shown to the model at once
+WINDOWS = 16  # of a long context, or texts, shown to the model at once
+LONGEST = 512  # tokens of a text that is classified, unless the model was scored with another cut
+UNCOUNTED = -100  # the label of a token that no loss is of
 
 
 class NasdConfig(PretrainedConfig):
     """An `Architecture` as a configuration of transformers; see there for the fields.
 
-    answering: see ANSWERING, whose values stand for those that are missing.
+    answering: see ANSWERING, whose values stand for those that are missing. longest: tokens that a
+    text is cut to before it is classified.
     """
 
     model_type = MODEL_TYPE
@@ -64,7 +89,11 @@ class NasdConfig(PretrainedConfig):
         norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
         rank: int | None = None,
-        answering: Mapping[str, int] | None = None,
+        answering: Mapping[str, float] | None = None,
+        labels: Sequence[str] = (),
+        classifier_activation: str = "relu",
+        classifier_dropout: float = 0.2,
+        longest: int = LONGEST,
         **others: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -79,6 +108,13 @@ class NasdConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.rank = rank
         self.answering = {**ANSWERING, **(answering or {})}
+        self.labels = list(labels)
+        self.classifier_activation = classifier_activation
+        self.classifier_dropout = classifier_dropout
+        self.longest = longest
+        if labels:  # as transformers' own classifiers say it
+            others["id2label"] = dict(enumerate(map(str, labels)))
+            others["label2id"] = {str(label): place for place, label in enumerate(labels)}
         super().__init__(pad_token_id=pad_token_id, **others)
 
     @property
@@ -101,6 +137,7 @@ class NasdPreTrainedModel(PreTrainedModel):
     def __init__(self, config: NasdConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config.architecture)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -112,6 +149,23 @@ class NasdPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embeddings.word = value  # type: ignore[assignment]
+
+    def own_tokenizer(self, by: str) -> PreTrainedTokenizerBase:
+        """The one beside the model, read once; raises ValueError where there is none. by: what asks
+        for it."""
+        if self._tokenizer is None:
+            try:
+                # With the config, or transformers would ask whether to trust its code once more.
+                found = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)
+                frame(found)
+            except (OSError, ValueError) as error:
+                why = (str(error).splitlines() or [repr(error)])[0]
+                raise ValueError(
+                    f"the tokenizer beside {self.name_or_path or 'the model'} is missing or cannot"
+                    f" be read ({why}): save one there, or give one to {by}()"
+                ) from error
+            self._tokenizer = found
+        return self._tokenizer
 
 
 class NasdModel(NasdPreTrainedModel):
@@ -181,7 +235,6 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         super().__init__(config)
         self.dropout = nn.Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.width, 2)
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
     @can_return_tuple
@@ -214,10 +267,11 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
 
         The windows and the decoding are those that the model was scored with. The tokenizer is the
         one beside the model, unless given; raises ValueError where there is none. In a context
-        without words the answer is "", with a score of 0.
+        without words the answer is "", with a score of 0; so it is of a model that was trained on
+        questions without an answer, where it is sure enough that there is none.
         """
-        tokenizer = tokenizer or self._own_tokenizer()
-        setting: dict[str, int] = self.config.answering
+        tokenizer = tokenizer or self.own_tokenizer("answer")
+        setting: dict[str, Any] = self.config.answering
         special = frame(tokenizer)
         encoded = encode(tokenizer, [question, context])
         tokens = min(setting["tokens"], self.config.positions)
@@ -229,6 +283,9 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
         ]
         found = best_answer(shown, setting["n_best"], setting["max_answer_tokens"])
         if found is None:
+            return Answer("", 0.0, 0, 0)
+        most = setting.get("threshold")
+        if most is not None and no_answer(shown) - found.score > most:
             return Answer("", 0.0, 0, 0)
         _, low, high = trimmed(context, found)
         return Answer(context[low:high], probability(found, shown), low, high)
@@ -251,20 +308,128 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
             for window, start, end in logits
         ]
 
-    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            try:
-                # With the config, or transformers would ask whether to trust its code once more.
-                found = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)
-                frame(found)
-            except (OSError, ValueError) as error:
-                why = (str(error).splitlines() or [repr(error)])[0]
-                raise ValueError(
-                    f"the tokenizer beside {self.name_or_path or 'the model'} is missing or cannot"
-                    f" be read ({why}): save one there, or give one to answer()"
-                ) from error
-            self._tokenizer = found
-        return self._tokenizer
+
+class Prediction(NamedTuple):
+    """A label and how sure the model is of it, from 0 to 1 (softmax); or, of a model that tells
+    numbers, "" and the number."""
+
+    label: str
+    score: float
+
+
+class NasdForSequenceClassification(NasdPreTrainedModel):
+    """The encoder under a head for the label of a text, or of a pair of them; or for a number."""
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.classifier = ClassificationHead(config.architecture)
+        self.post_init()
+
+    @property
+    def tells_numbers(self) -> bool:
+        return len(self.config.labels) == 1
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Token ids [b, l] to logits [b, labels]; labels [b] of a loss, or numbers."""
+        logits = self.classifier(self.encoder(input_ids, attention_mask)[:, 0])
+        loss = None
+        if labels is not None and self.tells_numbers:
+            loss = F.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype))
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels.flatten())
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[Prediction]:
+        """The label, or the number, of each text, or of each with its pair; cut as the model was
+        scored. The tokenizer is the one beside the model, unless given; raises ValueError where
+        there is none."""
+        tokenizer = tokenizer or self.own_tokenizer("predict")
+        found = []
+        for first in range(0, len(texts), WINDOWS):
+            part = slice(first, first + WINDOWS)
+            second = None if pairs is None else list(pairs[part])
+            shown = tokenizer(
+                list(texts[part]), second, truncation="longest_first", padding=True,
+                max_length=min(self.config.longest, self.config.positions), return_tensors="pt",
+            )  # fmt: skip
+            ids, mask = (shown[name].to(self.device) for name in ("input_ids", "attention_mask"))
+            logits = self(ids, mask).logits.float().cpu()
+            if self.tells_numbers:
+                found += [Prediction("", float(one)) for one in logits[:, 0]]
+                continue
+            best = logits.softmax(-1).max(-1)
+            found += [
+                Prediction(self.config.labels[int(place)], float(score))
+                for score, place in zip(best.values, best.indices, strict=True)
+            ]
+        return found
+
+
+class NasdForTokenClassification(NasdPreTrainedModel):
+    """The encoder under a head for the label of each token."""
+
+    def __init__(self, config: NasdConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.width, len(config.labels))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> TokenClassifierOutput:
+        """Token ids [b, l] to logits [b, l, labels]; labels [b, l] of a loss, of which UNCOUNTED do
+        not count."""
+        logits = self.classifier(self.dropout(self.encoder(input_ids, attention_mask)))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNCOUNTED)
+        return TokenClassifierOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        texts: Sequence[Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[list[Prediction]]:
+        """The label of each word of each text, at the word's first token; "" with a score of 0 for
+        a word that the model is not shown, as the text is too long or the word of no token."""
+        tokenizer = tokenizer or self.own_tokenizer("predict")
+        found = []
+        for first in range(0, len(texts), WINDOWS):
+            part = [list(words) for words in texts[first : first + WINDOWS]]
+            shown = tokenizer(
+                part, is_split_into_words=True, truncation=True, padding=True,
+                max_length=min(self.config.longest, self.config.positions), return_tensors="pt",
+            )  # fmt: skip
+            ids, mask = (shown[name].to(self.device) for name in ("input_ids", "attention_mask"))
+            best = self(ids, mask).logits.float().cpu().softmax(-1).max(-1)
+            for place, words in enumerate(part):
+                told = [Prediction("", 0.0)] * len(words)
+                owners = shown.word_ids(place)
+                for at in reversed(range(len(owners))):  # so that a word's first token comes last
+                    if owners[at] is not None:
+                        label = self.config.labels[int(best.indices[place, at])]
+                        told[owners[at]] = Prediction(label, float(best.values[place, at]))
+                found.append(told)
+        return found
 
 
 if __name__ == "nasd.worker.model.pretrained":
@@ -273,3 +438,7 @@ if __name__ == "nasd.worker.model.pretrained":
     AutoModel.register(NasdConfig, NasdModel, exist_ok=True)
     AutoModelForMaskedLM.register(NasdConfig, NasdForMaskedLM, exist_ok=True)
     AutoModelForQuestionAnswering.register(NasdConfig, NasdForQuestionAnswering, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        NasdConfig, NasdForSequenceClassification, exist_ok=True
+    )
+    AutoModelForTokenClassification.register(NasdConfig, NasdForTokenClassification, exist_ok=True)

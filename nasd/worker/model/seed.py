@@ -7,7 +7,7 @@ from their files, so transformers need not be imported for it. Poolers are dropp
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
-from nasd.worker.model import families, header, phenotype, spans
+from nasd.worker.model import families, header, phenotype, seed_heads, spans
 from nasd.worker.model.families import FAMILIES, OWN, Family
 from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
 
@@ -36,11 +37,17 @@ HEAD_SEED = 0  # draws the MLM head of a seed that came without one
 
 @dataclass(frozen=True)
 class SeedDescription:
-    """What a seed is. The architecture holds the baseline's blocks and the seed's dropouts."""
+    """What a seed is. The architecture holds the baseline's blocks and the seed's dropouts. heads:
+    the tasks that it has a head for, besides MLM; labels: of a classifier's."""
 
     architecture: Architecture
     has_mlm_head: bool
-    has_qa_head: bool
+    heads: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def has_qa_head(self) -> bool:
+        return tasks.QA.name in self.heads
 
     @property
     def backbone(self) -> Backbone:
@@ -87,16 +94,19 @@ def resolve(source: str, base: Path) -> str | Path:
 def describe(source: str, base: Path) -> SeedDescription:
     """Reads the seed's config.json and what its weights are like, not the weights themselves."""
     found = _look(source, base)
-    return SeedDescription(found.architecture, found.has_head, found.answers)
+    return SeedDescription(found.architecture, found.has_head, found.heads, found.labels)
 
 
-def load_seed(source: str, base: Path, dropout: float | None = None) -> tuple[MaskedLM, bool]:
+def load_seed(
+    source: str, base: Path, dropout: float | None = None, labels: Sequence[str] = ()
+) -> tuple[MaskedLM, bool]:
     """The baseline with the seed's weights, and whether its MLM head came with them.
 
-    A head that did not is drawn afresh, always the same. dropout: overrides the seed's own.
+    A head that did not is drawn afresh, always the same. dropout: overrides the seed's own. labels:
+    of the classifier that it is to become.
     """
     found, theirs = _read(source, base)
-    family, arch, has_head = found.family, found.architecture, found.has_head
+    family, arch, has_head = found.family, found.architecture.with_labels(labels), found.has_head
     words = theirs.get(family.theirs("encoder.embeddings.word.weight"))
     output = theirs.get(family.tied)
     if output is not None and words is not None and not torch.equal(output, words):
@@ -119,9 +129,21 @@ def load_answering(source: str, base: Path, dropout: float | None = None) -> Que
 
     Raises NasdError where there is none, or one of another kind. dropout: as in `load_seed`.
     """
+    return load_with_head(QuestionAnswering, source, base, dropout)
+
+
+def load_with_head(
+    kind: type[phenotype.Model],
+    source: str,
+    base: Path,
+    dropout: float | None = None,
+    labels: Sequence[str] = (),
+) -> phenotype.Model:
+    """The same with the head of any task, its outputs in the order of these labels."""
     found, theirs = _read(source, base)
-    arch = found.architecture
-    model = phenotype.empty(QuestionAnswering, arch.with_dropout(dropout))
+    model = phenotype.empty(kind, found.architecture.with_labels(labels).with_dropout(dropout))
+    if labels:
+        theirs = seed_heads.in_order(theirs, kind, found.family, found.labels, labels)
     _fill(source, model, found.family, found.path, theirs)
     return model
 
@@ -139,7 +161,7 @@ def _read(source: str, base: Path) -> "tuple[_Look, dict[str, Tensor]]":
 
 def _fill(
     source: str,
-    model: MaskedLM | QuestionAnswering,
+    model: phenotype.AnyModel,
     family: Family,
     path: Path,
     theirs: Mapping[str, Tensor],
@@ -171,7 +193,8 @@ class _Look(NamedTuple):
     architecture: Architecture
     path: Path
     has_head: bool
-    answers: bool
+    heads: tuple[str, ...]
+    labels: tuple[str, ...]
     state: dict[str, Tensor] | None
 
 
@@ -185,17 +208,18 @@ def _look(source: str, base: Path) -> _Look:
         else:
             there = state = family.named(_state(path), config)
     shapes = {name: list(tensor.shape) for name, tensor in there.items()}
-    has_head, answers = _has_head(shapes, family), _answers(shapes, family)
+    has_head, heads = _has_head(shapes, family), seed_heads.found(shapes, family, config)
+    with _reading(source, path):
+        labels = seed_heads.labels_of(config)
     kinds: list[tuple[type[nn.Module], str]] = [(MaskedLM, "" if has_head else "head.")]
-    if answers:
-        kinds.append((QuestionAnswering, "encoder."))
+    kinds += [(seed_heads.KINDS[task], "encoder.") for task in heads]
     for kind, left_out in kinds:
-        for ours, wanted in header.wanted(kind, arch).items():
+        for ours, wanted in header.wanted(kind, arch.with_labels(labels)).items():
             if left_out and ours.startswith(left_out):
                 continue
             if wrong := header.misfit(shapes, family.theirs(ours), wanted):
                 raise _error(source, f"{path} {wrong}: fetch the model again")
-    return _Look(family, config, arch, path, has_head, answers, state)
+    return _Look(family, config, arch, path, has_head, heads, labels, state)
 
 
 def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
@@ -382,6 +406,7 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
             "head_activation": own("activation"),
             "norm_eps": float(config.get("layer_norm_eps", 1e-12)),
             "initializer_range": float(config.get("initializer_range", 0.02)),
+            "classifier_dropout": seed_heads.dropout_of(config, float(own("dropout"))),
         }
         arch = Architecture(**{**told, **family.settled})
         arch = arch.with_blocks(genotype.to_json()["blocks"])
@@ -417,14 +442,6 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 def _has_head(names: Collection[str], family: Family) -> bool:
     return all(f"{module}.weight" in names for module in family.mlm.modules.values())
-
-
-def _answers(names: Collection[str], family: Family) -> bool:
-    return all(
-        f"{module}.{part}" in names
-        for module in family.qa.modules.values()
-        for part in ("weight", "bias")
-    )
 
 
 @contextmanager

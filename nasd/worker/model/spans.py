@@ -184,6 +184,12 @@ def best_answer(shown: Sequence[Judged], n_best: int, max_answer_tokens: int) ->
     return None
 
 
+def no_answer(shown: Sequence[Judged]) -> float:
+    """How sure the model is that no window of a question has an answer, as the score of an answer:
+    by the window that is least so (Devlin et al. 2019, 4.3)."""
+    return min(float(_halves(one.start[:1])[0] + _halves(one.end[:1])[0]) for one in shown)
+
+
 def probability(found: Found, shown: Sequence[Judged]) -> float:
     """How sure the model is of what it found, from 0 to 1.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.contract.digests import Damaged
@@ -141,6 +142,32 @@ class ByCharacter(nn.Module):
                 )
                 for one, last in zip(ends, (False, True), strict=True)
             ]
+
+
+@dataclass(frozen=True)
+class AskedByCharacter:
+    """A teacher of another vocabulary, asked as one of the student's is (see tasks.notes)."""
+
+    teacher: ByCharacter
+    features: QaFeatures
+    questions: Sequence[Question]
+    columns: int = 2  # start and end
+
+    @property
+    def bounds(self) -> Longs:
+        return self.features.bounds
+
+    def said(
+        self,
+        examples: Longs,
+        batch: int,
+        device: torch.device,
+        progress: Callable[[int, int], None],
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Each of the windows, which are all there are, and its logits [tokens, 2]."""
+        found = self.teacher.said(self.features, self.questions, batch, device, progress)
+        for index, start, end in found:
+            yield index, np.stack([start, end], 1).astype(np.float32)
 
 
 def _trimmed(spans: Longs, text: str) -> Longs:

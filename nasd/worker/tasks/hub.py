@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nasd.contract.config import Corpus, QaData
+from nasd.contract.config import Corpus, LabelledData, QaData
 from nasd.contract.errors import NasdError
 from nasd.worker.training.progress import DOWNLOAD, Progress
 
@@ -35,15 +35,23 @@ def place(name: str, key: str, base: Path) -> str:
     return name
 
 
-def load(source: Corpus | QaData, key: str, base: Path, progress: Progress) -> Any:
-    """The rows of the data set that a section of the config names; raises NasdError."""
+def load(
+    source: Corpus | QaData | LabelledData,
+    key: str,
+    base: Path,
+    progress: Progress,
+    split: str | None = None,
+) -> Any:
+    """The rows of the data set that a section of the config names; raises NasdError. split: another
+    than its own."""
     import datasets
 
     assert source.hub is not None
     name = place(source.hub, key, base)
     datasets.disable_progress_bars()
     progress("downloading", patience=DOWNLOAD)
-    config, split = (source.config, source.split) if isinstance(source, Corpus) else (None, "train")
+    config, own = (None, "train") if isinstance(source, QaData) else (source.config, source.split)
+    split = split or own
     try:
         return datasets.load_dataset(name, config, revision=source.revision, split=split)
     except Exception as error:  # of many kinds: the name, the network, the disk, the files

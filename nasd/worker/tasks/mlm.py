@@ -15,10 +15,10 @@ from nasd.contract.protocol import Spec
 from nasd.contract.streams import stream_seed
 from nasd.contract.tasks import masks_of
 from nasd.worker.model import phenotype
-from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import AnyModel, MaskedLM
 from nasd.worker.tasks.beginning import born, drawing, lineage_of, loaded
 from nasd.worker.tasks.corpus import MlmCorpus
-from nasd.worker.tasks.task import Batch, Fixed, Outputs, Ranks, portions, to_device
+from nasd.worker.tasks.task import Batch, Compared, Fixed, Outputs, Ranks, portions, to_device
 from nasd.worker.training.activations import GB, size_of
 from nasd.worker.training.progress import Progress
 
@@ -41,6 +41,7 @@ class MlmTask:
 
     lengths: NDArray[np.int64] | None
     fixed: Fixed | None
+    compared: Compared = "classes"
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class MlmTask:
         trains: set[str],
         mask_seed: int | None = None,
     ) -> None:
-        self.model: MaskedLM | QuestionAnswering = model
+        self.model: AnyModel = model
         self.train_size = len(corpus.train)
         self.lengths = None
         self.longest = corpus.length
@@ -150,7 +151,7 @@ def windows(spec: Spec) -> "Windows":
     return for_language(Path(spec.mlm_cache), spec.seed)
 
 
-def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> MlmTask:
+def unseen(spec: Spec, model: AnyModel, ranks: Ranks) -> MlmTask:
     """A task whose evaluations are of the sequences that nobody trains on."""
     corpus = MlmCorpus.load(Path(spec.mlm_cache))
     return MlmTask(cast("MaskedLM", model), corpus, _data(spec).mask_share, set())

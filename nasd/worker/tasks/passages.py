@@ -6,6 +6,7 @@ that a batch is only as wide as its longest.
 F: features, T: tokens of all features together, B: features of a batch, L: tokens of the longest.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -16,7 +17,7 @@ import numpy as np
 
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
-from nasd.contract.squad import Question
+from nasd.contract.squad import Judged, Question
 from nasd.worker.model import spans
 from nasd.worker.model.spans import Encoded, Floats, Ints, Longs
 from nasd.worker.training.progress import Progress, quiet
@@ -162,7 +163,10 @@ def build_features(
 
 
 def _answer_tokens(question: Question, context: Encoded) -> tuple[int, int] | None:
-    """First and last token that the first answer touches; None if it has none (control signs)."""
+    """First and last token that the first answer touches; None if it has none (control signs), or
+    there is no answer."""
+    if not question.answers:
+        return None
     text, start = question.answers[0]
     first = int(np.searchsorted(context.characters[:, 1], start, side="right"))
     last = int(np.searchsorted(context.characters[:, 0], start + len(text), side="left")) - 1
@@ -190,7 +194,24 @@ def decode(
     max_answer_tokens: int,
     progress: Progress = quiet,
 ) -> dict[str, str]:
-    """{question id: the text of the best span over all its features, cut from the context}.
+    """{question id: the text of the best span over all its features}; see `judge`."""
+    judged = judge(
+        features, questions, start_logits, end_logits, n_best, max_answer_tokens, progress
+    )
+    return {name: one.answer for name, one in judged.items()}
+
+
+def judge(
+    features: QaFeatures,
+    questions: Sequence[Question],
+    start_logits: Sequence[Floats],
+    end_logits: Sequence[Floats],
+    n_best: int,
+    max_answer_tokens: int,
+    progress: Progress = quiet,
+) -> dict[str, Judged]:
+    """{question id: the text of the best span over all its features, cut from the context, and by
+    how much there being no answer is surer}.
 
     questions: those the features were built from. start_logits, end_logits: one array a feature,
     [its length] or longer (padding is not looked at). An answer is "" only where the context has
@@ -199,7 +220,7 @@ def decode(
     if not len(features) == len(start_logits) == len(end_logits):
         raise ValueError("each feature needs one array of start logits and one of end logits")
     owners = features.question.tolist()
-    answers = dict.fromkeys((question.id for question in questions), "")
+    judged = {question.id: Judged("", math.inf) for question in questions}
     for owner, own in groupby(range(len(features)), key=owners.__getitem__):
         shown = []
         for feature in own:
@@ -215,6 +236,7 @@ def decode(
         found = spans.best_answer(shown, n_best, max_answer_tokens)
         if found is not None:
             question = questions[owner]
+            doubt = spans.no_answer(shown) - found.score
             found = spans.trimmed(question.context, found)
-            answers[question.id] = question.context[found.low : found.high]
-    return answers
+            judged[question.id] = Judged(question.context[found.low : found.high], doubt)
+    return judged

@@ -14,24 +14,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.contract import tasks
+from nasd.contract import squad, tasks
 from nasd.contract.config import QaData, Stage
 from nasd.contract.protocol import Spec, write_atomically
-from nasd.contract.squad import Question
+from nasd.contract.squad import Judged, Question
 from nasd.worker.model import phenotype
-from nasd.worker.model.phenotype import MaskedLM, Packing, QuestionAnswering
-from nasd.worker.prepare import test_questions
+from nasd.worker.model.phenotype import AnyModel, QuestionAnswering
+from nasd.worker.prepare import TUNE, questions_of, test_questions, train_questions
+from nasd.worker.tasks import notes, packing
 from nasd.worker.tasks.beginning import born, drawing, loaded
+from nasd.worker.tasks.by_character import AskedByCharacter, ByCharacter, fits
 from nasd.worker.tasks.metrics import squad_scores
-from nasd.worker.tasks.passages import QaFeatures, decode
-from nasd.worker.tasks.task import Batch, Fixed, Outputs, Ranks, autocast, portions, to_device
+from nasd.worker.tasks.passages import QaFeatures, judge
+from nasd.worker.tasks.task import (
+    Batch,
+    Compared,
+    Fixed,
+    Outputs,
+    Ranks,
+    autocast,
+    portions,
+    to_device,
+)
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.progress import LONG, Progress
 
 if TYPE_CHECKING:
     from nasd.worker.model.inherit import Windows
-
-HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a window: start and end
 
@@ -43,6 +52,8 @@ class QaTask:
     those that are trained on; None: all.
     """
 
+    compared: Compared = "places"
+
     def __init__(
         self,
         model: QuestionAnswering,
@@ -51,7 +62,7 @@ class QaTask:
         packs: bool = False,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
-        self.model: MaskedLM | QuestionAnswering = model
+        self.model: AnyModel = model
         self.packs = packs
         self.uniform = False  # there is packing against that
         self.fixed: Fixed | None = None
@@ -89,7 +100,7 @@ class QaTask:
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """The logits of the answer's start and of its end, [b, length] each."""
-        start, end = model(batch["input_ids"], batch["attention_mask"], _packing(batch))
+        start, end = model(batch["input_ids"], batch["attention_mask"], packing.read(batch))
         return start, end
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -123,8 +134,9 @@ class QaTask:
     @torch.no_grad()
     def predict(
         self, questions: list[Question], data: QaData, ranks: Ranks, batch: int, progress: Progress
-    ) -> dict[str, str]:
-        """The answer to each test question: the best of the n-best spans over its windows.
+    ) -> dict[str, Judged]:
+        """The answer to each test question: the best of the n-best spans over its windows; and by
+        how much it is surer that there is none.
 
         Every rank takes its share of the windows, `batch` at once; rank 0 gets all the answers,
         others none.
@@ -132,14 +144,15 @@ class QaTask:
         mine = ranks.deal(self._by_length())
         told = partial(progress, "answering")
         found: Logits = {
-            index: (start, end) for index, start, end in self.said(mine, batch, ranks.device, told)
+            index: (rows[:, 0], rows[:, 1])
+            for index, rows in self.said(mine, batch, ranks.device, told)
         }
         if ranks.world > 1:
             found = self._gathered(found, ranks)
             if not ranks.first:
                 return {}
         order = range(len(self._test))
-        return decode(
+        return judge(
             self._test,
             questions,
             [found[index][0] for index in order],
@@ -155,8 +168,8 @@ class QaTask:
         batch: int,
         device: torch.device,
         progress: Callable[[int, int], None],
-    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-        """Each of these test windows, and the logits of start and end at its tokens; `batch` at
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Each of these test windows, and the logits [tokens, 2] of start and end; `batch` at
         once. The model is on the device, and is evaluated."""
         for position, features in portions(windows, batch, self._tested, device):
             progress(position, len(windows))
@@ -166,7 +179,40 @@ class QaTask:
                 indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
             ):
                 length = int(self._test.lengths[index])
-                yield int(index), one[:length], other[:length]
+                yield int(index), np.stack([one[:length], other[:length]], 1)
+
+    @classmethod
+    def asked(
+        cls, spec: Spec, model: QuestionAnswering | ByCharacter, progress: Progress
+    ) -> "QaTask | AskedByCharacter":
+        """What a teacher is asked by about all training windows; padded, as windows of one length
+        come together."""
+        train = QaFeatures.load(Path(spec.qa_cache) / "train")
+        if isinstance(model, ByCharacter):
+            questions = train_questions(spec, progress)
+            fits(train, questions, Path(spec.qa_cache))
+            return AskedByCharacter(model, train, questions)
+        return cls(model, train, train)
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        """[F + 1] of the rows of logits that the test windows have: one a token."""
+        return self._test.bounds
+
+    @property
+    def columns(self) -> int:
+        return 2  # start and end
+
+    @staticmethod
+    def arranged(rows: NDArray[np.float32], batch: Batch) -> Outputs:
+        """Rows of logits, of the windows of a batch end to end, as `outputs` gives them: 0 in the
+        padding."""
+        mask = batch["attention_mask"].bool()
+        found = []
+        for row in rows.T:
+            found.append(torch.zeros(mask.shape))
+            found[-1][mask] = torch.from_numpy(row.copy())
+        return tuple(found)
 
     def _by_length(self) -> NDArray[np.int64]:
         return np.argsort(self._test.lengths, kind="stable")
@@ -197,15 +243,7 @@ class QaTask:
         """input_ids and attention_mask [b, longest], start and end [b], and where it packs, the two
         of a packing."""
         batch = {name: torch.from_numpy(array) for name, array in features.batch(indices).items()}
-        if self.packs:
-            mask = batch["attention_mask"]
-            batch["places"] = mask.flatten().nonzero()[:, 0]
-            batch["offsets"] = F.pad(mask.sum(1).cumsum(0), (1, 0))
-        return batch
-
-
-def _packing(batch: Batch) -> Packing | None:
-    return Packing(batch["places"], batch["offsets"]) if "places" in batch else None
+        return packing.added(batch) if self.packs else batch
 
 
 def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
@@ -218,14 +256,15 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
             spec, lambda folder: phenotype.load_for_answering(folder, fresh, spec.dropout)
         )
     cache = Path(spec.qa_cache)
-    return QaTask.load(model, cache, packing_of(spec, model.architecture, ranks), held_out_of(spec))
+    return QaTask.load(model, cache, packing.of(spec, model.architecture, ranks), held_out_of(spec))
 
 
 def windows(spec: Spec) -> "Windows":
     """What children are refitted by."""
-    from nasd.worker.tasks.windows import for_questions
+    from nasd.worker.tasks.windows import of_batches
 
-    return for_questions(Path(spec.qa_cache), spec.seed, held_out_of(spec))
+    train = QaFeatures.load(Path(spec.qa_cache) / "train")
+    return of_batches(train, spec.seed, held_out_of(spec))
 
 
 def rows_of(train: QaFeatures, without: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -243,13 +282,28 @@ def held_out_of(spec: Spec) -> NDArray[np.int64] | None:
     return held_out(len(QaFeatures.load(Path(spec.qa_cache) / "train")), spec.seed)
 
 
-def unseen(spec: Spec, model: MaskedLM | QuestionAnswering, ranks: Ranks) -> QaTask:
+def _trained(spec: Spec) -> QaFeatures:
+    return QaFeatures.load(Path(spec.qa_cache) / "train")
+
+
+NOTEBOOK = notes.Notebook(
+    kind=QuestionAnswering,
+    cache=lambda spec: Path(spec.qa_cache),
+    asked=QaTask.asked,
+    lengths=lambda spec: _trained(spec).lengths,
+    by_token=True,
+    rows=lambda spec: rows_of(_trained(spec), held_out_of(spec)),
+    arranged=QaTask.arranged,
+)
+
+
+def unseen(spec: Spec, model: AnyModel, ranks: Ranks) -> QaTask:
     """A task whose evaluations are of the windows that nobody trains on."""
     assert isinstance(model, QuestionAnswering)
     train = QaFeatures.load(Path(spec.qa_cache) / "train")
     held = held_out_of(spec)
     assert held is not None, "nothing is held out"
-    packs = packing_of(spec, model.architecture, ranks)
+    packs = packing.of(spec, model.architecture, ranks)
     return QaTask(model, train, train.take(held), packs)
 
 
@@ -260,46 +314,36 @@ def score(
     trained: their answers go into `result`, and the metrics are the first rank's."""
     model = loaded(spec, lambda folder: phenotype.load(QuestionAnswering, folder, spec.dropout))
     model.to(ranks.device).eval()
-    task = QaTask.load(model, Path(spec.qa_cache), packing_of(spec, model.architecture, ranks))
-    questions = test_questions(Path(spec.qa_cache))
+    task = QaTask.load(model, Path(spec.qa_cache), packing.of(spec, model.architecture, ranks))
+    questions, data = test_questions(Path(spec.qa_cache)), tasks.questions(spec.data)
     with autocast(spec.precision, ranks.device):
         # In this order: the other ranks do not wait while the first one decodes.
         loss = task.evaluate(ranks, batch, progress)["loss"]
-        answers = task.predict(questions, spec.data.qa, ranks, batch, progress)
+        judged = task.predict(questions, data, ranks, batch, progress)
+        most = _threshold(task, spec, ranks, batch, progress) if data.no_answer else math.inf
     if not math.isfinite(loss):
         raise Diverged(f"the evaluation loss is {loss}")
     if not ranks.first:
         return {}
+    answers = squad.answered(judged, most)
     result.mkdir(exist_ok=True)
     write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
     progress("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
-    scores = squad_scores(answers, questions)
-    return {"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]}
+    scored = squad.score if data.no_answer else squad_scores
+    scores = scored(answers, questions)
+    found = {"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]}
+    return {**found, "threshold": most} if data.no_answer else found
 
 
-def packing_of(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> bool:
-    """Whether questions go without padding; says it in a line."""
-    if spec.packing == "auto":
-        reason = _why_padded(spec, arch, ranks)
-        chosen = reason is None
-    else:
-        chosen, reason = spec.packing, "slots.packing says so"
-    if ranks.first:
-        how = "packed, so that nothing is computed for padding" if chosen else "padded"
-        print(f"questions are {how}" + (f": {reason}" if reason else ""), flush=True)
-    return chosen
-
-
-def _why_padded(spec: Spec, arch: phenotype.Architecture, ranks: Ranks) -> str | None:
-    """A CPU attends to one example after the other, and loses nothing by it. What is fast without
-    padding on a GPU knows no float32, and only heads of some widths; else torch would take example
-    by example there, and wait for each."""
-    if ranks.device.type != "cuda":
-        return None
-    if spec.precision != "bfloat16":
-        return f"there is no fast attention without it in {spec.precision}"
-    widths = {arch.width // block.heads for block in arch.blocks}
-    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
-    if unfit:
-        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
-    return None
+def _threshold(task: QaTask, spec: Spec, ranks: Ranks, batch: int, progress: Progress) -> float:
+    """From which doubt on there is no answer, by questions that nobody trained on; on rank 0."""
+    cache = Path(spec.qa_cache)
+    held, questions = QaFeatures.load(cache / TUNE), questions_of(cache, TUNE)
+    assert isinstance(task.model, QuestionAnswering)
+    beside = QaTask(task.model, held, held, task.packs)
+    judged = beside.predict(questions, tasks.questions(spec.data), ranks, batch, progress)
+    if not ranks.first:
+        return 0.0
+    found = squad.threshold(judged, questions)
+    print(f"no answer from a doubt of {found:.3f} on, by {len(questions):,} questions", flush=True)
+    return found

@@ -11,8 +11,8 @@ from nasd.contract.protocol import Spec
 from nasd.worker import prepare
 from nasd.worker.caches import Kind
 from nasd.worker.model.inherit import Windows
-from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
-from nasd.worker.tasks import mlm, notes, qa, taught
+from nasd.worker.model.phenotype import AnyModel, MaskedLM, QuestionAnswering
+from nasd.worker.tasks import classify, labelled, mlm, notes, qa, regress, tag, taught
 from nasd.worker.tasks.task import Ranks, Task
 from nasd.worker.training.progress import Progress
 
@@ -30,9 +30,8 @@ class Entry:
     score   all of an attempt that trains nothing: fills the folder of its result, and returns the
             metrics, on the first rank; examples a rank takes at once are given. None: the task
             gives no score. Raises Diverged where the loss is not finite.
-    ask     computes what the attempt's teacher says of all training examples, unless somebody has.
-            None: the examples are other ones every time.
-    told    what a teacher has said so
+    book    how it is written down what a teacher says of all training examples. None: the examples
+            are other ones every time.
     """
 
     kind: Kind
@@ -40,10 +39,36 @@ class Entry:
     begin: Callable[[Spec, Stage, Ranks], Task]
     model: type[Any]
     windows: Callable[[Spec], Windows]
-    unseen: Callable[[Spec, MaskedLM | QuestionAnswering, Ranks], Task]
+    unseen: Callable[[Spec, AnyModel, Ranks], Task]
     score: Callable[[Spec, Stage, Path, Ranks, int, Progress], dict[str, float]] | None = None
-    ask: Callable[[Spec, Ranks, Progress], object] | None = None
-    told: Callable[[Spec], taught.Tells] | None = None
+    book: notes.Notebook | None = None
+
+
+def _labelled(
+    task: type[labelled.LabelledTask],
+    score: Callable[[Spec, Stage, Path, Ranks, int, Progress], dict[str, float]],
+    by_token: bool = False,
+) -> Entry:
+    """Of a task that learns labels."""
+    book = notes.Notebook(
+        kind=task.kind,
+        cache=lambda spec: Path(spec.labelled_cache),
+        asked=task.asked,
+        lengths=lambda spec: labelled.parts(spec)[0].lengths,
+        by_token=by_token,
+        rows=lambda spec: labelled.rows_of(labelled.parts(spec)[0], labelled.held_out_of(spec)),
+        arranged=task.arranged,
+    )
+    return Entry(
+        kind=prepare.LABELLED,
+        cache=book.cache,
+        begin=task.begin,
+        model=task.kind,
+        windows=labelled.windows,
+        unseen=task.unseen,
+        score=score,
+        book=book,
+    )
 
 
 TASKS = {
@@ -63,9 +88,11 @@ TASKS = {
         windows=qa.windows,
         unseen=qa.unseen,
         score=qa.score,
-        ask=notes.ask,
-        told=notes.Noted.of,
+        book=qa.NOTEBOOK,
     ),
+    tasks.CLASSIFY.name: _labelled(classify.ClassifyTask, classify.score),
+    tasks.REGRESS.name: _labelled(regress.RegressTask, regress.score),
+    tasks.TAG.name: _labelled(tag.TagTask, tag.score, by_token=True),
 }
 
 
@@ -82,15 +109,15 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
 def ask(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> None:
     """What has to be known of a teacher before the first rank begins; for the first rank alone."""
     if spec.teacher is not None and not spec.teacher.settings.runs_along(stage.task):
-        ask = of(stage).ask
-        assert ask is not None, "a steady task has notes"
-        ask(spec, ranks, progress)
+        book = of(stage).book
+        assert book is not None, "a steady task has notes"
+        notes.ask(book, spec, ranks, progress)
 
 
 def _told(spec: Spec) -> taught.Tells | None:
     """What its teacher has said before; None where that is computed along."""
     assert spec.stage is not None and spec.teacher is not None
-    told = of(spec.stage).told
-    if told is None or spec.teacher.settings.runs_along(spec.stage.task):
+    book = of(spec.stage).book
+    if book is None or spec.teacher.settings.runs_along(spec.stage.task):
         return None
-    return told(spec)
+    return notes.Noted.of(book, spec)

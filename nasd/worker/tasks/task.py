@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.training.progress import Progress
 
 Batch = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]  # each with the example as its first dimension
 Made = TypeVar("Made")
+# How one model's outputs are compared with another's: each is a distribution over an example's
+# tokens [b, n], or over classes [b, classes] or [b, n, classes], or is values themselves.
+Compared = Literal["places", "classes", "values"]
 EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
@@ -83,7 +86,8 @@ class Fixed:
 
 
 class Task(Protocol):
-    model: MaskedLM | QuestionAnswering
+    model: AnyModel
+    compared: Compared
     train_size: int
     lengths: NDArray[np.int64] | None  # of the training examples, where they differ
     longest: int  # tokens of any of them

@@ -87,7 +87,9 @@ class Taught:
         parts = []
         if "logits" in self._settings.match:
             each = [
-                distance.of_logits(one, other, self._settings.temperature, padding)
+                distance.OF_OUTPUTS[self._task.compared](
+                    one, other, self._settings.temperature, padding
+                )
                 for one, other in pairs[:said]
             ]
             parts.append(torch.stack(each).mean())

@@ -10,7 +10,7 @@ named by what it was made of, so that it stays what it was; a damaged copy is ma
 from pathlib import Path
 from typing import Any
 
-from nasd.contract import digests
+from nasd.contract import digests, tasks
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, Teaching
@@ -46,7 +46,7 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
     assert spec.teacher is not None
     settings, base = spec.teacher.settings, Path(spec.config_folder)
     source = settings.source
-    tokens = spec.data.qa.tokens
+    tokens = tasks.scored(spec.data).limit(spec.data)
     progress("downloading the teacher", patience=DOWNLOAD)
     made_of = [
         digests.of_file(path, lambda: progress("hashing")) for path in outside.files(source, base)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nasd.contract.streams import stream_seed
 from nasd.worker.model.inherit import Windows
 from nasd.worker.tasks.corpus import MlmCorpus
+from nasd.worker.tasks.examples import Examples
 from nasd.worker.tasks.passages import QaFeatures
 
 TOKENS = 4096  # at most, so that a refit takes seconds
@@ -27,10 +28,11 @@ def held_out(count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(order[: min(HELD_OUT, max(1, count // 10))])
 
 
-def for_questions(cache: Path, seed: int, without: NDArray[np.int64] | None = None) -> Windows:
-    """Of the training questions in a cache, each with its context. without: features that are held
-    out."""
-    train = QaFeatures.load(cache / "train")
+def of_batches(
+    train: QaFeatures | Examples, seed: int, without: NDArray[np.int64] | None = None
+) -> Windows:
+    """Of training questions, each with its context, or of texts with labels. without: those that
+    are held out."""
     rows = np.arange(len(train))
     if without is not None:
         rows = np.setdiff1d(rows, without)

@@ -17,10 +17,26 @@ HEAD_WIDTH = 16  # of relations, unless a config says how many heads there are
 
 
 def of_logits(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
-    """T^2 KL(teacher || student) of logits [b, n] over positions, or [b, n, words] over words
-    (Hinton et al. 2015): T^2 makes up for what flattening takes from the gradients."""
+    """T^2 KL(teacher || student) of logits [b, n] over positions (Hinton et al. 2015): T^2 makes up
+    for what flattening takes from the gradients."""
     apart = _divergence(mine / temperature, theirs / temperature, padding)
     return temperature**2 * apart.view(len(apart), -1).mean(1).sum()
+
+
+def of_classes(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
+    """The same of logits [b, classes], or [b, n, classes] of each token or mask."""
+    apart = _divergence(mine / temperature, theirs / temperature, None)
+    if apart.dim() == 1:
+        return temperature**2 * apart.sum()
+    return temperature**2 * _over_tokens(apart, padding)
+
+
+def of_values(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
+    """The square of the difference of values [b, n], which no temperature flattens."""
+    return (mine.float() - theirs.float()).square().mean(1).sum()
+
+
+OF_OUTPUTS = {"places": of_logits, "classes": of_classes, "values": of_values}
 
 
 def of_states(mine: Tensor, theirs: Tensor, padding: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from nasd.contract.config import Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.schedule import Schedule, halved, share_of
 from nasd.contract.streams import stream_seed
-from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks.task import (
     EVALUATION_BATCH,
     Batch,
@@ -403,7 +403,7 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _training_mode(model: MaskedLM | QuestionAnswering) -> None:
+def _training_mode(model: AnyModel) -> None:
     """Dropout acts from the lowest module that trains upwards; what lies below is evaluated."""
     model.train()
     for layer in model.encoder.frozen_prefix():

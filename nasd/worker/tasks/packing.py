@@ -1,0 +1,54 @@
+"""Examples of different lengths, without or with padding: the tasks whose examples are such."""
+
+import torch.nn.functional as F
+
+from nasd.contract import tasks
+from nasd.contract.protocol import Spec
+from nasd.worker.model.phenotype import Architecture, Packing
+from nasd.worker.tasks.task import Batch, Ranks
+
+HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
+
+
+def of(spec: Spec, arch: Architecture, ranks: Ranks) -> bool:
+    """Whether examples go without padding; says it in a line."""
+    if spec.packing == "auto":
+        reason = _why_padded(spec, arch, ranks)
+        chosen = reason is None
+    else:
+        chosen, reason = spec.packing, "slots.packing says so"
+    if ranks.first:
+        assert spec.stage is not None
+        how = "packed, so that nothing is computed for padding" if chosen else "padded"
+        what = f"{tasks.of(spec.stage.task).example}s"
+        print(f"{what} are {how}" + (f": {reason}" if reason else ""), flush=True)
+    return chosen
+
+
+def added(batch: Batch) -> Batch:
+    """The batch with the two of its packing."""
+    mask = batch["attention_mask"]
+    return {
+        **batch,
+        "places": mask.flatten().nonzero()[:, 0],
+        "offsets": F.pad(mask.sum(1).cumsum(0), (1, 0)),
+    }
+
+
+def read(batch: Batch) -> Packing | None:
+    return Packing(batch["places"], batch["offsets"]) if "places" in batch else None
+
+
+def _why_padded(spec: Spec, arch: Architecture, ranks: Ranks) -> str | None:
+    """A CPU attends to one example after the other, and loses nothing by it. What is fast without
+    padding on a GPU knows no float32, and only heads of some widths; else torch would take example
+    by example there, and wait for each."""
+    if ranks.device.type != "cuda":
+        return None
+    if spec.precision != "bfloat16":
+        return f"there is no fast attention without it in {spec.precision}"
+    widths = {arch.width // block.heads for block in arch.blocks}
+    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
+    if unfit:
+        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
+    return None

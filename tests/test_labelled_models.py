@@ -1,0 +1,228 @@
+"""Models of labels: as seeds, as exports, asked, and taught, on the sentences of the demo."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from nasd.contract import tasks
+from nasd.contract.config import Stage, Teacher
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import Spec, Teaching
+from nasd.export import answer as oracle
+from nasd.worker import answer, export
+from nasd.worker.model import phenotype, seed, seed_heads
+from nasd.worker.tasks import labelled, notes, registry
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training.progress import quiet
+from nasd.worker.training.train import train
+from tests.labelled import LABELLED, rows, search_config, write
+from tests.test_seed import CLOSE, examples, random_model
+from tests.training import SOURCE, Notes, Workshop, make_workshop, run_of
+
+Shops = Callable[[str], Workshop]
+EACH = pytest.mark.parametrize("name", LABELLED)
+AUTO: dict[str, Any] = {
+    tasks.CLASSIFY.name: AutoModelForSequenceClassification,
+    tasks.REGRESS.name: AutoModelForSequenceClassification,
+    tasks.TAG.name: AutoModelForTokenClassification,
+}
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory: pytest.TempPathFactory) -> Shops:
+    @cache
+    def made(task: str) -> Workshop:
+        folder = tmp_path_factory.mktemp("workshop")
+        write(folder, task)
+        return make_workshop(folder, search_config(task))
+
+    return made
+
+
+def stage_of(name: str, train: str, **changes: Any) -> Stage:
+    found = next(
+        one for one in search_config(name).stages if (one.train == "none") == (train == "none")
+    )
+    return found.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def trained(shops: Shops, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a model that was fine-tuned for a task, for a few seconds."""
+
+    @cache
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        stage = stage_of(name, "all", epochs=6, batch=16, learning_rate=1e-3)
+        task = registry.begin(shops(name).spec(stage), stage, ALONE)
+        train(task, stage, ALONE, run_of(folder, Notes()))
+        phenotype.save(task.model, folder / "model")
+        return folder / "model"
+
+    return made
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def scored(shop: Workshop, name: str, weights: Path, result: Path) -> dict[str, float]:
+    stage = stage_of(name, "none")
+    score = registry.TASKS[name].score
+    assert score is not None
+    return score(shop.spec(stage, weights), stage, result, ALONE, 8, quiet)
+
+
+@EACH
+def test_training_tells_more_than_chance_and_packing_changes_no_score(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    shop, weights = shops(name), trained(name)
+    found = scored(shop, name, weights, tmp_path / "packed")
+    assert found["quality"] == found[tasks.labelled(shop.data).quality]
+    assert found["quality"] > 45
+    stage = stage_of(name, "none")
+    spec = shop.spec(stage, weights, packing=False)
+    score = registry.TASKS[name].score
+    assert score is not None
+    padded = score(spec, stage, tmp_path / "padded", ALONE, 5, quiet)
+    assert padded == pytest.approx(found, abs=1e-2)
+
+
+@EACH
+def test_an_export_loads_by_its_auto_class_and_tells_what_was_scored(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    shop, weights = shops(name), trained(name)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    home = Path(seed.resolve(SOURCE, shop.folder))
+    tokens = tasks.labelled(shop.data).tokens
+    export.write(weights, home, folder, {"longest": tokens}, name)
+    theirs: Any = AUTO[name].from_pretrained(folder, trust_remote_code=True).eval()
+    ours = phenotype.load(seed_heads.KINDS[name], weights).eval()
+    input_ids, mask = examples(vocab_size=60)
+    with torch.no_grad():
+        said = theirs(input_ids=input_ids, attention_mask=mask).logits
+        torch.testing.assert_close(ours(input_ids, mask), said)
+    labels = ours.architecture.labels
+    assert theirs.config.id2label == dict(enumerate(labels))
+    scored(shop, name, weights, tmp_path / "scored")
+    predictions = json.loads((tmp_path / "scored" / "predictions.json").read_text())
+    texts, pairs = of_the_test_part(shop, name)
+    asked = {"folder": str(folder), "kind": seed_heads.KINDS[name].__name__}
+    told = answer.answer_to({**asked, "texts": texts, "pairs": pairs})["told"]
+    if name == tasks.CLASSIFY.name:
+        assert [label for label, _ in told] == predictions
+        assert all(1 / len(labels) <= score <= 1 for _, score in told)
+    elif name == tasks.REGRESS.name:
+        assert [score for _, score in told] == pytest.approx(predictions, abs=1e-3)
+    else:
+        assert [[label for label, _ in words] for words in told] == predictions
+
+
+def of_the_test_part(shop: Workshop, name: str) -> tuple[list[Any], list[str] | None]:
+    """The test examples as they were before they were tokenised."""
+    from nasd.worker.tasks.examples import read
+
+    test = read(tasks.labelled(shop.data), shop.folder, 5, quiet).test
+    texts = [one.text if isinstance(one.text, str) else list(one.text) for one in test]
+    pairs = [one.pair for one in test if one.pair is not None]
+    return texts, pairs or None
+
+
+HEADS = [
+    ("DistilBertForSequenceClassification", tasks.CLASSIFY.name, 3),
+    ("BertForSequenceClassification", tasks.CLASSIFY.name, 3),
+    ("BertForSequenceClassification", tasks.REGRESS.name, 1),
+    ("DistilBertForTokenClassification", tasks.TAG.name, 3),
+    ("BertForTokenClassification", tasks.TAG.name, 3),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "count"), HEADS)
+def test_a_fine_tuned_checkpoint_tells_the_same_its_labels_in_our_order(
+    kind: str, name: str, count: int, tmp_path: Path
+) -> None:
+    names = ["Zebra", "ant", "Mole"][:count]
+    theirs = random_model(kind, id2label=dict(enumerate(names)), num_labels=count)
+    theirs.save_pretrained(tmp_path)
+    found = seed.describe(str(tmp_path), Path("."))
+    assert found.heads == (name,)
+    assert found.labels == tuple(names)
+    ours = ("ant", "mole", "zebra") if count > 1 else ("score",)
+    assert seed_heads.misfit(found.labels, ours) == ""
+    model = seed.load_with_head(
+        seed_heads.KINDS[name], str(tmp_path), Path("."), labels=ours
+    ).eval()
+    assert model.architecture.labels == ours
+    input_ids, mask = examples()
+    order = [1, 2, 0] if count > 1 else [0]
+    with torch.no_grad():
+        wanted = theirs(input_ids=input_ids, attention_mask=mask).logits[..., order]
+        torch.testing.assert_close(model(input_ids, mask), wanted, **CLOSE)
+
+
+def test_a_head_of_other_labels_is_left_and_that_is_said() -> None:
+    assert "tells 2 labels and the data has 3" in seed_heads.misfit("ab", "abc")
+    assert "other ones" in seed_heads.misfit(("bad", "good"), ("no", "yes"))
+    assert seed_heads.misfit(("LABEL_0", "LABEL_1"), ("no", "yes")) == ""
+
+
+@EACH
+def test_what_a_teacher_has_said_of_the_examples_is_what_it_says(
+    shops: Shops, trained: Callable[[str], Path], name: str
+) -> None:
+    shop, weights = shops(name), trained(name)
+    settings = Teacher(source="baseline", share=1.0)
+    teaching = Teaching(weights=str(weights), name="the baseline", settings=settings)
+    stage = stage_of(name, "all")
+    spec: Spec = shop.spec(stage, weights, teacher=teaching, holds_out=True, packing=True)
+    registry.ask(spec, stage, ALONE, quiet)
+    book = registry.TASKS[name].book
+    assert book is not None
+    assert notes.place(book, spec).is_dir()
+    task = registry.begin(spec, stage, ALONE)
+    task.model.eval()
+    batch = task.batch(np.arange(6), 3)
+    mine, theirs = task.outputs(task.model, batch)
+    mask = batch["attention_mask"].bool() if mine.dim() == 3 else slice(None)
+    torch.testing.assert_close(mine[mask], theirs[mask], atol=2e-2, rtol=2e-2)
+    held = labelled.held_out_of(spec)
+    assert held is not None
+    assert task.train_size == shop.prepared.labelled_train - len(held)
+    apart = task.loss((mine, theirs), batch)
+    assert 0 <= float(apart.detach()) < 1e-2
+    far = task.loss((mine + torch.arange(mine.shape[-1]) + 1.0, theirs), batch)
+    assert float(far.detach()) > float(apart.detach())
+
+
+def test_a_model_is_asked_by_the_command_that_is_for_it(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name = tasks.CLASSIFY.name
+    home = Path(seed.resolve(SOURCE, shops(name).folder))
+    (tmp_path / "model").mkdir()
+    export.write(trained(name), home, tmp_path / "model", {"longest": 48}, name)
+    texts = [row["text"] for row in rows(name, 3)]
+    told = oracle.predict(tmp_path / "model", texts)
+    assert [
+        isinstance(one, oracle.Told) and one.label in ("bright", "dull", "other") for one in told
+    ]
+    with pytest.raises(NasdError, match="labels texts: ask it by `nasd predict`"):
+        oracle.answer(tmp_path / "model", "Who?", "Ines.")
+    with pytest.raises(NasdError, match="text 2 is empty"):
+        oracle.predict(tmp_path / "model", ["one", " "])
+    with pytest.raises(NasdError, match="some texts are pairs"):
+        oracle.predict(tmp_path / "model", ["one\ttwo", "three"])
+    with pytest.raises(NasdError, match="is no exported model"):
+        oracle.predict(tmp_path, ["one"])
