@@ -60,6 +60,15 @@ def _rows(model: type[BaseModel]) -> Iterator[str]:
 
 
 def texts(model: type[BaseModel]) -> Mapping[str, str]:
+    """What stands below the keys of a section, and of those that it takes its keys from."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        if issubclass(kind, BaseModel) and kind.__module__ == Config.__module__:
+            found |= _own_texts(kind)
+    return found
+
+
+def _own_texts(model: type[BaseModel]) -> Mapping[str, str]:
     """What stands below each key in the code, by the names of the file. Pydantic would read them
     for every command that imports the config, which costs as much as all its models."""
     (body,) = ast.parse(inspect.getsource(model)).body
