@@ -64,12 +64,49 @@ def _roberta(draw: Any) -> dict[str, Any]:
     return _bert(draw, pad_token_id=padding, max_position_embeddings=POSITIONS + padding + 1)
 
 
+def _electra(draw: Any) -> dict[str, Any]:
+    shape = _bert(draw)
+    return {**shape, "embedding_size": draw(st.sampled_from([shape["hidden_size"], 6, 12]))}
+
+
+def _modernbert(draw: Any) -> dict[str, Any]:
+    """With biases or without, positions as either version tells of them, and any reach."""
+    width, heads, blocks, size = _sizes(draw)
+    every, some = draw(st.integers(1, 3)), draw(st.booleans())
+    shape: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": blocks + 1,
+        "num_attention_heads": heads,
+        "intermediate_size": size,
+        "max_position_embeddings": POSITIONS,
+        "local_attention": draw(st.sampled_from([2, 5, 8, 64])),
+        "norm_eps": draw(st.sampled_from([1e-12, 1e-5])),
+        "pad_token_id": draw(st.integers(0, 3)),
+        "global_attn_every_n_layers": every,
+        "layer_types": [
+            "sliding_attention" if place % every else "full_attention"
+            for place in range(blocks + 1)
+        ],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": draw(st.sampled_from([100.0, 10_000.0]))}
+            for kind in ("full_attention", "sliding_attention")
+        },
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 4),
+    }
+    if some:
+        for name in ("norm", "attention", "mlp", "classifier", "decoder"):
+            shape[f"{name}_bias"] = draw(st.booleans())
+    return shape
+
+
 KINDS = {
     "distilbert": Kind("DistilBert", _distilbert),
     "bert": Kind("Bert", _bert),
     "roberta": Kind("Roberta", _roberta),
     "xlm-roberta": Kind("XLMRoberta", _roberta),
     "camembert": Kind("Camembert", _roberta),
+    "electra": Kind("Electra", _electra),
+    "modernbert": Kind("ModernBert", _modernbert),
 }
 
 

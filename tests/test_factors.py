@@ -110,7 +110,7 @@ def test_a_mutant_with_other_embeddings_shares_no_block_with_its_parent() -> Non
         traces=[Trace(parent.encoder, windows())],
     )
     assert torch.equal(outputs(again, windows()), outputs(child, windows()))
-    assert not torch.equal(mine.states(0), Trace(parent.encoder, windows()).states(0))
+    assert not torch.equal(mine.carried(0), Trace(parent.encoder, windows()).carried(0))
     mutant: Any = type("Mutant", (), {"genotype": replace(FULL, rank=6).to_json()})
     assert _same(mutant, parent) == 0
 

@@ -1,5 +1,6 @@
 """What children know of their parents: exact growth, ranked shrinking, and refits that hold."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ WIDTH, VOCABULARY, TOKENS = 24, 50, 12
 SIZES = st.sampled_from([8, 16, 24, 48])
 
 
+MODERN = {"pre_norm": True, "theta": 100.0, "local_theta": 20.0, "window": 2, "deep_head": True}
+# What stands around the blocks, of every family, and in which the modules differ.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "electra": {"embedding_width": 10},
+    "modernbert": {**MODERN, "biases": False},
+    "modernbert with biases": MODERN,
+}
+EVERY = pytest.mark.parametrize("family", FAMILIES)
+
+
 def ffn(layers: int = 2) -> Any:
     return st.builds(
         FeedForward,
@@ -34,19 +46,45 @@ def ffn(layers: int = 2) -> Any:
     )
 
 
+def ffn_of(family: str, layers: int = 2) -> Any:
+    return ffn(layers) if "pre_norm" not in FAMILIES[family] else GATED_FFN
+
+
+GATED_FFN = st.builds(FeedForward, st.just("geglu"), SIZES.map(lambda size: (size,)))
 BLOCK = st.builds(
     Block, st.sampled_from([2, 3, 4, 6]), st.lists(ffn(), min_size=1, max_size=2).map(tuple)
 )
+GATED_BLOCK = st.builds(
+    Block,
+    st.sampled_from([2, 3, 4, 6]),
+    st.lists(GATED_FFN, min_size=1, max_size=2).map(tuple),
+    st.sampled_from(["local", "global"]),
+)
 GENOTYPE = st.builds(Genotype, st.lists(BLOCK, min_size=1, max_size=3).map(tuple))
+
+
+def block_of(family: str) -> Any:
+    return BLOCK if "pre_norm" not in FAMILIES[family] else GATED_BLOCK
+
+
+@st.composite
+def genotypes(draw: Any, family: str) -> Genotype:
+    blocks = draw(st.lists(block_of(family), min_size=1, max_size=3))
+    if "pre_norm" in FAMILIES[family]:
+        blocks[0] = replace(blocks[0], bare=True)
+    return Genotype(tuple(blocks))
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def model_of(genotype: Genotype, seed: int = 0, kind: Any = QuestionAnswering) -> Any:
+def model_of(
+    genotype: Genotype, seed: int = 0, kind: Any = QuestionAnswering, family: str = "bert"
+) -> Any:
     """With weights of a trained model's scale, and norms that are not plain."""
-    arch = Architecture(VOCABULARY, TOKENS, WIDTH, ()).with_genotype(genotype.to_json())
+    arch = Architecture(VOCABULARY, TOKENS, WIDTH, (), **FAMILIES[family])
+    arch = arch.with_genotype(genotype.to_json())
     model = phenotype.empty(kind, arch)
     draws = generator(seed)
     phenotype.initialise(model, draws, 0.15)
@@ -71,20 +109,21 @@ def outputs(model: Any, seen: Windows) -> torch.Tensor:
 
 
 @st.composite
-def growths(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
-    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper."""
-    parent = draw(GENOTYPE)
+def growths(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
+    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper. Right above
+    embeddings that are mapped to the width nothing is added, as no operator does either."""
+    parent = draw(genotypes(family))
     blocks, lines = [], []
     for index, block in enumerate(parent.blocks):
-        if draw(st.booleans()):
-            like = draw(st.sampled_from([block, draw(BLOCK)]))
+        if draw(st.booleans()) and (index or family != "electra"):
+            like = replace(draw(st.sampled_from([block, draw(block_of(family))])), bare=False)
             blocks.append(like)
             lines.append(BlockLineage.of(None, True, ["added"] * len(like.ffns)))
         ffns, modules = [], []
         for place, one in enumerate(block.ffns):
             larger = draw(st.lists(st.integers(0, 9), max_size=1))
             sizes = [size + draw(st.integers(0, 5)) for size in one.sizes]
-            if larger:  # one more layer behind any of these
+            if larger and not one.gated:  # one more layer behind any of these
                 at = draw(st.integers(0, len(sizes) - 1))
                 factor = draw(st.sampled_from([2] if one.activation == "relu2" else [1, 2]))
                 sizes.insert(at + 1, factor * one.sizes[at] + larger[0])
@@ -92,24 +131,27 @@ def growths(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
             ffns.append(grown)
             modules.append(ModuleLineage("kept" if grown == one else "fresh", 0, index, place))
             if draw(st.booleans()):
-                ffns.append(draw(ffn()))
+                ffns.append(draw(ffn_of(family)))
                 modules.append(ModuleLineage("fresh", 0, index, None))
-        blocks.append(Block(block.heads, tuple(ffns)))
+        blocks.append(replace(block, ffns=tuple(ffns)))
         lines.append(BlockLineage(ModuleLineage("kept", 0, index), tuple(modules)))
     child = Genotype(tuple(blocks))
     return parent, child, informed(child, tuple(lines), [parent])
 
 
-@given(growths(), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
-def test_a_child_that_only_grew_computes_what_its_parent_does(drawn: Any, seed: int) -> None:
-    parent, child, lineage = drawn
+@EVERY
+@given(st.data(), st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_a_child_that_only_grew_computes_what_its_parent_does(
+    family: str, data: Any, seed: int
+) -> None:
+    parent, child, lineage = data.draw(growths(family))
     assert all(
         module.transfer in transfers.EXACT
         for line in lineage
         for module in (line.attention, *line.ffns)
     )
-    model = model_of(parent, seed)
+    model = model_of(parent, seed, family=family)
     grown = born(child, lineage, [model], generator(seed))
     torch.testing.assert_close(
         outputs(grown, windows()), outputs(model, windows()), atol=1e-5, rtol=1e-5
@@ -152,43 +194,45 @@ def test_what_is_said_to_hold_another_network_can_be_grown_from_it(one: Any, oth
 
 
 @st.composite
-def changes(draw: Any) -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
+def changes(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
     """Any child: blocks gone, other heads, other FFNs, some gone, some added."""
-    parent = draw(GENOTYPE)
+    parent = draw(genotypes(family))
     kept = draw(
         st.lists(st.sampled_from(range(len(parent.blocks))), min_size=1, unique=True).map(sorted)
     )
     blocks, lines = [], []
     for index in kept:
         source = parent.blocks[index]
-        other = draw(BLOCK)
+        other = draw(block_of(family))
         heads = draw(st.sampled_from([source.heads, other.heads]))
         ffns, modules = [], []
         for place, one in enumerate(source.ffns):
             if len(source.ffns) > 1 and place == 0 and draw(st.booleans()):
                 continue
-            drawn = draw(st.one_of(st.just(one), ffn()))
+            drawn = draw(st.one_of(st.just(one), ffn_of(family), ffn()))
             ffns.append(drawn)
             modules.append(ModuleLineage("kept" if drawn == one else "fresh", 0, index, place))
-        blocks.append(Block(heads, tuple(ffns)))
+        blocks.append(replace(source, heads=heads, ffns=tuple(ffns)))
         attention = ModuleLineage("kept" if heads == source.heads else "fresh", 0, index)
         lines.append(BlockLineage(attention, tuple(modules)))
     child = Genotype(tuple(blocks))
     return parent, child, informed(child, tuple(lines), [parent])
 
 
-@given(changes(), st.sampled_from(["many", "few", "equal", "none"]))
-@settings(deadline=None, max_examples=80)
+@EVERY
+@given(st.data(), st.sampled_from(["many", "few", "equal", "none"]))
+@settings(deadline=None, max_examples=40)
 def test_any_child_has_finite_weights_and_a_shape_that_fits_whatever_there_is_to_refit_by(
-    drawn: Any, seen: str
+    family: str, data: Any, seen: str
 ) -> None:
-    parent, child, lineage = drawn
+    parent, child, lineage = data.draw(changes(family))
     text = {"many": windows(), "few": windows(1), "equal": windows(), "none": None}[seen]
     if seen == "equal":  # every token the same: all covariances are singular
         assert text is not None
         text = replace(text, input_ids=torch.ones_like(text.input_ids))
     said: list[str] = []
-    model = born(child, lineage, [model_of(parent)], generator(), text, said.append)
+    mother = model_of(parent, family=family)
+    model = born(child, lineage, [mother], generator(), text, said.append)
     assert all(bool(weight.isfinite().all()) for weight in model.state_dict().values())
     assert bool(outputs(model, windows()).isfinite().all())
     new = [m.transfer for line in lineage for m in (line.attention, *line.ffns)]
@@ -223,19 +267,95 @@ SMALLER = {
 }
 
 
+MODERN_RICH = Genotype(
+    tuple(
+        Block(6, (FeedForward("geglu", (48,)),), role, bare=not place)
+        for place, role in enumerate(("global", "local", "global"))
+    )
+)
+MODERN_SMALLER = {
+    "half of an FFN": replace(MODERN_RICH.blocks[1], ffns=(FeedForward("geglu", (24,)),)),
+    "no gates": replace(MODERN_RICH.blocks[1], ffns=(FeedForward("gelu", (48,)),)),
+    "fewer heads": replace(MODERN_RICH.blocks[1], heads=3),
+    "more heads": replace(MODERN_RICH.blocks[1], heads=12),
+}
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", MODERN_SMALLER)
+def test_so_it_is_where_norms_stand_first_positions_turn_and_networks_are_gated(
+    name: str, biased: bool
+) -> None:
+    family = "modernbert with biases" if biased else "modernbert"
+    block = MODERN_SMALLER[name]
+    fresh = BlockLineage.of(
+        1,
+        block.heads != 6,
+        ["kept" if block.ffns == MODERN_RICH.blocks[1].ffns else "altered"],
+    )
+    _nearer(MODERN_RICH, block, fresh, model_of(MODERN_RICH, 5, family=family))
+
+
+def test_a_wider_rotary_head_looks_where_the_narrower_one_did() -> None:
+    parent = model_of(MODERN_RICH, 5, family="modernbert")
+    from nasd.worker.model.heads import _pairs
+
+    one, other = parent.encoder.blocks[1].attention, _pairs(4, 8).tolist()
+    assert other == [0, 2, 4, 6]
+    states = torch.randn(2, TOKENS, WIDTH, generator=generator())
+    places = torch.arange(TOKENS)
+    q, k = (phenotype.rotated(one._split(part(states)), places, 20.0) for part in (one.q, one.k))
+    wide = []
+    for part in (one.q, one.k):
+        narrow = one._split(part(states))
+        room = torch.zeros(*narrow.shape[:-1], 8)
+        room[..., other] = narrow
+        wide.append(phenotype.rotated(room, places, 20.0))
+    torch.testing.assert_close(
+        q @ k.transpose(-1, -2), wide[0] @ wide[1].transpose(-1, -2), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_block_is_grown_right_above_embeddings_that_are_mapped_to_the_width() -> None:
+    from nasd.contract.config import SearchSpace
+    from nasd.search.variation.operators import Draft, block_added
+
+    space = SearchSpace(blocks=(1, 9), heads=(6,), ffns=1, layers=(2,), sizes=(48,))
+    for seed in range(20):
+        draft = Draft.of([RICH])
+        assert block_added(draft, space, random.Random(seed))
+        assert draft.lineage[0].source == 0
+
+
+def test_one_that_is_there_all_the_same_is_noted() -> None:
+    child = Genotype((RICH.blocks[0], *RICH.blocks))
+    added = BlockLineage.of(None, True, ["added"])
+    lineage = informed(child, (added, *unchanged(RICH)), [RICH])
+    said: list[str] = []
+    mother = model_of(RICH, family="electra")
+    model = born(child, lineage, [mother], generator(), windows(), said.append)
+    assert bool(outputs(model, windows()).isfinite().all())
+    assert any("has no norm" in one for one in said)
+
+
 @pytest.mark.parametrize("name", SMALLER)
 def test_what_is_ranked_is_nearer_to_the_parent_than_what_is_drawn_anew_and_refits_help(
     name: str,
 ) -> None:
     parent = model_of(RICH, 5)
     block = SMALLER[name]
-    child = Genotype((RICH.blocks[0], block, RICH.blocks[2]))
     thesis = BlockLineage.of(
         1, block.heads != 6, ["kept" if block.ffns == RICH.blocks[1].ffns else "altered"]
     )
-    keep = unchanged(RICH)
+    _nearer(RICH, block, thesis, parent)
+
+
+def _nearer(rich: Genotype, block: Block, thesis: BlockLineage, parent: Any) -> None:
+    """Of a child with another block in the middle."""
+    child = Genotype((rich.blocks[0], block, rich.blocks[2]))
+    keep = unchanged(rich)
     fresh = (keep[0], thesis, keep[2])
-    lineage = informed(child, fresh, [RICH])
+    lineage = informed(child, fresh, [rich])
     assert "ranked" in {lineage[1].attention.transfer, *(one.transfer for one in lineage[1].ffns)}
     truth, unseen = parent, windows(40, seed=9)
 

@@ -754,9 +754,16 @@ def parse(data: dict[str, Any], origin: str) -> Config:
         raise NasdError(f"{origin}: {mistakes.sentence(error, data, Config)}") from None
 
 
-def check_against_seed(config: Config, width: int, positions: int, origin: str) -> None:
+def check_against_seed(
+    config: Config, width: int, positions: int, origin: str, rotary: bool = False
+) -> None:
     """What can only be checked once the seed's shape is known; raises NasdError."""
     for heads in config.search_space.heads:
+        if rotary and width % (2 * heads):
+            raise NasdError(
+                f"{origin}: search_space.heads: {heads} heads are not of an even width each, which"
+                f" the seed's rotary positions ask for; take divisors of {width // 2}"
+            )
         if width % heads:
             raise NasdError(
                 f"{origin}: search_space.heads: {heads} heads do not divide the seed's width"

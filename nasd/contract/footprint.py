@@ -13,7 +13,9 @@ def flop(genotype: Genotype, backbone: Backbone, batch: int, tokens: int) -> int
     tokens: two a weight and token, and attention's two products of every token with every other.
     Norms, activations, and the head for questions are less than 1 % of it, and left out."""
     width = backbone.width
-    each = 0 if genotype.rank is None else 2 * genotype.rank * width
+    inner = backbone.embedding_width or width
+    each = 0 if genotype.rank is None else 2 * genotype.rank * inner
+    each += 0 if backbone.embedding_width is None else 2 * inner * width
     for block in genotype.blocks:
         each += 8 * width**2 + 4 * width * tokens
         each += sum(2 * weights_of_ffn(ffn, width) for ffn in block.ffns)
@@ -24,6 +26,8 @@ def exported_bytes(genotype: Genotype, backbone: Backbone) -> int:
     """Of the weights of an exported model that answers questions, in float32; the file has some
     hundred bytes for each tensor's name and shape on top."""
     head = ANSWERS * (backbone.width + 1)
+    if backbone.deep_head:  # its layer, and that one's norm
+        head += backbone.width * (backbone.width + 1 + 2 * backbone.biases)
     return FLOAT32 * (parameters(genotype, backbone) + head)
 
 

@@ -15,10 +15,14 @@ from typing import Any, Literal, Self, get_args
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import shown
 
-Activation = Literal["relu", "gelu", "relu2"]  # the last: relu, squared (Primer, So et al. 2021)
-LETTERS = {"relu": "r", "gelu": "g", "relu2": "s"}  # as they stand in a genotype's line
+# relu2: relu, squared (Primer, So et al. 2021); geglu: gated gelu (Shazeer 2020).
+Activation = Literal["relu", "gelu", "relu2", "geglu"]
+LETTERS = {"relu": "r", "gelu": "g", "relu2": "s", "geglu": "gg"}  # in a genotype's line
+Role = Literal["local", "global"]
 Origin = Literal["kept", "altered", "added"]
 Transfer = Literal["kept", "fresh", "identity", "ranked"]
+
+GATED = ("geglu",)  # its first layer gives each unit a second value, by which it is multiplied
 
 # Of what an architecture may be made at all. So its parameters can be counted in SQLite's 64 bits.
 MOST_BLOCKS = 1000
@@ -33,7 +37,8 @@ MOST_PARAMETERS = 10**11
 class FeedForward:
     """A feed-forward network: `len(sizes) + 1` stacked linear layers with an activation between.
 
-    The first layer maps the backbone's width to `sizes[0]`, the last one back to the width.
+    The first layer maps the backbone's width to `sizes[0]`, the last one back to the width. A gated
+    one (Shazeer 2020) has two layers.
     """
 
     activation: Activation
@@ -43,6 +48,10 @@ class FeedForward:
         return _ffn_text(self.activation, self.sizes)
 
     @property
+    def gated(self) -> bool:
+        return self.activation in GATED
+
+    @property
     def in_words(self) -> str:
         """`gelu 1024-2048`."""
         return f"{self.activation} {'-'.join(map(str, self.sizes))}"
@@ -50,13 +59,29 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """An encoder block: multi-head self-attention, then one or more feed-forward networks."""
+    """An encoder block: multi-head self-attention, then one or more feed-forward networks.
+
+    role: of its attention where the seed's blocks have different ones, as ModernBERT's; None where
+    each looks at all tokens. bare: its attention has no norm, as of ModernBERT's first block, which
+    stands behind the embeddings' norm.
+    """
 
     heads: int
     ffns: tuple[FeedForward, ...]
+    role: Role | None = None
+    bare: bool = False
 
     def __str__(self) -> str:
-        return _block_text(self.heads, [str(ffn) for ffn in self.ffns])
+        return _block_text(self.heads, [str(ffn) for ffn in self.ffns], self.role, self.bare)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "heads": self.heads,
+            "ffns": [{"activation": ffn.activation, "sizes": list(ffn.sizes)} for ffn in self.ffns],
+            # Only where there is one, so that every other architecture keeps its hash.
+            **({} if self.role is None else {"role": self.role}),
+            **({"bare": True} if self.bare else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +108,7 @@ class Genotype:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "blocks": [
-                {
-                    "heads": block.heads,
-                    "ffns": [
-                        {"activation": ffn.activation, "sizes": list(ffn.sizes)}
-                        for ffn in block.ffns
-                    ],
-                }
-                for block in self.blocks
-            ],
+            "blocks": [block.to_json() for block in self.blocks],
             # Only where there is one, so that every other architecture keeps its hash.
             **({} if self.rank is None else {"rank": self.rank}),
         }
@@ -111,6 +127,8 @@ class Genotype:
                         )
                         for ffn in block["ffns"]
                     ),
+                    role=_role(block.get("role")),
+                    bare=bool(block.get("bare", False)),
                 )
                 for block in data["blocks"]
             )
@@ -124,6 +142,8 @@ class Genotype:
             raise NasdError("this is not a genotype: it has no blocks")
         if any(not block.ffns or any(not ffn.sizes for ffn in block.ffns) for block in blocks):
             raise NasdError("this is not a genotype: a block has no FFN, or an FFN no hidden size")
+        if any(ffn.gated and len(ffn.sizes) > 1 for block in blocks for ffn in block.ffns):
+            raise NasdError("this is not a genotype: a gated FFN has one hidden size")
         for what, count, most in (
             ("blocks", len(blocks), MOST_BLOCKS),
             ("FFNs in a block", max(len(block.ffns) for block in blocks), MOST_FFNS),
@@ -266,7 +286,8 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
             continue
         before = parent.blocks[origin.source]
         if origin.attention_new:
-            found.append(f"{here}: {block.heads} heads instead of {before.heads}")
+            role = f", {block.role}" if block.role != before.role else ""
+            found.append(f"{here}: {block.heads} heads{role} instead of {before.heads}")
         for ffn, origin_of in zip(block.ffns, origin.ffns, strict=True):
             if origin_of.new and origin_of.place is None:
                 found.append(f"{here}: FFN {ffn.in_words} added")
@@ -285,44 +306,73 @@ def _rank_in_words(genotype: Genotype) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """What every candidate shares with the seed: everything but the blocks."""
+    """What every candidate shares with the seed: everything but the blocks, and the embeddings'
+    rank.
+
+    embedding_width: of the embeddings, where they are mapped to the width (ELECTRA). biases: of
+    linear layers and norms. pre_norm: a module's norm stands before it, and one behind all blocks.
+    rotary: positions are turned into queries and keys, and have no embeddings. deep_head: the head
+    for questions has a layer of its own before its outputs (all of these as in ModernBERT).
+    """
 
     vocab_size: int
     positions: int
     width: int
+    embedding_width: int | None = None
+    biases: bool = True
+    pre_norm: bool = False
+    rotary: bool = False
+    deep_head: bool = False
 
 
 def parameters(genotype: Genotype, backbone: Backbone) -> int:
     """Parameters of the encoder (embeddings and blocks, no task head), from the genotype alone."""
-    width = backbone.width
-    norm = 2 * width
-    total = weights_of_words(genotype, backbone) + backbone.positions * width + norm
+    width, biases = backbone.width, backbone.biases
+    norm = (1 + biases) * width
+    total = weights_of_words(genotype, backbone) + parameters_around(backbone)
     for block in genotype.blocks:
-        total += parameters_of_attention(width) + norm
-        total += sum(parameters_of_ffn(ffn, width) + norm for ffn in block.ffns)
+        total += parameters_of_attention(width, biases) + norm * (not block.bare)
+        total += sum(parameters_of_ffn(ffn, width, biases) + norm for ffn in block.ffns)
+    return total
+
+
+def parameters_around(backbone: Backbone) -> int:
+    """Of the encoder, those neither of the words nor of the blocks."""
+    width, biases = backbone.width, backbone.biases
+    inner = backbone.embedding_width or width
+    total = (1 + biases) * inner  # the embeddings' norm
+    if not backbone.rotary:
+        total += backbone.positions * inner
+    if backbone.embedding_width is not None:
+        total += inner * width + biases * width
+    if backbone.pre_norm:
+        total += (1 + biases) * width
     return total
 
 
 def weights_of_words(genotype: Genotype, backbone: Backbone) -> int:
     """Entries of the word embeddings: of one table, or of its two factors."""
+    columns = backbone.embedding_width or backbone.width
     if genotype.rank is None:
-        return backbone.vocab_size * backbone.width
-    return genotype.rank * (backbone.vocab_size + backbone.width)
+        return backbone.vocab_size * columns
+    return genotype.rank * (backbone.vocab_size + columns)
 
 
-def parameters_of_attention(width: int) -> int:
-    """Without the norm behind it."""
-    return 4 * (width * width + width)
+def parameters_of_attention(width: int, biases: bool = True) -> int:
+    """Without its norm."""
+    return 4 * (width * width + biases * width)
 
 
-def parameters_of_ffn(ffn: FeedForward, width: int) -> int:
-    """Without the norm behind it."""
-    return sum(into * out + out for into, out in pairwise((width, *ffn.sizes, width)))
+def parameters_of_ffn(ffn: FeedForward, width: int, biases: bool = True) -> int:
+    """Without its norm."""
+    outputs = (1 + ffn.gated) * sum(ffn.sizes) + width
+    return weights_of_ffn(ffn, width) + biases * outputs
 
 
 def weights_of_ffn(ffn: FeedForward, width: int) -> int:
     """Entries of its weight matrices, without biases."""
-    return sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
+    gates = width * ffn.sizes[0] if ffn.gated else 0
+    return gates + sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
 
 
 def distance(one: Genotype, other: Genotype) -> int:
@@ -338,7 +388,7 @@ def distance(one: Genotype, other: Genotype) -> int:
             assert lone is not None
             total += 1 + len(lone.ffns)
             continue
-        total += first.heads != second.heads
+        total += (first.heads, first.role) != (second.heads, second.role)
         shared = min(len(first.ffns), len(second.ffns))
         total += sum(first.ffns[i] != second.ffns[i] for i in range(shared))
         total += max(len(first.ffns), len(second.ffns)) - shared
@@ -353,6 +403,8 @@ def text_of(data: Mapping[str, Any]) -> str:
             _block_text(
                 block["heads"],
                 [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]],
+                block.get("role"),
+                block.get("bare", False),
             )
             for block in data["blocks"]
         ],
@@ -364,8 +416,9 @@ def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
     return LETTERS[activation] + "-".join([str(size) for size in sizes])
 
 
-def _block_text(heads: int, ffns: Iterable[str]) -> str:
-    return f"{heads}h {'+'.join(ffns)}"
+def _block_text(heads: int, ffns: Iterable[str], role: str | None, bare: bool) -> str:
+    local = " local" if role == "local" else ""
+    return f"{heads}h{local}{' bare' if bare else ''} {'+'.join(ffns)}"
 
 
 def _in_line(blocks: Iterable[str], rank: int | None) -> str:
@@ -392,3 +445,10 @@ def _activation(value: Any) -> Activation:
         if value == activation:
             return activation
     raise ValueError(f"{shown(value)} is none of {', '.join(map(repr, known))}")
+
+
+def _role(value: Any) -> Role | None:
+    if value is None or value == "local" or value == "global":
+        found: Role | None = value
+        return found
+    raise ValueError(f"{shown(value)} is neither 'local' nor 'global'")

@@ -93,9 +93,10 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
 
 def check_seed(config: Config, seed: Seed, origin: str) -> None:
     """Raises NasdError where the seed does not fit the config, or its search space."""
-    check_against_seed(config, seed.backbone.width, seed.backbone.positions, origin)
+    backbone = seed.backbone
+    check_against_seed(config, backbone.width, backbone.positions, origin, backbone.rotary)
     with _named(origin):
-        check_space(config.search_space, seed.backbone.width)
+        check_space(config.search_space, backbone.width)
     try:
         check_genotype(seed.baseline, config.search_space, seed.backbone.width)
     except NasdError as error:

@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Literal
 
 from nasd.contract.config import PREPARE, Config
-from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.contract.genotype import (
+    GATED,
+    Backbone,
+    Block,
+    FeedForward,
+    Genotype,
+    parameters,
+    weights_of_ffn,
+)
 from nasd.contract.protocol import AttemptFolder, checkpoints_below
 from nasd.policy import endings, ladder
 from nasd.record.folders import StateFolder
@@ -186,7 +194,9 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
     way, and one more for each attempt that is writing just now. What people inject comes on top.
     """
     space = config.search_space
-    ffn = FeedForward(space.activations[0], (max(space.sizes),) * (max(space.layers) - 1))
+    sizes = (max(space.sizes),) * (max(space.layers) - 1)
+    shapes = [FeedForward(one, sizes[:1] if one in GATED else sizes) for one in space.activations]
+    ffn = max(shapes, key=lambda one: weights_of_ffn(one, backbone.width))
     block = Block(max(space.heads), (ffn,) * space.ffns)
     # The question-answering or MLM head on top is at most a square matrix and a bias per token id.
     head = backbone.width * (backbone.width + 4) + backbone.vocab_size

@@ -124,7 +124,9 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         f"Around the blocks it is as its seed: width {snapshot.experiment.backbone.width},"
         f" {snapshot.experiment.backbone.positions} positions,"
         f" {snapshot.experiment.backbone.vocab_size:,} tokens in the vocabulary"
-        f"{_rank(candidate)}, a norm after each module. Genotype `{candidate.hash}`.",
+        f"{_rank(candidate)}, a norm"
+        f" {'before' if snapshot.experiment.backbone.pre_norm else 'after'} each module. Genotype"
+        f" `{candidate.hash}`.",
         *_vocabulary(snapshot, candidate),
         *_ancestry(snapshot, candidate),
         "## Training",

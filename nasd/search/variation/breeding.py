@@ -13,6 +13,7 @@ from itertools import combinations
 from nasd.contract.config import Mutation, SearchSpace, Variation
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import (
+    GATED,
     MOST_PARAMETERS,
     Backbone,
     Block,
@@ -93,7 +94,8 @@ def draw_ffn(space: SearchSpace, rng: random.Random) -> FeedForward:
     """A new feed-forward network, drawn independently of what stood there (thesis 4.1)."""
     activation = rng.choice(space.activations)
     layers = rng.choice(space.layers)
-    return FeedForward(activation, tuple(rng.choice(space.sizes) for _ in range(layers - 1)))
+    sizes = tuple(rng.choice(space.sizes) for _ in range(layers - 1))
+    return FeedForward(activation, sizes[:1] if activation in GATED else sizes)
 
 
 def mutate(
@@ -136,7 +138,7 @@ def _mutate_encoder(
     # At a limit of the space the other direction is taken.
     if may_add and (wants_to_add or not may_remove):
         fresh = BlockLineage.of(None, True, ["added"] * len(template.ffns))
-        blocks.insert(rng.randint(0, len(blocks)), (template, fresh))
+        blocks.insert(rng.randint(0, len(blocks)), (replace(template, bare=False), fresh))
     elif may_remove:
         del blocks[rng.randrange(len(blocks))]
 
@@ -170,7 +172,10 @@ def _alter_attention(
 
 
 def _other_ffn(current: FeedForward, space: SearchSpace, rng: random.Random) -> FeedForward:
-    only_one = all(len(set(axis)) == 1 for axis in (space.activations, space.layers, space.sizes))
+    axes = [space.activations, space.sizes]
+    if not set(space.activations) <= set(GATED):  # which have two layers
+        axes.append(space.layers)
+    only_one = all(len(set(axis)) == 1 for axis in axes)
     fresh = draw_ffn(space, rng)
     while fresh == current and not only_one:
         fresh = draw_ffn(space, rng)
@@ -403,7 +408,7 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
             best = gain, tuple(origins)
     if best[0] < 0:
         return 0, None
-    same = block.heads == source.heads
+    same = (block.heads, block.role, block.bare) == (source.heads, source.role, source.bare)
     gain = best[0] + norm + same * parameters_of_attention(width)
     return gain, BlockLineage.of(index, not same, best[1])
 

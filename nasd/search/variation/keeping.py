@@ -77,6 +77,8 @@ def holds(ffn: FeedForward, other: FeedForward) -> bool:
     own, wanted = other.sizes, ffn.sizes
     if ffn.activation != other.activation or len(wanted) < len(own):
         return False
+    if ffn.gated:
+        return wanted[0] >= own[0]
     for rest in combinations(range(1, len(wanted)), len(own) - 1):
         places = (0, *rest)
         reached = [sum(one <= place for one in places) - 1 for place in range(len(wanted))]

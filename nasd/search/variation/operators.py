@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from nasd.contract.config import SearchSpace
 from nasd.contract.genotype import (
+    GATED,
     Block,
     BlockLineage,
     FeedForward,
@@ -89,7 +90,7 @@ def deepened(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
         (index, place)
         for index, (block, _) in enumerate(draft.blocks)
         for place, ffn in enumerate(block.ffns)
-        if len(ffn.sizes) + 2 in space.layers and ffn.sizes[-1] in space.sizes
+        if len(ffn.sizes) + 2 in space.layers and ffn.sizes[-1] in space.sizes and not ffn.gated
     ]
     if not places:
         return False
@@ -123,6 +124,7 @@ def switched(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
         for place, ffn in enumerate(block.ffns)
         for activation in space.activations
         if activation != ffn.activation
+        and not (activation in GATED and len(ffn.sizes) > 1)  # those have one layer
     ]
     if not places:
         return False
@@ -139,8 +141,9 @@ def network_added(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
         return False
     index = rng.choice(places)
     block, line = draft.blocks[index]
-    sizes = (min(space.sizes),) * (min(space.layers) - 1)
-    ffn = FeedForward(rng.choice(space.activations), sizes)
+    activation = rng.choice(space.activations)
+    layers = 2 if activation in GATED else min(space.layers)
+    ffn = FeedForward(activation, (min(space.sizes),) * (layers - 1))
     module = ModuleLineage("fresh", line.attention.parent, line.source)
     draft.blocks[index] = (
         replace(block, ffns=(*block.ffns, ffn)),
@@ -187,12 +190,15 @@ def heads_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool
 
 
 def block_added(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
-    """One more block, at any place, in the shape of the one below it."""
+    """One more block, at any place, in the shape of the one below it; at the bottom, in that of the
+    lowest, above which it then stands, as the lowest knows what the embeddings give."""
     if len(draft.blocks) >= space.blocks[1]:
         return False
     index = rng.randint(0, len(draft.blocks))
     like = draft.blocks[max(0, index - 1)][0]
-    draft.blocks.insert(index, (like, BlockLineage.of(None, True, ["added"] * len(like.ffns))))
+    like = replace(like, bare=False)
+    line = BlockLineage.of(None, True, ["added"] * len(like.ffns))
+    draft.blocks.insert(max(1, index), (like, line))
     return True
 
 

@@ -182,7 +182,7 @@ def _population(findings: Findings) -> dict[str, Any]:
             ],
             [line(row) for row in (findings.baseline, *rows)],
             title="Best rank first. Genotypes from the embeddings upwards: heads, then feed-forward"
-            " networks by activation (r for ReLU, g for GELU) and inner sizes.",
+            " networks by activation (r for ReLU, g for GELU, gg for a gated one) and inner sizes.",
             texts=(0, 12 if findings.mlm_stages else 11),
             marked=(0,),
             long=True,

@@ -4,7 +4,8 @@ What has the parent's rank is copied. A higher one computes the same: the new co
 are zero, and what reads them is drawn, so that gradients find their way. A lower one keeps the
 directions in which the words of the training texts differ most: principal components, weighted by
 how often a word stands there. The mean word goes into the positions, since every token has one; it
-moves all logits of a language model alike.
+moves all logits of a language model alike. Where positions have no embeddings, directions are taken
+from zero instead of the mean.
 
 Shapes: v words, r their rank, w the backbone's width.
 """
@@ -23,7 +24,10 @@ def fill(
 ) -> None:
     """Fills the child's embeddings, in place. counts: of each word in the training texts, as many
     as occur there; None: all count alike."""
-    into.position.load_state_dict(source.position.state_dict())
+    if into.position is not None and source.position is not None:
+        into.position.load_state_dict(source.position.state_dict())
+    if into.project is not None and source.project is not None:
+        into.project.load_state_dict(source.project.state_dict())
     into.norm.load_state_dict(source.norm.state_dict())
     rank, own = _rank(into), _rank(source)
     if rank == own:
@@ -34,9 +38,11 @@ def fill(
         _grow(into, source, own, generator)
     else:
         words = _full(source)
-        mean, components = _principal(words, _weights(len(words), counts), rank)
+        centre = into.position is not None
+        mean, components = _principal(words, _weights(len(words), counts), rank, centre)
         _put(into, (words - mean) @ components.T, components)
-        into.position.weight.add_(mean)
+        if into.position is not None:
+            into.position.weight.add_(mean)
 
 
 def _rank(embeddings: Embeddings) -> int | None:
@@ -76,10 +82,11 @@ def _weights(words: int, counts: Tensor | None) -> Tensor:
     return weights / weights.sum()
 
 
-def _principal(words: Tensor, weights: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The mean word [w], and the `rank` directions [r, w] in which words differ most from it."""
+def _principal(words: Tensor, weights: Tensor, rank: int, centre: bool) -> tuple[Tensor, Tensor]:
+    """The mean word [w], or zero, and the `rank` directions [r, w] in which words differ most from
+    it."""
     exact = words.double()
-    mean = weights @ exact
+    mean = weights @ exact * centre
     centred = exact - mean
     _, directions = torch.linalg.eigh(centred.T @ (centred * weights[:, None]))
     return mean.float(), directions.T.flip(0)[:rank].float().contiguous()

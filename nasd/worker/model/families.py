@@ -2,10 +2,11 @@
 
 An entry says how a family's config.json is read, and how its weights are called. What differs
 between families but changes no output is folded away when a seed is read: token type 0 is added to
-the position embeddings, and position embeddings that stand before the first token's are left out.
+the position embeddings, position embeddings that stand before the first token's are left out, and
+matrices that a family keeps in one are taken apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from nasd.worker.model import phenotype
 
 POSITIONS = "embeddings.position_embeddings.weight"
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+UNREAD = "(none)"  # of a head that has other layers here: it is drawn anew
+ANSWERING = phenotype.QuestionAnswering.head_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,13 @@ class Family:
     mlm, qa     the heads, ours to theirs; text and token of classifiers
     tied        the MLM head's output weights, if they are written at all: the word embeddings
     settled     what its config.json leaves unsaid, of an Architecture
+    activations its names of them to those of a genotype
+    optional    what a checkpoint may lack, by the end of its name: it is zero then
+    fused       the name of a module that holds several, to theirs
     first       of a config.json: the row of the position embeddings that the first token takes
+    blocks      of a config.json: what a genotype's JSON says of each block beside its modules
+    more        of a config.json: what else it says of an Architecture
+    unfit       of a config.json: why its model cannot be computed here; "" if it can
     """
 
     name: str
@@ -53,7 +62,17 @@ class Family:
     token: Head = Head({"classifier": "classifier"})
     qa: Head = Head({"qa_outputs": "qa_outputs"})
     settled: Mapping[str, Any] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(
+        default_factory=lambda: {name: name for name in phenotype.ACTIVATIONS}
+    )
+    optional: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     first: Callable[[Mapping[str, Any]], int] = lambda config: 0
+    blocks: Callable[[Mapping[str, Any], int], list[dict[str, Any]]] = lambda config, count: (
+        [{}] * count
+    )
+    more: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    unfit: Callable[[Mapping[str, Any]], str] = lambda config: ""
 
     def theirs(self, ours: str) -> str:
         """The checkpoint's name of one of our parameters, without the prefix."""
@@ -79,7 +98,37 @@ class Family:
         found = {_modern(name.removeprefix(self.prefix)): one for name, one in state.items()}
         if (first := self.first(config)) and POSITIONS in found:
             found[POSITIONS] = found[POSITIONS][first:]
+        for name in list(found):
+            module, _, part = name.rpartition(".")
+            for fused, parts in self.fused.items():
+                if module.endswith(fused):
+                    above, whole = module.removesuffix(fused), found.pop(name)
+                    for one, rows in zip(parts, whole.chunk(len(parts)), strict=True):
+                        found[f"{above}{one}.{part}"] = rows
         return found
+
+    def lacks(self, name: str, there: Container[str]) -> bool:
+        """Whether what has this name of theirs is missing, and may be."""
+        return name not in there and name.endswith(self.optional)
+
+    def has_language_head(self, there: Container[str]) -> bool:
+        found = all(f"{module}.weight" in there for module in self.mlm.modules.values())
+        shared = set(self.mlm.modules.values()) & set(self.qa.modules.values())
+        # Where tasks have the same layer, it is the other one's where that has outputs.
+        return found and not (shared and self._has(self.qa, there))
+
+    def answers(self, there: Container[str], config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint has a head for questions, by its tensors, and where those could be
+        another task's, by what it calls itself."""
+        if self is OWN:
+            return f"{ANSWERING}.weight" in there or f"{ANSWERING}.out.weight" in there
+        if ANSWERING in self.qa.modules.values():
+            return self._has(self.qa, there)
+        named = [str(one) for one in config.get("architectures") or ()]
+        return self._has(self.qa, there) and any("QuestionAnswering" in one for one in named)
+
+    def _has(self, head: Head, there: Container[str]) -> bool:
+        return all(f"{module}.weight" in there for module in head.modules.values())
 
 
 def with_types(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,6 +179,55 @@ _BERT_MODULES = {
     "ffns.0.linears.1": "output.dense",
     "ffn_norms.0": "output.LayerNorm",
 }
+
+
+def _by_turns(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """ModernBERT's blocks: every so many is global; the first has no norm for its attention."""
+    every = config.get("global_attn_every_n_layers") or 3
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if place % every else "full_attention" for place in range(count)
+    ]
+    roles = {"sliding_attention": "local", "full_attention": "global"}
+    return [
+        {"role": roles[kind], **({} if place else {"bare": True})}
+        for place, kind in zip(range(count), kinds, strict=True)
+    ]
+
+
+def _of_modernbert(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Either way in which ModernBERT's config.json tells of its positions."""
+    rope = config.get("rope_parameters") or {}
+    found = {}
+    for kind, key, usual in (
+        ("full_attention", "global_rope_theta", 160_000.0),
+        ("sliding_attention", "local_rope_theta", 10_000.0),
+    ):
+        said = (rope.get(kind) or {}).get("rope_theta") or config.get(key, usual)
+        found[kind] = float(said or found["full_attention"])
+    return {
+        "biases": any(config.get(f"{name}_bias") for name in ("attention", "mlp", "norm"))
+        or bool(config.get("classifier_bias")),
+        "pre_norm": True,
+        "theta": found["full_attention"],
+        "local_theta": found["sliding_attention"],
+        "window": int(config["local_attention"]) // 2,
+        "deep_head": True,
+        "head_activation": config.get("classifier_activation", "gelu"),
+        "qa_dropout": float(config.get("classifier_dropout", 0.0)),
+        "norm_eps": float(config.get("norm_eps", 1e-5)),
+    }
+
+
+def _unfit_modernbert(config: Mapping[str, Any]) -> str:
+    for one in (config.get("rope_parameters") or {}).values():
+        if isinstance(one, dict) and (kind := one.get("rope_type", "default")) != "default":
+            return f"its rotary positions are scaled ({kind})"
+    if (act := config.get("classifier_activation", "gelu")) not in phenotype.ACTIVATIONS:
+        return f"its heads' activation is {act!r}"
+    if int(config["local_attention"]) < 2:
+        return "its local attention sees no neighbours"
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    return "its heads have an odd width" if width // heads % 2 else ""
 
 
 def _roberta(name: str) -> Family:
@@ -222,6 +320,85 @@ FAMILIES = {
         _roberta("roberta"),
         _roberta("xlm-roberta"),
         _roberta("camembert"),
+        Family(
+            name="electra",
+            prefix="electra.",
+            keys={**_BERT_KEYS, "embedding_width": "embedding_size"},
+            embeddings={**_EMBEDDINGS, "embeddings.project": "embeddings_project"},
+            layer="encoder.layer",
+            modules=_BERT_MODULES,
+            mlm=Head(  # the generator's
+                {
+                    "head.transform": "generator_predictions.dense",
+                    "head.norm": "generator_predictions.LayerNorm",
+                },
+                {"head.bias": "generator_lm_head.bias"},
+            ),
+            tied="generator_lm_head.weight",
+            text=Head(
+                {
+                    "classifier.transform": "classifier.dense",
+                    "classifier.out": "classifier.out_proj",
+                }
+            ),
+            settled={"classifier_activation": "gelu"},
+            more=lambda config: {
+                "head_activation": "gelu",
+                "embedding_width": None
+                if config["embedding_size"] == config["hidden_size"]
+                else int(config["embedding_size"]),
+            },
+        ),
+        Family(
+            name="modernbert",
+            prefix="model.",
+            keys={
+                "width": "hidden_size",
+                "blocks": "num_hidden_layers",
+                "heads": "num_attention_heads",
+                "size": "intermediate_size",
+                "activation": "hidden_activation",
+                "dropout": "mlp_dropout",
+                "attention_dropout": "attention_dropout",
+                "window": "local_attention",
+            },
+            embeddings={
+                "embeddings.word": "embeddings.tok_embeddings",
+                "embeddings.norm": "embeddings.norm",
+                "final_norm": "final_norm",
+            },
+            layer="layers",
+            modules={
+                "attention.q": "attn.Wq",
+                "attention.k": "attn.Wk",
+                "attention.v": "attn.Wv",
+                "attention.out": "attn.Wo",
+                "attention_norm": "attn_norm",
+                "ffns.0.linears.0": "mlp.Wi",
+                "ffns.0.linears.1": "mlp.Wo",
+                "ffn_norms.0": "mlp_norm",
+            },
+            mlm=Head(
+                {"head.transform": "head.dense", "head.norm": "head.norm"},
+                {"head.bias": "decoder.bias"},
+            ),
+            tied="decoder.weight",
+            text=Head({"classifier.transform": UNREAD, "classifier.out": UNREAD}),
+            token=Head({"classifier": UNREAD}),
+            qa=Head(
+                {
+                    "qa_outputs.dense": "head.dense",
+                    "qa_outputs.norm": "head.norm",
+                    "qa_outputs.out": "classifier",
+                }
+            ),
+            activations={"gelu": "geglu"},
+            optional=(".bias",),
+            fused={"attn.Wqkv": ("attn.Wq", "attn.Wk", "attn.Wv")},
+            blocks=_by_turns,
+            more=_of_modernbert,
+            unfit=_unfit_modernbert,
+        ),
         OWN,
     )
 }

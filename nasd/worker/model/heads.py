@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nasd.worker.model.phenotype import Attention
+from nasd.worker.model.phenotype import Attention, rotated
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refitted
 
 
@@ -30,29 +30,38 @@ def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
     parts = {name: Linear.of(getattr(source, name)) for name in ("q", "k", "v", "out")}
     seen = None
     if site.states is not None and site.mask is not None and int(site.mask.sum()) >= LEAST_ROWS:
-        seen = _seen(parts, source.heads, site.states(), site.mask)
+        seen = _seen(parts, source, site.states(), site.mask)
     if into.heads < source.heads:
-        parts = _fewer(parts, source.heads, into.heads, seen, site)
+        parts = _fewer(parts, source, into.heads, seen, site)
     elif into.heads > source.heads:
-        parts = _more(parts, source.heads, into.heads, seen, site)
+        parts = _more(parts, source, into.heads, seen, site)
     hidden = None
     if seen is not None:
         assert site.states is not None and site.mask is not None
-        attended = _seen(parts, into.heads, site.states(), site.mask).attended
+        attended = _seen(parts, into, site.states(), site.mask).attended
         hidden = attended.transpose(1, 2).flatten(2)[site.mask.bool()]
     parts["out"] = refitted(site, hidden, parts["out"])
     for name, part in parts.items():
         part.put(getattr(into, name))
 
 
-def _seen(parts: dict[str, Linear], heads: int, states: Tensor, mask: Tensor) -> _Heads:
+def _seen(parts: dict[str, Linear], of: Attention, states: Tensor, mask: Tensor) -> _Heads:
+    """With these weights, and the heads, positions and reach of an attention."""
+    heads = of.heads
+
     def split(values: Tensor) -> Tensor:
         examples, tokens, _ = values.shape
         return values.view(examples, tokens, heads, -1).transpose(1, 2)
 
     q, k, v = (split(parts[name](states)) for name in "qkv")
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    shares = scores.masked_fill(mask[:, None, None] == 0, -torch.inf).softmax(-1)
+    turned = (q, k)
+    if of.theta is not None:
+        places = torch.arange(states.shape[1])
+        turned = (rotated(q, places, of.theta), rotated(k, places, of.theta))
+    scores = turned[0] @ turned[1].transpose(-1, -2) / math.sqrt(q.shape[-1])
+    allowed = of.seen(mask[:, None, None] != 0, states.shape[1], states.device)
+    assert allowed is not None
+    shares = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
     return _Heads(q, k, v, shares, shares @ v)
 
 
@@ -68,11 +77,13 @@ def _split(linear: Linear, heads: int) -> list[Linear]:
 
 
 def _fewer(
-    parts: dict[str, Linear], heads: int, wanted: int, seen: _Heads | None, site: Site
+    parts: dict[str, Linear], source: Attention, wanted: int, seen: _Heads | None, site: Site
 ) -> dict[str, Linear]:
     """The most telling heads stay, each with room for more values: those of the others move in
     with the head whose shares are most like theirs. Queries and keys get new room as well, which
-    adds nothing at first, as the queries there are zero."""
+    adds nothing at first, as the queries there are zero. Rotary pairs take the places that turn as
+    theirs did, or nearly so where no multiple fits."""
+    heads = source.heads
     width = parts["q"].weight.shape[1]
     old, new = width // heads, width // wanted
     q, k, v = (_split(parts[name], heads) for name in "qkv")
@@ -101,12 +112,15 @@ def _fewer(
             at += count
     scale = math.sqrt(new / old)
     spare = new - old
+    places = torch.arange(old) if source.theta is None else _pairs(old, new)
+    order = torch.cat([places, torch.tensor(sorted(set(range(new)) - set(places.tolist())))])
+    order = order.long().argsort()  # of the rows as they are put together, the old ones first
     return {
         "q": _joined(
             [
                 Linear(
-                    torch.cat([q[head].weight * scale, torch.zeros(spare, width)]),
-                    torch.cat([q[head].bias * scale, torch.zeros(spare)]),
+                    torch.cat([q[head].weight * scale, torch.zeros(spare, width)])[order],
+                    torch.cat([q[head].bias * scale, torch.zeros(spare)])[order],
                 )
                 for head in stay
             ]
@@ -114,8 +128,8 @@ def _fewer(
         "k": _joined(
             [
                 Linear(
-                    torch.cat([k[head].weight, site.fresh(spare, width)]),
-                    torch.cat([k[head].bias, torch.zeros(spare)]),
+                    torch.cat([k[head].weight, site.fresh(spare, width)])[order],
+                    torch.cat([k[head].bias, torch.zeros(spare)])[order],
                 )
                 for head in stay
             ]
@@ -127,11 +141,22 @@ def _fewer(
     }
 
 
+def _pairs(few: int, many: int) -> Tensor:
+    """[few]: where in a wider head stand the dimensions of a narrower one that turn as they do. Of
+    a rotary head number i and number i + half are a pair, and the i-th turns by theta^(-i / half).
+    """
+    half = torch.arange(few // 2)
+    there = (half * many / few).round().long()
+    return torch.cat([there, there + many // 2])
+
+
 def _more(
-    parts: dict[str, Linear], heads: int, wanted: int, seen: _Heads | None, site: Site
+    parts: dict[str, Linear], source: Attention, wanted: int, seen: _Heads | None, site: Site
 ) -> dict[str, Linear]:
     """Each head by its best approximation with fewer dimensions; the values that find no room go
-    to twins, which look where it looks, of the heads that would lose most."""
+    to twins, which look where it looks, of the heads that would lose most. Of a rotary one the
+    pairs stay that turn as those of a narrower head do."""
+    heads = source.heads
     width = parts["q"].weight.shape[1]
     new = width // wanted
     split = {name: _split(parts[name], heads) for name in "qkv"}
@@ -148,7 +173,16 @@ def _more(
             queries, keys, attended = (
                 _per_head(values, site.mask)[head] for values in (seen.q, seen.k, seen.attended)
             )
-        looks.append(_narrowed(q, k, queries, keys - keys.mean(0), new))
+        if source.theta is None:
+            looks.append(_narrowed(q, k, queries, keys - keys.mean(0), new))
+        else:
+            rows, scale = _pairs(new, width // heads), math.sqrt(new / len(q.bias))
+            looks.append(
+                (
+                    Linear(scale * q.weight[rows], scale * q.bias[rows]),
+                    Linear(k.weight[rows], k.bias[rows]),
+                )
+            )
         root = _root((attended - attended.mean(0)).T @ (attended - attended.mean(0)))
         left, size, right = torch.linalg.svd(out[head] @ root, full_matrices=False)
         turn = right @ torch.linalg.pinv(root)

@@ -4,7 +4,7 @@ What each kind of transfer does with a module is nasd.worker.model.transfers' ma
 order, what the child computes so far, and what its parents computed at the same place. The layer
 norms belong to the block, not to the module before them: a module is exchanged while the norm at
 its place stays. The head is the first parent's, and so are the embeddings, whose factors are
-nasd.worker.model.factors' matter.
+nasd.worker.model.factors' matter, and a norm behind all blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +72,7 @@ def born(
     model = phenotype.empty(type(first), arch)
     counts = None if windows is None or windows.counts is None else windows.counts()
     factors.fill(model.encoder.embeddings, first.encoder.embeddings, generator, counts)
+    model.encoder.final_norm.load_state_dict(first.encoder.final_norm.state_dict())
     model.get_submodule(first.head_name).load_state_dict(
         first.get_submodule(first.head_name).state_dict()
     )
@@ -106,12 +107,14 @@ class Trace:
     """What an encoder computes on the windows, layer by layer, as far as it is asked for.
 
     Layer 0 is the embeddings; behind it come, for each block, its attention and its FFNs, each with
-    the norm behind it.
+    its norm. A layer carries on what the one above it adds to: its sum behind its norm, or with
+    `pre_norm`, where norms stand before the modules, the sum itself.
     """
 
     def __init__(self, encoder: Encoder, windows: Windows | None) -> None:
         self.encoder = encoder
         self.windows = windows
+        self.pre_norm = cast("Block", encoder.blocks[0]).pre_norm
         self._sums: dict[int, Tensor] = {}
         self._below: tuple[Trace, int] | None = None
 
@@ -133,7 +136,7 @@ class Trace:
         return 1 + below + (0 if place is None else 1 + place)
 
     def sum(self, layer: int) -> Tensor:
-        """What the layer and what goes past it give together, before its norm, [n, l, w]."""
+        """What the layer and what goes past it give together, before any norm, [n, l, w]."""
         assert self.windows is not None
         if self._below is not None and layer <= self._below[1]:
             return self._below[0].sum(layer)
@@ -145,17 +148,36 @@ class Trace:
                 embeddings, ids = self.encoder.embeddings, self.windows.input_ids
                 states = embeddings.summed(ids)
             else:
-                states, module = self.states(number - 1), self.layers[number][0]
+                read, module = self.read(number), self.layers[number][0]
                 mask = self.windows.attention_mask.bool()[:, None, None, :]
                 attends = isinstance(module, phenotype.Attention)
-                states = states + (module(states, states, mask) if attends else module(states))
+                added = module(read, read, mask) if attends else module(read)
+                states = self.carried(number - 1) + added
             self._sums[number] = states
         return self._sums[layer]
 
-    def states(self, layer: int) -> Tensor:
-        """Behind the layer's norm, as that is just now, [n, l, w]."""
+    def carried(self, layer: int) -> Tensor:
+        """What the next layer adds to, by the norms as they are just now, [n, l, w]."""
+        if layer == 0:
+            return self.encoder.embeddings.finished(self.sum(0))
+        if self.pre_norm:
+            return self.sum(layer)
         states: Tensor = self.layers[layer][1](self.sum(layer))
         return states
+
+    def read(self, layer: int) -> Tensor:
+        """What the layer's module is given, [n, l, w]."""
+        carried = self.carried(layer - 1)
+        if not self.pre_norm:
+            return carried
+        states: Tensor = self.layers[layer][1](carried)
+        return states
+
+    def below(self, layer: int) -> nn.LayerNorm | None:
+        """The norm that the layer stands on; None where what it stands on is not normalised."""
+        if layer == 1 and self.encoder.embeddings.project is not None:
+            return None
+        return self.layers[layer - 1][1]
 
 
 def _fill(
@@ -171,14 +193,14 @@ def _fill(
     if lineage.source is None and lineage.attention.transfer == "identity":
         layers = mine.layers
         own = layers[mine.layer(index) :][: len(block.layers())]
-        transfers.added_block(
+        return transfers.added_block(
             own,
-            layers[mine.layer(index) - 1][1],
+            mine.below(mine.layer(index)),
             _neighbour(mine if index else traces[0], max(0, index - 1)),
             generator,
             spread,
+            mine.pre_norm,
         )
-        return []
     notes: list[str] = []
     modules: list[tuple[int | None, ModuleLineage]] = [(None, lineage.attention)]
     modules += enumerate(lineage.ffns)
@@ -193,15 +215,17 @@ def _fill(
         site = Site(
             module=cast("Part", part),
             norm=norm,
-            below=mine.layers[layer - 1][1],
+            below=mine.below(layer),
             source=cast("Part | None", stood[0]),
             source_norm=stood[1],
             generator=generator,
             spread=spread,
+            pre_norm=mine.pre_norm,
         )
         if mine.windows is not None and source is not None:
             site.mask = mine.windows.attention_mask
-            site.states = lambda layer=layer: mine.states(layer - 1)
+            site.states = lambda layer=layer: mine.read(layer)
+            site.past = lambda layer=layer: mine.carried(layer - 1)
             site.target = lambda parent=parent, source=source: parent.sum(source)
         transfers.TRANSFERS[module.transfer](site)
         notes += site.notes
@@ -210,11 +234,11 @@ def _fill(
 
 def _neighbour(
     trace: Trace, block: int
-) -> tuple[list[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm]:
-    """The layers of a block, each with the norm behind it, and the norm below the first."""
+) -> tuple[list[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm | None]:
+    """The layers of a block, each with its norm, and the norm below the first."""
     first = trace.layer(block)
     count = len(cast("Block", trace.encoder.blocks[block]).layers())
-    return trace.layers[first : first + count], trace.layers[first - 1][1]
+    return trace.layers[first : first + count], trace.below(first)
 
 
 def new_parameters(model: MaskedLM, lineage: Lineage) -> set[str]:
@@ -261,7 +285,8 @@ def _check(child: Architecture, lineage: Lineage, parents: Sequence[Architecture
                 raise ValueError(f"block {index}: the parent has no block {made.block}")
             source = parents[made.parent].blocks[made.block]
             if place < 0:
-                if not made.new and shape.heads != source.heads:
+                same = (shape.heads, shape.role, shape.bare)
+                if not made.new and same != (source.heads, source.role, source.bare):
                     raise ValueError(f"block {index}: its attention is not block {made.block}'s")
                 continue
             if made.place is None:

@@ -1,8 +1,9 @@
 """The model a genotype decodes to: a DistilBERT whose blocks may differ from each other.
 
 Thesis 4.1: a backbone is a list of encoder blocks; each has one multi-head self-attention and one
-or more feed-forward networks. Everything around the blocks (embeddings, post-layer-norm residuals,
-heads) is DistilBERT's, so that the unmodified seed computes exactly what DistilBERT computes.
+or more feed-forward networks. Everything around the blocks (embeddings, norms, heads) is the
+seed's, DistilBERT's unless the architecture says otherwise, so that the unmodified seed computes
+exactly what it computed before.
 
 This file needs only torch and safetensors, because it also travels with exported models. Shapes:
 b = examples, l = tokens of an example, k = chosen tokens of an example, w = the backbone's width.
@@ -36,8 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu2": relu2,
 }
-# Of a classifier's first layer: DistilBERT's, and BERT's pooler's.
-CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
+# Of a classifier's first layer: DistilBERT's, and BERT's pooler's, ELECTRA's.
+CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+GATED = {"geglu": "gelu"}  # the activation of one half of the units, which the other half scales
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
 CLASSIFYING = ("labels", "classifier_activation", "classifier_dropout")
@@ -52,8 +54,13 @@ class FeedForwardShape:
 
 @dataclass(frozen=True, slots=True)
 class BlockShape:
+    """role: `local` where its attention looks at neighbours alone. bare: without the attention's
+    norm."""
+
     heads: int
     ffns: tuple[FeedForwardShape, ...]
+    role: str | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,12 @@ class Architecture:
     probabilities; qa_dropout: before the question-answering head. All are shares of 1.
     rank: of the word embeddings, where they are a product; None: one full table. labels: what the
     outputs of a classifier mean; classifier_activation, classifier_dropout: in its head.
+
+    embedding_width: of the embeddings, where a layer then maps them to the width. biases: of linear
+    layers and norms. pre_norm: norms stand before their modules, and one behind the last block.
+    theta: the base of rotary positions, in the place of learned ones; local_theta: of local blocks,
+    each of whose tokens sees `window` tokens to either side. deep_head: the head for questions has
+    a layer, an activation and a norm of its own before its outputs.
     """
 
     vocab_size: int
@@ -82,6 +95,13 @@ class Architecture:
     labels: tuple[str, ...] = ()
     classifier_activation: str = "relu"
     classifier_dropout: float = 0.2
+    embedding_width: int | None = None
+    biases: bool = True
+    pre_norm: bool = False
+    theta: float | None = None
+    local_theta: float | None = None
+    window: int | None = None
+    deep_head: bool = False
 
     def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
         """The same backbone around other blocks, given as in a genotype's JSON."""
@@ -110,8 +130,13 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """The content of config.json, where `blocks` reads as in a genotype's JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if self.rank is None:  # as it was before there was such a thing
-            del plain["rank"]
+        for name in LATER:  # as it was before there were such things
+            if plain[name] == _DEFAULTS[name]:
+                del plain[name]
+        for block in plain["blocks"]:
+            for name, usual in (("role", None), ("bare", False)):
+                if block[name] == usual:
+                    del block[name]
         if not self.labels:  # as it was before there were classifiers
             plain = {name: plain[name] for name in plain if name not in CLASSIFYING}
         return {"model_type": MODEL_TYPE, **plain}
@@ -132,11 +157,14 @@ class Architecture:
 
     def check_parameters(self) -> None:
         """Raises ValueError for more than anyone means, though each number by itself may be one."""
-        width = self.width
-        total = self.vocab_size * (self.rank or width) + (self.rank or 0) * width
-        total += self.positions * width + 4 * width**2 * len(self.blocks)
+        width, inner = self.width, self.embedding_width or self.width
+        total = self.vocab_size * (self.rank or inner) + (self.rank or 0) * inner
+        total += 0 if self.embedding_width is None else inner * width
+        total += 0 if self.theta is not None else self.positions * inner
+        total += 4 * width**2 * len(self.blocks)
         for ffn in (ffn for block in self.blocks for ffn in block.ffns):
             total += sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
+            total += width * ffn.sizes[0] if ffn.activation in GATED else 0
         if total > MOST_PARAMETERS:
             raise ValueError(
                 f"{CONFIG} asks for {total:,} parameters, of at most {MOST_PARAMETERS:,}"
@@ -147,8 +175,9 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the key, for a model that nobody means, before any is allocated."""
     for key in ("vocab_size", "positions", "width"):
         check_size(key, data[key])
-    if data.get("rank") is not None:
-        check_size("rank", data["rank"])
+    for key in ("rank", "embedding_width", "window"):
+        if data.get(key) is not None:
+            check_size(key, data[key])
     for number, block in enumerate(_short("blocks", data["blocks"])):
         check_size(f"blocks[{number}].heads", block["heads"])
         for ffn in _short("ffns", block["ffns"]):
@@ -175,9 +204,18 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
             ffns=tuple(
                 FeedForwardShape(ffn["activation"], tuple(ffn["sizes"])) for ffn in block["ffns"]
             ),
+            role=block.get("role"),
+            bare=bool(block.get("bare", False)),
         )
         for block in blocks
     )
+
+
+# Fields that an architecture has learned of later, and says only where they differ.
+LATER = (
+    "rank", "embedding_width", "biases", "pre_norm", "theta", "local_theta", "window", "deep_head",
+)  # fmt: skip
+_DEFAULTS = {field.name: field.default for field in fields(Architecture)}
 
 
 class Packing(NamedTuple):
@@ -197,6 +235,11 @@ class Spans(NamedTuple):
 
     offsets: Tensor
     longest: int
+
+    def places(self, tokens: int) -> Tensor:
+        """[n]: where in its example each of the n tokens stands."""
+        begins = self.offsets[:-1].repeat_interleave(self.offsets.diff(), output_size=tokens)
+        return torch.arange(tokens, device=self.offsets.device) - begins
 
 
 class Dropout(nn.Module):
@@ -232,7 +275,7 @@ def scale_of(lots: int) -> float:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(w)) v over [b, heads, k or l, w], where mask [b, 1, 1, l] is true.
+    """softmax(q k^T / sqrt(w)) v over [b, heads, k or l, w], where mask [b, 1, 1 or k, l] is true.
 
     torch's own has no fast way through dropout on a CPU, and none at all in bfloat16: there it
     computes in float32. So there it is spelled out.
@@ -254,80 +297,161 @@ def takes_spans(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def norm_of(width: int, arch: Architecture) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=arch.norm_eps, bias=arch.biases)
+
+
+def rotated(states: Tensor, places: Tensor, theta: float) -> Tensor:
+    """States [b, heads, k, d] turned by their places, [k] or [b, k]: rotary positions with this
+    base (Su et al. 2021), of which number i and number i + d / 2 are one pair."""
+    width = states.shape[-1]
+    steps = torch.arange(0, width, 2, dtype=torch.float32, device=states.device)
+    angles = places[..., None].float() * (1.0 / theta ** (steps / width))
+    both = torch.cat([angles, angles], -1)
+    if both.ndim == 3:  # each example has places of its own
+        both = both[:, None]
+    first, second = states.float().chunk(2, -1)
+    turned = torch.cat([-second, first], -1)
+    return (states.float() * both.cos() + turned * both.sin()).to(states.dtype)
+
+
+def nearby(places: Tensor, tokens: int, window: int) -> Tensor:
+    """[1 or b, 1, k, tokens]: which tokens those at these places, [k] or [b, k], see."""
+    gaps = places[..., None] - torch.arange(tokens, device=places.device)
+    seen = gaps.abs() <= window
+    return seen[None, None] if seen.ndim == 2 else seen[:, None]
+
+
 class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w].
 
-    With a rank r the words' table is [vocab_size, r], and `widen` maps what stands there to w.
+    With a rank r the words' table is [vocab_size, r], and `widen` maps what stands there to the
+    embeddings' width e; where that is not w, `project` maps what is normalised to w.
     """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        columns = arch.rank or arch.width
+        inner = arch.embedding_width or arch.width
+        columns = arch.rank or inner
         self.word = nn.Embedding(arch.vocab_size, columns, padding_idx=arch.pad_token_id)
-        self.widen = None if arch.rank is None else nn.Linear(columns, arch.width, bias=False)
-        self.position = nn.Embedding(arch.positions, arch.width)
-        self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.widen = None if arch.rank is None else nn.Linear(columns, inner, bias=False)
+        self.position = None if arch.theta is not None else nn.Embedding(arch.positions, inner)
+        self.norm = norm_of(inner, arch)
+        self.project: nn.Linear | None = None
+        if arch.embedding_width is not None:
+            self.project = nn.Linear(inner, arch.width, bias=arch.biases)
         self.dropout = Dropout(arch.dropout)
 
     def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
         """places: where in its example each token stands, if not one behind another from 0 on."""
-        embedded: Tensor = self.dropout(self.norm(self.summed(input_ids, places)))
-        return embedded
+        normed: Tensor = self.dropout(self.norm(self.summed(input_ids, places)))
+        return normed if self.project is None else self.project(normed)
 
     def summed(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
-        """The same before the norm."""
+        """The same before the norm, [b, l, e]."""
+        words: Tensor = self.word(input_ids)
+        if self.widen is not None:
+            words = self.widen(words)
+        if self.position is None:
+            return words
         if places is None:
             where = self.position.weight[: input_ids.shape[1]]
         else:
             where = self.position(places)
-        words = self.word(input_ids)
-        summed: Tensor = (words if self.widen is None else self.widen(words)) + where
-        return summed
+        return words + where
+
+    def finished(self, summed: Tensor) -> Tensor:
+        """What is made of the sum, without dropout."""
+        normed: Tensor = self.norm(summed)
+        return normed if self.project is None else self.project(normed)
 
     def logits(self, states: Tensor, bias: Tensor) -> Tensor:
-        """States [b, k, w] times the embedding of each word, [b, k, vocab_size]."""
+        """States [b, k, e] times the embedding of each word, [b, k, vocab_size]."""
         if self.widen is not None:
             states = states @ self.widen.weight
         return F.linear(states, self.word.weight, bias)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (thesis 4.1). The number of heads leaves no trace in the weights.
+    """Multi-head self-attention (thesis 4.1). The number of heads leaves no trace in the weights,
+    nor does its role.
 
-    Raises ValueError where the heads do not divide the width.
+    Raises ValueError where the heads do not divide the width, or rotary ones have an odd width.
     """
 
-    def __init__(self, heads: int, arch: Architecture) -> None:
+    def __init__(self, heads: int, arch: Architecture, role: str | None = None) -> None:
         super().__init__()
         width = arch.width
         if width % heads:
             raise ValueError(f"{heads} attention heads do not divide the width {width}")
+        local = role == "local"
+        self.theta = arch.local_theta if local else arch.theta
+        self.window = arch.window if local else None
+        if self.theta is not None and width // heads % 2:
+            raise ValueError(f"{heads} attention heads of the width {width} cannot be rotary")
         self.heads = heads
         self.dropout = arch.attention_dropout
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.q = nn.Linear(width, width, bias=arch.biases)
+        self.k = nn.Linear(width, width, bias=arch.biases)
+        self.v = nn.Linear(width, width, bias=arch.biases)
+        self.out = nn.Linear(width, width, bias=arch.biases)
 
-    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | Spans | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        context: Tensor,
+        mask: Tensor | Spans | None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """queries [b, k, w] look at context [b, l, w] where mask [b, 1, 1, l] is true, or, as one
-        and the same [1, n, w], at their own example."""
+        and the same [1, n, w], at their own example. places: where the queries stand, [b, k]; None:
+        they are the context, one after the other."""
         given = (self.q(queries), self.k(context), self.v(context))
         dropout = self.dropout if self.training else 0.0
-        if isinstance(mask, Spans) and takes_spans(queries.device):
+        if isinstance(mask, Spans) and takes_spans(queries.device) and self.window is None:
+            if self.theta is not None:
+                given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
             q, k, v = (self._nested(states, mask) for states in given)
             attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
             attended = attended.transpose(1, 2).values().flatten(1)[None]
         elif isinstance(mask, Spans):  # one after the other
             lengths = mask.offsets.diff().tolist()
+            if self.theta is not None:
+                given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
             parts = [self._split(states).split_with_sizes(lengths, 2) for states in given]
-            each = [attend(q, k, v, None, dropout) for q, k, v in zip(*parts, strict=True)]
+            each = [
+                attend(q, k, v, self.seen(None, q.shape[2], q.device), dropout)
+                for q, k, v in zip(*parts, strict=True)
+            ]
             attended = torch.cat(each, dim=2).transpose(1, 2).flatten(2)
         else:
             q, k, v = (self._split(states) for states in given)
+            if self.theta is not None:
+                first = torch.arange(k.shape[2], device=k.device)
+                q = rotated(q, first if places is None else places, self.theta)
+                k = rotated(k, first, self.theta)
+            mask = self.seen(mask, k.shape[2], k.device, places)
             attended = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
         merged: Tensor = self.out(attended)
         return merged
+
+    def seen(
+        self, mask: Tensor | None, tokens: int, device: torch.device, places: Tensor | None = None
+    ) -> Tensor | None:
+        """The mask, and of a local one what lies nearby. A token always sees itself, as what looks
+        at nothing is no number, and it would be one of the padding."""
+        if self.window is None:
+            return mask
+        where = torch.arange(tokens, device=device) if places is None else places
+        near = nearby(where, tokens, self.window)
+        return near if mask is None else (near & mask) | nearby(where, tokens, 0)
+
+    def _turned(self, q: Tensor, k: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [1, n, w] at these places [n]."""
+        assert self.theta is not None
+        turned = (rotated(self._split(one), places, self.theta) for one in (q, k))
+        one, other = (states.transpose(1, 2).flatten(2) for states in turned)
+        return one, other
 
     def _nested(self, states: Tensor, spans: Spans) -> Tensor:
         """[1, n, w] to [b, heads, k, w / heads], where k is each example's own."""
@@ -344,24 +468,43 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Stacked linear layers with an activation between (thesis 4.1): [b, k, w] to [b, k, w]."""
+    """Stacked linear layers with an activation between (thesis 4.1): [b, k, w] to [b, k, w].
+
+    Of a gated one the first layer gives the units, and then as many values that scale them behind
+    the activation.
+    """
 
     def __init__(self, shape: FeedForwardShape, arch: Architecture) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[shape.activation]
+        self.kind = shape.activation
+        self.gated = self.kind in GATED
+        self.activation = ACTIVATIONS[GATED.get(self.kind, self.kind)]
         widths = (arch.width, *shape.sizes, arch.width)
-        self.linears = nn.ModuleList(nn.Linear(into, out) for into, out in pairwise(widths))
+        self.linears = nn.ModuleList(
+            nn.Linear(
+                into, out * (2 if self.gated and place < len(shape.sizes) else 1), arch.biases
+            )
+            for place, (into, out) in enumerate(pairwise(widths))
+        )
         self.dropout = Dropout(arch.dropout)
+
+    def between(self, states: Tensor) -> Tensor:
+        """What a layer gives, as the next one reads it."""
+        if not self.gated:
+            return self.activation(states)
+        units, gates = states.chunk(2, -1)
+        return self.activation(units) * gates
 
     def forward(self, states: Tensor) -> Tensor:
         for index, linear in enumerate(self.linears):
-            states = linear(self.activation(states) if index else states)
+            states = linear(self.between(states) if index else states)
         dropped: Tensor = self.dropout(states)
         return dropped
 
 
 class Block(nn.Module):
-    """An encoder block with DistilBERT's residuals, each normalised after the sum.
+    """An encoder block with DistilBERT's residuals, each normalised after the sum; with `pre_norm`
+    what a module reads is normalised, and the sums are not.
 
     The norms belong to the block: a feed-forward network or an attention can be exchanged while
     the norm at its place stays.
@@ -369,15 +512,15 @@ class Block(nn.Module):
 
     def __init__(self, shape: BlockShape, arch: Architecture) -> None:
         super().__init__()
-        self.attention = Attention(shape.heads, arch)
-        self.attention_norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.pre_norm = arch.pre_norm
+        self.attention = Attention(shape.heads, arch, shape.role)
+        self.attention_norm = nn.Identity() if shape.bare else norm_of(arch.width, arch)
         self.ffns = nn.ModuleList(FeedForward(ffn, arch) for ffn in shape.ffns)
-        self.ffn_norms = nn.ModuleList(
-            nn.LayerNorm(arch.width, eps=arch.norm_eps) for _ in shape.ffns
-        )
+        self.ffn_norms = nn.ModuleList(norm_of(arch.width, arch) for _ in shape.ffns)
 
     def layers(self) -> list[tuple[nn.Module, ...]]:
-        """From below: the attention and each feed-forward network, with the norm behind it."""
+        """From below: the attention and each feed-forward network, with the norm behind it, or with
+        `pre_norm` the one before it."""
         return [
             (self.attention, self.attention_norm),
             *zip(self.ffns, self.ffn_norms, strict=True),
@@ -398,21 +541,27 @@ class Block(nn.Module):
         """
         chosen: Tensor = states
         if first == 0:
+            read: Tensor = self.attention_norm(states) if self.pre_norm else states
+            asking = read
             if positions is not None:
-                chosen = states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-            chosen = self.attention_norm(self.attention(chosen, states, mask) + chosen)
+                where = positions.unsqueeze(-1).expand(-1, -1, states.shape[-1])
+                chosen, asking = states.gather(1, where), read.gather(1, where)
+            chosen = self.attention(asking, read, mask, positions) + chosen
+            if not self.pre_norm:
+                chosen = self.attention_norm(chosen)
         for ffn, norm in self.layers()[max(first, 1) : last]:
-            chosen = norm(ffn(chosen) + chosen)
+            chosen = ffn(norm(chosen)) + chosen if self.pre_norm else norm(ffn(chosen) + chosen)
         return chosen
 
 
 class Encoder(nn.Module):
-    """Embeddings and blocks: the part that evolves."""
+    """Embeddings and blocks: the part that evolves. With `pre_norm` a norm stands behind them."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.embeddings = Embeddings(arch)
         self.blocks = nn.ModuleList(Block(block, arch) for block in arch.blocks)
+        self.final_norm = norm_of(arch.width, arch) if arch.pre_norm else nn.Identity()
 
     @property
     def _blocks(self) -> list[Block]:
@@ -450,7 +599,9 @@ class Encoder(nn.Module):
         """
         done = 0 if known is None else len(self.frozen_prefix())
         states = input_ids if known is None else known
-        return self._through(range(done, len(self.layers())), states, attention_mask, positions)
+        given = self._through(range(done, len(self.layers())), states, attention_mask, positions)
+        finished: Tensor = self.final_norm(given)
+        return finished
 
     def below(
         self,
@@ -470,6 +621,7 @@ class Encoder(nn.Module):
         states: Tensor = self.embeddings(kept, packing.places[None] % longest)
         for block in self.blocks:
             states = block(states, Spans(packing.offsets, longest))
+        states = self.final_norm(states)
         spread = states.new_zeros(examples * longest, states.shape[-1])
         return spread.index_copy(0, packing.places, states[0]).view(examples, longest, -1)
 
@@ -498,9 +650,10 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.transform = nn.Linear(arch.width, arch.width)
+        inner = arch.embedding_width or arch.width
+        self.transform = nn.Linear(arch.width, inner, bias=arch.biases)
         self.activation = ACTIVATIONS[arch.head_activation]
-        self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.norm = norm_of(inner, arch)
         self.bias = nn.Parameter(torch.zeros(arch.vocab_size))
 
     def forward(self, states: Tensor, words: Embeddings) -> Tensor:
@@ -536,8 +689,32 @@ class MaskedLM(nn.Module):
         return logits
 
 
+class DeepHead(nn.Module):
+    """ModernBERT's head of a task: a layer, its activation and a norm before the outputs."""
+
+    def __init__(self, arch: Architecture, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(arch.width, arch.width, bias=arch.biases)
+        self.activation = ACTIVATIONS[arch.head_activation]
+        self.norm = norm_of(arch.width, arch)
+        self.dropout = Dropout(dropout)
+        self.out = nn.Linear(arch.width, outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[b, k, w] to [b, k, outputs]."""
+        given: Tensor = self.out(self.dropout(self.norm(self.activation(self.dense(states)))))
+        return given
+
+
+def answering_head(arch: Architecture) -> tuple[Dropout, nn.Module]:
+    """What stands on the encoder for questions: a dropout, and what gives the two logits."""
+    if arch.deep_head:
+        return Dropout(0.0), DeepHead(arch, 2, arch.qa_dropout)
+    return Dropout(arch.qa_dropout), nn.Linear(arch.width, 2)
+
+
 class QuestionAnswering(nn.Module):
-    """The encoder under a head for the answer's start and end, as DistilBERT has it."""
+    """The encoder under a head for the answer's start and end, as its seed's family has it."""
 
     head_name: ClassVar[str] = "qa_outputs"
 
@@ -545,8 +722,7 @@ class QuestionAnswering(nn.Module):
         super().__init__()
         self.architecture = arch
         self.encoder = Encoder(arch)
-        self.dropout = Dropout(arch.qa_dropout)
-        self.qa_outputs = nn.Linear(arch.width, 2)
+        self.dropout, self.qa_outputs = answering_head(arch)
 
     def forward(
         self,

@@ -43,6 +43,7 @@ from .phenotype import (
     ClassificationHead,
     Encoder,
     MaskedLMHead,
+    answering_head,
 )
 from .spans import (
     Judged,
@@ -89,6 +90,13 @@ class NasdConfig(PretrainedConfig):
         norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
         rank: int | None = None,
+        embedding_width: int | None = None,
+        biases: bool = True,
+        pre_norm: bool = False,
+        theta: float | None = None,
+        local_theta: float | None = None,
+        window: int | None = None,
+        deep_head: bool = False,
         answering: Mapping[str, float] | None = None,
         labels: Sequence[str] = (),
         classifier_activation: str = "relu",
@@ -107,6 +115,13 @@ class NasdConfig(PretrainedConfig):
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
         self.rank = rank
+        self.embedding_width = embedding_width
+        self.biases = biases
+        self.pre_norm = pre_norm
+        self.theta = theta
+        self.local_theta = local_theta
+        self.window = window
+        self.deep_head = deep_head
         self.answering = {**ANSWERING, **(answering or {})}
         self.labels = list(labels)
         self.classifier_activation = classifier_activation
@@ -233,8 +248,7 @@ class NasdForQuestionAnswering(NasdPreTrainedModel):
 
     def __init__(self, config: NasdConfig) -> None:
         super().__init__(config)
-        self.dropout = nn.Dropout(config.qa_dropout)
-        self.qa_outputs = nn.Linear(config.width, 2)
+        self.dropout, self.qa_outputs = answering_head(config.architecture)
         self.post_init()
 
     @can_return_tuple

@@ -7,7 +7,7 @@ from their files, so transformers need not be imported for it. Poolers are dropp
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,16 @@ class SeedDescription:
     @property
     def backbone(self) -> Backbone:
         arch = self.architecture
-        return Backbone(arch.vocab_size, arch.positions, arch.width)
+        return Backbone(
+            arch.vocab_size,
+            arch.positions,
+            arch.width,
+            embedding_width=arch.embedding_width,
+            biases=arch.biases,
+            pre_norm=arch.pre_norm,
+            rotary=arch.theta is not None,
+            deep_head=arch.deep_head,
+        )
 
     @property
     def baseline(self) -> Genotype:
@@ -61,6 +70,7 @@ class SeedDescription:
 
 _DAMAGES = (
     OSError,
+    KeyError,
     ValueError,
     TypeError,
     AttributeError,
@@ -174,6 +184,9 @@ def _fill(
             if ours.startswith(left_out):
                 continue
             name = family.theirs(ours)
+            if family.lacks(name, theirs):
+                weight.zero_()
+                continue
             if name not in theirs:
                 raise _error(source, f"{path} lacks the weights {name}: fetch the model again")
             if not bool(torch.isfinite(theirs[name]).all()):
@@ -208,16 +221,17 @@ def _look(source: str, base: Path) -> _Look:
         else:
             there = state = family.named(_state(path), config)
     shapes = {name: list(tensor.shape) for name, tensor in there.items()}
-    has_head, heads = _has_head(shapes, family), seed_heads.found(shapes, family, config)
+    has_head, heads = family.has_language_head(shapes), seed_heads.found(shapes, family, config)
     with _reading(source, path):
         labels = seed_heads.labels_of(config)
     kinds: list[tuple[type[nn.Module], str]] = [(MaskedLM, "" if has_head else "head.")]
     kinds += [(seed_heads.KINDS[task], "encoder.") for task in heads]
     for kind, left_out in kinds:
         for ours, wanted in header.wanted(kind, arch.with_labels(labels)).items():
-            if left_out and ours.startswith(left_out):
+            name = family.theirs(ours)
+            if (left_out and ours.startswith(left_out)) or family.lacks(name, shapes):
                 continue
-            if wrong := header.misfit(shapes, family.theirs(ours), wanted):
+            if wrong := header.misfit(shapes, name, wanted):
                 raise _error(source, f"{path} {wrong}: fetch the model again")
     return _Look(family, config, arch, path, has_head, heads, labels, state)
 
@@ -373,15 +387,20 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         raise _error(
             source, f"its positions are {kind}: take a seed that learns absolute positions"
         )
-    if own("activation") not in phenotype.ACTIVATIONS:
+    if own("activation") not in family.activations:
         raise _error(
             source,
-            f"its activation is {own('activation')!r}: take a seed with one of"
-            f" {', '.join(phenotype.ACTIVATIONS)}",
+            f"its activation is {own('activation')!r}: take a seed with"
+            f" {' or '.join(family.activations)}",
         )
+    with _reading(source, path):
+        unfit = family.unfit(config)
+    if unfit:
+        raise _error(source, f"{unfit}, which is not computed here: take another seed")
+    activation = family.activations[own("activation")]
     block = {
         "heads": own("heads"),
-        "ffns": [{"activation": own("activation"), "sizes": [own("size")]}],
+        "ffns": [{"activation": activation, "sizes": [own("size")]}],
     }
     with _reading(source, path):  # the sizes first: nothing of an absurd one is made
         for key in ("vocab_size", "max_position_embeddings"):
@@ -391,7 +410,8 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         phenotype.check_size(family.keys["width"], own("width"))
         if own("blocks") != 0:  # which the genotype tells of
             phenotype.check_size(family.keys["blocks"], own("blocks"), phenotype.MOST["blocks"])
-        genotype = Genotype.from_json({"blocks": [block] * own("blocks")})
+        blocks = [{**block, **more} for more in family.blocks(config, own("blocks"))]
+        genotype = Genotype.from_json({"blocks": blocks})
         if own("width") % own("heads"):
             raise ValueError(f"{own('heads')} heads do not divide the width {own('width')}")
         told: dict[str, Any] = {
@@ -408,7 +428,7 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
             "initializer_range": float(config.get("initializer_range", 0.02)),
             "classifier_dropout": seed_heads.dropout_of(config, float(own("dropout"))),
         }
-        arch = Architecture(**{**told, **family.settled})
+        arch = Architecture(**{**told, **family.settled, **family.more(config)})
         arch = arch.with_blocks(genotype.to_json()["blocks"])
         arch.check_parameters()
     return family, config, arch
@@ -438,10 +458,6 @@ def _state(path: Path) -> dict[str, Tensor]:
     # weights_only: no code in the file is run.
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def _has_head(names: Collection[str], family: Family) -> bool:
-    return all(f"{module}.weight" in names for module in family.mlm.modules.values())
 
 
 @contextmanager

@@ -35,16 +35,16 @@ def found(there: Collection[str], family: Family, config: Mapping[str, Any]) -> 
     kind = str(told[0]) if isinstance(told, list) and told else ""
     one = len(labels_of(config)) == 1 or config.get("problem_type") == "regression"
     suits = {
-        tasks.QA.name: True,
         tasks.CLASSIFY.name: "SequenceClassification" in kind and not one,
         tasks.REGRESS.name: "SequenceClassification" in kind and one,
         tasks.TAG.name: "TokenClassification" in kind,
     }
-    return tuple(
+    classifiers = tuple(
         task
         for task, suiting in suits.items()
         if suiting and all(family.theirs(name) in there for name in parameters(task))
     )
+    return (*(tasks.QA.name,) * family.answers(there, config), *classifiers)
 
 
 def dropout_of(config: Mapping[str, Any], usual: float) -> float:

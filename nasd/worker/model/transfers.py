@@ -9,11 +9,13 @@ new layer whose output is zero changes nothing either, if its norm takes the gam
 one below, which becomes the plain norm. And act(x) - act(-x) = x, for relu and for gelu, so a
 linear layer can be slipped in behind an activation (in the spirit of Net2Net, Chen et al. 2016);
 relu2, its square, has another way.
+Where norms stand before the modules, a zero output adds nothing, and that is all. A gated network
+grows wider, not deeper: nothing passes through a product unchanged without a bias.
 Shapes: n windows of l tokens, t of them no padding; w = the backbone's width; m units.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import cast
 
 import torch
@@ -42,17 +44,22 @@ def kept(site: Site) -> None:
     """As it was, with its norm."""
     assert site.source is not None and site.source_norm is not None, "what is kept stood somewhere"
     site.module.load_state_dict(site.source.state_dict())
-    site.norm.load_state_dict(site.source_norm.state_dict())
+    _take_norm(site)
 
 
 @torch.no_grad()
 def fresh(site: Site) -> None:
     """Drawn anew; the norm of the place stays, where there was one (thesis 4.2.1)."""
     initialise(site.module, site.generator, site.spread)
-    if site.source_norm is None:
-        initialise(site.norm, site.generator, site.spread)
-    else:
+    _take_norm(site)
+
+
+def _take_norm(site: Site) -> None:
+    """The norm that stood there, or a plain one."""
+    if isinstance(site.source_norm, nn.LayerNorm) and isinstance(site.norm, nn.LayerNorm):
         site.norm.load_state_dict(site.source_norm.state_dict())
+    else:
+        initialise(site.norm, site.generator, site.spread)
 
 
 @torch.no_grad()
@@ -64,32 +71,40 @@ def identity(site: Site) -> None:
     if site.source is None:
         initialise(site.module, site.generator, site.spread)
         _silence(site.module)
-        move_up(site.below, site.norm)
+        if site.pre_norm:
+            initialise(site.norm, site.generator, site.spread)
+        else:
+            assert site.below is not None and isinstance(site.norm, nn.LayerNorm)
+            move_up(site.below, site.norm)
         return
     assert isinstance(site.source, FeedForward) and isinstance(site.module, FeedForward), (
         "an attention with another number of heads is not what it was"
     )
     grown = grow(site.source, site.module, site.fresh)
+    if grown is None and not site.biased:  # what has to pass through would be shifted
+        site.notes.append("there are no biases to grow deeper by: refitted instead")
+        ranked(site)
+        return
     if grown is None:
         raise ValueError(
             f"an FFN of {_sizes(site.module)} cannot hold one of {_sizes(site.source)}"
         )
     _put(grown, site.module)
-    assert site.source_norm is not None
-    site.norm.load_state_dict(site.source_norm.state_dict())
+    _take_norm(site)
 
 
 @torch.no_grad()
 def ranked(site: Site) -> None:
     """The most telling heads or units of what stood there, refitted to what the parent gave."""
     assert site.source is not None and site.source_norm is not None, "nothing to rank"
-    site.norm.load_state_dict(site.source_norm.state_dict())
+    _take_norm(site)
     if isinstance(site.source, Attention):
         assert isinstance(site.module, Attention)
         ranked_attention(site, site.source, site.module)
     else:
         assert isinstance(site.module, FeedForward)
-        _ranked_ffn(site, site.source, site.module)
+        gated = site.source.gated or site.module.gated
+        (_ranked_gated if gated else _ranked_ffn)(site, site.source, site.module)
 
 
 TRANSFERS: dict[str, Callable[[Site], None]] = {
@@ -108,27 +123,44 @@ EXACT = frozenset({"kept", "identity"})  # these leave what the parent computes 
 def move_up(below: nn.LayerNorm, above: nn.LayerNorm) -> None:
     """The norm above takes the gamma and beta of the one below, which becomes the plain norm."""
     above.load_state_dict(below.state_dict())
-    below.weight.fill_(1.0)
-    below.bias.zero_()
+    _plain(below)
+
+
+def _plain(norm: nn.Module) -> None:
+    if isinstance(norm, nn.LayerNorm):
+        norm.weight.fill_(1.0)
+        if norm.bias is not None:
+            norm.bias.zero_()
 
 
 @torch.no_grad()
 def added_block(
     layers: Sequence[tuple[nn.Module, nn.LayerNorm]],
-    below: nn.LayerNorm,
-    like: tuple[Sequence[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm],
+    below: nn.LayerNorm | None,
+    like: tuple[Sequence[tuple[nn.Module, nn.LayerNorm]], nn.LayerNorm | None],
     generator: torch.Generator,
     spread: float,
-) -> None:
-    """Fills a new block that changes nothing: all its outputs are zero.
+    pre_norm: bool = False,
+) -> list[str]:
+    """Fills a new block that changes nothing, as all its outputs are zero. Returns notes.
 
-    layers: the new ones, each with the norm behind it; below: the norm below them. like: a
-    neighbour's, in the same way; where a shape is the same, the inputs of the new layer are the
+    layers: the new ones, each with its norm; below: the norm on which they stand, if they do. like:
+    a neighbour's, in the same way; where a shape is the same, the inputs of the new layer are the
     neighbour's, with what its norm below would have scaled them by folded in, so that gradients
     find knowledge there. Other layers are drawn anew.
     """
-    gamma, beta = below.weight.clone(), below.bias.clone()
     theirs = like[0]
+    if pre_norm or below is None:
+        for number, (module, norm) in enumerate(layers):
+            initialise(module, generator, spread)
+            _plain(norm)
+            if number < len(theirs) and _alike(module, theirs[number][0]):
+                module.load_state_dict(theirs[number][0].state_dict())
+                if pre_norm and isinstance(theirs[number][1], type(norm)):
+                    norm.load_state_dict(theirs[number][1].state_dict())
+            _silence(module)
+        return [] if pre_norm else ["what it stands on has no norm, so it is normalised now"]
+    gamma, beta = below.weight.clone(), below.bias.clone()
     for number, (module, norm) in enumerate(layers):
         initialise(module, generator, spread)
         if number < len(theirs) and _alike(module, theirs[number][0]):
@@ -140,9 +172,9 @@ def added_block(
                 linear.bias.add_(linear.weight @ shift)
                 linear.weight.mul_(scale)
         _silence(module)
-        norm.weight.fill_(1.0)
-        norm.bias.zero_()
+        _plain(norm)
     move_up(below, layers[-1][1])
+    return []
 
 
 def grow(
@@ -153,15 +185,47 @@ def grow(
     New units have fresh inputs, and outputs that are zero. What is slipped in stands behind a
     layer of the source's.
     """
-    if _activation(source) != _activation(into):
+    if source.kind != into.kind:
         return None
     own, wanted = _sizes(source), _sizes(into)
+    if source.gated:
+        return _wider_gated(source, wanted[0] - own[0], fresh)
+    biased = cast("nn.Linear", source.linears[0]).bias is not None
     linears = [Linear.of(one) for one in source.linears]
     for rest in combinations(range(1, len(wanted)), len(own) - 1):
-        made = _grow(linears, own, wanted, (0, *rest), _activation(source), fresh)
+        made = _grow(linears, own, wanted, (0, *rest), source.kind, fresh, biased)
         if made is not None:
             return made
     return None
+
+
+def _wider_gated(
+    source: FeedForward, more: int, fresh: Callable[[int, int], Tensor]
+) -> list[Linear] | None:
+    if more < 0:
+        return None
+    units, gates, outer = _gated_parts(source)
+    width = units.weight.shape[1]
+    halves = [
+        Linear(
+            torch.cat([half.weight, fresh(more, width)]),
+            torch.cat([half.bias, torch.zeros(more)]),
+        )
+        for half in (units, gates)
+    ]
+    unread = torch.zeros(len(outer.weight), more)
+    return [_stacked(*halves), Linear(torch.cat([outer.weight, unread], 1), outer.bias)]
+
+
+def _gated_parts(ffn: FeedForward) -> tuple[Linear, Linear, Linear]:
+    """What gives the units, what gives their gates, and what reads the two's products."""
+    first, outer = (Linear.of(one) for one in ffn.linears)
+    weights, biases = first.weight.chunk(2), first.bias.chunk(2)
+    return Linear(weights[0], biases[0]), Linear(weights[1], biases[1]), outer
+
+
+def _stacked(units: Linear, gates: Linear) -> Linear:
+    return Linear(torch.cat([units.weight, gates.weight]), torch.cat([units.bias, gates.bias]))
 
 
 def _grow(
@@ -171,6 +235,7 @@ def _grow(
     places: Sequence[int],
     activation: str,
     fresh: Callable[[int, int], Tensor],
+    biased: bool,
 ) -> list[Linear] | None:
     """With the source's hidden layers at these places among the wanted ones. What the source has
     in a hidden layer is told from what the child has there by a linear reader."""
@@ -187,7 +252,7 @@ def _grow(
             layer += 1
         else:
             units = own[layer - 1]
-            passed = _passed(units, size, activation)
+            passed = _passed(units, size, activation, biased)
             if passed is None:
                 return None
             write, code = passed
@@ -210,13 +275,14 @@ def _grow(
     return made
 
 
-def _passed(units: int, size: int, activation: str) -> tuple[Linear, Linear] | None:
+def _passed(units: int, size: int, activation: str, biased: bool) -> tuple[Linear, Linear] | None:
     """How values that an activation has given pass through one more of it: what writes them, and
-    what reads them again. relu leaves them alone; gelu does so in pairs, or far from zero; relu2 in
-    pairs, as (x + 1)^2 - x^2 = 2 x + 1, and what it has given is not negative."""
+    what reads them again. relu leaves them alone; gelu does so in pairs, or far from zero, which
+    takes a bias; so does relu2, in pairs, as (x + 1)^2 - x^2 = 2 x + 1, and what it has given is
+    not negative."""
     one, nothing = torch.eye(units), torch.zeros(units)
     if activation == "relu2":
-        if size < 2 * units:
+        if size < 2 * units or not biased:
             return None
         return (
             Linear(torch.cat([one, one]), torch.cat([nothing + 1, nothing])),
@@ -229,7 +295,7 @@ def _passed(units: int, size: int, activation: str) -> tuple[Linear, Linear] | N
             Linear(torch.cat([one, -one]), torch.zeros(2 * units)),
             Linear(torch.cat([one, -one], 1), nothing),
         )
-    if size >= units:
+    if size >= units and biased:
         return Linear(one, nothing + SHIFT), Linear(one, nothing - SHIFT)
     return None
 
@@ -245,9 +311,9 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
     """
     linears = [Linear.of(one) for one in source.linears]
     own, wanted = _sizes(source), _sizes(into)
-    before, after = ACTIVATIONS[_activation(source)], ACTIVATIONS[_activation(into)]
+    before, after = ACTIVATIONS[source.kind], ACTIVATIONS[into.kind]
     theirs = _activations(linears, before, site.rows)  # of the source's hidden layers, [t, m] each
-    same = _activation(source) == _activation(into)
+    same = source.kind == into.kind
     made: list[Linear] = []
     hidden = site.rows  # of the child
     units = torch.arange(linears[0].weight.shape[1])  # of the source, that the child has
@@ -264,7 +330,7 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
             if not exact and hidden is not None and len(hidden) >= LEAST_ROWS:
                 below = site.rows if place == 0 else theirs[place - 1]
                 assert below is not None
-                start = refit(hidden, layer(below)[:, chosen], start)
+                start = refit(hidden, layer(below)[:, chosen], start, biased=site.biased)
             exact = exact and same and len(chosen) == own[place]
             code = Linear(torch.eye(len(chosen)), torch.zeros(len(chosen)))
             units = chosen
@@ -272,7 +338,7 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
             telling = _telling(theirs[-1], linears[-1].weight, own[-1])
             chosen = telling[torch.isin(telling, units)][:size].sort().values
             picks = torch.searchsorted(units, chosen)
-            shift, scale, back = ALONE[_activation(into)]
+            shift, scale, back = ALONE[into.kind] if site.biased else ALONE["relu"]
             start = Linear(reads.weight[picks], reads.bias[picks] + shift)
             code = Linear(scale * torch.eye(len(chosen)), torch.full((len(chosen),), back))
             exact = exact and len(chosen) == len(units)
@@ -293,6 +359,56 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
     start = Linear(start.weight @ reads.weight, start.weight @ reads.bias + start.bias)
     made.append(refitted(site, hidden, start))
     _put(made, into)
+
+
+def _ranked_gated(site: Site, source: FeedForward, into: FeedForward) -> None:
+    """Between networks of which one is gated, or both: the telling units stay with their gates.
+    Gates that were not there are 1, where a bias can make them so."""
+    act, rows = source.activation, site.rows
+    linears = [Linear.of(one) for one in source.linears]
+    units, gates, outer = linears[0], None, linears[-1]
+    if source.gated:
+        units, gates, outer = _gated_parts(source)
+    elif len(linears) > 2:  # what came behind its first layer is the refit's to find
+        outer = Linear(torch.zeros(last_width(linears), len(units.bias)), outer.bias)
+    hidden = None if rows is None else act(units(rows)) * (1.0 if gates is None else gates(rows))
+    if not into.gated:
+        wanted = _sizes(into)
+        chosen = _telling(hidden, outer.weight, min(wanted[0], len(units.bias)))
+        first = _first(site, Linear(units.weight[chosen], units.bias[chosen]), wanted[0])
+        made = [first]
+        for into_size, size in pairwise(wanted):  # deeper than what stood there
+            made.append(Linear(site.fresh(size, into_size), torch.zeros(size)))
+        given = rows
+        for linear in made:
+            given = None if given is None else into.activation(linear(given))
+        start = Linear(torch.zeros(len(outer.weight), wanted[-1]), outer.bias)
+        if len(wanted) == 1:
+            start.weight[:, : len(chosen)] = outer.weight[:, chosen]
+        _put([*made, refitted(site, given, start)], into)
+        return
+    size = _sizes(into)[0]
+    chosen = _telling(hidden, outer.weight, min(size, len(units.bias)))
+    first = _first(site, Linear(units.weight[chosen], units.bias[chosen]), size)
+    if gates is not None:
+        second = _first(site, Linear(gates.weight[chosen], gates.bias[chosen]), size)
+    elif site.biased:
+        second = Linear(torch.zeros_like(first.weight), torch.ones(size))
+    else:
+        second = Linear(site.fresh(size, first.weight.shape[1]), torch.zeros(size))
+    start = Linear(torch.zeros(len(outer.weight), size), outer.bias)
+    start.weight[:, : len(chosen)] = outer.weight[:, chosen]
+    given = None if rows is None else into.activation(first(rows)) * second(rows)
+    _put([_stacked(first, second), refitted(site, given, start)], into)
+
+
+def _first(site: Site, kept: Linear, size: int) -> Linear:
+    """With fresh units up to this size."""
+    spare = size - len(kept.bias)
+    return Linear(
+        torch.cat([kept.weight, site.fresh(spare, kept.weight.shape[1])]),
+        torch.cat([kept.bias, torch.zeros(spare)]),
+    )
 
 
 def last_width(linears: Sequence[Linear]) -> int:
@@ -334,23 +450,20 @@ def _silence(module: nn.Module) -> None:
     last = module.out if isinstance(module, Attention) else cast("FeedForward", module).linears[-1]
     assert isinstance(last, nn.Linear)
     last.weight.zero_()
-    last.bias.zero_()
+    if last.bias is not None:
+        last.bias.zero_()
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     if isinstance(one, Attention) and isinstance(other, Attention):
-        return one.heads == other.heads
+        return (one.heads, one.window) == (other.heads, other.window)
     if isinstance(one, FeedForward) and isinstance(other, FeedForward):
-        return (_activation(one), _sizes(one)) == (_activation(other), _sizes(other))
+        return (one.kind, _sizes(one)) == (other.kind, _sizes(other))
     return False
 
 
 def _sizes(ffn: FeedForward) -> tuple[int, ...]:
-    return tuple(cast("nn.Linear", one).out_features for one in ffn.linears[:-1])
-
-
-def _activation(ffn: FeedForward) -> str:
-    return next(name for name, act in ACTIVATIONS.items() if act is ffn.activation)
+    return tuple(cast("nn.Linear", one).in_features for one in ffn.linears[1:])
 
 
 def _put(made: Sequence[Linear], into: FeedForward) -> None:
