@@ -21,7 +21,7 @@ from tests.encoders import KINDS, TEXTS, TOKENIZERS
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
 MANY = settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 HERE = Path(".")
 

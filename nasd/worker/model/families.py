@@ -197,7 +197,7 @@ def _by_turns(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 def _of_modernbert(config: Mapping[str, Any]) -> dict[str, Any]:
     """Either way in which ModernBERT's config.json tells of its positions."""
     rope = config.get("rope_parameters") or {}
-    found = {}
+    found: dict[str, float] = {}
     for kind, key, usual in (
         ("full_attention", "global_rope_theta", 160_000.0),
         ("sliding_attention", "local_rope_theta", 10_000.0),
