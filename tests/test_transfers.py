@@ -158,6 +158,22 @@ def test_a_child_that_only_grew_computes_what_its_parent_does(
     )
 
 
+@EVERY
+def test_embeddings_of_a_higher_rank_give_the_same_in_every_family(family: str) -> None:
+    few = Genotype((Block(4, (FeedForward("gelu", (16,)),)),), 4)
+    model = model_of(few, family=family)
+    for rank in (7, None):
+        child = replace(few, rank=rank)
+        grown = born(child, unchanged(few), [model], generator())
+        torch.testing.assert_close(
+            outputs(grown, windows()), outputs(model, windows()), atol=1e-5, rtol=1e-5
+        )
+    less = born(few, unchanged(few), [grown], generator())  # all that the full table has
+    torch.testing.assert_close(
+        outputs(less, windows()), outputs(model, windows()), atol=1e-4, rtol=1e-4
+    )
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=15)
 def test_children_of_children_that_only_grew_do_so_too(data: Any) -> None:

@@ -47,6 +47,8 @@ def _why_padded(spec: Spec, arch: Architecture, ranks: Ranks) -> str | None:
         return None
     if spec.precision != "bfloat16":
         return f"there is no fast attention without it in {spec.precision}"
+    if any(block.role == "local" for block in arch.blocks):
+        return "there is no fast local attention without it"
     widths = {arch.width // block.heads for block in arch.blocks}
     unfit = sorted(width for width in widths if width % HEAD_WIDTH)
     if unfit:
