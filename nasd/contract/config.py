@@ -192,7 +192,7 @@ class SearchSpace(Section):
     sizes: Annotated[tuple[Size, ...], Field(min_length=1)]
     """The sizes between these layers."""
     activations: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("relu", "gelu")
-    """Between these layers."""
+    """Between these layers; a `"geglu"` is gated, and has two of them."""
     ranks: tuple[Size, ...] = ()
     """What the word embeddings' rank may be, besides full; the operators `factorise` and
     `unfactorise` go from one to the next. Smaller than the seed's width."""

@@ -38,8 +38,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
 }
 # Of a classifier's first layer: DistilBERT's, and BERT's pooler's, ELECTRA's.
-CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
-GATED = {"geglu": "gelu"}  # the activation of one half of the units, which the other half scales
+CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+GATED = {"geglu": "gelu"}  # the activation of the units, which as many gates scale
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
 CLASSIFYING = ("labels", "classifier_activation", "classifier_dropout")
