@@ -90,7 +90,7 @@ def test_types_defaults_and_limits_are_told() -> None:
         '| `compile` | `"auto"`, `true` or `false` | `"auto"` |',
         "| `blocks` | two whole numbers from 1 to 1,000 | *needed* |",
         "| `layers` | list of whole numbers from 2 to 64 | *needed* |",
-        '| `activations` | list of `"relu"`, `"gelu"` or `"relu2"` | `["relu", "gelu"]` |',
+        '| `activations` | list of `"relu"`, `"gelu"`, `"relu2"` or `"geglu"` | ',
         "| `mask_share` | number > 0, < 1 | `0.15` |",
         "| `attention` | number from 0 to 1 | *needed* |",
         "| `dropout` | number from 0 to 1 |  |",
