@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from nasd.contract import genotype
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Genotype, unchanged
 from nasd.contract.squad import Question
-from nasd.worker.model import families, seed, spans
-from nasd.worker.model.phenotype import Packing
+from nasd.worker.model import families, phenotype, seed, spans
+from nasd.worker.model.inherit import born
+from nasd.worker.model.phenotype import Packing, QuestionAnswering
+from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.tasks.passages import build_features
 from tests import encoders
 from tests.encoders import KINDS, TEXTS, TOKENIZERS
@@ -80,6 +83,60 @@ def test_a_fine_tuned_head_comes_along_and_gives_the_same_answers_packed_or_not(
         for ours in (model(ids, mask), model(ids, mask, packing)):
             torch.testing.assert_close(ours[0][kept], wanted.start_logits[kept], **CLOSE)
             torch.testing.assert_close(ours[1][kept], wanted.end_logits[kept], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "electra"])
+def test_a_fine_tuned_model_is_told_the_second_text_by_its_type_as_it_was(
+    name: str, tmp_path: Path
+) -> None:
+    shape = {
+        "vocab_size": encoders.VOCABULARY,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "type_vocab_size": 2,
+        "max_position_embeddings": encoders.POSITIONS,
+        "initializer_range": 0.2,
+        **({"embedding_size": 12} if name == "electra" else {}),
+    }
+    theirs = encoders.model(name, "QuestionAnswering", shape)
+    theirs.save_pretrained(tmp_path / "seed")
+    separator = 7
+    model = seed.load_with_head(
+        QuestionAnswering, str(tmp_path / "seed"), HERE, separator=separator
+    ).eval()
+    ids = torch.randint(8, encoders.VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    for row, (first, last) in enumerate([(3, 11), (5, 8), (1, 10)]):
+        ids[row, first] = ids[row, last] = separator
+        mask[row, last + 1 :] = 0
+    kept = mask.bool()
+    ends = (ids == separator).long()
+    types = (ends.cumsum(1) > ends).long() * mask
+    packing = Packing(
+        mask.flatten().nonzero()[:, 0], torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
+    )
+    phenotype.save(model, tmp_path / "ours")
+    again = phenotype.load(QuestionAnswering, tmp_path / "ours", 0.0).eval()
+    whole = trimmed_model(model, np.arange(encoders.VOCABULARY)).eval()
+    with torch.no_grad():
+        wanted = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types)
+        alike = theirs(input_ids=ids, attention_mask=mask)
+        assert float((wanted.start_logits - alike.start_logits)[kept].abs().max()) > 0.01
+        packed = model(ids, mask, packing)
+        for ours in (model(ids, mask), packed, again(ids, mask), whole(ids, mask)):
+            torch.testing.assert_close(ours[0][kept], wanted.start_logits[kept], **CLOSE)
+            torch.testing.assert_close(ours[1][kept], wanted.end_logits[kept], **CLOSE)
+    rows = np.array([0, separator, *range(8, encoders.VOCABULARY)])
+    fewer = trimmed_model(model, rows).eval()
+    places = torch.from_numpy(np.searchsorted(rows, ids.numpy()))
+    narrow = Genotype.from_json({**fewer.architecture.to_json(), "rank": 8})
+    child = born(narrow, unchanged(narrow), [fewer], torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fewer(places, mask)[0][kept], wanted.start_logits[kept], **CLOSE)
+    torch.testing.assert_close(child.encoder.embeddings.second, model.encoder.embeddings.second)
+    assert child.architecture.separator == 1
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -253,7 +253,11 @@ def convert_seed(
     model: phenotype.AnyModel
     if spec.keeps_qa_head and has and not fault:
         kind = seed_heads.KINDS[task.name]
-        model = load_with_head(kind, spec.source, base, spec.dropout, labels)
+        separator = None
+        if "token_type_ids" in tokenizer.model_input_names:
+            separator = int(tokenizer.sep_token_id)
+            separator = separator if kept is None else int(kept[separator])
+        model = load_with_head(kind, spec.source, base, spec.dropout, labels, separator)
         has_head = found.has_mlm_head
     else:
         model, has_head = load_seed(spec.source, base, spec.dropout, labels)

@@ -29,6 +29,8 @@ def fill(
     if into.project is not None and source.project is not None:
         into.project.load_state_dict(source.project.state_dict())
     into.norm.load_state_dict(source.norm.state_dict())
+    if source.separator is not None:
+        into.second.copy_(source.second)
     rank, own = _rank(into), _rank(source)
     if rank == own:
         into.load_state_dict(source.state_dict())

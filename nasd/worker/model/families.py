@@ -131,6 +131,14 @@ class Family:
         return all(f"{module}.weight" in there for module in head.modules.values())
 
 
+def second_text(state: Mapping[str, Tensor]) -> Tensor | None:
+    """What token type 1 adds to type 0, [e]; None where there are no two, or they are the same."""
+    types = state.get(TOKEN_TYPES)
+    if types is None or len(types) < 2 or torch.equal(types[0], types[1]):
+        return None
+    return types[1] - types[0]
+
+
 def with_types(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With token type 0 in the position embeddings, where a family has such."""
     if TOKEN_TYPES not in state or POSITIONS not in state:

@@ -81,7 +81,9 @@ class Architecture:
     layers and norms. pre_norm: norms stand before their modules, and one behind the last block.
     theta: the base of rotary positions, in the place of learned ones; local_theta: of local blocks,
     each of whose tokens sees `window` tokens to either side. deep_head: the head for questions has
-    a layer, an activation and a norm of its own before its outputs.
+    a layer, an activation and a norm of its own before its outputs. separator: the token behind
+    whose first one in an example the second of two texts stands, where that is told from the first
+    by an embedding (BERT's token types); None: the two are alike.
     """
 
     vocab_size: int
@@ -106,6 +108,7 @@ class Architecture:
     local_theta: float | None = None
     window: int | None = None
     deep_head: bool = False
+    separator: int | None = None
 
     def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
         """The same backbone around other blocks, given as in a genotype's JSON."""
@@ -182,6 +185,9 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
     for key in ("rank", "embedding_width", "window"):
         if data.get(key) is not None:
             check_size(key, data[key])
+    separator = data.get("separator")
+    if separator is not None and separator not in range(data["vocab_size"]):
+        raise ValueError(f"separator in {CONFIG} is no token of the vocabulary")
     for number, block in enumerate(_short("blocks", data["blocks"])):
         check_size(f"blocks[{number}].heads", block["heads"])
         for ffn in _short("ffns", block["ffns"]):
@@ -218,6 +224,7 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
 # Fields that an architecture has learned of later, and says only where they differ.
 LATER = (
     "rank", "embedding_width", "biases", "pre_norm", "theta", "local_theta", "window", "deep_head",
+    "separator",
 )  # fmt: skip
 _DEFAULTS = {field.name: field.default for field in fields(Architecture)}
 
@@ -330,8 +337,11 @@ class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w].
 
     With a rank r the words' table is [vocab_size, r], and `widen` maps what stands there to the
-    embeddings' width e; where that is not w, `project` maps what is normalised to w.
+    embeddings' width e; where that is not w, `project` maps what is normalised to w. With a
+    separator, `second` [e] is added to the words of a second text; it never trains.
     """
+
+    second: Tensor
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -340,22 +350,41 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(arch.vocab_size, columns, padding_idx=arch.pad_token_id)
         self.widen = None if arch.rank is None else nn.Linear(columns, inner, bias=False)
         self.position = None if arch.theta is not None else nn.Embedding(arch.positions, inner)
+        self.separator = arch.separator
+        if arch.separator is not None:
+            self.register_buffer("second", torch.zeros(inner))
         self.norm = norm_of(inner, arch)
         self.project: nn.Linear | None = None
         if arch.embedding_width is not None:
             self.project = nn.Linear(inner, arch.width, bias=arch.biases)
         self.dropout = Dropout(arch.dropout)
 
-    def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
-        """places: where in its example each token stands, if not one behind another from 0 on."""
-        normed: Tensor = self.dropout(self.norm(self.summed(input_ids, places)))
+    def forward(
+        self, input_ids: Tensor, places: Tensor | None = None, behind: Tensor | None = None
+    ) -> Tensor:
+        """places: where in its example each token stands, if not one behind another from 0 on;
+        behind: what `behind` gives for it then."""
+        normed: Tensor = self.dropout(self.norm(self.summed(input_ids, places, behind)))
         return normed if self.project is None else self.project(normed)
 
-    def summed(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+    def behind(self, input_ids: Tensor) -> Tensor | None:
+        """[b, l] whether a token is of the second text; None where that makes no difference."""
+        if self.separator is None:
+            return None
+        ends = (input_ids == self.separator).long()
+        return ends.cumsum(1) > ends
+
+    def summed(
+        self, input_ids: Tensor, places: Tensor | None = None, behind: Tensor | None = None
+    ) -> Tensor:
         """The same before the norm, [b, l, e]."""
         words: Tensor = self.word(input_ids)
         if self.widen is not None:
             words = self.widen(words)
+        if behind is None:
+            behind = self.behind(input_ids)
+        if behind is not None:
+            words = words + behind[..., None].to(words.dtype) * self.second
         if self.position is None:
             return words
         if places is None:
@@ -622,7 +651,10 @@ class Encoder(nn.Module):
         """Token ids [b, l] to states [b, l, w], 0 in the padding, for which nothing is computed."""
         examples, longest = input_ids.shape
         kept = input_ids.flatten()[packing.places][None]
-        states: Tensor = self.embeddings(kept, packing.places[None] % longest)
+        behind = self.embeddings.behind(input_ids)
+        if behind is not None:
+            behind = behind.flatten()[packing.places][None]
+        states: Tensor = self.embeddings(kept, packing.places[None] % longest, behind)
         for block in self.blocks:
             states = block(states, Spans(packing.offsets, longest))
         states = self.final_norm(states)

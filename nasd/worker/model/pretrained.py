@@ -97,6 +97,7 @@ class NasdConfig(PretrainedConfig):
         local_theta: float | None = None,
         window: int | None = None,
         deep_head: bool = False,
+        separator: int | None = None,
         answering: Mapping[str, float] | None = None,
         labels: Sequence[str] = (),
         classifier_activation: str = "relu",
@@ -122,6 +123,7 @@ class NasdConfig(PretrainedConfig):
         self.local_theta = local_theta
         self.window = window
         self.deep_head = deep_head
+        self.separator = separator
         self.answering = {**ANSWERING, **(answering or {})}
         self.labels = list(labels)
         self.classifier_activation = classifier_activation

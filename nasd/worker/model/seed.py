@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError  # torch.load's word for what it refuses to run
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PACKAGE = "package:"
+SECOND = "encoder.embeddings.second"
 HEAD_SEED = 0  # draws the MLM head of a seed that came without one
 
 
@@ -148,10 +149,17 @@ def load_with_head(
     base: Path,
     dropout: float | None = None,
     labels: Sequence[str] = (),
+    separator: int | None = None,
 ) -> phenotype.Model:
-    """The same with the head of any task, its outputs in the order of these labels."""
+    """The same with the head of any task, its outputs in the order of these labels. separator: the
+    token between two texts, where the tokenizer tells the second by its type."""
     found, theirs = _read(source, base)
-    model = phenotype.empty(kind, found.architecture.with_labels(labels).with_dropout(dropout))
+    arch = found.architecture.with_labels(labels).with_dropout(dropout)
+    second = None if separator is None else families.second_text(theirs)
+    if second is not None:
+        arch = replace(arch, separator=separator)
+        theirs = {**theirs, SECOND: second}
+    model = phenotype.empty(kind, arch)
     if labels:
         theirs = seed_heads.in_order(theirs, kind, found.family, found.labels, labels)
     _fill(source, model, found.family, found.path, theirs)
@@ -180,10 +188,10 @@ def _fill(
     """Copies the weights into the model but for those whose names begin so; raises NasdError unless
     all fit."""
     with torch.no_grad():
-        for ours, weight in model.named_parameters():
+        for ours, weight in model.state_dict().items():
             if ours.startswith(left_out):
                 continue
-            name = family.theirs(ours)
+            name = ours if ours == SECOND else family.theirs(ours)
             if family.lacks(name, theirs):
                 weight.zero_()
                 continue

@@ -99,7 +99,11 @@ def trimmed_model(model: phenotype.Model, kept: NDArray[np.int64]) -> phenotype.
     """The same model for that tokenizer: the kept rows, as they are."""
     arch = model.architecture
     pad = int(np.searchsorted(kept, arch.pad_token_id))
-    made = phenotype.empty(type(model), replace(arch, vocab_size=len(kept), pad_token_id=pad))
+    separator = arch.separator
+    if separator is not None:
+        separator = int(np.searchsorted(kept, separator))
+    smaller = replace(arch, vocab_size=len(kept), pad_token_id=pad, separator=separator)
+    made = phenotype.empty(type(model), smaller)
     rows = torch.from_numpy(kept)
     state = model.state_dict()
     for name in (f"encoder.{WORDS}", "head.bias"):
