@@ -16,6 +16,7 @@ from nasd.contract.protocol import Verdict
 from nasd.policy import ladder
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
+from nasd.search.variation.breeding import adopted
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import OPERATORS
 from nasd.worker.model.transfers import TRANSFERS
@@ -147,3 +148,19 @@ def test_the_configs_that_are_shipped_still_mutate_and_draw_as_the_thesis_does()
     variation = config_module.load(root / "config.toml").variation
     assert (variation.transfers, variation.inherit_from) == ("fresh", "mlm")
     assert variation.operators is None
+
+
+def test_an_injected_genotype_keeps_what_its_parent_knows_as_children_do(tmp_path: Path) -> None:
+    from tests.test_steering import NARROW, asked, bred
+
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), task_config())
+        tick()
+        assert asked(tick, "inject", genotype=NARROW.to_json())[0]
+        found = drive(tick, bred(0))
+    (one,) = [c for c in found.candidates.values() if c.hash == NARROW.hash]
+    assert one.parent is not None
+    plain = adopted(NARROW, {0: found.baseline.genotype}, found.experiment.backbone.width)
+    assert one.lineage == informed(NARROW, plain.lineage, [found.baseline.genotype])
+    modules = [module for line in one.lineage for module in (line.attention, *line.ffns)]
+    assert "fresh" not in {module.transfer for module in modules}

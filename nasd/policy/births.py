@@ -21,6 +21,7 @@ from nasd.search.variation.breeding import (
     initial_population,
     offspring,
 )
+from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import TRAIN_ON
 from nasd.search.variation.screening import Tried, best, kept
 
@@ -207,11 +208,12 @@ def _breed(
         control = Bred(before, baseline.genotype, unchanged(baseline.genotype))
     first_stage = config.ladder("candidates")[0].name
     breed = Breed(generation, tuple(births), first_stage, told, control=control)
-    return _adopt(snapshot, breed)
+    return _adopt(snapshot, config, breed)
 
 
-def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
-    """With what people have injected, behind all others: those are what they are without."""
+def _adopt(snapshot: Snapshot, config: Config, breed: Breed) -> Breed:
+    """With what people have injected, behind all others: those are what they are without. It keeps
+    of its parent's knowledge what children of the search do."""
     waiting = [one for one in snapshot.injections if one.generation is None]
     if not waiting:
         return breed
@@ -226,7 +228,11 @@ def _adopt(snapshot: Snapshot, breed: Breed) -> Breed:
         places[one.id] = None
         if one.hash not in taken:
             places[one.id] = len(births)
-            births.append(adopted(one.genotype, parents, snapshot.experiment.backbone.width))
+            child = adopted(one.genotype, parents, snapshot.experiment.backbone.width)
+            if config.variation.transfers == "informed":
+                lineage = informed(child.genotype, child.lineage, [parents[child.parent]])
+                child = replace(child, lineage=lineage)
+            births.append(child)
     told = [
         {
             "hash": one.hash,
