@@ -834,7 +834,7 @@ def give_questions(state: StateFolder) -> None:
     (made / "cache").mkdir()
     data = demo_config(data__qa__tokens=TOKENS, data__qa__stride=STRIDE).data
     tokenizer = seed.load_tokenizer(str(DEMO_SEED), made)
-    _, found = prepare.caches(data, made, tokenizer, made / "cache", 5, quiet)
+    _, found, _ = prepare.caches(data, made, tokenizer, made / "cache", 5, quiet)
     state.cache.mkdir(exist_ok=True)
     found.rename(state.cache / "qa")  # as the database has it
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nasd.contract import tasks
 from nasd.record.folders import StateFolder
 from nasd.record.state import Snapshot
 from nasd.search.objectives import OBJECTIVES
@@ -103,7 +104,7 @@ def test_tensorboard_and_cards_have_every_objective(searched: tuple[Path, Snapsh
     _, snapshot = searched
     best = max(snapshot.individuals, key=lambda one: snapshot.quality(one.id) or -1.0)
     told = board.metrics(snapshot, best)
-    scores = card._scores(snapshot, best)
+    scores = card._scores(snapshot, best, tasks.QA)
     for name in of(snapshot):
         value = snapshot.value(best.id, name)
         assert value is not None and told[f"results/{name}"] == value

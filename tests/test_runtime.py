@@ -38,7 +38,7 @@ def home(shop: Workshop) -> Path:
     tokenizer = Path(seed.resolve("package:nasd/demo_seed", shop.folder))
     folder = shop.folder / "home"
     folder.mkdir()
-    export.write(shop.folder / "model", tokenizer, folder, ANSWERING)
+    export.write(shop.folder / "model", tokenizer, folder, {"answering": ANSWERING})
     export.write_onnx(folder)
     int8.quantise(folder / runtime.FLOAT, folder / runtime.INT8)
     return folder

@@ -21,10 +21,10 @@ from nasd.worker import export
 from nasd.worker.model import phenotype, seed
 from nasd.worker.model.inherit import born
 from nasd.worker.prepare import caches
-from nasd.worker.tasks.passages import build_features, decode
+from nasd.worker.tasks.passages import QaFeatures, build_features, decode
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks
-from nasd.worker.tasks.windows import for_questions
+from nasd.worker.tasks.windows import of_batches
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import train
 from tests import encoders
@@ -218,7 +218,7 @@ def test_a_child_is_born_trains_and_comes_home_where_it_answers_as_it_was_scored
     contexts = prepare(tmp_path, name, tokens, space, **config)
     settings = parse(tomllib.loads((tmp_path / "config.toml").read_text()), "here")
     tokenizer = seed.load_tokenizer("seed", tmp_path)
-    _, cache = caches(settings.data, tmp_path, tokenizer, tmp_path / "cache", 5, quiet)
+    _, cache, _ = caches(settings.data, tmp_path, tokenizer, tmp_path / "cache", 5, quiet)
     tokenizer.save_pretrained(tmp_path / "prepared")
     language, _ = seed.load_seed("seed", tmp_path)
     phenotype.save(language, tmp_path / "language")
@@ -230,12 +230,20 @@ def test_a_child_is_born_trains_and_comes_home_where_it_answers_as_it_was_scored
         settings.variation.operators or {}, random.Random(1),
     )  # fmt: skip
     assert made.genotype != baseline
-    child = born(made.genotype, made.lineage, [parent], draws, for_questions(cache, 5))
+    child = born(
+        made.genotype,
+        made.lineage,
+        [parent],
+        draws,
+        of_batches(QaFeatures.load(cache / "train"), 5),
+    )
     task = QaTask.load(child, cache)
     stage = settings.stages[0].model_copy(update={"epochs": 0.2})
     train(task, stage, Ranks(0, 1, torch.device("cpu")), run_of(tmp_path, Notes()))
     phenotype.save(child, tmp_path / "child")
-    export.write(tmp_path / "child", tmp_path / "prepared", tmp_path / "home", ANSWERING)
+    export.write(
+        tmp_path / "child", tmp_path / "prepared", tmp_path / "home", {"answering": ANSWERING}
+    )
     words = AutoTokenizer.from_pretrained(tmp_path / "home")
     asked = "Who keeps it?"
     assert words(asked, contexts[0])["input_ids"] == tokenizer(asked, contexts[0])["input_ids"]

@@ -310,7 +310,7 @@ def test_a_package_with_several_models_is_refused_unless_one_is_named(packages: 
         ({"model_type": "gpt2"}, "the model type 'gpt2' is not supported: take one of distilbert,"),
         ({"model_type": "gone"}, "the model type None is not supported"),
         ({"hidden_size": "gone"}, "lacks the key 'hidden_size'"),
-        ({"hidden_act": "gelu_new"}, "its activation is 'gelu_new': take a seed with gelu or relu"),
+        ({"hidden_act": "gelu_new"}, "its activation is 'gelu_new': take a seed with relu or gelu"),
         ({"position_embedding_type": "relative_key"}, "its positions are relative_key"),
         ({"sinusoidal_pos_embds": True}, "its positions are sinusoidal"),
         ({"num_hidden_layers": 0}, "it has no blocks"),

@@ -253,7 +253,7 @@ def test_an_attempt_that_succeeds_leaves_its_results_and_its_candidate_goes_on(s
     result = found.results[BASELINE, "prepare"]
     assert (result.metrics, result.curve) == ({"loss": 2.5}, [(5, 3.0), (10, 2.5)])
     assert found.baseline.stage == "finetune"
-    assert found.experiment.prepared == prepared().model_dump()
+    assert found.experiment.prepared == prepared().model_dump(mode="json")
 
 
 def test_an_end_whose_candidate_cannot_move_leaves_the_attempt_alive(store: Store):

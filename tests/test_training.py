@@ -17,6 +17,7 @@ from nasd.contract.schedule import Schedule
 from nasd.worker.model import phenotype
 from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.stage import run as run_stage
+from nasd.worker.tasks import packing
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
@@ -78,7 +79,7 @@ def test_a_precision_that_the_device_lacks_is_replaced_with_a_line_that_says_so(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "heads", "packing", "packs", "words"),
+    ("device", "precision", "heads", "wish", "packs", "words"),
     [
         ("cuda", "bfloat16", (4, 8, 2), "auto", True, "packed"),  # 16, 8 and 32 wide
         ("cuda", "bfloat16", (4, 16, 2), "auto", False, "padded: there are attention heads 4 wide"),
@@ -94,7 +95,7 @@ def test_questions_are_packed_where_the_device_is_fast_at_every_head(
     device: str,
     precision: str,
     heads: tuple[int, ...],
-    packing: bool | str,
+    wish: bool | str,
     packs: bool,
     words: str,
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +103,7 @@ def test_questions_are_packed_where_the_device_is_fast_at_every_head(
     arch = phenotype.load_architecture(shop.seed_weights)
     assert arch.width == 64
     arch = arch.with_blocks({"heads": one, "ffns": []} for one in heads)
-    update = {"precision": precision, "packing": packing}
+    update = {"precision": precision, "packing": wish}
     spec = shop.spec(stage(CONFIG, "finetune")).model_copy(update=update)
     for rank in (0, 1):
         assert packing.of(spec, arch, Ranks(rank, 2, torch.device(device))) is packs

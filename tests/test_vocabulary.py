@@ -22,7 +22,7 @@ from nasd.worker.model import phenotype, vocabulary
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.model.seed import load_seed, load_tokenizer
 from nasd.worker.tasks.passages import QaFeatures
-from nasd.worker.tasks.windows import for_questions
+from nasd.worker.tasks.windows import of_batches
 from nasd.worker.training.progress import quiet
 from tests.training import SOURCE, Workshop, demo_config, exported, make_workshop, work
 
@@ -221,7 +221,7 @@ def test_words_are_counted_in_what_is_trained_on_and_not_in_what_is_held_out(
 ) -> None:
     cache = Path(shop.prepared.qa_cache)
     train = QaFeatures.load(cache / "train")
-    counts = for_questions(cache, 5, np.arange(10)).counts
+    counts = of_batches(train, 5, np.arange(10)).counts
     assert counts is not None
     wanted = np.bincount(train.take(np.arange(10, len(train))).tokens, minlength=len(counts()))
     assert counts().tolist() == wanted.tolist()

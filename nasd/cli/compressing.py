@@ -105,7 +105,7 @@ def compress(
     the end it names the best model of at most SHARE of the parameters.
 
     Example: nasd compress my-model --questions squad.json --target 0.5
-    Example: nasd compress my-model --task classify --data reviews.csv
+    Or of labels: nasd compress my-model --task classify --data reviews.csv
     """
     from nasd.contract.config import load
     from nasd.launch import interpreter

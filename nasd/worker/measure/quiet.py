@@ -1,6 +1,7 @@
 """Waiting until the processor has cores to spare, and which those are."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,9 +30,9 @@ def ticks(text: str) -> Ticks:
     found = {}
     for line in text.splitlines():
         name, *values = line.split()
-        if name.startswith("cpu") and name != "cpu":
+        if core := re.fullmatch(r"cpu(\d+)", name):
             numbers = [int(value) for value in values[:8]]
-            found[int(name[3:])] = (numbers[3] + numbers[4], sum(numbers))
+            found[int(core[1])] = (numbers[3] + numbers[4], sum(numbers))
     return found
 
 
