@@ -6,6 +6,7 @@ work on to its outcome: what a worker says itself in its log. Neither a busy mac
 of an interpreter changes them.
 """
 
+import math
 import re
 import secrets
 import time
@@ -22,7 +23,8 @@ from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict, read, write
 from nasd.contract.schedule import Schedule
-from nasd.contract.squad import read_squad, score
+from nasd.contract.squad import answered, read_squad, score
+from nasd.contract.tasks import questions
 from nasd.launch.local import LocalLauncher
 from nasd.record.store import BASELINE
 from nasd.worker.model import phenotype, seed
@@ -212,10 +214,10 @@ class Judge:
         model = phenotype.load(QuestionAnswering, folder, 0.0).eval()
         task = QaTask(model, self._features, self._features, packs=True)
         with torch.no_grad(), autocast(self._lab.precision, torch.device("cpu")):
-            answers = task.predict(
-                self.questions, self._lab.config.data.qa, ALONE, EVALUATION_BATCH, quiet
+            judged = task.predict(
+                self.questions, questions(self._lab.config.data), ALONE, EVALUATION_BATCH, quiet
             )
-        found: Mapping[str, float] = score(answers, self.questions)
+        found: Mapping[str, float] = score(answered(judged, math.inf), self.questions)
         return (found["exact_match"] + found["f1"]) / 2
 
 
