@@ -31,7 +31,8 @@ from nasd.views.status.facts import read
 from nasd.views.status.view import view
 from nasd.worker.tasks.notes import Noted
 from nasd.worker.tasks.passages import QaFeatures
-from nasd.worker.tasks.qa import QaTask, rows_of
+from nasd.worker.tasks.qa import QaTask
+from nasd.worker.tasks.varied import rows_of
 from nasd.worker.tasks.windows import held_out
 from tests.conftest import advance, drive, make_tick, story, succeeded, without_summaries
 from tests.test_task_lineage import task_dict

@@ -771,10 +771,7 @@ class QuestionAnswering(nn.Module):
         packing: says what attention_mask says, and spares computing the padding, whose logits mean
         nothing then.
         """
-        if packing is None:
-            states = self.encoder(input_ids, attention_mask)
-        else:
-            states = self.encoder.packed(input_ids, packing)
+        states = _states(self.encoder, input_ids, attention_mask, packing)
         logits = self.qa_outputs(self.dropout(states))
         start, end = logits.unbind(-1)
         return start.contiguous(), end.contiguous()

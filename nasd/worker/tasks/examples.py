@@ -10,7 +10,7 @@ F: examples, T: tokens of all of them together, B: examples of a batch, L: token
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from nasd.contract.digests import Damaged
 from nasd.contract.labelled import Example, Labelled, Rows
 from nasd.contract.streams import stream_seed
 from nasd.worker.tasks import hub
+from nasd.worker.tasks.ragged import Ragged
 from nasd.worker.training.progress import LONG, Progress
 
 CHUNK = 1000  # examples tokenised at once: bounds the memory
@@ -33,20 +34,10 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
-    """All examples of a part, end to end; the arrays may be memory maps."""
+class Examples(Ragged):
+    """All examples of a part."""
 
-    tokens: NDArray[np.int32]  # [T] token ids
-    bounds: NDArray[np.int64]  # [F + 1] example i is tokens[bounds[i]:bounds[i + 1]]
     targets: NDArray[Any]  # [F] index of the label, or the number; or [T], of each token
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[F] tokens of each example."""
-        return np.diff(self.bounds)
 
     @property
     def by_token(self) -> bool:
@@ -54,37 +45,21 @@ class Examples:
 
     def take(self, indices: NDArray[np.int64]) -> Self:
         """Some of the examples, in memory."""
-        low, high = self.bounds[indices], self.bounds[indices + 1]
-        places = np.concatenate([np.arange(one, end) for one, end in zip(low, high, strict=True)])
+        places = self.places(indices)
         return type(self)(
             tokens=self.tokens[places],
-            bounds=np.concatenate([[0], np.cumsum(high - low)]),
+            bounds=self.bounds_of(indices),
             targets=self.targets[places if self.by_token else indices],
         )
 
-    def batch(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """input_ids, attention_mask [B, L], padded with 0, which is masked; and targets, [B], or
-        [B, L] with NOTHING in the padding."""
-        low, high = self.bounds[indices], self.bounds[indices + 1]
-        mask = np.arange((high - low).max()) < (high - low)[:, None]  # [B, L]
-        found = {
-            "input_ids": _spread(self.tokens, low, high, mask, 0),
-            "attention_mask": mask.astype(np.int64),
-        }
-        if self.by_token:
-            return {**found, "targets": _spread(self.targets, low, high, mask, NOTHING)}
-        return {**found, "targets": self.targets[indices]}
-
-    @classmethod
-    def files(cls) -> list[str]:
-        """Names of what `save` writes."""
-        return [f"{field.name}.npy" for field in fields(cls)]
-
-    def save(self, folder: Path) -> None:
-        """One .npy a field. Not atomic: write to a temporary folder and rename that."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Beside its tokens targets, [B], or [B, L] with NOTHING in the padding."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        found = super().batch(chosen)
+        if not self.by_token:
+            return {**found, "targets": self.targets[chosen]}
+        targets = self.spread(self.targets, chosen, self.mask(chosen), NOTHING)
+        return {**found, "targets": targets}
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -97,20 +72,6 @@ class Examples:
         if found.bounds[-1] != total or len(found.targets) not in (len(found), total):
             raise Damaged(folder, "is damaged (its arrays do not fit together)")
         return found
-
-
-def _spread(
-    values: NDArray[Any],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    mask: NDArray[np.bool_],
-    padding: int,
-) -> NDArray[np.int64]:
-    """What stands between the bounds, as rows of one length."""
-    spread = np.full(mask.shape, padding, dtype=np.int64)
-    pairs = zip(low, high, strict=True)
-    spread[mask] = np.concatenate([values[one:other] for one, other in pairs])
-    return spread
 
 
 def read(data: LabelledData, base: Path, seed: int, progress: Progress) -> Labelled:

@@ -6,13 +6,11 @@ scored.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,13 +25,11 @@ from nasd.worker.tasks.examples import Examples
 from nasd.worker.tasks.task import (
     Batch,
     Compared,
-    Fixed,
     Outputs,
     Ranks,
     autocast,
-    portions,
-    to_device,
 )
+from nasd.worker.tasks.varied import VariedTask, rows_of
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.progress import LONG, Progress
 
@@ -44,7 +40,7 @@ Floats = NDArray[np.float32]
 Scoring = Callable[[Spec, Path, list[Floats]], dict[str, float]]
 
 
-class LabelledTask:
+class LabelledTask(VariedTask[Examples]):
     """A model of logits, and the examples that it is trained on and evaluated by.
 
     packs: nothing is computed for padding; else it is masked out. rows: of the training examples,
@@ -53,29 +49,6 @@ class LabelledTask:
 
     kind: ClassVar[Any]
     compared: Compared = "classes"
-
-    def __init__(
-        self,
-        model: AnyModel,
-        train: Examples,
-        test: Examples,
-        packs: bool = False,
-        rows: NDArray[np.int64] | None = None,
-    ) -> None:
-        self.model = model
-        self.packs = packs
-        self.uniform = False  # there is packing against that
-        self.fixed: Fixed | None = None
-        self.known: Tensor | None = None
-        self.alongside = ""
-        self._rows = np.arange(len(train)) if rows is None else rows
-        lengths = train.lengths[self._rows]
-        self.train_size = len(lengths)
-        self.lengths: NDArray[np.int64] | None = lengths
-        self.longest = int(lengths.max())
-        self._train = train
-        self._test = test
-        self.ignorance = self._ignorance()
 
     @classmethod
     def begin(cls, spec: Spec, stage: Stage, ranks: Ranks) -> "LabelledTask":
@@ -108,46 +81,14 @@ class LabelledTask:
         train, _ = parts(spec)
         return cls(model, train, train)
 
-    # -- of training -----------------------------------------------------------------------------
-
-    def trainable(self) -> set[str]:
-        return {name for name, _ in self.model.named_parameters()}
-
-    def know(self, states: Tensor | None) -> None:
-        assert states is None, "everything trains: there is no frozen layer"
-
-    def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return self._tensors(self._train, self._rows[indices])
-
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """The logits."""
         logits: Tensor = model(batch["input_ids"], batch["attention_mask"], packing.read(batch))
         return (logits,)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        raise NotImplementedError
-
     def _ignorance(self) -> float:
         """The loss of a model that takes all labels for equally likely."""
         return math.log(max(2, len(self.model.architecture.labels)))
-
-    @torch.no_grad()
-    def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
-        """Mean loss on an even sample of the test examples: for the curve, not for the score."""
-        count = tasks.sampled(len(self._test))
-        sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
-        mine = ranks.deal(sample)
-        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for start, shown in portions(mine, batch, self._tested, ranks.device):
-            progress("evaluating", start, len(mine))
-            there = to_device(shown, ranks.device)
-            total += self.loss(self.outputs(self.model, there), there).double()
-        total = total.cpu()
-        if ranks.world > 1:
-            dist.all_reduce(total)
-        return {"loss": float(total) / count}
-
-    # -- of what the model says ------------------------------------------------------------------
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -158,61 +99,14 @@ class LabelledTask:
     def columns(self) -> int:
         return len(self.model.architecture.labels)
 
-    @torch.no_grad()
-    def said(
-        self,
-        examples: NDArray[np.int64],
-        batch: int,
-        device: torch.device,
-        progress: Callable[[int, int], None],
-    ) -> Iterator[tuple[int, Floats]]:
-        """Each of these test examples, and its logits [rows, labels]; `batch` at once. The model is
-        on the device, and is evaluated."""
-        for position, shown in portions(examples, batch, self._tested, device):
-            progress(position, len(examples))
-            indices = examples[position : position + batch]
-            (logits,) = self.outputs(self.model, to_device(shown, device))
-            for index, one in zip(indices, logits.float().cpu().numpy(), strict=True):
-                rows = one[: self._test.lengths[index]] if self._test.by_token else one[None]
-                yield int(index), rows
+    def rows(self, outputs: Outputs, lengths: NDArray[np.int64]) -> Iterator[Floats]:
+        for one, length in zip(outputs[0].float().cpu().numpy(), lengths, strict=True):
+            yield one[:length] if self._test.by_token else one[None]
 
     @staticmethod
     def arranged(rows: Floats, batch: Batch) -> Outputs:
         """Rows of logits, of the examples of a batch end to end, as `outputs` gives them."""
         return (torch.from_numpy(rows),)
-
-    def predict(self, ranks: Ranks, batch: int, progress: Progress) -> list[Floats]:
-        """What the model says of each test example; all of it on rank 0, elsewhere nothing."""
-        order = np.argsort(self._test.lengths, kind="stable")
-        told = partial(progress, "predicting")
-        found = dict(self.said(ranks.deal(order), batch, ranks.device, told))
-        if ranks.world > 1:
-            self._gather(found, order, ranks)
-        return [found[index] for index in range(len(self._test))] if ranks.first else []
-
-    def _gather(self, found: dict[int, Floats], order: NDArray[np.int64], ranks: Ranks) -> None:
-        """Brings all that was found to rank 0, as bare numbers, of which it knows what they are."""
-        if not ranks.first:
-            if mine := [found[int(index)].ravel() for index in ranks.deal(order)]:
-                dist.send(torch.from_numpy(np.concatenate(mine)), 0)
-            return
-        for peer in range(1, ranks.world):
-            theirs = Ranks(peer, ranks.world, ranks.device).deal(order)
-            rows = np.diff(self.bounds)[theirs]
-            sent = torch.empty(int(rows.sum()) * self.columns)
-            if len(theirs):
-                dist.recv(sent, peer)
-            parts = np.split(sent.numpy().reshape(-1, self.columns), np.cumsum(rows)[:-1])
-            found.update(zip(map(int, theirs), parts, strict=False))
-
-    def _tested(self, indices: NDArray[np.int64]) -> Batch:
-        return self._tensors(self._test, indices)
-
-    def _tensors(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
-        """input_ids and attention_mask [b, longest], targets, and where it packs, the two of a
-        packing."""
-        batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
-        return packing.added(batch) if self.packs else batch
 
 
 def parts(spec: Spec) -> tuple[Examples, Examples]:
@@ -227,12 +121,6 @@ def windows(spec: Spec) -> "Windows":
 
     train, _ = parts(spec)
     return of_batches(train, spec.seed, held_out_of(spec))
-
-
-def rows_of(train: Examples, without: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The training examples that are trained on, in the order in which a task counts them."""
-    rows = np.arange(len(train))
-    return rows if without is None else np.setdiff1d(rows, without)
 
 
 def held_out_of(spec: Spec) -> NDArray[np.int64] | None:
@@ -259,10 +147,10 @@ def score(
     task = task_of(model, *parts(spec), packing.of(spec, model.architecture, ranks))
     with autocast(spec.precision, ranks.device):
         loss = task.evaluate(ranks, batch, progress)["loss"]
-        said = task.predict(ranks, batch, progress)
+        said = task.all_said(ranks, batch, progress, "predicting")
     if not math.isfinite(loss):
         raise Diverged(f"the evaluation loss is {loss}")
-    if not ranks.first:
+    if said is None:
         return {}
     result.mkdir(exist_ok=True)
     progress("scoring", patience=LONG)

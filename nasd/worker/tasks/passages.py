@@ -1,7 +1,6 @@
 """Extractive question answering: questions to features, and logits back to answers.
 
-A feature is one window of a question (nasd.worker.model.spans). Features are stored unpadded, so
-that a batch is only as wide as its longest.
+A feature is one window of a question (nasd.worker.model.spans).
 
 F: features, T: tokens of all features together, B: features of a batch, L: tokens of the longest.
 """
@@ -11,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import Judged, Question
 from nasd.worker.model import spans
 from nasd.worker.model.spans import Encoded, Floats, Ints, Longs
+from nasd.worker.tasks.ragged import Ragged
 from nasd.worker.training.progress import Progress, quiet
 
 if TYPE_CHECKING:  # it takes seconds to import, and training never tokenises
@@ -30,63 +31,34 @@ CHUNK = 1000  # questions tokenised at once: bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
-class QaFeatures:
-    """All features of a data set, end to end; the arrays may be memory maps."""
+class QaFeatures(Ragged):
+    """All features of a data set."""
 
-    tokens: Ints  # [T] token ids
-    bounds: Longs  # [F + 1] feature i is tokens[bounds[i]:bounds[i + 1]]
     characters: Ints  # [T, 2] first and past the last character in the context, or -1, -1
     start: Ints  # [F] position of the answer's first token in the window, or CLS
     end: Ints  # [F] position of its last token, or CLS
     question: Ints  # [F] index of the question; a question's features stand together, in order
 
-    def __len__(self) -> int:
-        return len(self.question)
-
-    @property
-    def lengths(self) -> Longs:
-        """[F] tokens of each feature."""
-        return np.diff(self.bounds)
-
     def take(self, indices: Longs) -> Self:
         """Some of the features, in memory."""
-        low, high = self.bounds[indices], self.bounds[indices + 1]
-        places = np.concatenate([np.arange(one, end) for one, end in zip(low, high, strict=True)])
+        places = self.places(indices)
         return type(self)(
             tokens=self.tokens[places],
-            bounds=np.concatenate([[0], np.cumsum(high - low)]),
+            bounds=self.bounds_of(indices),
             characters=self.characters[places],
             start=self.start[indices],
             end=self.end[indices],
             question=self.question[indices],
         )
 
-    def batch(self, indices: Sequence[int] | Longs) -> dict[str, Longs]:
-        """input_ids, attention_mask [B, L] and start, end [B]; padded with 0, which is masked."""
+    def batch(self, indices: Sequence[int] | Longs) -> dict[str, NDArray[Any]]:
+        """Beside its tokens start and end [B]."""
         chosen = np.asarray(indices, dtype=np.int64)
-        low, high = self.bounds[chosen], self.bounds[chosen + 1]
-        mask = np.arange((high - low).max()) < (high - low)[:, None]  # [B, L]
-        input_ids = np.zeros(mask.shape, dtype=np.int64)
-        input_ids[mask] = np.concatenate(
-            [self.tokens[one:other] for one, other in zip(low, high, strict=True)]
-        )
         return {
-            "input_ids": input_ids,
-            "attention_mask": mask.astype(np.int64),
+            **super().batch(chosen),
             "start": self.start[chosen].astype(np.int64),
             "end": self.end[chosen].astype(np.int64),
         }
-
-    @classmethod
-    def files(cls) -> list[str]:
-        """Names of what `save` writes."""
-        return [f"{field.name}.npy" for field in fields(cls)]
-
-    def save(self, folder: Path) -> None:
-        """One .npy a field. Not atomic: write to a temporary folder and rename that."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

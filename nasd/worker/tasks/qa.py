@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,23 +27,19 @@ from nasd.worker.tasks.passages import QaFeatures, judge
 from nasd.worker.tasks.task import (
     Batch,
     Compared,
-    Fixed,
     Outputs,
     Ranks,
     autocast,
-    portions,
-    to_device,
 )
+from nasd.worker.tasks.varied import VariedTask, rows_of
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.progress import LONG, Progress
 
 if TYPE_CHECKING:
     from nasd.worker.model.inherit import Windows
 
-Logits = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of a window: start and end
 
-
-class QaTask:
+class QaTask(VariedTask[QaFeatures]):
     """Fine-tuning: the mean of the cross entropies of the start and the end position.
 
     packs: nothing is computed for padding; else it is masked out. rows: of the training features,
@@ -53,29 +47,6 @@ class QaTask:
     """
 
     compared: Compared = "places"
-
-    def __init__(
-        self,
-        model: QuestionAnswering,
-        train: QaFeatures,
-        test: QaFeatures,
-        packs: bool = False,
-        rows: NDArray[np.int64] | None = None,
-    ) -> None:
-        self.model: AnyModel = model
-        self.packs = packs
-        self.uniform = False  # there is packing against that
-        self.fixed: Fixed | None = None
-        self.known: Tensor | None = None
-        self.alongside = ""
-        self._rows = np.arange(len(train)) if rows is None else rows
-        lengths = train.lengths[self._rows]
-        self.train_size = len(lengths)
-        self.lengths: NDArray[np.int64] | None = lengths
-        self.longest = int(lengths.max())
-        self.ignorance = float(np.log(test.lengths).mean())
-        self._train = train
-        self._test = test
 
     @classmethod
     def load(
@@ -89,14 +60,8 @@ class QaTask:
         train, test = QaFeatures.load(cache / "train"), QaFeatures.load(cache / "test")
         return cls(model, train, test, packs, rows_of(train, without))
 
-    def trainable(self) -> set[str]:
-        return {name for name, _ in self.model.named_parameters()}
-
-    def know(self, states: Tensor | None) -> None:
-        assert states is None, "everything trains: there is no frozen layer"
-
-    def batch(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        return self._tensors(self._train, self._rows[indices])
+    def _ignorance(self) -> float:
+        return float(np.log(self._test.lengths).mean())
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """The logits of the answer's start and of its end, [b, length] each."""
@@ -115,71 +80,32 @@ class QaTask:
             + F.cross_entropy(end, batch["end"], reduction="sum")
         ) / 2
 
-    @torch.no_grad()
-    def evaluate(self, ranks: Ranks, batch: int, progress: Progress) -> dict[str, float]:
-        """Mean loss on an even sample of the test features: for the curve, not for the score."""
-        count = tasks.sampled(len(self._test))
-        sample = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
-        mine = ranks.deal(sample)
-        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for start, shown in portions(mine, batch, self._tested, ranks.device):
-            progress("evaluating", start, len(mine))
-            there = to_device(shown, ranks.device)
-            total += self.loss(self.outputs(self.model, there), there).double()
-        total = total.cpu()
-        if ranks.world > 1:
-            dist.all_reduce(total)
-        return {"loss": float(total) / count}
-
-    @torch.no_grad()
     def predict(
         self, questions: list[Question], data: QaData, ranks: Ranks, batch: int, progress: Progress
     ) -> dict[str, Judged]:
         """The answer to each test question: the best of the n-best spans over its windows; and by
         how much it is surer that there is none.
 
-        Every rank takes its share of the windows, `batch` at once; rank 0 gets all the answers,
+        Every rank takes its share of the windows, `batch` at once; the first gets all the answers,
         others none.
         """
-        mine = ranks.deal(self._by_length())
-        told = partial(progress, "answering")
-        found: Logits = {
-            index: (rows[:, 0], rows[:, 1])
-            for index, rows in self.said(mine, batch, ranks.device, told)
-        }
-        if ranks.world > 1:
-            found = self._gathered(found, ranks)
-            if not ranks.first:
-                return {}
-        order = range(len(self._test))
+        found = self.all_said(ranks, batch, progress, "answering")
+        if found is None:
+            return {}
         return judge(
             self._test,
             questions,
-            [found[index][0] for index in order],
-            [found[index][1] for index in order],
+            [rows[:, 0] for rows in found],
+            [rows[:, 1] for rows in found],
             data.n_best,
             data.max_answer_tokens,
             progress,
         )
 
-    def said(
-        self,
-        windows: NDArray[np.int64],
-        batch: int,
-        device: torch.device,
-        progress: Callable[[int, int], None],
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Each of these test windows, and the logits [tokens, 2] of start and end; `batch` at
-        once. The model is on the device, and is evaluated."""
-        for position, features in portions(windows, batch, self._tested, device):
-            progress(position, len(windows))
-            indices = windows[position : position + batch]
-            start, end = self.outputs(self.model, to_device(features, device))
-            for index, one, other in zip(
-                indices, start.float().cpu().numpy(), end.float().cpu().numpy(), strict=True
-            ):
-                length = int(self._test.lengths[index])
-                yield int(index), np.stack([one[:length], other[:length]], 1)
+    def rows(self, outputs: Outputs, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        start, end = (one.float().cpu().numpy() for one in outputs)
+        for one, other, length in zip(start, end, lengths, strict=True):
+            yield np.stack([one[:length], other[:length]], 1)
 
     @classmethod
     def asked(
@@ -196,7 +122,6 @@ class QaTask:
 
     @property
     def bounds(self) -> NDArray[np.int64]:
-        """[F + 1] of the rows of logits that the test windows have: one a token."""
         return self._test.bounds
 
     @property
@@ -213,37 +138,6 @@ class QaTask:
             found.append(torch.zeros(mask.shape))
             found[-1][mask] = torch.from_numpy(row.copy())
         return tuple(found)
-
-    def _by_length(self) -> NDArray[np.int64]:
-        return np.argsort(self._test.lengths, kind="stable")
-
-    def _gathered(self, found: Logits, ranks: Ranks) -> Logits:
-        """What all ranks found, on rank 0; on the others, nothing. As bare numbers, of which rank 0
-        knows how many come and what they are of: objects would have to be unpickled."""
-        if not ranks.first:
-            rows = [row for index in ranks.deal(self._by_length()) for row in found[int(index)]]
-            if rows:
-                dist.send(torch.from_numpy(np.concatenate(rows)), 0)
-            return {}
-        for peer in range(1, ranks.world):
-            theirs = Ranks(peer, ranks.world, ranks.device).deal(self._by_length())
-            lengths = np.repeat(self._test.lengths[theirs], 2)
-            sent = torch.empty(int(lengths.sum()))
-            if len(theirs):
-                dist.recv(sent, peer)
-            rows = np.split(sent.numpy(), np.cumsum(lengths))[:-1]
-            for index, start, end in zip(theirs, rows[::2], rows[1::2], strict=True):
-                found[int(index)] = start, end
-        return found
-
-    def _tested(self, indices: NDArray[np.int64]) -> Batch:
-        return self._tensors(self._test, indices)
-
-    def _tensors(self, features: QaFeatures, indices: NDArray[np.int64]) -> Batch:
-        """input_ids and attention_mask [b, longest], start and end [b], and where it packs, the two
-        of a packing."""
-        batch = {name: torch.from_numpy(array) for name, array in features.batch(indices).items()}
-        return packing.added(batch) if self.packs else batch
 
 
 def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
@@ -265,12 +159,6 @@ def windows(spec: Spec) -> "Windows":
 
     train = QaFeatures.load(Path(spec.qa_cache) / "train")
     return of_batches(train, spec.seed, held_out_of(spec))
-
-
-def rows_of(train: QaFeatures, without: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The training features that are trained on, in the order in which a task counts them."""
-    rows = np.arange(len(train))
-    return rows if without is None else np.setdiff1d(rows, without)
 
 
 def held_out_of(spec: Spec) -> NDArray[np.int64] | None:

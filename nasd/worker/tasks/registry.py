@@ -14,6 +14,7 @@ from nasd.worker.model.inherit import Windows
 from nasd.worker.model.phenotype import AnyModel, MaskedLM, QuestionAnswering
 from nasd.worker.tasks import classify, labelled, mlm, notes, qa, regress, tag, taught
 from nasd.worker.tasks.task import Ranks, Task
+from nasd.worker.tasks.varied import rows_of
 from nasd.worker.training.progress import Progress
 
 
@@ -56,7 +57,7 @@ def _labelled(
         asked=task.asked,
         lengths=lambda spec: labelled.parts(spec)[0].lengths,
         by_token=by_token,
-        rows=lambda spec: labelled.rows_of(labelled.parts(spec)[0], labelled.held_out_of(spec)),
+        rows=lambda spec: rows_of(labelled.parts(spec)[0], labelled.held_out_of(spec)),
         arranged=task.arranged,
     )
     return Entry(
