@@ -16,6 +16,7 @@ from nasd.contract import ranges
 from nasd.contract.config import (
     Config,
     Corpus,
+    Rung,
     Stage,
     check_against_seed,
     check_against_slots,
@@ -126,7 +127,7 @@ def numbers(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[s
             yield from numbers(Stage, f"{key}__finetune__")
         elif name == "offspring":  # the same section as initial, and the same values in this file
             continue
-        elif below is not None and below is not Corpus:
+        elif below is not None and below not in (Corpus, Rung):  # lists of tables
             yield from numbers(below, f"{key}__")
         elif re.search(r"\b(int|float)\b", str(field.annotation)):
             yield key, field

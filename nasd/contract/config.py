@@ -5,6 +5,8 @@ Paths in the file are relative to the file. Nothing here touches the disk but `l
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
@@ -18,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from nasd.contract import genotype, mistakes, tasks, toml, words
+from nasd.contract import genotype, mistakes, rungs, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
@@ -485,8 +487,15 @@ class Data(Section):
         return () if self.mlm is None else self.mlm.corpora
 
 
+class Rung(Section):
+    at: Annotated[Real, Field(gt=0.0, lt=1.0)]
+    """The share of the stage's steps after which it stands."""
+    keep: Share
+    """The share of a generation, from the first on, that goes on from it."""
+
+
 class Stage(Section):
-    """One rung of the ladder. `train` says which weights move; none of them means: only score."""
+    """A step of the ladder. `train` says which weights move; none of them means: only score."""
 
     name: Name
     """What it is called in every view, and in `candidates/<id>/`."""
@@ -521,10 +530,29 @@ class Stage(Section):
     keep: Share | None = None
     """A cutoff behind the stage: the share of a generation, from the first on, that goes on. Only
     for MLM."""
+    rungs: tuple[Rung, ...] = ()
+    """Cutoffs within the stage, as `[{ at = 0.25, keep = 0.5 }]`: there candidates are evaluated,
+    and pause at a checkpoint until it is decided who goes on."""
 
     @property
     def cuts(self) -> bool:
         return self.keep is not None
+
+    @property
+    def whole(self) -> str:
+        """The stage that it is, or is a part of."""
+        return self.name
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """From which share of the whole stage's steps to which it goes."""
+        return 0.0, 1.0
+
+    @property
+    def parts(self) -> "tuple[Stage, ...]":
+        """One up to each rung, and one from the last of them on, which has the stage's name: each
+        goes on where the one before it paused, so that together they are the stage."""
+        return _parts(self) if self.rungs else (self,)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -535,6 +563,11 @@ class Stage(Section):
             raise ValueError("epochs and learning_rate are missing")
         if self.measure and self.train != "none":
             raise ValueError('measure = true stands only on a stage with train = "none"')
+        if self.rungs and self.train in ("none", "head"):
+            raise ValueError(f'rungs stand only where candidates train, not on train = "{self.train}"')
+        for before, rung in pairwise(self.rungs):
+            if rung.at <= before.at:
+                raise ValueError(f"rungs must rise: {rung.at:g} does not lie behind {before.at:g}")
         task = tasks.of(self.task)
         if self.keep is not None and not (task.ranks and self.train != "none"):
             stages = _stages(tasks.ranking())
@@ -549,6 +582,33 @@ class Stage(Section):
         if not allowed:
             raise ValueError(f'train = "{self.train}" stands only on {stages}')
         return self
+
+
+class Part(Stage):
+    """What lies between two rungs of a stage, or before the first, or behind the last. Never in a
+    config: a stage with rungs is climbed as its parts."""
+
+    name: str  # as nasd.contract.rungs makes it
+    of: Name
+    begin: Probability
+    until: Probability
+
+    @property
+    def whole(self) -> str:
+        return self.of
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self.begin, self.until
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        return self  # the stage was checked
+
+
+@lru_cache(maxsize=256)
+def _parts(stage: Stage) -> tuple[Stage, ...]:
+    return tuple(Part.model_construct(**part) for part in rungs.parts(stage.model_dump()))
 
 
 def _stages(found: Sequence[tasks.Task]) -> str:
@@ -616,9 +676,14 @@ class Config(Section):
     daemon: Daemon = Field(default_factory=Daemon)
     """The daemon's rhythm and patience."""
 
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stages as they are climbed: of one with rungs, its parts."""
+        return tuple(part for stage in self.stages for part in stage.parts)
+
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
-        """The stages that candidates, or the baseline, climb, in order."""
-        return tuple(stage for stage in self.stages if stage.who in (who, "all"))
+        """The parts of stages that candidates, or the baseline, climb, in order."""
+        return tuple(stage for stage in self.parts if stage.who in (who, "all"))
 
     def goes_by(self, objective: str) -> bool:
         """Whether candidates are selected by it, or have to hold a limit of it."""

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nasd.contract.config import Data, Measure, SearchSpace, Stage, Teacher
+from nasd.contract.config import Data, Measure, Part, SearchSpace, Stage, Teacher
 from nasd.contract.errors import NasdError
 
 # `python -m nasd.worker` leaves with one of these; the launcher only learns "zero or not", so the
@@ -65,7 +65,7 @@ class Spec(Message):
     attempt: int
     candidate: int
     generation: int | None
-    stage: Stage | None  # None: prepare, or a screening
+    stage: Part | Stage | None  # None: prepare, or a screening
     seed: int  # of the experiment
     dropout: float | None
     source: str  # the seed model

@@ -8,7 +8,11 @@ from nasd.contract.config import Stage
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps, and the learning rate at each: linear warm-up, then linear to zero."""
+    """How many steps, and the learning rate at each: linear warm-up, then linear to zero.
+
+    Of a part of a stage, `steps` are its own, counted from its beginning; `before` lie before it,
+    and `whole` is how many the stage has: epochs and the learning rate are the stage's.
+    """
 
     examples: int
     batch: int
@@ -16,21 +20,36 @@ class Schedule:
     steps: int
     warmup: int
     peak: float
+    before: int
+    whole: int
 
     @classmethod
     def of(cls, stage: Stage, examples: int) -> "Schedule":
         assert stage.epochs is not None and stage.learning_rate is not None
         batch = min(stage.batch, examples)
         per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
-        steps = max(1, round(stage.epochs * per_epoch))
+        whole = max(1, round(stage.epochs * per_epoch))
+        before, end = (round(share * whole) for share in stage.span)
         return cls(
-            examples, batch, per_epoch, steps, round(stage.warmup * steps), stage.learning_rate
+            examples,
+            batch,
+            per_epoch,
+            end - before,
+            round(stage.warmup * whole),
+            stage.learning_rate,
+            before,
+            whole,
         )
 
     def learning_rate(self, step: int) -> float:
-        if step < self.warmup:
-            return self.peak * (step + 1) / (self.warmup + 1)
-        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
+        at = self.before + step
+        if at < self.warmup:
+            return self.peak * (at + 1) / (self.warmup + 1)
+        return self.peak * (self.whole - at) / max(1, self.whole - self.warmup)
+
+    def epoch_ends_after(self, done: int) -> bool:
+        """Whether so many steps end an epoch."""
+        return (self.before + done) % self.steps_per_epoch == 0
 
     def evaluates_after(self, step: int, per_epoch: int) -> bool:
         """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
@@ -38,20 +57,26 @@ class Schedule:
         if done == self.steps:
             return True
         share = self._share(per_epoch)
-        return int(done / share) > int(step / share)
+        return int((self.before + done) / share) > int((self.before + step) / share)
 
     def evaluation_steps(self, per_epoch: int) -> tuple[int, ...]:
-        """After how many steps that is so, in order, without a look at each of them."""
-        share = self._share(per_epoch)
+        """After how many steps that is so, in order, without a look at each of them; at the least
+        at the end."""
+        found = (step - self.before for step in self._evaluations(per_epoch))
+        return tuple(sorted({*(step for step in found if 0 < step <= self.steps), self.steps}))
+
+    def _evaluations(self, per_epoch: int) -> list[int]:
+        """After how many steps of the whole stage, up to the end of this part of it."""
+        share, end = self._share(per_epoch), self.before + self.steps
         found = []
-        for number in range(1, int(self.steps / share) + 1):
+        for number in range(1, int(end / share) + 1):
             step = math.ceil(number * share)
             while int(step / share) < number:  # where a float is off by its last bit
                 step += 1
             while int((step - 1) / share) >= number:
                 step -= 1
             found.append(step)
-        return tuple(sorted({*(step for step in found if step <= self.steps), self.steps}))
+        return found
 
     def _share(self, per_epoch: int) -> float:
         """Steps between two evaluations."""

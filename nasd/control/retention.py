@@ -109,7 +109,7 @@ def answering_stage(config: Config, who: Literal["candidates", "baseline"] = "ca
 
 def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) -> list[str]:
     """Removes the weights that are not wanted; returns their folders, below candidates/."""
-    stages = {stage.name for stage in config.stages if stage.train != "none"} | {PREPARE}
+    stages = {stage.name for stage in config.parts if stage.train != "none"} | {PREPARE}
     gone = []
     for home in numbered(state.path / "candidates"):
         for half in home.glob(".*.gone"):  # of a collection that was killed

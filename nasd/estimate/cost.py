@@ -77,13 +77,15 @@ SCREENED_WINDOWS = 512  # that trying a mutant comes to, the refit with it
 @dataclass(frozen=True)
 class Work:
     """What a stage asks of a machine: `steps` of training with evaluations behind some of them, or
-    without training one pass of `evaluation_flop`. tokens: that a step sees."""
+    without training one pass of `evaluation_flop`. tokens: that a step sees. before: steps of the
+    stage that lie before this part of it."""
 
     steps: int
     step_flop: float
     evaluation_flop: float
     evaluations: tuple[int, ...]
     tokens: float
+    before: int = 0
 
     @property
     def flop(self) -> float:
@@ -120,6 +122,7 @@ def work(
         looks * forward,
         schedule.evaluation_steps(stage.evaluations),
         schedule.batch * tokens,
+        schedule.before,
     )
 
 

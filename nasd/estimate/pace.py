@@ -26,7 +26,7 @@ class Effort:
         assert prepared is not None, "before the data is counted, no work is known"
         self._snapshot = snapshot
         self._config = config
-        self._stages = {stage.name: stage for stage in config.stages}
+        self._stages = {stage.name: stage for stage in config.parts}
         self._volumes = Volumes.of(prepared, config.data)
         self._known = {} if known is None else known
         self._paces: dict[str, list[float]] | None = None

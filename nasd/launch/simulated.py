@@ -418,11 +418,12 @@ class SimulatedLauncher:
         job.logged = upto
 
     def _loss(self, job: _Job, stage: Stage, step: int, evaluation: bool) -> float:
+        at = job.asked.before + step
         if tasks.of(stage.task).scores:
-            return job.surrogate.answer_loss(job.genotype, stage.name, step, job.trained)
+            return job.surrogate.answer_loss(job.genotype, stage.whole, at, job.trained)
         shown = job.surrogate.evaluation_loss if evaluation else job.surrogate.step_loss
         trained = job.trained_after(step)
-        return shown(job.genotype, stage.name, step, trained, stage.train == "head")
+        return shown(job.genotype, stage.whole, at, trained, stage.train == "head")
 
     def _outcome(self, job: _Job) -> Outcome:
         stage, steps = job.spec.stage, job.timeline.steps

@@ -13,7 +13,7 @@ def learning_curve(generation: int) -> str:
 
 def first_step(snapshot: Snapshot, candidate: Candidate) -> int:
     """Where the curves of its stage begin: behind those of the same task before it."""
-    tasks = {stage["name"]: stage["task"] for stage in snapshot.experiment.config["stages"]}
+    tasks = {stage["name"]: stage["task"] for stage in snapshot.experiment.stages}
     return sum(
         result.steps
         for (owner, stage), result in snapshot.results.items()

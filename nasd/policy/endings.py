@@ -171,7 +171,7 @@ def epidemic(snapshot: Snapshot, config: Config) -> str | None:
     None. It is hardly theirs, and a person has to see whose."""
     if not any(one.verdict is AttemptVerdict.ERROR for one in snapshot.attempts):
         return None
-    for stage in config.stages:
+    for stage in config.parts:
         row = alike(snapshot, stage.name)
         if len(row) >= ALIKE:
             failed = [

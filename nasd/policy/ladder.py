@@ -26,8 +26,9 @@ def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[
 
 
 def stage_named(config: Config, name: str) -> Stage | None:
-    """The stage's settings; None for those that have none: prepare, and screening."""
-    return next((stage for stage in config.stages if stage.name == name), None)
+    """The settings of a stage, or of a part of one; None where there are none: prepare, and
+    screening."""
+    return next((stage for stage in config.parts if stage.name == name), None)
 
 
 def slots_needed(config: Config, name: str, fit: int) -> int:

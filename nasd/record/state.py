@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from nasd.contract import slots, tasks
+from nasd.contract import rungs, slots, tasks
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT
@@ -58,6 +58,11 @@ class Experiment:
     @property
     def runs(self) -> bool:
         return self.state is ExperimentState.RUNNING
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """As they are climbed: of one with rungs, its parts."""
+        return rungs.climbed(self.config["stages"])
 
     @property
     def objectives(self) -> tuple[str, ...]:

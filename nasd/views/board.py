@@ -531,7 +531,7 @@ def _layout(snapshot: Snapshot) -> Layout:
 
 
 def _columns(snapshot: Snapshot) -> Experiment:
-    cutoffs = {s["name"] for s in snapshot.experiment.config["stages"] if s.get("keep")}
+    cutoffs = {s["name"] for s in snapshot.experiment.stages if s.get("keep")}
     losses = {
         _loss_tag(stage): f"loss after {stage}" + (" (cutoff)" if stage in cutoffs else "")
         for stage in _ranking_stages(snapshot)
@@ -576,7 +576,7 @@ def _loss_tag(stage: str) -> str:
 
 def _ranking_stages(snapshot: Snapshot) -> list[str]:
     """That candidates climb, in order, and whose losses rank them."""
-    stages: list[dict[str, Any]] = snapshot.experiment.config["stages"]
+    stages = snapshot.experiment.stages
     return [
         one["name"]
         for one in stages

@@ -17,6 +17,7 @@ from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
 from nasd.worker.tasks.taught import watched
+from nasd.worker.training import checkpoint
 from nasd.worker.training.allocator import bound_programs, keep_freed_memory
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
@@ -240,6 +241,7 @@ def _train(
         progress=pulse,
         trials=Trials(TrialGpu(ranks.device), Memory(cache)) if gpu else None,
         compilation=_compilation(task, spec, stage, ranks, cache),
+        paused=Path(spec.weights) if stage.span[0] and spec.weights else None,
     )
     try:
         result = train(task, stage, ranks, settings)
@@ -250,6 +252,8 @@ def _train(
     if ranks.first:
         pulse("saving", result.steps, result.steps, patience=LONG)
         phenotype.save(task.model, folder.result)
+        if stage.span[1] < 1 and result.paused is not None:
+            checkpoint.pause(folder.result, result.paused)
     return Outcome(
         verdict=Verdict.SUCCEEDED,
         metrics=result.metrics,

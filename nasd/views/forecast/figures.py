@@ -27,7 +27,7 @@ class Asked:
 def stages_of(config: Config) -> list[str]:
     """All that attempts can be at, in the order in which people are told of it."""
     screens = config.population.screened > 1
-    return [PREPARE, *([SCREEN] if screens else []), *(stage.name for stage in config.stages)]
+    return [PREPARE, *([SCREEN] if screens else []), *(stage.name for stage in config.parts)]
 
 
 def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:

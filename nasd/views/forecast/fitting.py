@@ -132,7 +132,7 @@ def hours_of(config: Config, subject: Subject) -> float:
     population = config.population
     total = prepare_seconds(subject.machine, config.data.mlm, volumes)
     founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)
-    for stage in config.stages:
+    for stage in config.parts:
         there = {"candidates": founders + bred, "all": founders + bred + 1, "baseline": 1.0}
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue

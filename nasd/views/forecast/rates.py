@@ -33,7 +33,7 @@ def machine(
     told = f"{machine.tflops:g} TFLOP/s each ({why})"
     if machine.rates:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in machine.rates.items())
-        rest = any(stage.name not in machine.rates for stage in config.stages)
+        rest = any(stage.name not in machine.rates for stage in config.parts)
         told = f"TFLOP/s each as the experiment shows: {rates}" + (f"; else {told}" if rest else "")
     return machine, (
         f"{told}, {machine.scaling:.0%} of it where four work together;"
@@ -53,7 +53,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
     if prepared is None:
         return machine
     volumes = Volumes.of(prepared, theirs.data)
-    stages = {stage.name: stage for stage in theirs.stages}
+    stages = {stage.name: stage for stage in theirs.parts}
     rates: dict[str, list[float]] = {}
     starts = []
     for (owner, name), result in measured.results.items():
@@ -79,7 +79,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
         together = machine.together(len(attempt.slots))
         rates.setdefault(name, []).append(asked.flop / result.seconds / together / 1e12)
     found = {name: median(values) for name, values in rates.items()}
-    for stage in config.stages:
+    for stage in config.parts:
         alike = [
             rate
             for name, rate in found.items()

@@ -66,14 +66,14 @@ class Findings:
         """The MLM stages that candidates climb, in order."""
         return tuple(
             stage["name"]
-            for stage in self.config["stages"]
+            for stage in self.snapshot.experiment.stages
             if tasks.of(stage["task"]).ranks and stage["who"] in ("candidates", "all")
         )
 
     @cached_property
     def cutoff_stages(self) -> tuple[str, ...]:
         return tuple(
-            stage["name"] for stage in self.config["stages"] if stage.get("keep") is not None
+            stage["name"] for stage in self.snapshot.experiment.stages if stage.get("keep") is not None
         )
 
     @cached_property
@@ -343,7 +343,7 @@ class Findings:
         return losses[-1] if losses else None
 
     def _ranks(self, stage: str) -> bool:
-        return any(tasks.of(s["task"]).ranks for s in self.config["stages"] if s["name"] == stage)
+        return any(tasks.of(s["task"]).ranks for s in self.snapshot.experiment.stages if s["name"] == stage)
 
     @cached_property
     def cutoffs(self) -> tuple[CutoffRow, ...]:
@@ -448,7 +448,7 @@ class Findings:
         return tuple(rows)
 
     def _spent_behind(self, candidate: int, stage: str) -> float:
-        names = [one["name"] for one in self.config["stages"]]
+        names = [one["name"] for one in self.snapshot.experiment.stages]
         behind = names[names.index(stage) + 1 :]
         return sum(
             row.gpu_hours
@@ -468,7 +468,7 @@ class Findings:
 
     @cached_property
     def costs(self) -> tuple[CostRow, ...]:
-        stages = [stage["name"] for stage in self.config["stages"]]
+        stages = [stage["name"] for stage in self.snapshot.experiment.stages]
         return accounts.costs(stages, self.baseline.id, self.attempts, self._controls)
 
     @cached_property

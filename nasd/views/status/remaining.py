@@ -64,7 +64,7 @@ def remaining(
         for jobs in rounds:
             seconds += times * _span(jobs, work.slots, config.slots.widen)
             slot_seconds += times * sum(job.slot_seconds for job in jobs)
-    finished = {stage.name: len(effort.paces(stage.name)) for stage in config.stages}
+    finished = {stage.name: len(effort.paces(stage.name)) for stage in config.parts}
     return Remaining(
         seconds,
         slot_seconds / 3600,
@@ -77,7 +77,7 @@ def _samples(
     snapshot: Snapshot, config: Config, effort: Effort, now: float, beats: Beats
 ) -> dict[str, list[float]]:
     """Slot-seconds an operation, by stage: of who has finished it, or else of who trains in it."""
-    samples = {stage.name: list(effort.paces(stage.name)) for stage in config.stages}
+    samples = {stage.name: list(effort.paces(stage.name)) for stage in config.parts}
     running: dict[str, list[float]] = {}
     for attempt in snapshot.live_attempts:
         beat = beats.get(attempt.id)
@@ -99,10 +99,10 @@ def _paces(config: Config, samples: Mapping[str, Sequence[float]]) -> dict[str, 
 
     everything = [pace for found in samples.values() for pace in found]
     paces = {}
-    for stage in config.stages:
+    for stage in config.parts:
         alike = [
             pace
-            for other in config.stages
+            for other in config.parts
             if kind(other) == kind(stage)
             for pace in samples[other.name]
         ]

@@ -149,7 +149,7 @@ def height_of(facts: Facts) -> int:
 
 def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
     """A heading, and a line for each of them."""
-    stages = [stage["name"] for stage in facts.snapshot.experiment.config["stages"]]
+    stages = [stage["name"] for stage in facts.snapshot.experiment.stages]
     names = others(facts.snapshot)
     columns = _Columns.of(
         width, stages, list(facts.snapshot.candidates), (OTHER + 1) * len(names) - 1 if names else 0
@@ -286,7 +286,7 @@ def _losses(facts: Facts, one: Candidate) -> tuple[Sequence[float], float | None
     where = facts.where.get(one.id)
     if where is not None and where.losses:
         return where.losses, where.losses[-1]
-    stages = facts.snapshot.experiment.config["stages"]
+    stages = facts.snapshot.experiment.stages
     results = facts.snapshot.results
     losses = [
         loss

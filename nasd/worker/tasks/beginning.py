@@ -41,7 +41,7 @@ def drawing(spec: Spec, stage: Stage) -> torch.Generator:
     """What fresh weights are drawn from, named by the architecture's place in the search, so that
     a retry draws the same ones."""
     return torch.Generator().manual_seed(
-        stream_seed(spec.seed, spec.candidate, f"initialise/{stage.name}")
+        stream_seed(spec.seed, spec.candidate, f"initialise/{stage.whole}")
     )
 
 

@@ -24,6 +24,7 @@ from nasd.contract.protocol import checkpoints_below, sync_folder
 
 KEPT = 2
 FILES = {"model.safetensors", "optimizer.pt", "progress.json"}
+PAUSED = ("optimizer.pt", "monitor.json")  # beside the model that a part of a stage leaves
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     progress: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Paused:
+    """What a part of a stage leaves to the next one, besides the weights."""
+
+    optimizer: dict[str, Any]
+    monitor: dict[str, Any]
 
 
 def save(
@@ -80,6 +89,25 @@ def newest(folders: Iterable[Path]) -> Checkpoint | None:
         if (checkpoint := _load(path)) is not None:
             return checkpoint
     return None
+
+
+def pause(folder: Path, paused: Paused) -> None:
+    """Written into the folder of a part's result, which is sealed as a whole."""
+    optimizer, monitor = (folder / name for name in PAUSED)
+    with optimizer.open("wb") as file:  # of a path, errors name no cause
+        torch.save(paused.optimizer, file)
+    monitor.write_text(json.dumps(paused.monitor))
+    for path in (optimizer, monitor):
+        _sync_file(path)
+
+
+def paused(folder: Path) -> Paused:
+    optimizer, monitor = (folder / name for name in PAUSED)
+    return Paused(
+        # weights_only: a pickle in a checkpoint is never executed.
+        torch.load(optimizer, weights_only=True, map_location="cpu"),
+        json.loads(monitor.read_text()),
+    )
 
 
 def _load(path: Path) -> Checkpoint | None:

@@ -79,7 +79,8 @@ class Run:
 
     halvings: how often the micro-batch is halved, because memory ran out. trials: where a stage
     does not say how many examples are taken at once, this tries; None takes a rank's share whole.
-    compilation: compiles the model once that pays; None leaves it alone.
+    compilation: compiles the model once that pays; None leaves it alone. paused: what the part of
+    the stage before this one has left, where there is one.
     """
 
     seed: int
@@ -95,14 +96,19 @@ class Run:
     halvings: int = 0
     trials: Trials | None = None
     compilation: Compilation | None = None
+    paused: Path | None = None
     say: Callable[[str], None] = field(default=lambda text: print(text, flush=True))
 
 
 @dataclass(frozen=True)
 class Result:
+    """paused: what the next part of the stage goes on with, besides the weights; None where nothing
+    trained."""
+
     steps: int
     metrics: dict[str, float]
     curve: list[tuple[int, float]]
+    paused: checkpoint.Paused | None = None
 
 
 def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
@@ -133,7 +139,7 @@ class Due:
 class Training:
     """A task's way through a stage: what is known between two steps, and what is done with it.
 
-    The model is on its device, and what does not train is frozen. Where a method takes `done`, that
+    Steps are those of the part, where it is one of a stage with rungs. The model is on its device, and what does not train is frozen. Where a method takes `done`, that
     is how many steps have been made.
     """
 
@@ -185,6 +191,8 @@ class Training:
             if due.stops:
                 raise Stopped(f"asked to stop after step {done} of {self.schedule.steps}")
             self.compile()
+        if not self.schedule.steps:  # of a part that is shorter than a step
+            self.evaluate(0)
         return self.finish()
 
     def resume(self) -> int:
@@ -200,6 +208,11 @@ class Training:
             self.unlogged = [(loss, norm) for loss, norm in found.progress.get("unlogged", [])]
             start = found.step
             self.run.say(f"resumed at step {start} of {self.schedule.steps}")
+        elif self.run.paused is not None:
+            paused = checkpoint.paused(self.run.paused)
+            self.optimizer.load_state_dict(paused.optimizer)
+            self.monitor.restore(paused.monitor)
+            self.run.say(f"goes on behind step {self.schedule.before} of {self.stage.whole}")
         _check_equal(start, self.ranks)
         return start
 
@@ -212,8 +225,9 @@ class Training:
         rate = self.schedule.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        name = f"step/{self.run.candidate}/{self.stage.name}"
-        torch.manual_seed(stream_seed(self.run.seed, step, name, self.ranks.rank))
+        name = f"step/{self.run.candidate}/{self.stage.whole}"
+        at = self.schedule.before + step
+        torch.manual_seed(stream_seed(self.run.seed, at, name, self.ranks.rank))
         loss, tokens = _step_backward(
             self.task, self.wrapped, parts, self.schedule.batch, self.ranks, self.run.precision
         )
@@ -229,7 +243,7 @@ class Training:
     def due(self, done: int) -> Due:
         last = done == self.schedule.steps
         evaluates = self.schedule.evaluates_after(done - 1, self.stage.evaluations)
-        epoch_ends = done % self.schedule.steps_per_epoch == 0
+        epoch_ends = self.schedule.epoch_ends_after(done)
         interval = self.run.checkpoint_seconds * (EPOCH_END_SHARE if epoch_ends else 1.0)
         late = time.monotonic() - self.saved >= interval
         stop, late = _any((self.run.stop.asked, late), self.ranks)
@@ -307,7 +321,8 @@ class Training:
 
     def finish(self) -> Result:
         self.recorder.close()
-        return Result(self.schedule.steps, self.metrics, self.curve)
+        paused = checkpoint.Paused(self.optimizer.state_dict(), self.monitor.state())
+        return Result(self.schedule.steps, self.metrics, self.curve, paused)
 
 
 def freeze(task: Task) -> None:
@@ -331,17 +346,18 @@ def _batches(
     Where examples differ in length, ranks get about as many tokens each, and so much as a part has
     to be padded, its examples are alike.
     """
-    order = Order(schedule, run.seed, stage.name)
+    order = Order(schedule, run.seed, stage.whole)
 
     def build(step: int) -> list[Batch]:
-        batch = order.batch(step)
+        at = schedule.before + step
+        batch = order.batch(at)
         if task.lengths is not None:
             batch = batch[np.argsort(task.lengths[batch], kind="stable")]
         mine = ranks.deal(batch)
-        seed = stream_seed(run.seed, step, f"batch/{stage.name}")
+        seed = stream_seed(run.seed, at, f"batch/{stage.whole}")
         return [
-            pinned(task.batch(mine[at : at + size], seed), ranks.device)
-            for at in range(0, len(mine), size)
+            pinned(task.batch(mine[first : first + size], seed), ranks.device)
+            for first in range(0, len(mine), size)
         ]
 
     return ahead(build, range(start, schedule.steps))

@@ -1,0 +1,171 @@
+"""A stage with rungs is climbed in parts, and is the same stage: steps, weights, story."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasd.contract import rungs
+from nasd.contract.config import Stage, parse
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict
+from nasd.contract.schedule import Schedule
+from nasd.worker.stage import run as run_stage
+from nasd.worker.tasks.task import Ranks
+from tests.conftest import small_config, small_dict
+from tests.training import Never, Workshop, demo_config, make_workshop, stage, weights
+
+CONFIG = demo_config()
+HALF = [{"at": 0.5, "keep": 0.5}]
+
+
+def with_rungs(name: str, *at: float, **changes: Any) -> Stage:
+    found = stage(CONFIG, name, **changes).model_dump()
+    return Stage.model_validate({**found, "rungs": [{"at": one, "keep": 0.5} for one in at]})
+
+
+# -- in a config ---------------------------------------------------------------------------------
+
+
+def test_a_stage_with_rungs_is_climbed_in_parts_and_the_last_has_its_name():
+    config = small_config(
+        stages__finetune__rungs=[{"at": 0.25, "keep": 0.5}, {"at": 0.5, "keep": 0.75}]
+    )
+    ladder = config.ladder("candidates")
+    assert [(one.name, one.keep) for one in ladder] == [
+        ("pretrain_0", 0.5),
+        ("pretrain_1", None),
+        ("finetune@0.25", 0.5),
+        ("finetune@0.5", 0.75),
+        ("finetune", None),
+        ("evaluate", None),
+    ]
+    assert {one.whole for one in ladder[2:5]} == {"finetune"}
+    written = rungs.climbed(config.model_dump(mode="json")["stages"])
+    assert [one["name"] for one in written if one["who"] != "baseline"] == [
+        one.name for one in ladder
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "found", "words"),
+    [
+        ("finetune", [{"at": 1.0, "keep": 0.5}], "rungs[0].at"),
+        ("finetune", [{"at": 0.0, "keep": 0.5}], "rungs[0].at"),
+        ("finetune", [{"at": 0.5, "keep": 0.0}], "rungs[0].keep"),
+        ("finetune", [{"at": 0.5}], "rungs[0].keep is missing"),
+        ("finetune", [{"at": 0.5, "keep": 0.5, "share": 1}], "rungs[0].share"),
+        ("finetune", [*HALF, *HALF], "rungs must rise: 0.5 does not lie behind 0.5"),
+        ("evaluate", HALF, "rungs stand only where candidates train"),
+        ("pretrain_head", HALF, "rungs stand only where candidates train"),
+    ],
+)
+def test_a_rung_that_cannot_be_is_refused_with_its_key(key, found, words):
+    with pytest.raises(NasdError) as caught:
+        parse(small_dict(**{f"stages__{key}__rungs": found}), "c.toml")
+    sentence = str(caught.value)
+    assert sentence.startswith(f"c.toml: {'unknown key ' * ('share' in words)}")
+    assert f"stages.{key}" in sentence
+    assert words in sentence
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+SHARES = st.lists(st.floats(0.01, 0.99), max_size=4, unique=True).map(sorted)
+
+
+@given(
+    SHARES, st.floats(0.05, 5), st.integers(1, 300), st.integers(1, 40), st.integers(1, 7),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_parts_have_the_steps_the_rates_and_the_evaluations_of_their_stage(
+    at, epochs, examples, batch, evaluations, warmup
+):
+    whole = stage(
+        CONFIG, "finetune", epochs=epochs, batch=batch, evaluations=evaluations, warmup=warmup
+    )
+    cut = Stage.model_validate(
+        {**whole.model_dump(), "rungs": [{"at": one, "keep": 0.5} for one in at]}
+    )
+    known = Schedule.of(whole, examples)
+    parts = [Schedule.of(one, examples) for one in cut.parts]
+    assert sum(one.steps for one in parts) == known.steps
+    rates = [one.learning_rate(step) for one in parts for step in range(one.steps)]
+    assert rates == [known.learning_rate(step) for step in range(known.steps)]
+    looks = {
+        one.before + step for one in parts for step in one.evaluation_steps(evaluations) if step
+    }
+    rests = {one.before + one.steps for one in parts if one.steps}
+    assert looks == {*known.evaluation_steps(evaluations)} | rests
+    for one in parts:
+        assert [*one.evaluation_steps(evaluations)] == [
+            step + 1 for step in range(one.steps) if one.evaluates_after(step, evaluations)
+        ] or not one.steps
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+def worked(spec: Spec, path: Path, ranks: Ranks, stop: Any = None) -> tuple[Path, Outcome]:
+    folder = AttemptFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    spec = spec.model_copy(update={"tensorboard": str(path / "tensorboard")})
+    return folder.result, run_stage(spec, folder, ranks, stop or Never())
+
+
+class Behind:
+    """A stop request that comes behind the first steps that an attempt has recorded."""
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self.metrics, self.lines = AttemptFolder(path).metrics, lines
+
+    @property
+    def asked(self) -> bool:
+        found = self.metrics
+        return found.exists() and found.read_text().count("\n") >= self.lines
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("finetune", {"epochs": 0.2, "evaluations": 9, "warmup": 0.3}),
+        ("pretrain_1", {"epochs": 0.5, "evaluations": 4}),
+    ],
+)
+def test_who_passes_all_rungs_has_the_weights_of_one_that_met_none(
+    shop: Workshop, tmp_path: Path, alone: Ranks, name: str, changes: dict[str, Any]
+):
+    spec = shop.spec(stage(CONFIG, name, **changes), dropout=0.1)
+    straight, told = worked(spec, tmp_path / "whole", alone)
+    left, curve, before = None, [], 0
+    parts = with_rungs(name, 0.3, 0.55, **changes).parts
+    for number, part in enumerate(parts):
+        here = shop.spec(part, left, dropout=0.1)
+        if number == 1:  # it is stopped on its way, and goes on from its checkpoint
+            _, stopped = worked(
+                here, tmp_path / "stopped", alone, Behind(tmp_path / "stopped", 2)
+            )
+            assert stopped.verdict is Verdict.STOPPED
+            before_it = AttemptFolder(tmp_path / "stopped")
+            assert before_it.newest_step() > 0
+            here = here.model_copy(update={"resume": (str(before_it.checkpoints),)})
+        left, outcome = worked(here, tmp_path / part.name, alone)
+        assert outcome.verdict is Verdict.SUCCEEDED, outcome.message
+        curve += [(before + step, loss) for step, loss in outcome.curve]
+        before += outcome.steps
+    assert left is not None
+    one, other = weights(straight), weights(left)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert before == told.steps
+    assert {*told.curve} <= {*curve}
+    assert outcome.metrics == told.metrics
+    assert not (left / "optimizer.pt").exists()  # nobody goes on from there
