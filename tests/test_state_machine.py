@@ -66,6 +66,12 @@ CONFIGS = {
         "population__lambda": 5,
         "experiment__generations": 4,
     },
+    "rungs": {
+        "stages__pretrain_0__rungs": [{"at": 0.5, "keep": 0.75}],
+        "stages__finetune__rungs": [{"at": 0.25, "keep": 0.6}, {"at": 0.6, "keep": 0.5}],
+        "population__lambda": 5,
+        "experiment__generations": 3,
+    },
 }
 TURNS = 20  # of a life that no fuse ends
 CLIMBING = (State.PENDING, State.RUNNING, State.WAITING)
@@ -178,7 +184,7 @@ class CheckedTick(Tick):
 def descended_from(found: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str]:
     """The (candidate, stage) that a child of it would start from, were it born just now."""
     steps = ladder.steps_of(found, config, candidate)
-    tasks = {stage.name: stage.task for stage in config.stages} | {PREPARE: "mlm"}
+    tasks = {stage.name: stage.task for stage in config.parts} | {PREPARE: "mlm"}
     return candidate.id, [stage for stage in steps if tasks[stage] == "mlm"][-1]
 
 

@@ -549,6 +549,12 @@ class Stage(Section):
         return 0.0, 1.0
 
     @property
+    def share(self) -> float:
+        """Of the whole stage's steps."""
+        begin, until = self.span
+        return until - begin
+
+    @property
     def parts(self) -> "tuple[Stage, ...]":
         """One up to each rung, and one from the last of them on, which has the stage's name: each
         goes on where the one before it paused, so that together they are the stage."""

@@ -13,8 +13,8 @@ What is kept, and why:
 - a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
   can have it trained on to see what the cutoff missed (thesis, Figure 9)
 
-Optimizer state lives in checkpoints, which go when their stage is done. Predictions, curves,
-genotypes and logs stay.
+Optimizer state lives in checkpoints, which go when their stage is done, and in what is left at a
+rung, which whoever pauses there goes on from. Predictions, curves, genotypes and logs stay.
 """
 
 import math
@@ -201,7 +201,12 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
     # The question-answering or MLM head on top is at most a square matrix and a bias per token id.
     head = backbone.width * (backbone.width + 4) + backbone.vocab_size
     largest = BYTES * (parameters(Genotype((block,) * space.blocks[1]), backbone) + head)
-    training = sum(stage.train != "none" for stage in config.ladder("candidates"))
+    # What a part of a stage leaves has the state of the optimizer with it.
+    training = sum(
+        1 + OPTIMIZER * (stage.span[1] < 1)
+        for stage in config.ladder("candidates")
+        if stage.train != "none"
+    )
     mu, lambda_ = config.population.mu, config.population.lambda_
     offspring = lambda_
     for stage in config.ladder("candidates"):

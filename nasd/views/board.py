@@ -354,15 +354,21 @@ def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[E
         at = _generation(snapshot, cutoff.generation).opened_at
         begin, end = _reach(snapshot, cutoff)
         yield text(f"cutoff_after_{cutoff.stage}", _cutoff_card(snapshot, cutoff), at)
+        task = _tasks(snapshot)[cutoff.stage]
+        curve = (
+            learning_curve(cutoff.generation)
+            if tasks.of(task).ranks
+            else f"{task}/evaluation_loss"
+        )
         for step in sorted({begin, end}):
-            level = {learning_curve(cutoff.generation): cutoff.promotion.threshold}
-            yield scalars(level, step, at)
+            yield scalars({curve: cutoff.promotion.threshold}, step, at)
 
 
 def _reach(snapshot: Snapshot, cutoff: Recorded) -> tuple[int, int]:
-    """From where to where its stage reaches among the steps of the MLM stages: the longest, as
+    """From where to where its stage reaches among the steps of those of its task: the longest, as
     who had nothing to train has no steps."""
-    stages = _ranking_stages(snapshot)
+    told = _tasks(snapshot)
+    stages = [name for name, task in told.items() if task == told[cutoff.stage]]
     before = stages[: stages.index(cutoff.stage)]
 
     def steps(candidate: int, names: Iterable[str]) -> int:
@@ -575,10 +581,17 @@ def _loss_tag(stage: str) -> str:
 
 
 def _ranking_stages(snapshot: Snapshot) -> list[str]:
-    """That candidates climb, in order, and whose losses rank them."""
-    stages = snapshot.experiment.stages
+    """That candidates climb, in order, and whose losses rank them: of MLM, and up to rungs."""
+    rungs = {one["name"] for one in snapshot.experiment.stages if one.get("keep") is not None}
     return [
-        one["name"]
-        for one in stages
-        if tasks.of(one["task"]).ranks and one["who"] in ("candidates", "all")
+        name for name, task in _tasks(snapshot).items() if tasks.of(task).ranks or name in rungs
     ]
+
+
+def _tasks(snapshot: Snapshot) -> dict[str, str]:
+    """Of the stages that candidates climb, in order, by name."""
+    return {
+        one["name"]: one["task"]
+        for one in snapshot.experiment.stages
+        if one["who"] in ("candidates", "all")
+    }

@@ -411,7 +411,7 @@ def _stage(snapshot: Snapshot, candidate: Candidate, stage: Stage) -> Row:
         stage.name,
         tasks.of(stage.task).words,
         TRAINS[stage.train],
-        "" if stage.epochs is None else f"{stage.epochs:g}",
+        "" if stage.epochs is None else f"{stage.epochs * stage.share:.3g}",
         stage.batch,
         "" if stage.learning_rate is None else f"{stage.learning_rate:g}",
         result.steps or "",

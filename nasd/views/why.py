@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from nasd.contract import rungs
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Heartbeat, read
@@ -78,10 +79,11 @@ def _waiting(subject: Subject) -> str:
     assert one.generation is not None
     born = subject.snapshot.born_in(one.generation)
     behind = [other.id for other in decisions.under_way(subject.config, born, one.stage)]
+    paused = "paused at a checkpoint: " if rungs.SIGN in one.stage else ""
     return (
-        f"the cutoff behind {one.stage} waits for {_numbers(behind)} of its generation"
+        f"{paused}the cutoff behind {one.stage} waits for {_numbers(behind)} of its generation"
         if behind
-        else f"the cutoff behind {one.stage} is due"
+        else f"{paused}the cutoff behind {one.stage} is due"
     )
 
 

@@ -16,12 +16,12 @@ def _chosen(findings: Findings) -> list[Callable[[Findings], Drawing]]:
     """Those that every search has, and those of what this one's config asks for."""
     config = findings.config
     of_all = [parallel, pairs] if shown(findings) else []
-    of_mlm = [curves, all_curves, correlation, missed] if findings.mlm_stages else []
+    of_losses = [curves, all_curves, correlation, missed] if findings.judged else []
     found: list[Callable[[Findings], Drawing]] = [
         pareto,
         *of_all,
         volume,
-        *of_mlm,
+        *of_losses,
         helped,
         family,
         cost,

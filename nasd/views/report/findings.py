@@ -73,8 +73,37 @@ class Findings:
     @cached_property
     def cutoff_stages(self) -> tuple[str, ...]:
         return tuple(
-            stage["name"] for stage in self.snapshot.experiment.stages if stage.get("keep") is not None
+            stage["name"]
+            for stage in self.snapshot.experiment.stages
+            if stage.get("keep") is not None
         )
+
+    @cached_property
+    def charted(self) -> tuple[str, ...]:
+        """The stages whose learning curves are drawn, in a row: those of MLM, or where there are
+        none but rungs, those that a stage with rungs is climbed in."""
+        if self.mlm_stages:
+            return self.mlm_stages
+        stages = self.snapshot.experiment.stages
+        whole = {stage["of"] for stage in stages if "of" in stage}
+        return tuple(stage["name"] for stage in stages if stage.get("of") in whole)
+
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """The stages whose losses are held against the scores, in order: those that are charted,
+        and those with a cutoff behind them."""
+        wanted = {*self.charted, *self.cutoff_stages}
+        return tuple(
+            stage["name"]
+            for stage in self.snapshot.experiment.stages
+            if stage["name"] in wanted
+        )
+
+    def loss_words(self, stage: str) -> tuple[str, str]:
+        """What people call the loss of a stage, and its unit."""
+        if self._ranks(stage):
+            return "MLM loss", "nats a masked token"
+        return "loss", "nats"
 
     @cached_property
     def unit(self) -> str:
@@ -291,9 +320,9 @@ class Findings:
 
     @cached_property
     def offsets(self) -> Mapping[str, int]:
-        """How many steps lie before each MLM stage, with all of them in a row."""
+        """How many steps lie before each stage that is charted, with all of them in a row."""
         found, total = {}, 0
-        for stage in self.mlm_stages:
+        for stage in self.charted:
             found[stage] = total
             total += max(
                 (r.steps for (_, s), r in self.snapshot.results.items() if s == stage), default=0
@@ -301,7 +330,7 @@ class Findings:
         return found
 
     def stage_end(self, stage: str) -> int:
-        """The step, with all MLM stages in a row, at which a stage is over."""
+        """The step, with all that are charted in a row, at which a stage is over."""
         lengths = [r.steps for (_, name), r in self.snapshot.results.items() if name == stage]
         return self.offsets[stage] + max(lengths, default=0)
 
@@ -374,7 +403,7 @@ class Findings:
             quality = snap.quality(one.id)
             if quality is None or one.generation is None:
                 continue
-            for stage in self.mlm_stages:
+            for stage in self.judged:
                 result = snap.results.get((one.id, stage))
                 if result is not None and result.curve:
                     loss = result.curve[-1][1]
@@ -392,7 +421,7 @@ class Findings:
             groups["generations without a cutoff"] = set(numbers) - cut
             groups[f"generation {numbers[-1]}"] = {numbers[-1]}
         rows = []
-        for stage in self.mlm_stages:
+        for stage in self.judged:
             for among, generations in groups.items():
                 found = [r for r in self.losses if r.stage == stage and r.generation in generations]
                 x, y = [r.loss for r in found], [r.quality for r in found]

@@ -1,5 +1,5 @@
-"""MLM losses: as they fall (thesis, Figure 9), with the score (Figure 10), and what a cutoff by
-them missed (6.2)."""
+"""Losses that candidates are judged by: as they fall (thesis, Figure 9), with the score (Figure 10),
+and what a cutoff by them missed (6.2)."""
 
 import math
 from collections.abc import Sequence
@@ -36,24 +36,27 @@ from nasd.views.report.rows import CandidateRow
 
 
 def curves(findings: Findings) -> Drawing:
-    drawing = Drawing("curves", "MLM learning curves, and the cutoff", thesis="Figure 9")
+    mlm = "MLM " if findings.mlm_stages else ""
+    drawing = Drawing("curves", f"{mlm}learning curves, and the cutoff", thesis="Figure 9")
+    drawing.title = drawing.title[:1].upper() + drawing.title[1:]
     found = sorted({row.generation for row in findings.curves if row.generation is not None})
     if not found:
-        drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
+        drawing.missing = _no_curve(findings)
         return drawing
-    decided = {row.generation for row in findings.cutoffs}
+    charted = [row for row in findings.cutoffs if row.stage in findings.charted]
+    decided = {row.generation for row in charted}
     generation = max((g for g in found if g in decided), default=found[-1])
     figure, (axes,) = panels_on(1, 1, height=4.6)
     lines = _draw_curves(findings, axes, generation, drawing)
     _frame_curves(findings, axes, generation)
-    axes.set_xlabel("optimizer steps, the MLM stages in a row")
-    axes.set_ylabel("MLM evaluation loss, nats a masked token")
+    axes.set_xlabel(_steps(findings))
+    axes.set_ylabel(_loss(findings, findings.charted[0]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _mark_stages(findings, axes, generation)
     lay_out(figure)
     _label_ends(axes, lines)
     drawing.figure = figure
-    cutoffs = [row for row in findings.cutoffs if row.generation == generation]
+    cutoffs = [row for row in charted if row.generation == generation]
     drawing.title += f": generation {generation}"
     failed = [
         row.name
@@ -69,9 +72,10 @@ def curves(findings: Findings) -> Drawing:
         )
     if not cutoffs:
         drawing.caption += " No cutoff has been made in this generation."
-    kept = {row.candidate for row in cutoffs if row.kept}
+    first = [row for row in cutoffs if row.stage == cutoffs[0].stage]
+    kept = {row.candidate for row in first if row.kept}
     drawing.alternative = (
-        f"Line plot of the MLM evaluation loss of {counted(len(lines), 'candidate')} of generation"
+        f"Line plot of the {mlm}evaluation loss of {counted(len(lines), 'candidate')} of generation"
         f" {generation} against steps."
         + (
             f" At the cutoff behind {cutoffs[0].stage}, {len(kept)} of {cutoffs[0].reached} went"
@@ -87,7 +91,7 @@ def all_curves(findings: Findings) -> Drawing:
     drawing = Drawing("curves-all", "Learning curves of all generations")
     found = sorted({row.generation for row in findings.curves if row.generation is not None})
     if not found:
-        drawing.missing = "No candidate has finished an MLM stage yet: there is no learning curve."
+        drawing.missing = _no_curve(findings)
         return drawing
     if len(found) == 1:
         drawing.missing = "Only one generation has curves yet: they are in the figure above."
@@ -98,7 +102,7 @@ def all_curves(findings: Findings) -> Drawing:
     for axes, generation in zip(grid, panels, strict=False):
         _draw_curves(findings, axes, generation, drawing, width=0.6)
         axes.set_title(f"generation {generation}")
-        for stage in findings.cutoff_stages:
+        for stage in (one for one in findings.charted if one in findings.cutoff_stages):
             if generation in {row.generation for row in findings.cutoffs if row.stage == stage}:
                 axes.axvline(findings.stage_end(stage), color=MUTED, lw=0.8, ls=(0, (4, 3)))
         axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -107,22 +111,37 @@ def all_curves(findings: Findings) -> Drawing:
     outer_labels(
         grid[: len(panels)],
         columns,
-        "optimizer steps, the MLM stages in a row",
-        "MLM evaluation loss, nats",
+        _steps(findings),
+        _loss(findings, findings.charted[0]),
     )
     drawing.figure = figure
     drawing.caption = _curve_key(findings) + " Generation 0 climbs without a cutoff."
     drawing.alternative = (
-        f"{counted(len(panels), 'line plot')}, one a generation, of MLM evaluation losses against"
-        " steps."
+        f"{counted(len(panels), 'line plot')}, one a generation, of evaluation losses against steps."
     )
     return drawing
+
+
+def _no_curve(findings: Findings) -> str:
+    stage = "an MLM stage" if findings.mlm_stages else findings.charted[0]
+    return f"No candidate has finished {stage} yet: there is no learning curve."
+
+
+def _steps(findings: Findings) -> str:
+    return f"optimizer steps{', the MLM stages in a row' if findings.mlm_stages else ''}"
+
+
+def _loss(findings: Findings, stage: str) -> str:
+    words, unit = findings.loss_words(stage)
+    return f"{words.replace('loss', 'evaluation loss')}, {unit}"
 
 
 def _curve_key(findings: Findings) -> str:
     text = "Solid: went on behind the cutoff (bold: survived the selection). Dotted: cut."
     if findings.baseline_loss is not None:
         return text + " Dashed orange: the baseline, behind the training of its MLM head."
+    if not findings.mlm_stages:
+        return text
     return text + " The baseline is not trained on MLM, so it has no curve here."
 
 
@@ -143,7 +162,8 @@ def _draw_curves(
     ):
         row = findings.by_id[candidate]
         colour = CUT if row.cut else ACCENT
-        tip = told(row, f"last MLM loss {number(points[-1][1], 3)}")
+        words, _ = findings.loss_words(findings.charted[0])
+        tip = told(row, f"last {words} {number(points[-1][1], 3)}")
         if len(points) == 1:
             drawing.mark(axes, *points[0], tip, marker="o", markersize=3, color=colour)
         else:
@@ -164,7 +184,7 @@ def _frame_curves(findings: Findings, axes: Axes, *generations: int) -> None:
     losses = [row.loss for row in rows]
     if findings.baseline_loss is not None:
         losses.append(findings.baseline_loss)
-    first = findings.mlm_stages[0]
+    first = findings.charted[0]
     ends: dict[int, float] = {}
     for row in rows:
         if row.stage == first:
@@ -174,12 +194,12 @@ def _frame_curves(findings: Findings, axes: Axes, *generations: int) -> None:
     top = min(highest, lowest + 3.0 * max(interesting - lowest, 1e-3))
     margin = 0.04 * (top - lowest or 1.0)
     axes.set_ylim(lowest - margin, top + margin)
-    axes.set_xlim(0, 1.05 * max(findings.stage_end(findings.mlm_stages[-1]), 1))
+    axes.set_xlim(0, 1.05 * max(findings.stage_end(findings.charted[-1]), 1))
 
 
 def _mark_stages(findings: Findings, axes: Axes, generation: int) -> None:
     """Names of the stages above, and the cutoffs."""
-    for stage in findings.mlm_stages:
+    for stage in findings.charted:
         start, end = findings.offsets[stage], findings.stage_end(stage)
         if end == start:
             continue
@@ -194,7 +214,7 @@ def _mark_stages(findings: Findings, axes: Axes, generation: int) -> None:
             fontsize=8,
         )
         rows = [r for r in findings.cutoffs if (r.generation, r.stage) == (generation, stage)]
-        if stage != findings.mlm_stages[-1]:
+        if stage != findings.charted[-1]:
             axes.axvline(end, color=INK if rows else FAINT, lw=0.9, ls=(0, (4, 3)))
         if rows:
             kept = sum(row.kept for row in rows)
@@ -237,14 +257,16 @@ def _label_ends(axes: Axes, lines: Sequence[tuple[CandidateRow, float, float, st
 
 
 def correlation(findings: Findings) -> Drawing:
-    drawing = Drawing("correlation", "MLM loss and score", thesis="Figure 10")
+    title = "MLM loss and score" if findings.mlm_stages else "Loss and score"
+    drawing = Drawing("correlation", title, thesis="Figure 10")
     if not findings.losses:
         drawing.missing = (
-            "No candidate has both an MLM loss and a score yet: nothing can be correlated."
+            f"No candidate has both {'an MLM' if findings.mlm_stages else 'a'} loss and a score yet:"
+            " nothing can be correlated."
         )
         return drawing
     stages = [
-        stage for stage in findings.mlm_stages if any(r.stage == stage for r in findings.losses)
+        stage for stage in findings.judged if any(r.stage == stage for r in findings.losses)
     ]
     figure, grid = panels_on(1, len(stages), height=3.6, share_y=True)
     cut = {row.generation for row in findings.cutoffs}
@@ -263,11 +285,11 @@ def correlation(findings: Findings) -> Drawing:
         for shape, marks in points.items():
             drawing.marks(axes, marks, shape, 4.5)
         where = "at the cutoff" if stage in findings.cutoff_stages else "at the end"
-        if stage in findings.cutoff_stages or stage == findings.mlm_stages[-1]:
+        if stage in findings.cutoff_stages or stage == findings.judged[-1]:
             axes.set_title(f"{where} ({stage})")
         else:
             axes.set_title(stage)
-        axes.set_xlabel("MLM evaluation loss, nats a masked token")
+        axes.set_xlabel(_loss(findings, stage))
         n = len(found)
         said = [
             f"{row.method} {_estimate(row.value, row.low, row.high)}"
@@ -303,7 +325,7 @@ def correlation(findings: Findings) -> Drawing:
         " cutoff are free of that (the table below tells them apart). A single point far off can"
         " carry Pearson's; Spearman's goes by ranks alone."
     )
-    drawing.alternative = "Scatter plots of quality against MLM loss. " + " ".join(
+    drawing.alternative = "Scatter plots of quality against evaluation losses. " + " ".join(
         f"{row.stage}, {row.method}: {_estimate(row.value, row.low, row.high)}, n = {row.n}."
         for row in findings.correlations
         if row.among == "all scored"
@@ -349,7 +371,7 @@ def missed(findings: Findings) -> Drawing:
                 color=ACCENT if row.kept else CUT,
             )
         axes.set_title(f"generation {generation}")
-        axes.set_xlabel(f"MLM loss at the cutoff ({stage})")
+        axes.set_xlabel(f"{findings.loss_words(stage)[0]} at the cutoff ({stage})")
     grid[0].set_ylabel(findings.quality_label)
     key(
         figure,

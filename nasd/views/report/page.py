@@ -135,7 +135,9 @@ def _without_none(value: Any) -> Any:
 def _population(findings: Findings) -> dict[str, Any]:
     rows = findings.final_population
     losses = {
-        row.candidate: row.loss for row in findings.losses if row.stage == findings.mlm_stages[-1]
+        row.candidate: row.loss
+        for row in findings.losses
+        if findings.mlm_stages and row.stage == findings.mlm_stages[-1]
     }
     generation = max(
         (one.generation for one in findings.generations if one.hypervolume is not None),
@@ -311,7 +313,8 @@ def _correlations(findings: Findings) -> Table:
     return Table(
         ["loss at the end of", "among", "n", "Pearson", "Spearman"],
         rows,
-        title="Correlation of MLM loss and quality, with 95 % intervals. An interval that holds 0"
+        title=f"Correlation of {'MLM ' if findings.mlm_stages else ''}loss and quality, with 95 %"
+        " intervals. An interval that holds 0"
         " does not tell the correlation from none.",
         texts=(0, 1),
     )

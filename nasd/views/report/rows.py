@@ -101,7 +101,8 @@ class ProgressRow:
 
 
 class CurveRow(NamedTuple):  # the quickest to make: there are a hundred thousand of them
-    """One evaluation during MLM. step: from the first MLM stage on, all stages in a row."""
+    """One evaluation during MLM, or where there is none, in a stage with rungs. step: from the first
+    of these stages on, all in a row."""
 
     generation: int | None
     candidate: int
@@ -129,7 +130,8 @@ class CutoffRow:
 
 @dataclass(frozen=True, slots=True)
 class LossRow:
-    """A scored candidate's last evaluation loss of an MLM stage beside its score."""
+    """A scored candidate's last evaluation loss, of an MLM stage or up to a rung, beside its
+    score."""
 
     generation: int
     candidate: int
@@ -140,7 +142,7 @@ class LossRow:
 
 @dataclass(frozen=True, slots=True)
 class CorrelationRow:
-    """Of the loss at the end of an MLM stage with quality. among: which candidates. Without a
+    """Of the loss at the end of an MLM stage, or at a rung, with quality. among: which candidates. Without a
     value there were too few of them."""
 
     stage: str

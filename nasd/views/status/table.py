@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 from rich.text import Text
 
-from nasd.contract import tasks
+from nasd.contract import rungs, tasks
 from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import number, parameters, rate, share_of_baseline
 from nasd.record.lifecycle import CandidateKind, State
@@ -52,7 +52,8 @@ class _Columns:
     ) -> "_Columns":
         """others: columns that the objectives take beyond the thesis's."""
         number = max(3, *(len(str(one)) for one in ids)) if ids else 3
-        stage = min(12, max(5, *(len(name) for name in stages))) if stages else 5
+        most = 15 if any(rungs.SIGN in name for name in stages) else 12
+        stage = min(most, max(5, *(len(name) for name in stages))) if stages else 5
         if width < 28:
             return cls(number, what=max(1, width - number - 1))
         if width < 45:

@@ -3,6 +3,7 @@ go by."""
 
 from collections.abc import Mapping
 
+from nasd.contract import rungs
 from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
 from nasd.policy import decisions, endings, ladder, scheduling
@@ -56,5 +57,6 @@ def _for_cutoffs(snapshot: Snapshot, config: Config | None) -> dict[int, str]:
     why = {}
     for stage in {one.stage for one in waiting}:
         left = len(decisions.under_way(config, born, stage))
-        why[stage] = f"cutoff waits for {left} of {len(born)}"
+        paused = "paused, " if rungs.SIGN in stage else ""
+        why[stage] = f"{paused}cutoff waits for {left} of {len(born)}"
     return {one.id: why[one.stage] for one in waiting}
