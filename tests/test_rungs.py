@@ -1,5 +1,6 @@
 """A stage with rungs is climbed in parts, and is the same stage: steps, weights, story."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ from nasd.contract.config import Stage, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict
 from nasd.contract.schedule import Schedule
+from nasd.control.tick import Tick
+from nasd.record.folders import StateFolder
+from nasd.record.lifecycle import Event, State
+from nasd.record.state import Snapshot
+from nasd.views.board import _decisions, generation_events
+from nasd.views.report.figures import drawings
+from nasd.views.report.findings import Findings
+from nasd.views.status.waits import waits
+from nasd.views.why import Subject, why
 from nasd.worker.stage import run as run_stage
 from nasd.worker.tasks.task import Ranks
-from tests.conftest import small_config, small_dict
+from tests.conftest import drive, make_tick, path_of, small_config, small_dict
 from tests.training import Never, Workshop, demo_config, make_workshop, stage, weights
 
 CONFIG = demo_config()
@@ -104,6 +114,87 @@ def test_parts_have_the_steps_the_rates_and_the_evaluations_of_their_stage(
         assert [*one.evaluation_steps(evaluations)] == [
             step + 1 for step in range(one.steps) if one.evaluates_after(step, evaluations)
         ] or not one.steps
+
+
+# -- a search ------------------------------------------------------------------------------------
+
+TASK_ALONE = {
+    "data__mlm": None,
+    "variation__inherit_from": "task",
+    "population__lambda": 6,
+}
+RUNGS = [{"at": 0.25, "keep": 0.5}, {"at": 0.5, "keep": 0.7}]
+
+
+def searched(state: StateFolder, alone: bool = False) -> Tick:
+    """Of questions alone, or behind masked language modelling, with rungs in the fine-tuning."""
+    data = small_dict(stages__finetune__rungs=RUNGS, **(TASK_ALONE if alone else {}))
+    if alone:
+        data["stages"] = [one for one in data["stages"] if one["task"] != "mlm"]
+    tick = make_tick(state, parse(data, "small.toml"))
+    assert drive(tick).experiment.state == "complete"
+    return tick
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_at_a_rung_the_best_share_goes_on_and_the_first_generation_goes_through(state, alone):
+    tick = searched(state, alone)
+    found = tick.store.read()
+    for number in (1, 2):
+        made = {one.stage: one.promotion for one in found.cutoffs if one.generation == number}
+        first, second = made["finetune@0.25"], made["finetune@0.5"]
+        assert len(first.kept) == math.ceil(0.5 * first.reached)
+        assert {*second.kept, *second.cut} == {*first.kept}
+        assert max(first.losses[one] for one in first.kept) <= first.threshold
+        assert min(first.losses[one] for one in first.cut) >= first.threshold
+        assert {one.id for one in found.born_in(number) if one.state is State.SCORED} == {
+            *second.kept
+        }
+    for one in found.born_in(0):
+        path = [stage for event, stage in path_of(tick.store, one.id) if event == Event.START]
+        assert path[-4:] == ["finetune@0.25", "finetune@0.5", "finetune", "evaluate"]
+        assert one.state is State.SCORED
+    tick.store.close()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_rungs_are_told_by_report_pictures_and_dossiers(state, alone):
+    tick = searched(state, alone)
+    found = tick.store.read()
+    findings = Findings(found, tick.clock())
+    assert {row.stage for row in findings.correlations} >= {"finetune@0.25", "finetune@0.5"}
+    assert {row.stage for row in findings.cutoffs} >= {"finetune@0.25", "finetune@0.5"}
+    by_key = {one.name: one for one in drawings(findings)}
+    assert by_key["curves"].figure is not None
+    assert by_key["correlation"].figure is not None
+    assert by_key["curves"].title.startswith("Learning" if alone else "MLM learning")
+    events = dict(generation_events(found, 2))
+    levels = {
+        value.tag
+        for event in events["gen02/cutoff"]
+        for value in event.summary.value
+        if "evaluation_loss" in value.tag
+    }
+    assert levels == {"qa/evaluation_loss"}
+    stopped = next(one for one in found.born_in(2) if one.stage == "finetune@0.25")
+    assert "cutoff after finetune@0.25" in _decisions(found, stopped)
+    assert "finetune@0.25 loss" in stopped.reason
+    tick.store.close()
+
+
+def test_who_waits_at_a_rung_is_told_to_be_paused(state):
+    tick = make_tick(state, small_config(stages__finetune__rungs=RUNGS, population__lambda=10))
+
+    def paused(found: Snapshot) -> bool:
+        return any(c.state is State.WAITING and "@" in c.stage for c in found.candidates.values())
+
+    found = drive(tick, until=paused)
+    one = next(c for c in found.candidates.values() if c.state is State.WAITING and "@" in c.stage)
+    told = waits(found, tick.config, 4, tick.clock())
+    assert told[one.id].startswith("paused, cutoff waits for ")
+    subject = Subject(found, state, tick.config, one, tick.clock())
+    assert why(subject).startswith("paused at a checkpoint: the cutoff behind finetune@0.25 waits")
+    tick.store.close()
 
 
 # -- weights -------------------------------------------------------------------------------------
