@@ -241,9 +241,7 @@ def test_who_passes_all_rungs_has_the_weights_of_one_that_met_none(
     for number, part in enumerate(parts):
         here = shop.spec(part, left, dropout=0.1)
         if number == 1:  # it is stopped on its way, and goes on from its checkpoint
-            _, stopped = worked(
-                here, tmp_path / "stopped", alone, Behind(tmp_path / "stopped", 1)
-            )
+            _, stopped = worked(here, tmp_path / "stopped", alone, Behind(tmp_path / "stopped", 1))
             assert stopped.verdict is Verdict.STOPPED
             before_it = AttemptFolder(tmp_path / "stopped")
             assert before_it.newest_step() > 0

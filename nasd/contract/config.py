@@ -570,7 +570,9 @@ class Stage(Section):
         if self.measure and self.train != "none":
             raise ValueError('measure = true stands only on a stage with train = "none"')
         if self.rungs and self.train in ("none", "head"):
-            raise ValueError(f'rungs stand only where candidates train, not on train = "{self.train}"')
+            raise ValueError(
+                f'rungs stand only where candidates train, not on train = "{self.train}"'
+            )
         for before, rung in pairwise(self.rungs):
             if rung.at <= before.at:
                 raise ValueError(f"rungs must rise: {rung.at:g} does not lie behind {before.at:g}")

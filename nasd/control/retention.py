@@ -85,8 +85,7 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         case State.CUT:
             return {candidate.stage} if newest else set()
         case State.WAITING:
-            behind = [step for step in left if steps.index(step) <= here]
-            return {candidate.stage, *sorted(behind, key=steps.index)[-1:]}
+            return {candidate.stage, *[one for one in left if steps.index(one) <= here][-1:]}
         case State.SCORED if candidate.kind is CandidateKind.CONTROL:
             newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
             return {left[-1], answering_stage(config)} if candidate is newest_one else set()

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -356,9 +356,7 @@ def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[E
         yield text(f"cutoff_after_{cutoff.stage}", _cutoff_card(snapshot, cutoff), at)
         task = _tasks(snapshot)[cutoff.stage]
         curve = (
-            learning_curve(cutoff.generation)
-            if tasks.of(task).ranks
-            else f"{task}/evaluation_loss"
+            learning_curve(cutoff.generation) if tasks.of(task).ranks else f"{task}/evaluation_loss"
         )
         for step in sorted({begin, end}):
             yield scalars({curve: cutoff.promotion.threshold}, step, at)

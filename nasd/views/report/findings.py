@@ -94,9 +94,7 @@ class Findings:
         and those with a cutoff behind them."""
         wanted = {*self.charted, *self.cutoff_stages}
         return tuple(
-            stage["name"]
-            for stage in self.snapshot.experiment.stages
-            if stage["name"] in wanted
+            stage["name"] for stage in self.snapshot.experiment.stages if stage["name"] in wanted
         )
 
     def loss_words(self, stage: str) -> tuple[str, str]:
@@ -372,7 +370,9 @@ class Findings:
         return losses[-1] if losses else None
 
     def _ranks(self, stage: str) -> bool:
-        return any(tasks.of(s["task"]).ranks for s in self.snapshot.experiment.stages if s["name"] == stage)
+        return any(
+            tasks.of(s["task"]).ranks for s in self.snapshot.experiment.stages if s["name"] == stage
+        )
 
     @cached_property
     def cutoffs(self) -> tuple[CutoffRow, ...]:

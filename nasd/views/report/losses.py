@@ -1,5 +1,5 @@
-"""Losses that candidates are judged by: as they fall (thesis, Figure 9), with the score (Figure 10),
-and what a cutoff by them missed (6.2)."""
+"""Losses that candidates are judged by: as they fall (thesis, Figure 9), with the score (Figure
+10), and what a cutoff by them missed (6.2)."""
 
 import math
 from collections.abc import Sequence
@@ -117,7 +117,8 @@ def all_curves(findings: Findings) -> Drawing:
     drawing.figure = figure
     drawing.caption = _curve_key(findings) + " Generation 0 climbs without a cutoff."
     drawing.alternative = (
-        f"{counted(len(panels), 'line plot')}, one a generation, of evaluation losses against steps."
+        f"{counted(len(panels), 'line plot')}, one a generation, of evaluation losses against"
+        " steps."
     )
     return drawing
 
@@ -261,13 +262,11 @@ def correlation(findings: Findings) -> Drawing:
     drawing = Drawing("correlation", title, thesis="Figure 10")
     if not findings.losses:
         drawing.missing = (
-            f"No candidate has both {'an MLM' if findings.mlm_stages else 'a'} loss and a score yet:"
-            " nothing can be correlated."
+            f"No candidate has both {'an MLM' if findings.mlm_stages else 'a'} loss and a score"
+            " yet: nothing can be correlated."
         )
         return drawing
-    stages = [
-        stage for stage in findings.judged if any(r.stage == stage for r in findings.losses)
-    ]
+    stages = [stage for stage in findings.judged if any(r.stage == stage for r in findings.losses)]
     figure, grid = panels_on(1, len(stages), height=3.6, share_y=True)
     cut = {row.generation for row in findings.cutoffs}
     for axes, stage in zip(grid, stages, strict=True):

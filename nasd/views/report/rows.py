@@ -101,8 +101,8 @@ class ProgressRow:
 
 
 class CurveRow(NamedTuple):  # the quickest to make: there are a hundred thousand of them
-    """One evaluation during MLM, or where there is none, in a stage with rungs. step: from the first
-    of these stages on, all in a row."""
+    """One evaluation during MLM, or where there is none, in a stage with rungs. step: from the
+    first of these stages on, all in a row."""
 
     generation: int | None
     candidate: int
@@ -142,8 +142,8 @@ class LossRow:
 
 @dataclass(frozen=True, slots=True)
 class CorrelationRow:
-    """Of the loss at the end of an MLM stage, or at a rung, with quality. among: which candidates. Without a
-    value there were too few of them."""
+    """Of the loss at the end of an MLM stage, or at a rung, with quality. among: which candidates.
+    Without a value there were too few of them."""
 
     stage: str
     among: str

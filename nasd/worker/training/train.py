@@ -139,8 +139,9 @@ class Due:
 class Training:
     """A task's way through a stage: what is known between two steps, and what is done with it.
 
-    Steps are those of the part, where it is one of a stage with rungs. The model is on its device, and what does not train is frozen. Where a method takes `done`, that
-    is how many steps have been made.
+    Steps are those of the part, where it is one of a stage with rungs. The model is on its device,
+    and what does not train is frozen. Where a method takes `done`, that is how many steps have been
+    made.
     """
 
     def __init__(self, task: Task, stage: Stage, ranks: Ranks, run: Run) -> None:
