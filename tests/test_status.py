@@ -40,6 +40,8 @@ CANDIDATE_KEYS = {
     "f1",
     "scores",
     "quality",
+    "quality_error",
+    "rank_within_noise_of",
     "rank",
     "rank_so_far",
     "crowding",

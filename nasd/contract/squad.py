@@ -6,6 +6,7 @@ library only: the control plane scores predictions without torch.
 """
 
 import json
+import math
 import random
 import re
 import string
@@ -66,24 +67,47 @@ def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> dict
 
     For each question the best over its gold answers counts; one without a prediction scores 0.
     """
-    questions = list(questions)
-    unanswerable = any(not question.answers for question in questions)
     total, exact, overlap = 0, 0, 0.0
-    for question in questions:
+    for one, other in each(predictions, list(questions)):
         total += 1
-        prediction = predictions.get(question.id)
-        if prediction is None:
-            continue
-        if unanswerable:
-            one, other = marks(prediction, question)
-            exact += one
-            overlap += other
-            continue
-        exact += max(exact_match(prediction, answer) for answer, _ in question.answers)
-        overlap += max(f1(prediction, answer) for answer, _ in question.answers)
+        exact += one
+        overlap += other
     if not total:
         raise ValueError("there are no questions to score")
     return {"exact_match": 100.0 * exact / total, "f1": 100.0 * overlap / total, "total": total}
+
+
+def each(
+    predictions: Mapping[str, str], questions: Sequence[Question]
+) -> Iterator[tuple[bool, float]]:
+    """Exact match and F1 of each question, as `score` takes their means."""
+    unanswerable = any(not question.answers for question in questions)
+    for question in questions:
+        prediction = predictions.get(question.id)
+        if prediction is None:
+            yield False, 0.0
+        elif unanswerable:
+            yield marks(prediction, question)
+        else:
+            yield (
+                max(exact_match(prediction, answer) for answer, _ in question.answers),
+                max(f1(prediction, answer) for answer, _ in question.answers),
+            )
+
+
+def error(predictions: Mapping[str, str], questions: Sequence[Question]) -> float:
+    """The standard error of (EM + F1) / 2, in percent: questions are a sample, and those about one
+    context are sampled together."""
+    marked = [(one + other) / 2 for one, other in each(predictions, questions)]
+    mean = math.fsum(marked) / len(marked)
+    about: dict[str, float] = {}
+    for question, mark in zip(questions, marked, strict=True):
+        about[question.context] = about.get(question.context, 0.0) + mark - mean
+    contexts = len(about)
+    if contexts < 2:
+        return 100.0 * math.sqrt(mean * (1 - mean) / len(marked))
+    spread = math.fsum(one**2 for one in about.values()) * contexts / (contexts - 1)
+    return 100.0 * math.sqrt(spread) / len(marked)
 
 
 def marks(prediction: str, question: Question) -> tuple[bool, float]:

@@ -139,7 +139,7 @@ QA = Task(
     stage="a question-answering stage",
     data="qa",
     trains=("all", "none"),
-    metrics=("loss", "exact_match", "f1"),
+    metrics=("loss", "exact_match", "f1", "quality_error"),
     shown=(("exact_match", "EM"), ("f1", "F1")),
     chosen=False,
     counts=lambda prepared: (
@@ -184,7 +184,7 @@ def _of_labels(
         stage=f"a {words} stage",
         data=section,
         trains=("all", "none"),
-        metrics=("loss", *(metric for metric, _ in shown), "quality"),
+        metrics=("loss", *(metric for metric, _ in shown), "quality", "quality_error"),
         shown=shown,
         chosen=True,
         counts=lambda prepared: (prepared.get("labelled_train"), prepared.get("labelled_test")),

@@ -474,7 +474,11 @@ class SimulatedLauncher:
             return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
-            scores = job.surrogate.scores(job.genotype, job.trained, tasks.scored(job.spec.data))
+            task = tasks.scored(job.spec.data)
+            scores = job.surrogate.scores(job.genotype, job.trained, task)
+            share = job.surrogate.quality(job.genotype, job.trained) / 100
+            tested = max(1, task.tested(self.volumes))
+            scores["quality_error"] = 100 * math.sqrt(share * (1 - share) / tested)
             if stage.measure:
                 scores |= measurements(job.genotype, job.surrogate.backbone, job.spec.measure)
             return Outcome(

@@ -8,7 +8,7 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -30,7 +30,7 @@ from nasd.record.lifecycle import (
     QuarantineKind,
     State,
 )
-from nasd.search import objectives
+from nasd.search import noise, objectives
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.objectives import COMPRESSION, OBJECTIVES, QUALITY
 from nasd.search.pareto import Point
@@ -491,6 +491,23 @@ class Snapshot:
     def quality(self, candidate: int) -> float | None:
         """None before the candidate is scored."""
         return self.value(candidate, QUALITY.name)
+
+    def quality_error(self, candidate: int) -> float | None:
+        """The standard error of its quality; None where none was recorded."""
+        return noise.error_of(self.scores(candidate) or {})
+
+    def unsure(self, candidate: int, pool: Iterable[int]) -> tuple[int, ...]:
+        """Of scored candidates, those on whom this one's rank among them rests by noise alone."""
+        names = self.experiment.objectives
+        if QUALITY.name not in names:
+            return ()
+        at = names.index(QUALITY.name)
+        known = {}
+        for one in pool:
+            point, error = self.point(one), self.quality_error(one)
+            if point is not None and error is not None:
+                known[one] = noise.Measured(point[at], error, (*point[:at], *point[at + 1 :]))
+        return noise.unsure(candidate, known) if candidate in known else ()
 
     def size(self, candidate: int) -> float:
         """Its compression, which is known from its birth."""

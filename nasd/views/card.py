@@ -264,6 +264,10 @@ def _scores(snapshot: Snapshot, candidate: Candidate, task: tasks.Task) -> str:
             *_compared(snapshot.quality(candidate.id), snapshot.quality(baseline.id)),
         ),
     ]
+    errors = [snapshot.quality_error(one.id) for one in (candidate, baseline)]
+    if errors[0] is not None:
+        told = ["" if one is None else f"{one:.2f}" for one in errors]
+        rows.append((f"standard error of the {QUALITY.name}", *told, ""))
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
     share = of_baseline(snapshot.size(candidate.id))
     rows.append(("parameters, of the baseline's", share, of_baseline(1.0), ""))

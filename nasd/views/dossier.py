@@ -147,6 +147,8 @@ class Dossier:
     scores: dict[str, float]
     marks: str
     quality: float | None
+    quality_error: float | None
+    within_noise_of: tuple[int, ...]
     baseline_quality: float | None
     rival: str
     called: str
@@ -224,6 +226,8 @@ class _Compiler:
             },
             marks=snap.scoring.in_words(scores, sign="  "),
             quality=snap.quality(one.id),
+            quality_error=snap.quality_error(one.id),
+            within_noise_of=self._unsure(),
             baseline_quality=None if snap.rival is one else snap.quality(snap.rival.id),
             rival=snap.rival.called,
             called=one.called,
@@ -261,6 +265,14 @@ class _Compiler:
             snap.quality(other.id),
             snap.size(other.id),
         )
+
+    def _unsure(self) -> tuple[int, ...]:
+        """Among those that it was last selected from."""
+        last = [one.generation for one in self.subject.memberships if one.rank is not None]
+        if not last:
+            return ()
+        pool = [one.candidate for one in self.snap.members if one.generation == last[-1]]
+        return self.snap.unsure(self.candidate.id, pool)
 
     # -- what it did ---------------------------------------------------------------------------
 

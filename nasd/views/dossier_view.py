@@ -8,8 +8,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nasd.contract.readable import duration, moment, of_baseline, parameters, size, sparkline
+from nasd.contract.readable import (
+    duration,
+    listed,
+    moment,
+    of_baseline,
+    parameters,
+    size,
+    sparkline,
+)
 from nasd.record.lifecycle import State
+from nasd.search import noise
 from nasd.views.dossier import AttemptRow, BlockRow, Dossier, Left, Network, StageRow
 
 MARK = {"kept": "", "altered": "altered ", "added": "new "}
@@ -49,13 +58,17 @@ def _head(found: Dossier) -> Iterator[Text]:
     if found.why:
         yield Text(found.why, style="red" if found.state == State.FAILED else "")
     if found.quality is not None:
-        scores = f"quality {found.quality:.2f}  {found.marks}"
+        scores = f"quality {noise.shown(found.quality, found.quality_error)}  {found.marks}"
         if found.baseline_quality is not None and not found.is_baseline:
             difference = found.quality - found.baseline_quality
             scores += (
                 f"  ({difference:+.2f} against the {found.rival}'s {found.baseline_quality:.2f})"
             )
         yield Text(scores, style="bold")
+        if found.within_noise_of:
+            others = found.within_noise_of
+            named = f"candidate{'s' if len(others) > 1 else ''} {listed(sorted(others))}"
+            yield Text(f"its rank is within noise of {named}", style="dim")
     yield Text(
         f"{parameters(found.parameters)} parameters, {of_baseline(found.size)} of the baseline's"
         f"  genotype {found.hash}"

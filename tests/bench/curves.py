@@ -26,7 +26,7 @@ import torch
 
 from nasd.contract.config import Stage, Variation
 from nasd.contract.genotype import parameters
-from nasd.contract.squad import answered, score
+from nasd.contract.squad import answered, error, score
 from nasd.contract.streams import stream
 from nasd.contract.tasks import questions
 from nasd.presets import preset_text
@@ -119,7 +119,8 @@ def recorded(lab: Laboratory, number: int, one: Offspring, stage: Stage) -> dict
     model.eval()
     with torch.no_grad():
         judged = task.predict(asked, data, ALONE, EVALUATION_BATCH, quiet)
-    scores = score(answered(judged, math.inf), asked)
+    answers = answered(judged, math.inf)
+    scores = score(answers, asked)
     return {
         **found,
         "steps": result.steps,
@@ -127,6 +128,7 @@ def recorded(lab: Laboratory, number: int, one: Offspring, stage: Stage) -> dict
         "curve": curve.points,
         "exact_match": round(scores["exact_match"], 3),
         "f1": round(scores["f1"], 3),
+        "quality_error": round(error(answers, asked), 3),
     }
 
 
@@ -200,5 +202,3 @@ def _version() -> str:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-
-

@@ -140,6 +140,7 @@ class Findings:
                     size=snap.size(one.id),
                     scores=snap.scoring.shown(scores),
                     quality=quality,
+                    quality_error=snap.quality_error(measured.id),
                     quality_against_baseline=(
                         None if quality is None or base is None else quality - base
                     ),

@@ -10,7 +10,7 @@ from typing import Any
 
 from nasd import __version__
 from nasd.contract.objectives import DEFAULT
-from nasd.contract.readable import NOTHING, duration, hours, number, of_baseline, signed
+from nasd.contract.readable import NOTHING, duration, hours, listed, number, of_baseline, signed
 from nasd.record.lifecycle import ExperimentState
 from nasd.search.objectives import OBJECTIVES
 from nasd.views.report.drawing import COLOURS, Drawing
@@ -151,7 +151,7 @@ def _population(findings: Findings) -> dict[str, Any]:
         return [
             row.name,
             NOTHING if row.rank is None else str(row.rank),
-            number(row.quality, 2),
+            _quality(row),
             signed(None if row.is_baseline else row.quality_against_baseline),
             *(number(score, 2) for score in row.scores.values()),
             of_baseline(row.size),
@@ -184,7 +184,8 @@ def _population(findings: Findings) -> dict[str, Any]:
             ],
             [line(row) for row in (findings.baseline, *rows)],
             title="Best rank first. Genotypes from the embeddings upwards: heads, then feed-forward"
-            " networks by activation (r for ReLU, g for GELU, gg for a gated one) and inner sizes.",
+            " networks by activation (r for ReLU, g for GELU, gg for a gated one) and inner sizes."
+            + _noise(findings),
             texts=(0, 12 if findings.mlm_stages else 11),
             marked=(0,),
             long=True,
@@ -216,6 +217,28 @@ def _value(findings: Findings, row: CandidateRow, objective: str) -> str:
     return NOTHING if value is None else OBJECTIVES[objective].shown(value)
 
 
+def _quality(row: CandidateRow) -> str:
+    if row.quality is None or row.quality_error is None:
+        return number(row.quality, 2)
+    return f"{number(row.quality, 2)} ± {number(row.quality_error, 2)}"
+
+
+def _noise(findings: Findings) -> str:
+    """Whose places in the newest population rest on noise, as a sentence; "" where nobody's is
+    known to."""
+    snap = findings.snapshot
+    numbers = [row.id for row in findings.final_population]
+    unsure = {one: snap.unsure(one, numbers) for one in numbers}
+    told = [f"{one} (of {listed(sorted(of))})" for one, of in sorted(unsure.items()) if of]
+    if not told:
+        return ""
+    return (
+        " Behind ± stands a standard error, as test examples are a sample. Within noise, at 95 %,"
+        f" is the rank of candidate{'s' if len(told) > 1 else ''} {', '.join(told)}: what differs"
+        " in quality from others that are as good in all else is no more than sampling explains."
+    )
+
+
 def _best_ever(findings: Findings) -> Table:
     shown = [findings.baseline, *best_ever(findings)]
     names = findings.snapshot.experiment.objectives
@@ -236,7 +259,7 @@ def _best_ever(findings: Findings) -> Table:
             [
                 row.name,
                 NOTHING if row.generation is None else str(row.generation),
-                number(row.quality, 2),
+                _quality(row),
                 signed(None if row.is_baseline else row.quality_against_baseline),
                 of_baseline(row.size),
                 f"{row.parameters:,}",

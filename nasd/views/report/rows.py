@@ -15,7 +15,7 @@ class CandidateRow:
     """size: parameters of the baseline / of this one. cut: a cutoff or a person stopped it,
     whatever came of it later. gpu_hours: of all its attempts, and what of them was lost. rank and
     survives: of the newest generation that selected among it. front: no candidate ever scored
-    dominates it."""
+    dominates it. quality_error: a standard error, where it was recorded."""
 
     id: int
     generation: int | None
@@ -28,6 +28,7 @@ class CandidateRow:
     size: float
     scores: dict[str, float | None]  # what the task shows of them, by the metrics' names
     quality: float | None
+    quality_error: float | None
     quality_against_baseline: float | None
     rank: int | None
     survives: bool | None

@@ -99,6 +99,7 @@ class _Tables:
     losses: dict[int, dict[str, float]] = field(default_factory=dict)
     survivors: dict[int, list[int]] = field(default_factory=dict)
     hypervolumes: dict[int, float] = field(default_factory=dict)
+    unsure: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snap: Snapshot) -> "_Tables":
@@ -114,6 +115,10 @@ class _Tables:
         for one in snap.decisions:
             if one.kind is DecisionKind.SELECT:
                 found.hypervolumes[one.generation] = one.payload["hypervolume"]
+        if snap.generation is not None:
+            newest = [one for one in snap.members if one.generation == snap.generation.number]
+            pool = [one.candidate for one in newest]
+            found.unsure = {one: snap.unsure(one, pool) for one in pool}
         return found
 
 
@@ -161,6 +166,8 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "f1": scores.get("f1"),
         "scores": snap.scoring.shown(scores),
         "quality": snap.quality(candidate.id) if scores else None,
+        "quality_error": snap.quality_error(candidate.id) if scores else None,
+        "rank_within_noise_of": list(tables.unsure.get(candidate.id, ())),
         "rank": None if member is None else member.rank,
         "rank_so_far": facts.ranks.get(candidate.id),
         "crowding": _plain(None if member is None else member.crowding),

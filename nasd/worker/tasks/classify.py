@@ -1,6 +1,7 @@
 """Classification: the cross entropy of a text's label, scored as GLUE's tasks are."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nasd.contract.protocol import Spec, write_atomically
 from nasd.worker.model.phenotype import SequenceClassification
 from nasd.worker.tasks import labelled, scores
 from nasd.worker.tasks.examples import manifest
-from nasd.worker.tasks.labelled import Floats, LabelledTask
+from nasd.worker.tasks.labelled import Floats, LabelledTask, Rows
 from nasd.worker.tasks.task import Batch, Outputs
 
 
@@ -23,7 +24,7 @@ class ClassifyTask(LabelledTask):
         return F.cross_entropy(outputs[0].float(), batch["targets"], reduction="sum")
 
 
-def scored(spec: Spec, result: Path, said: list[Floats]) -> dict[str, float]:
+def scored(spec: Spec, result: Path, said: list[Floats]) -> Callable[[Rows], dict[str, float]]:
     """Of the test examples' logits; the labels that they tell go into a file."""
     _, test = labelled.parts(spec)
     labels: list[str] = manifest(Path(spec.labelled_cache))["labels"]
@@ -32,9 +33,9 @@ def scored(spec: Spec, result: Path, said: list[Floats]) -> dict[str, float]:
     write_atomically(result / "predictions.json", json.dumps(names, indent=0).encode())
     assert spec.data.classify is not None
     positive = spec.data.classify.positive
-    return scores.of_labels(
-        np.asarray(test.targets), told, None if positive is None else labels.index(positive)
-    )
+    wanted = np.asarray(test.targets)
+    place = None if positive is None else labels.index(positive)
+    return lambda rows: scores.of_labels(wanted[rows], told[rows], place)
 
 
 score = partial(labelled.score, ClassifyTask, scored)

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from nasd.worker.model.inherit import Windows
 
 Floats = NDArray[np.float32]
-Scoring = Callable[[Spec, Path, list[Floats]], dict[str, float]]
+Rows = NDArray[np.int64]
+# What is told of the test examples goes into a folder; the metrics of some of them, by their rows.
+Scoring = Callable[[Spec, Path, list[Floats]], Callable[[Rows], dict[str, float]]]
+SAMPLES = 200  # of the test examples, by which a standard error is told (bootstrap)
 
 
 class LabelledTask(VariedTask[Examples]):
@@ -141,7 +144,8 @@ def score(
     progress: Progress,
 ) -> dict[str, float]:
     """What the model that the attempt starts from says of the test examples goes into `result`; the
-    metrics are the first rank's, and `quality` is that of them which the config names."""
+    metrics are the first rank's, and `quality` is that of them which the config names, beside its
+    standard error."""
     model = loaded(spec, lambda folder: phenotype.load(task_of.kind, folder, spec.dropout))
     model.to(ranks.device).eval()
     task = task_of(model, *parts(spec), packing.of(spec, model.architecture, ranks))
@@ -154,5 +158,19 @@ def score(
         return {}
     result.mkdir(exist_ok=True)
     progress("scoring", patience=LONG)
-    metrics = {name: 100 * one for name, one in scoring(spec, result, said).items()}
-    return {"loss": loss, **metrics, "quality": metrics[tasks.labelled(spec.data).quality]}
+    of, name = scoring(spec, result, said), tasks.labelled(spec.data).quality
+    metrics = {name: 100 * one for name, one in of(np.arange(len(said))).items()}
+    return {
+        "loss": loss,
+        **metrics,
+        "quality": metrics[name],
+        "quality_error": 100 * error(len(said), lambda rows: of(rows)[name]),
+    }
+
+
+def error(examples: int, quality: Callable[[Rows], float]) -> float:
+    """The standard error of what `quality` tells of so many examples, which are a sample: its
+    spread over samples of them, drawn with replacement; the same ones for all models."""
+    rng = np.random.default_rng(0)
+    drawn = (rng.integers(0, examples, examples) for _ in range(SAMPLES))
+    return float(np.std([quality(rows) for rows in drawn], ddof=1))

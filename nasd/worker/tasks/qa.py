@@ -219,7 +219,12 @@ def score(
     progress("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
     scored = squad.score if data.no_answer else squad_scores
     scores = scored(answers, questions)
-    found = {"loss": loss, "exact_match": scores["exact_match"], "f1": scores["f1"]}
+    found = {
+        "loss": loss,
+        "exact_match": scores["exact_match"],
+        "f1": scores["f1"],
+        "quality_error": squad.error(answers, questions),
+    }
     return {**found, "threshold": most} if data.no_answer else found
 
 

@@ -1,6 +1,7 @@
 """Regression: the squared error of a text's number, scored by correlation as STS-B is."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from nasd.contract.protocol import Spec, write_atomically
 from nasd.worker.model.phenotype import SequenceClassification
 from nasd.worker.tasks import labelled, scores
-from nasd.worker.tasks.labelled import Floats, LabelledTask
+from nasd.worker.tasks.labelled import Floats, LabelledTask, Rows
 from nasd.worker.tasks.task import Batch, Outputs
 
 
@@ -27,13 +28,16 @@ class RegressTask(LabelledTask):
         return float(np.var(self._test.targets))
 
 
-def scored(spec: Spec, result: Path, said: list[Floats]) -> dict[str, float]:
+def scored(spec: Spec, result: Path, said: list[Floats]) -> Callable[[Rows], dict[str, float]]:
     """Of the test examples' numbers, which go into a file."""
     _, test = labelled.parts(spec)
     told = np.array([float(one[0, 0]) for one in said])
     write_atomically(result / "predictions.json", json.dumps(told.tolist(), indent=0).encode())
     wanted = np.asarray(test.targets, dtype=np.float64)
-    return {"spearman": scores.spearman(wanted, told), "pearson": scores.pearson(wanted, told)}
+    return lambda rows: {
+        "spearman": scores.spearman(wanted[rows], told[rows]),
+        "pearson": scores.pearson(wanted[rows], told[rows]),
+    }
 
 
 score = partial(labelled.score, RegressTask, scored)

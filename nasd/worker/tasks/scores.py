@@ -49,13 +49,22 @@ def _ranks(values: Doubles) -> Doubles:
 def of_entities(wanted: Sequence[Sequence[str]], told: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 over all entities (micro): one counts where its kind and both its
     ends are right."""
-    there, found = (
-        {(number, *one) for number, tags in enumerate(texts) for one in entities(tags)}
-        for texts in (wanted, told)
-    )
-    right = len(there & found)
-    precision = right / len(found) if found else 0.0
-    recall = right / len(there) if there else 0.0
+    right, found, there = counts_of_entities(wanted, told).sum(0).tolist()
+    return of_counts(right, found, there)
+
+
+def counts_of_entities(wanted: Sequence[Sequence[str]], told: Sequence[Sequence[str]]) -> Longs:
+    """[texts, 3]: how many entities are told rightly, told, and wanted in each text."""
+    rows = []
+    for tags, names in zip(wanted, told, strict=True):
+        there, found = {*entities(tags)}, {*entities(names)}
+        rows.append((len(there & found), len(found), len(there)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+def of_counts(right: int, found: int, there: int) -> dict[str, float]:
+    precision = right / found if found else 0.0
+    recall = right / there if there else 0.0
     both = precision + recall
     return {
         "f1": 2 * precision * recall / both if both else 0.0,

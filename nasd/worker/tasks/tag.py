@@ -2,6 +2,7 @@
 entities as `seqeval` scores them."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nasd.contract.protocol import Spec, write_atomically
 from nasd.worker.model.phenotype import TokenClassification
 from nasd.worker.tasks import labelled, scores
 from nasd.worker.tasks.examples import NOTHING, manifest, test_words
-from nasd.worker.tasks.labelled import Floats, LabelledTask
+from nasd.worker.tasks.labelled import Floats, LabelledTask, Rows
 from nasd.worker.tasks.task import Batch, Outputs
 
 
@@ -39,7 +40,7 @@ class TagTask(LabelledTask):
         return (found,)
 
 
-def scored(spec: Spec, result: Path, said: list[Floats]) -> dict[str, float]:
+def scored(spec: Spec, result: Path, said: list[Floats]) -> Callable[[Rows], dict[str, float]]:
     """Of the test words' labels, which go into a file. A word that the model was not shown, as the
     text is too long or the word of no token, is told to be of no entity."""
     cache = Path(spec.labelled_cache)
@@ -55,7 +56,8 @@ def scored(spec: Spec, result: Path, said: list[Floats]) -> dict[str, float]:
         wanted.append([labels[tag] for tag in tags])
         told.append(names)
     write_atomically(result / "predictions.json", json.dumps(told, indent=0).encode())
-    return scores.of_entities(wanted, told)
+    counts = scores.counts_of_entities(wanted, told)
+    return lambda rows: scores.of_counts(*counts[rows].sum(0).tolist())
 
 
 score = partial(labelled.score, TagTask, scored)
