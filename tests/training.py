@@ -162,7 +162,7 @@ class Launched:
 
 
 @contextmanager
-def launched(spec: Spec, path: Path, ranks: int = 1) -> Iterator[Launched]:
+def launched(spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu") -> Iterator[Launched]:
     folder = AttemptFolder(path)
     path.mkdir(parents=True, exist_ok=True)
     if not spec.tensorboard:
@@ -170,16 +170,18 @@ def launched(spec: Spec, path: Path, ranks: int = 1) -> Iterator[Launched]:
     write(spec, folder.spec)
     launcher = LocalLauncher(threads=1)
     # The token is the whole path: of two tests at once, neither must end the other's workers.
-    process = launcher.start(folder, [f"cpu:{n}" for n in range(ranks)], str(path))
+    process = launcher.start(folder, [f"{kind}:{n}" for n in range(ranks)], str(path))
     try:
         yield Launched(folder, launcher, process)
     finally:
         launcher.clear(str(path))
 
 
-def work(spec: Spec, path: Path, ranks: int = 1) -> tuple[AttemptFolder, Outcome | None]:
+def work(
+    spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu"
+) -> tuple[AttemptFolder, Outcome | None]:
     """Runs an attempt to its end; None if it left no outcome."""
-    with launched(spec, path, ranks) as attempt:
+    with launched(spec, path, ranks, kind) as attempt:
         attempt.ends()
     return attempt.folder, attempt.outcome
 

@@ -202,12 +202,16 @@ def _tail(log: Path) -> list[str]:
 
 
 @contextmanager
-def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
-    """All ready, and all gone afterwards."""
+def workers(jobs: Sequence[Job]) -> Iterator[tuple[list[Worker], list[Ready]]]:
+    """All ready, and all gone afterwards. Each begins when the one before it is ready: on a GPU,
+    what a side tries in its first steps would measure the others."""
     found: list[Worker] = []
+    ready: list[Ready] = []
     try:
-        found += [Worker(job) for job in jobs]
-        yield found
+        for job in jobs:
+            found.append(Worker(job))
+            ready.append(found[-1].hear())
+        yield found, ready
     finally:
         for worker in found:
             worker.close()
@@ -216,8 +220,7 @@ def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
 def measure(jobs: Sequence[Job], repeats: int, steps: int) -> tuple[dict[Side, Measured], Ready]:
     """Turn by turn, `repeats` times."""
     measured = {side: Measured() for job in jobs for side in (job.side, job.guest) if side}
-    with workers(jobs) as sides:
-        ready = [side.hear() for side in sides]
+    with workers(jobs) as (sides, ready):
         for _ in range(repeats):
             for side in sides:
                 for who, segment in side.turn(steps).items():

@@ -11,7 +11,7 @@ b = examples, l = tokens of an example, k = chosen tokens of an example, w = the
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -269,6 +269,7 @@ class Dropout(nn.Module):
 
 
 LOTS = 1 << 16
+SPAN_WIDTH = 8  # of which attention over variable lengths takes multiples
 
 
 def dropped(like: Tensor, lots: int) -> Tensor:
@@ -303,9 +304,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     return attended
 
 
-def takes_spans(device: torch.device) -> bool:
-    """Whether there is an attention that takes examples of any lengths in one go."""
-    return device.type == "cuda"
+def takes_spans(states: Tensor, heads: int) -> bool:
+    """Whether there is an attention that takes examples of any lengths in one go: on a GPU, in half
+    precision, for heads whose width is a multiple of SPAN_WIDTH."""
+    half = states.dtype in (torch.bfloat16, torch.float16)
+    return half and states.is_cuda and states.shape[-1] // heads % SPAN_WIDTH == 0
+
+
+def attend_spans(
+    q: Tensor, k: Tensor, v: Tensor, spans: "Spans", window: int | None, dropout: float
+) -> Tensor:
+    """Attention within each example of [n, heads, w / heads], and within a window where it is
+    local: FlashAttention for variable lengths (Dao 2023).
+
+    By torch's operation itself: nested tensors, its other way there, spend milliseconds of Python
+    on every call, and torch.nn.attention.varlen knows no dropout.
+    """
+    ends, most = spans.offsets.int(), spans.longest
+    found = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, ends, ends, most, most, dropout, False, False),
+        window_size_left=window,
+        window_size_right=window,
+    )
+    attended: Tensor = found[0]
+    return attended
 
 
 def norm_of(width: int, arch: Architecture) -> nn.LayerNorm:
@@ -441,22 +463,15 @@ class Attention(nn.Module):
         they are the context, one after the other."""
         given = (self.q(queries), self.k(context), self.v(context))
         dropout = self.dropout if self.training else 0.0
-        if isinstance(mask, Spans) and takes_spans(queries.device) and self.window is None:
+        if isinstance(mask, Spans):
             if self.theta is not None:
                 given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
-            q, k, v = (self._nested(states, mask) for states in given)
-            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            attended = attended.transpose(1, 2).values().flatten(1)[None]
-        elif isinstance(mask, Spans):  # one after the other
-            lengths = mask.offsets.diff().tolist()
-            if self.theta is not None:
-                given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
-            parts = [self._split(states).split_with_sizes(lengths, 2) for states in given]
-            each = [
-                attend(q, k, v, self.seen(None, q.shape[2], q.device), dropout)
-                for q, k, v in zip(*parts, strict=True)
-            ]
-            attended = torch.cat(each, dim=2).transpose(1, 2).flatten(2)
+            if takes_spans(given[0], self.heads):
+                # [1, n, w] to [n, heads, w / heads]
+                q, k, v = (states[0].unflatten(-1, (self.heads, -1)) for states in given)
+                attended = attend_spans(q, k, v, mask, self.window, dropout).flatten(1)[None]
+            else:  # one after the other
+                attended = self._each(given, mask, dropout)
         else:
             q, k, v = (self._split(states) for states in given)
             if self.theta is not None:
@@ -486,13 +501,15 @@ class Attention(nn.Module):
         one, other = (states.transpose(1, 2).flatten(2) for states in turned)
         return one, other
 
-    def _nested(self, states: Tensor, spans: Spans) -> Tensor:
-        """[1, n, w] to [b, heads, k, w / heads], where k is each example's own."""
-        values = states[0].view(states.shape[1], self.heads, -1)
-        # Both lengths are given because asking the device for them would wait for it.
-        return torch.nested.nested_tensor_from_jagged(
-            values, spans.offsets, min_seqlen=1, max_seqlen=spans.longest
-        ).transpose(1, 2)
+    def _each(self, given: Sequence[Tensor], spans: Spans, dropout: float) -> Tensor:
+        """Example after example, each [1, n, w], for which the device is waited for."""
+        lengths = spans.offsets.diff().tolist()
+        parts = [self._split(states).split_with_sizes(lengths, 2) for states in given]
+        each = [
+            attend(q, k, v, self.seen(None, q.shape[2], q.device), dropout)
+            for q, k, v in zip(*parts, strict=True)
+        ]
+        return torch.cat(each, dim=2).transpose(1, 2).flatten(2)
 
     def _split(self, states: Tensor) -> Tensor:
         """[b, k, w] to [b, heads, k, w / heads]."""

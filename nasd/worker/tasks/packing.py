@@ -4,10 +4,8 @@ import torch.nn.functional as F
 
 from nasd.contract import tasks
 from nasd.contract.protocol import Spec
-from nasd.worker.model.phenotype import Architecture, Packing
+from nasd.worker.model.phenotype import SPAN_WIDTH, Architecture, Packing
 from nasd.worker.tasks.task import Batch, Ranks
-
-HEAD_WIDTH = 8  # of which fused attention on variable lengths takes multiples
 
 
 def of(spec: Spec, arch: Architecture, ranks: Ranks) -> bool:
@@ -47,10 +45,8 @@ def _why_padded(spec: Spec, arch: Architecture, ranks: Ranks) -> str | None:
         return None
     if spec.precision != "bfloat16":
         return f"there is no fast attention without it in {spec.precision}"
-    if any(block.role == "local" for block in arch.blocks):
-        return "there is no fast local attention without it"
     widths = {arch.width // block.heads for block in arch.blocks}
-    unfit = sorted(width for width in widths if width % HEAD_WIDTH)
+    unfit = sorted(width for width in widths if width % SPAN_WIDTH)
     if unfit:
-        return f"there are attention heads {unfit[0]} wide, which is no multiple of {HEAD_WIDTH}"
+        return f"there are attention heads {unfit[0]} wide, which is no multiple of {SPAN_WIDTH}"
     return None

@@ -31,7 +31,8 @@ from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
 from nasd.worker.training.progress import LONG, Progress
 
 SMALLEST = 4  # the first that is tried; smaller ones only where this does not fit
-STEPS = 3  # that are timed of each
+STEPS = 3  # that are timed of each, of which the quickest counts
+VAIN = 2  # sizes in a row that gain nothing
 WORTH = 1.03  # so many times as fast must the next one be
 ROOM = 0.9  # of the memory may be taken: candidates of a class differ a little
 CLASS = 1.1  # sizes within such a factor of each other are one class
@@ -144,17 +145,21 @@ def best(share: int, attempt: Callable[[int], float | None]) -> tuple[int, dict[
     """The size from which on larger ones gain nothing, or do not fit, and what each was worth.
 
     attempt: the seconds an example takes in a micro-batch of that size, None where it does not fit.
-    Where not even the smallest does, 1: should that be too much, training says so.
+    Where not even the smallest does, 1: should that be too much, training says so. One size that
+    gains nothing may have been held up by somebody else; after two nothing more is to be had.
     """
-    found, seconds = 1, dict[int, float]()
+    found, seconds, vain = 1, dict[int, float](), 0
     for size in sizes(share):
         taken = attempt(size)
         if taken is None:
             break
         seconds[size] = taken
         if seconds.get(found, math.inf) < WORTH * taken:
-            break
-        found = size
+            vain += 1
+            if vain == VAIN:
+                break
+        else:
+            found, vain = size, 0
     return found, seconds
 
 
@@ -248,19 +253,15 @@ def _measure(
     def attempt(size: int) -> float | None:
         progress("trying micro-batches", size, share, patience=LONG)
 
-        def steps(count: int) -> Callable[[], None]:
-            def act() -> None:
-                for _ in range(count):
-                    with autocast(precision, ranks.device):
-                        loss = task.loss(task.outputs(model, batch), batch)
-                    loss.backward()  # type: ignore[no-untyped-call]
-
-            return act
+        def step() -> None:
+            with autocast(precision, ranks.device):
+                loss = task.loss(task.outputs(model, batch), batch)
+            loss.backward()  # type: ignore[no-untyped-call]
 
         try:
             batch = to_device(task.batch(longest[:size], 0), ranks.device)
-            device.run(steps(1))  # what is slow only once
-            seconds, taken = device.run(steps(STEPS))
+            device.run(step)  # what is slow only once
+            each = [device.run(step) for _ in range(STEPS)]
         except RuntimeError as error:
             if not no_memory(error):
                 raise
@@ -269,7 +270,8 @@ def _measure(
             for parameter in trained:
                 parameter.grad = None
             device.clear()
-        return seconds / (STEPS * size) if taken + reserve <= device.room else None
+        seconds, taken = min(each)[0], max(memory for _, memory in each)
+        return seconds / size if taken + reserve <= device.room else None
 
     return best(min(share, len(longest)), attempt)
 

@@ -108,7 +108,7 @@ class Result:
     steps: int
     metrics: dict[str, float]
     curve: list[tuple[int, float]]
-    paused: checkpoint.Paused | None = None
+    paused: checkpoint.Paused | None = field(default=None, compare=False)
 
 
 def train(task: Task, stage: Stage, ranks: Ranks, run: Run) -> Result:
