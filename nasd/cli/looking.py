@@ -268,7 +268,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
             " config, with --config, and not by --state"
         )
     asking.check(folder, "regret", settings)
-    found = launchers.of(settings.slots).devices(settings.slots, True)
+    found = launchers.of(settings.slots).devices(settings, True)
     print(offer(facts.snapshot, settings, len(found), facts.unit, time.time()))
     if not yes:
         if not sys.stdin.isatty():

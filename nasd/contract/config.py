@@ -84,7 +84,7 @@ def _is_slot(name: str) -> bool:
         return False
 
 
-LAUNCHERS = ("local",)  # as nasd.launch.launchers has them
+LAUNCHERS = ("local", "slurm")  # as nasd.launch.launchers has them
 
 
 def _launcher(value: Any) -> Any:
@@ -165,10 +165,11 @@ class SeedModel(Section):
 
 class Slots(Section):
     launcher: Annotated[str, BeforeValidator(_launcher)] = "local"
-    """What starts attempts and ends them: `local`, on this machine."""
+    """What starts attempts and ends them: `local`, on this machine; `slurm`, as jobs of a cluster,
+    see [slurm]."""
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     """One slot each: GPUs as `"cuda:0"`, CPU shares as `"cpu:0"`; `"auto"` takes all GPUs, or the
-    whole CPU where there is none."""
+    whole CPU where there is none, and of a cluster as many as `slurm.slots`."""
     threads: Places = 1
     """Threads of each slot's process."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -180,6 +181,52 @@ class Slots(Section):
     """Compute nothing for questions' padding; `"auto"`: wherever the device is fast at that."""
     widen: Annotated[bool, Field(strict=True)] = False
     """Give slots that would idle to attempts that run, at a checkpoint of theirs."""
+
+
+class Job(Section):
+    partition: Plain | None = None
+    """What the job is submitted to; without it, the cluster's default. So it is with all of these
+    that are not given."""
+    account: Plain | None = None
+    """Whom it is charged to."""
+    qos: Plain | None = None
+    """Its quality of service."""
+    constraint: Plain | None = None
+    """Features that its node has to have."""
+    gres: Plain | None = None
+    """What it needs of its node, `{slots}` standing for the number of its slots; without it
+    `gpu:{slots}` where the slots are GPUs, and nothing where they are CPU shares."""
+    time_minutes: Annotated[Whole, Field(ge=1, le=525_600)] | None = None
+    """Its time limit. An attempt that comes to it writes a checkpoint and goes on in another job."""
+    memory_gb: Annotated[Real, Field(gt=0, le=10**6)] | None = None
+    """Of the node's memory, for each slot."""
+    extra: tuple[Plain, ...] = ()
+    """Further options of sbatch's, as `["--nice=100", "--exclusive"]`."""
+
+
+class Slurm(Job):
+    slots: Places = 1
+    """How many slots its jobs may hold together, where `slots.devices` is `"auto"`: GPUs, or with
+    `gres = ""` CPU shares of `slots.threads` cores."""
+    signal_minutes: Annotated[Real, Field(gt=0, le=1000)] = 5.0
+    """So long before its time limit an attempt is asked for its checkpoint; Slurm may do so up to a
+    minute earlier."""
+    poll_seconds: Seconds = 10.0
+    """Between two looks at the queue, of one squeue for all jobs."""
+    python: Plain = ""
+    """The interpreter of nasd's environment on the nodes; without it, the daemon's own."""
+    setup: tuple[Plain, ...] = ()
+    """Lines of the job's script, ahead of the worker, as `["module load cuda"]`."""
+    stages: dict[str, Job] = {}
+    """What is different for a stage, by its name, as `[slurm.stages.finetune]`; also for `prepare`
+    and `screen`."""
+
+    def of(self, stage: str) -> Job:
+        """What a job of the stage asks for."""
+        told = self.stages.get(stage)
+        own = {} if told is None else told.model_dump(exclude_none=True, exclude_defaults=True)
+        shared = {name: getattr(self, name) for name in Job.model_fields}
+        return Job(**(shared | own))
 
 
 class SearchSpace(Section):
@@ -668,6 +715,9 @@ class Config(Section):
     """The model whose encoder is searched."""
     slots: Slots = Field(default_factory=Slots)
     """What attempts run on."""
+    slurm: Slurm = Field(default_factory=Slurm)
+    """What jobs ask for, and how they are watched, where `slots.launcher` is `"slurm"`; each key of
+    a job may be another one for a stage."""
     population: Population
     """How many are kept, bred, and compared."""
     variation: Variation
@@ -718,6 +768,30 @@ class Config(Section):
     def finishes(self, generation: int) -> bool:
         """Whether nobody new is bred into it."""
         return generation > self.experiment.generations - self.population.finishing
+
+    @model_validator(mode="after")
+    def _jobs(self) -> Self:
+        known = [PREPARE, *(one.name for one in self.stages), SCREEN]
+        for name in self.slurm.stages:
+            if name not in known:
+                raise ValueError(
+                    f"slurm.stages.{name}: there is no such stage; take of {', '.join(known)}"
+                )
+        if self.slots.launcher != "slurm":
+            return self
+        least = self.slurm.signal_minutes + self.daemon.checkpoint_minutes
+        for name in known:
+            limit = self.slurm.of(name).time_minutes
+            if limit is not None and limit <= least:
+                own = name in self.slurm.stages and self.slurm.stages[name].time_minutes
+                where = f"slurm.stages.{name}.time_minutes" if own else "slurm.time_minutes"
+                raise ValueError(
+                    f"{where}: {limit} minutes are over before a checkpoint need be written"
+                    f" (daemon.checkpoint_minutes = {self.daemon.checkpoint_minutes:g}, and"
+                    f" slurm.signal_minutes = {self.slurm.signal_minutes:g} of them are for the"
+                    f" last one): take more than {least:g}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _finishing(self) -> Self:

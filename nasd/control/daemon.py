@@ -38,6 +38,7 @@ HANG_SECONDS = 300.0  # after which a turn counts as hanging
 # What may differ from what the experiment was begun with; all else would change its meaning.
 MAY_CHANGE = (
     "slots",
+    "slurm",
     "daemon",
     "experiment.state",
     "experiment.generations",
@@ -79,7 +80,7 @@ def _run(
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
     kind = launchers.of(config.slots)
-    slots = kind.devices(config.slots, began is not None)
+    slots = kind.devices(config, began is not None)
     if began is not None:
         _changes(began, state, config, config_path)
     else:
@@ -124,7 +125,10 @@ def _run(
         assert kind.open is not None, f"a config names the launcher {config.slots.launcher}"
         with unusable.refused(state):
             tick = Tick(
-                *(store, config, folder, state, names), kind.open(config.slots), artist=artist
+                *(store, config, folder, state, names),
+                kind.open(config, state.path),
+                leashed=kind.leashed,
+                artist=artist,
             )
         tick.health = stack.enter_context(kind.health(names))
         tick.say = say

@@ -7,19 +7,33 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from nasd.contract.config import Slots
+from nasd.contract.config import Config
+from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder
 from nasd.contract.slots import Slot
 from nasd.launch.gpus import Health
+from nasd.record.state import Word
+
+
+class NotYet(NasdError):
+    """What was asked has begun, and is done by and by: ask again in the next turn."""
 
 
 class Launcher(Protocol):
-    """Starts, watches and stops attempts. `process` is the launcher's own JSON note of one."""
+    """Starts, watches and stops attempts. `process` is the launcher's own JSON note of one.
+
+    What only a queue of jobs knows has an answer here for those that have none: subclass it.
+    """
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
-        """Starts the worker of the attempt whose spec stands in `folder`."""
+        """Starts the worker of the attempt whose spec stands in `folder`.
+
+        Raises NasdError where nothing can be started so, for a person to mend, and NotYet where it
+        is not known whether it was: `clear` sees to that.
+        """
 
     def alive(self, process: Mapping[str, Any]) -> bool:
         """Whether the attempt's own process (not a later one with its number) still runs."""
@@ -36,6 +50,22 @@ class Launcher(Protocol):
         Raises NasdError if one of them does not die: then nothing of its slots is free.
         """
 
+    def waits(self, process: Mapping[str, Any]) -> str | None:
+        """Why an attempt has not begun, as one in a queue; None once it has."""
+        return None
+
+    def began(self, process: Mapping[str, Any]) -> float | None:
+        """When it has, as its own clock says; None where it began as it was started."""
+        return None
+
+    def word(self, process: Mapping[str, Any]) -> Word | None:
+        """What it knows of the end of an attempt that is not alive, and its worker may not."""
+        return None
+
+    def away(self) -> str | None:
+        """Why nothing can be started just now, as a queue whose controller does not answer."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -43,15 +73,18 @@ class Entry:
 
     devices  the slots that a config asks for; raises NasdError for one that is not there. With
              `begun` the search goes on, and does without a lost GPU as long as another one answers
-    open     a launcher as a config asks for it; None where no config may name the kind
+    open     a launcher as a config asks for it, for the attempts below a state folder; None where
+             no config may name the kind
     health   within it, how the devices of some slots are; nothing of those that nobody can ask
     leashed  whether attempts die with the launcher that started them; else another one takes over
+    here     whether the slots are this machine's
     """
 
-    devices: Callable[[Slots, bool], tuple[Slot, ...]]
-    open: Callable[[Slots], Launcher] | None
+    devices: Callable[[Config, bool], tuple[Slot, ...]]
+    open: Callable[[Config, Path], Launcher] | None
     health: Callable[[Sequence[str]], AbstractContextManager[Health]]
     leashed: bool
+    here: bool = True
 
 
 def wait_until(done: Any, seconds: float) -> bool:

@@ -5,10 +5,10 @@ may give it.
 """
 
 from nasd.contract.config import Slots
-from nasd.launch import local, simulated
+from nasd.launch import local, simulated, slurm
 from nasd.launch.launcher import Entry
 
-LAUNCHERS = {"local": local.ENTRY, "simulated": simulated.ENTRY}
+LAUNCHERS = {"local": local.ENTRY, "slurm": slurm.ENTRY, "simulated": simulated.ENTRY}
 
 
 def of(slots: Slots) -> Entry:

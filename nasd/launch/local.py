@@ -15,14 +15,14 @@ from nasd.contract import variables
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder
 from nasd.launch import devices, gpus, interpreter
-from nasd.launch.launcher import Entry
+from nasd.launch.launcher import Entry, Launcher
 
 KILL_SECONDS = 10.0
 # Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """`nasd.launch.ranks` on this machine; one rank a slot."""
 
     def __init__(self, threads: int) -> None:
@@ -119,8 +119,8 @@ class LocalLauncher:
 
 
 ENTRY = Entry(
-    devices=devices.found,
-    open=lambda slots: LocalLauncher(slots.threads),
+    devices=lambda config, begun: devices.found(config.slots, begun),
+    open=lambda config, state: LocalLauncher(config.slots.threads),
     health=gpus.watched,
     leashed=True,
 )

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,14 +32,25 @@ GRACE_SECONDS = 30.0  # for the peers of a rank that failed: what they wait for 
 Ranks = dict[int, subprocess.Popen[bytes]]
 
 
-def run(count: int, folder: Path, command: Sequence[str]) -> int:
-    """The ranks' `command` in so many processes; 0 once all have ended well, and else 1."""
+def run(
+    count: int,
+    folder: Path,
+    command: Sequence[str],
+    ranks: Ranks | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> int:
+    """The ranks' `command` in so many processes; 0 once all have ended well, and else 1.
+
+    ranks: where they are kept, for whoever has to end them. told: is called on SIGTERM, which they
+    are handed on.
+    """
     private = folder / "rendezvous"
     shutil.rmtree(private, ignore_errors=True)  # of an attempt of the same number, killed
     private.mkdir(mode=0o700)
-    ranks: Ranks = {}
+    ranks = {} if ranks is None else ranks
 
     def hand_on(number: int, frame: object) -> None:
+        told()
         _signal(ranks, number)
 
     signal.signal(signal.SIGTERM, hand_on)

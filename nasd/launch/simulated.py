@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasd.contract import digests, tasks
-from nasd.contract.config import Slots, Stage
+from nasd.contract.config import Config, Stage
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, parameters
@@ -52,7 +52,7 @@ from nasd.estimate.cost import (
 )
 from nasd.estimate.latency import measurements, supposed
 from nasd.estimate.surrogate import Surrogate, Trained
-from nasd.launch.launcher import Entry
+from nasd.launch.launcher import Entry, Launcher
 
 Kind = Literal["succeed", "lost", "stall", "diverge", "out_of_memory", "error", "machine"]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
@@ -117,7 +117,7 @@ class _Job:
         return self.trained.after(stage.train, steps)
 
 
-class SimulatedLauncher:
+class SimulatedLauncher(Launcher):
     """A launcher whose workers leave the files of real ones, and take the time of real ones.
 
     Nothing runs. Whenever somebody looks, what should have happened up to now is written: the
@@ -521,11 +521,12 @@ class SimulatedLauncher:
             return False
 
 
-def devices(slots: Slots, begun: bool) -> tuple[Slot, ...]:
+def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
     """As listed, as none of them has to be there; in place of all there are, the reference box."""
-    if slots.devices == "auto":
+    listed = config.slots.devices
+    if listed == "auto":
         return tuple(Slot.of(SlotKind.CUDA, number) for number in range(AUTO_SLOTS))
-    return tuple(Slot.parse(name) for name in slots.devices)
+    return tuple(Slot.parse(name) for name in listed)
 
 
 ENTRY = Entry(devices=devices, open=None, health=lambda slots: nullcontext(dict), leashed=False)

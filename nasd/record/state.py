@@ -10,6 +10,7 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -217,6 +218,24 @@ class Ending:
     next_stage: str | None = None
     message: str = ""
     verdict: AttemptVerdict = AttemptVerdict.NONE
+
+
+class Because(StrEnum):
+    """Why an attempt's launcher let it end, or ended it."""
+
+    INTERRUPTED = "interrupted"  # somebody else was to have its slots: it goes on elsewhere
+    LIMIT = "limit"  # its time was up: it goes on, where it got on at all
+    CANCELLED = "cancelled"  # by a person: it is not for nasd to start it again
+    LOST = "lost"  # what it ran on failed
+    REFUSED = "refused"  # so it cannot be run: a person has to mend it first
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a launcher says of an attempt's end. text: a sentence without its full stop."""
+
+    because: Because
+    text: str
 
 
 # When attempts held some slots together: from, and until; infinite where they still do.
@@ -552,7 +571,11 @@ class Snapshot:
 
     def gpu_hours(self, now: float) -> float:
         """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
-        live = sum(len(one.slots) * max(0.0, now - one.started_at) for one in self.live_attempts)
+        live = sum(
+            len(one.slots) * max(0.0, now - one.started_at)
+            for one in self.live_attempts
+            if one.state is AttemptState.RUNNING  # one that waits in a queue holds nothing yet
+        )
         return (self.ended_slot_seconds + live) / 3600
 
 

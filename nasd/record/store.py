@@ -482,6 +482,23 @@ class Store:
                 "UPDATE attempt SET process = ? WHERE id = ?", (json.dumps(process), attempt)
             )
 
+    def attempt_waits(self, attempt: int, process: Mapping[str, Any], why: str) -> None:
+        """It has been handed to a queue, and has not begun; again where the reason is another."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE attempt SET process = ?, message = ? WHERE id = ?",
+                (json.dumps(process), why, attempt),
+            )
+
+    def attempt_begins(self, attempt: int, at: float) -> None:
+        """One that has waited; its slots are held from here on."""
+        with self._transaction():
+            self._move_attempt(attempt, AttemptState.RUNNING)
+            self._db.execute(
+                "UPDATE attempt SET started_at = max(started_at, ?), message = '' WHERE id = ?",
+                (at, attempt),
+            )
+
     def end_attempt(self, attempt: int, ended: Ended, now: float) -> None:
         """Ends an attempt, frees its slots, records its results and moves its candidate."""
         ending, record = ended.ending, ended.record

@@ -34,8 +34,11 @@ def slots(case: Case) -> Iterator[Finding]:
     config = case.config
     if config.slots.devices != "auto":
         case.devices = list(config.slots.devices)  # for what comes, also where one is missing
-    case.devices = [str(slot) for slot in launchers.of(config.slots).devices(config.slots, False)]
-    if case.on_gpus:
+    kind = launchers.of(config.slots)
+    case.devices = [str(slot) for slot in kind.devices(config, False)]
+    if not kind.here:
+        yield Finding("slots", "good", f"{len(case.devices)} of {config.slots.launcher}'s")
+    elif case.on_gpus:
         for gpu in gpus.list_gpus():
             device = str(Slot.of(SlotKind.CUDA, gpu["index"]))
             if device in case.devices:
@@ -107,7 +110,7 @@ def torch(case: Case) -> Iterator[Finding]:
 
 def cores(case: Case) -> Iterator[Finding]:
     """Whether there is a core for each thread of each slot."""
-    if not case.devices:
+    if not case.devices or not launchers.of(case.config.slots).here:
         return
     there = len(os.sched_getaffinity(0))
     wanted = len(case.devices) * case.config.slots.threads
@@ -124,6 +127,8 @@ def memory(case: Case) -> Iterator[Finding]:
     """Whether the seed's architecture fits at every stage: into each GPU with one example at a
     time, as the micro-batch is found by trying; on CPU shares with a rank's whole share."""
     if case.backbone is None or case.baseline is None or not case.devices:
+        return
+    if not launchers.of(case.config.slots).here:
         return
     kind = SlotKind.CUDA if case.on_gpus else SlotKind.CPU
     config = case.config

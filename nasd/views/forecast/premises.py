@@ -79,7 +79,7 @@ def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, .
     if count is None and listed != "auto":
         check_against_slots(config, len(listed), origin)
         return listed, f"{len(listed)} slots as listed, "
-    found = simulated.devices(config.slots, begun=False)
+    found = simulated.devices(config, begun=False)
     number = count or len(found)
     for stage in config.stages:
         if stage.slots > number:

@@ -1,0 +1,177 @@
+"""What a job of a cluster runs on its node: the ranks of one attempt, and word of how they left.
+
+    python -m nasd.launch.job ATTEMPT_FOLDER COUNT TOKEN VERSION GPUS
+
+The launcher and its job speak through three files of the attempt's folder, so that nothing rests on
+what the cluster says of the job:
+
+    job.json     the launcher's orders: whose folder it is, and whether it is to stop. Where they are
+                 gone, or another attempt's, the job ends its ranks at once
+    began.json   the job's, made once: a job that is run a second time leaves again
+    left.json    the job's last act, when none of its ranks is left, and why they left
+
+The standard library alone, as it lives as long as the attempt.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nasd
+from nasd.contract import variables
+from nasd.launch import interpreter, ranks
+
+ORDERS, BEGAN, LEFT = "job.json", "began.json", "left.json"
+LOOK_SECONDS = 2.0  # between two looks at the orders
+END: Mapping[str, Any] = {"end": True}
+LIMIT_SIGNAL = signal.SIGUSR1  # ahead of the time limit
+# Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
+
+
+def write(path: Path, message: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(message, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path, token: str) -> dict[str, Any] | None:
+    """What a file says of the attempt; None where it is not there, or another attempt's."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("token") == token else None
+
+
+class Job:
+    """One job on its node. why: of the first that asked the ranks to leave."""
+
+    def __init__(self, folder: Path, count: int, token: str) -> None:
+        self.folder = folder
+        self.count = count
+        self.token = token
+        self.why = ""
+        self._ranks: ranks.Ranks = {}
+        self._ended = threading.Event()
+
+    def run(self, version: str, gpus: bool) -> int:
+        if (refused := self._refused(version, gpus)) is not None:
+            why, text = refused
+            print(f"error: {text}", flush=True)
+            self._leave(why, text, 1)
+            return 1
+        if not self._claim():  # without a word: the first run of it may still be there
+            print("error: the cluster ran this job a second time", flush=True)
+            return 1
+        os.environ |= {
+            **LOOPBACK,
+            variables.TOKEN: self.token,
+            "PYTHONUNBUFFERED": "1",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+        if not gpus:  # a job that asked for none sees all of the node's
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        signal.signal(LIMIT_SIGNAL, lambda *_: self._stop("limit"))
+        follows = threading.Thread(target=self._follow, daemon=True)
+        follows.start()
+        command = interpreter.command(ranks.WORKER, str(self.folder))
+        code = ranks.run(self.count, self.folder, command, self._ranks, self._told)
+        self._ended.set()
+        self._leave(self.why, "", code)
+        return code
+
+    def _refused(self, version: str, gpus: bool) -> tuple[str, str] | None:
+        """Why it does not begin, and the sentence for it."""
+        if self._orders() == END:
+            return "ordered", "it was ended before it began"
+        if version != nasd.__version__:
+            return "refused", (
+                f"{socket.gethostname()} has nasd {nasd.__version__} and the daemon {version}:"
+                " install one and the same, or name the right one with slurm.python"
+            )
+        if gpus and not os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return "refused", (
+                f"Slurm gave the job no GPU on {socket.gethostname()}: ask for some with"
+                " slurm.gres, or take CPU shares as slots.devices"
+            )
+        return None
+
+    def _claim(self) -> bool:
+        """Whether this is the first run of the job."""
+        try:
+            descriptor = os.open(self.folder / BEGAN, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            if read(self.folder / BEGAN, self.token) is not None:
+                return False
+            (self.folder / BEGAN).unlink()  # half written, or another attempt's: nobody begun here
+            return self._claim()
+        with os.fdopen(descriptor, "w") as file:
+            said = {
+                "token": self.token,
+                "at": time.time(),
+                "host": socket.gethostname(),
+                "job": os.environ.get("SLURM_JOB_ID", ""),
+            }
+            json.dump(said, file)
+        return True
+
+    def _told(self) -> None:
+        """By the cluster, with SIGTERM."""
+        self.why = self.why or "term"
+
+    def _stop(self, why: str) -> None:
+        self.why = self.why or why
+        for rank in list(self._ranks.values()):
+            with contextlib.suppress(ProcessLookupError):
+                rank.send_signal(signal.SIGTERM)
+
+    def _follow(self) -> None:
+        """In a thread of its own: does as the orders say."""
+        asked = False
+        while not self._ended.wait(LOOK_SECONDS):
+            orders = self._orders()
+            if orders == END:
+                self.why = "ordered"
+                for rank in list(self._ranks.values()):
+                    with contextlib.suppress(ProcessLookupError):
+                        rank.kill()
+            elif orders.get("stop") and not asked:
+                asked = True
+                self._stop("ordered")
+
+    def _orders(self) -> Mapping[str, Any]:
+        """END where there are none for it; none to heed where they cannot be read just now."""
+        try:
+            found = json.loads((self.folder / ORDERS).read_text())
+        except FileNotFoundError:
+            return END
+        except (OSError, ValueError):
+            return {}
+        return found if found.get("token") == self.token else END
+
+    def _leave(self, why: str, text: str, code: int) -> None:
+        said = {"token": self.token, "why": why, "text": text, "code": code, "at": time.time()}
+        with contextlib.suppress(OSError):  # the folder is gone, or its disk is full
+            write(self.folder / LEFT, said)
+
+
+def main(arguments: list[str]) -> int:
+    folder, count, token, version, gpus = arguments
+    return Job(Path(folder), int(count), token).run(version, gpus == "gpus")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,389 @@
+"""The launcher of a Slurm cluster: each attempt is one job, on one node.
+
+Slurm starts a job and ends it; what became of the attempt its own files say (nasd.launch.job), as
+far as they can. So a controller that is down, or that takes a node for lost on which a worker still
+trains, changes nothing: what is not known is taken for alive, and an attempt is over when its job's
+last word stands, or when Slurm knows of no job and none has answered an order either.
+
+A job is found again by its name, which carries the attempt's token. It is never requeued: it goes
+on as another attempt, with a row of its own.
+"""
+
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import nasd
+from nasd.contract.config import PREPARE, SCREEN, Config
+from nasd.contract.errors import NasdError
+from nasd.contract.protocol import AttemptFolder, Spec, read, write_atomically
+from nasd.contract.slots import Slot, SlotKind, on_gpus
+from nasd.launch import interpreter, job
+from nasd.launch.launcher import Entry, Launcher, NotYet
+from nasd.launch.queue import NAME, OVER, PENDING, STANDING, Queue, Seen, environment, last_line
+from nasd.record.state import Because, Word
+
+PROGRAMS = ("sbatch", "squeue", "scancel")
+SUBMIT_SECONDS = 60.0
+# After a job's orders are gone, until one that Slurm no longer knows of has surely seen that: it
+# looks each job.LOOK_SECONDS, and a shared file system may show it for a while what was there.
+FENCE_SECONDS = 5 * job.LOOK_SECONDS
+SWEEP_SECONDS = 60.0
+# What sbatch says where it is not the job that is at fault: there will be another time.
+AWAY = (
+    "unable to contact", "connection refused", "timed out", "socket", "zero bytes",
+    "transport endpoint", "munge", "authentication", "temporarily", "backup", "submit limit",
+    "maxsubmit", "not responding", "slurm_persist",
+)  # fmt: skip
+# By a word of what sbatch says: the key that it may be about.
+KEYS = {
+    "partition": "partition", "account": "account", "qos": "qos", "feature": "constraint",
+    "memory": "memory_gb", "time": "time_minutes", "gres": "gres", "node configuration": "gres",
+}  # fmt: skip
+HELD = {"JobHeldUser": "its owner", "JobHeldAdmin": "an administrator"}
+NO_SLURM = (
+    "slots.launcher: {} cannot be found: run the daemon where Slurm's commands are, as on a login"
+    ' node, or take launcher = "local"'
+)
+
+
+class SlurmLauncher(Launcher):
+    """state: the folder below which the attempts' own stand; the nodes see it by the same path."""
+
+    def __init__(self, config: Config, state: Path) -> None:
+        self._config = config
+        self._attempts = state.resolve() / "attempts"
+        self._queue = Queue(config.slurm.poll_seconds)
+        self._folders: dict[str, AttemptFolder] = {}  # by token
+        self._submitted: dict[str, float] = {}  # monotonic, by token
+        self._asked: set[str] = set()  # to stop
+        self._fenced: dict[str, float] = {}  # by token, since when there are no orders
+        self._cancelled: dict[str, float] = {}  # by token: the answer that showed it alive
+        self._swept = time.monotonic()
+        self._stray: set[str] = set()  # tokens, as of the last sweep
+
+    def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
+        path = self._attempts / folder.path.name
+        self._folders[token] = AttemptFolder(path)
+        spec = read(Spec, folder.spec)
+        script = path / "job.sh"
+        write_atomically(script, self._script(path, slots, token).encode())
+        job.write(path / job.ORDERS, {"token": token})
+        words = [
+            *("sbatch", "--parsable", f"--job-name={NAME}{token}", f"--chdir={path}"),
+            f"--comment=candidate {spec.candidate}, {_stage(spec)}, attempt {spec.attempt}",
+            *("--output=" + str(path / folder.log.name).replace("%", "%%"), "--open-mode=append"),
+            *options(self._config, _stage(spec), slots),
+            str(script),
+        ]
+        self._submitted[token] = math.inf  # until it is known
+        number = _submitted(words, _stage(spec)).partition(";")[0]
+        self._submitted[token] = time.monotonic()
+        return {"job": number, "token": token, "attempt": path.name}
+
+    def alive(self, process: Mapping[str, Any]) -> bool:
+        if "job" not in process:  # another launcher's, whose daemon took it along
+            return False
+        token, folder = self._known(process)
+        self._look()
+        seen = self._queue.jobs.get(token)
+        left = job.read(folder.path / job.LEFT, token)
+        if left is not None and left["why"] != "term":
+            return False
+        if not self._knows(token):
+            return True
+        if seen is None or seen.state in OVER:
+            return False
+        if left is None and seen.state in PENDING:  # or it is requeued, and never runs again
+            return job.read(folder.path / job.BEGAN, token) is None
+        return True  # and where it was told to leave, Slurm has yet to say by whom
+
+    def stop(self, token: str) -> None:
+        folder = self._find(token)
+        if folder is None:
+            return
+        orders = folder.path / job.ORDERS
+        if token not in self._asked and orders.exists():
+            job.write(orders, {"token": token, "stop": True})
+        self._asked.add(token)
+        seen = self._queue.jobs.get(token)
+        if seen is not None and seen.state in PENDING:
+            self._cancel(seen, "--state=PENDING")
+
+    def owns(self, pid: int) -> bool | None:
+        return None  # what runs, runs elsewhere
+
+    def clear(self, token: str) -> int:
+        folder = self._find(token)
+        self._look()
+        seen = self._queue.jobs.get(token)
+        there = seen is not None and seen.state not in OVER
+        left = began = None
+        if folder is not None:
+            left = job.read(folder.path / job.LEFT, token)
+            began = job.read(folder.path / job.BEGAN, token)
+            (folder.path / job.ORDERS).unlink(missing_ok=True)
+        fenced = self._fenced.setdefault(token, time.monotonic())
+        if left is None:
+            if there:
+                assert seen is not None
+                self._cancel(seen)
+                self._look(at_once=True)
+                seen = self._queue.jobs.get(token)
+                if seen is not None and seen.state not in OVER:
+                    raise NotYet(f"Slurm is ending its job {seen.id}")
+            elif not self._knows(token):
+                raise NotYet(f"Slurm does not say what becomes of its job: {self._queue.fault}")
+            if began is not None and time.monotonic() - fenced < FENCE_SECONDS:
+                raise NotYet("Slurm knows of no job of it, which may yet have to see that it ends")
+        ended = there and left is None
+        for known in (self._folders, self._submitted, self._fenced, self._cancelled):
+            known.pop(token, None)
+        self._asked.discard(token)
+        return int(ended)
+
+    def waits(self, process: Mapping[str, Any]) -> str | None:
+        token, folder = self._known(process)
+        seen = self._queue.jobs.get(token)
+        number = process["job"]
+        if seen is not None and seen.state in STANDING:
+            return f"its job {number} is suspended"
+        if any(job.read(folder.path / name, token) for name in (job.BEGAN, job.LEFT)):
+            return None
+        if seen is None:
+            return f"its job {number} is submitted" if not self._knows(token) else None
+        if seen.state not in PENDING:
+            return None
+        if who := HELD.get(seen.reason):
+            return f"its job {number} is held by {who}: `scontrol release {number}` lets it go"
+        return f"its job {number} waits: {seen.reason}"
+
+    def began(self, process: Mapping[str, Any]) -> float | None:
+        token, folder = self._known(process)
+        said = job.read(folder.path / job.BEGAN, token)
+        return None if said is None else float(said["at"])
+
+    def word(self, process: Mapping[str, Any]) -> Word | None:
+        if "job" not in process:
+            return None
+        token, folder = self._known(process)
+        seen = self._queue.jobs.get(token)
+        left = job.read(folder.path / job.LEFT, token) or {"why": "", "text": ""}
+        state = seen.state if seen is not None else ""
+        what, where = (
+            f"its job {process['job']}",
+            f" on {seen.nodes}" if seen and seen.nodes else "",
+        )
+        orders = job.read(folder.path / job.ORDERS, token)
+        ours = orders is None or orders.get("stop", False)
+        if left["why"] == "refused":
+            return Word(Because.REFUSED, left["text"])
+        if state == "TIMEOUT" or left["why"] == "limit":
+            return Word(Because.LIMIT, f"{what} came to its time limit (slurm.time_minutes)")
+        if state == "PREEMPTED":
+            return Word(Because.INTERRUPTED, f"{what} was preempted")
+        if state in PENDING and not ours:
+            return Word(Because.INTERRUPTED, f"{what} was requeued")
+        if state == "CANCELLED" and not ours:
+            return Word(Because.CANCELLED, f"{what} was cancelled")
+        if state in ("NODE_FAIL", "BOOT_FAIL"):
+            return Word(Because.LOST, f"{what} lost its node{where} ({state})")
+        if state == "OUT_OF_MEMORY":
+            return Word(Because.LOST, f"{what} took more than slurm.memory_gb{where}")
+        if state in ("FAILED", "DEADLINE") and not left["why"]:
+            launch = seen is not None and seen.reason == "JobLaunchFailure"
+            why = f"does the node see {self._attempts}?" if launch else "see its worker.log"
+            reason = seen.reason if seen is not None else ""
+            return Word(Because.LOST, f"{what} failed{where} ({reason}): {why}")
+        return None
+
+    def away(self) -> str | None:
+        self._look()
+        fault = self._queue.fault
+        return f"Slurm does not answer, so nothing starts: {fault}" if fault else None
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _script(self, path: Path, slots: Sequence[str], token: str) -> str:
+        python = self._config.slurm.python or interpreter.command("")[0]
+        gpus = "gpus" if on_gpus(slots) else "cores"
+        words = (str(path), str(len(slots)), token, nasd.__version__, gpus)
+        return "\n".join(
+            [
+                "#!/bin/sh",
+                "trap '' USR1  # until the job listens",
+                f"export OMP_NUM_THREADS={self._config.slots.threads}",
+                *self._config.slurm.setup,
+                # As the batch shell itself: the signal ahead of the time limit is for that alone.
+                f"exec {shlex.join([python, '-P', '-m', 'nasd.launch.job', *words])}",
+                "",
+            ]
+        )
+
+    def _look(self, at_once: bool = False) -> None:
+        self._queue.look(at_once)
+        if time.monotonic() - self._swept >= SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Cancels jobs that are of no attempt any more, once they have been so for two sweeps: as
+        one whose sbatch was killed with its daemon, or that its steps' own end did not end."""
+        stray = set()
+        for token, seen in self._queue.jobs.items():
+            if seen.state in OVER or seen.folder.parent != self._attempts:
+                continue
+            ordered = job.read(seen.folder / job.ORDERS, token) is not None
+            if not ordered or job.read(seen.folder / job.LEFT, token) is not None:
+                stray.add(token)
+                if token in self._stray:
+                    self._cancel(seen)
+        self._stray = stray
+
+    def _known(self, process: Mapping[str, Any]) -> tuple[str, AttemptFolder]:
+        token = process["token"]
+        folder = AttemptFolder(self._attempts / process["attempt"])
+        return token, self._folders.setdefault(token, folder)
+
+    def _find(self, token: str) -> AttemptFolder | None:
+        """An attempt's folder, also where its daemon was killed before it knew of the job."""
+        if token not in self._folders:
+            for path in self._attempts.glob(f"*/{job.ORDERS}"):
+                if job.read(path, token) is not None:
+                    self._folders[token] = AttemptFolder(path.parent)
+        return self._folders.get(token)
+
+    def _knows(self, token: str) -> bool:
+        """Whether Slurm has answered since the job was submitted."""
+        submitted = self._submitted.get(token, -math.inf)
+        return self._queue.asked_at > (-math.inf if submitted == math.inf else submitted)
+
+    def _cancel(self, seen: Seen, *options: str) -> None:
+        """Once for each answer that shows it alive."""
+        if self._cancelled.get(seen.token) == self._queue.asked_at:
+            return
+        self._cancelled[seen.token] = self._queue.asked_at
+        with suppress(subprocess.TimeoutExpired):  # or it is gone by itself, or asked again
+            subprocess.run(
+                ["scancel", *options, seen.id],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=environment(),
+                timeout=SUBMIT_SECONDS,
+            )
+
+
+def _stage(spec: Spec) -> str:
+    if spec.stage is None:
+        return PREPARE
+    return SCREEN if spec.mutants else spec.stage.name
+
+
+def options(config: Config, stage: str, slots: Sequence[str]) -> list[str]:
+    """What sbatch is asked for a job of a stage on so many slots."""
+    asked, count = config.slurm.of(stage), len(slots)
+    gres = asked.gres
+    if gres is None and on_gpus(slots):
+        gres = "gpu:{slots}"
+    found = [
+        "--no-requeue",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={count * config.slots.threads}",
+    ]
+    for name in ("partition", "account", "qos", "constraint"):
+        if value := getattr(asked, name):
+            found.append(f"--{name}={value}")
+    if gres:
+        found.append(f"--gres={gres.replace('{slots}', str(count))}")
+    if asked.time_minutes is not None:
+        found.append(f"--time={asked.time_minutes}")
+    if asked.memory_gb is not None:
+        found.append(f"--mem={math.ceil(1024 * asked.memory_gb * count)}M")
+    ahead = min(65_535, math.ceil(60 * config.slurm.signal_minutes))
+    return [*found, f"--signal=B:{job.LIMIT_SIGNAL.name.removeprefix('SIG')}@{ahead}", *asked.extra]
+
+
+def _submitted(words: Sequence[str], stage: str) -> str:
+    """What sbatch answers; raises NasdError where it refuses, NotYet where it cannot be known."""
+    try:
+        done = subprocess.run(
+            # No sbatch outlives the daemon: what it submits then would be nobody's.
+            [*interpreter.command("nasd.contract.leash", str(os.getpid())), *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=SUBMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotYet(f"sbatch has not answered for {SUBMIT_SECONDS:g} s") from None
+    if done.returncode == 0:
+        return (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+    raise _refusal(last_line(done.stderr), stage)
+
+
+def _refusal(said: str, stage: str) -> NasdError:
+    told = said.lower()
+    if any(word in told for word in AWAY):
+        return NotYet(f"Slurm does not take jobs just now: {said}")
+    key = next((key for word, key in KEYS.items() if word in told), "")
+    where = f"slurm.{key}" if key else "slurm"
+    return NasdError(f"{where}: Slurm refuses the jobs of {stage}: {said}; mend [slurm]")
+
+
+def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
+    """As listed, or as many as slurm.slots says; raises NasdError where Slurm takes no such jobs.
+
+    begun: the search goes on, and so it does while Slurm does not answer.
+    """
+    slurm, listed = config.slurm, config.slots.devices
+    if listed == "auto":
+        kind = SlotKind.CPU if slurm.gres == "" else SlotKind.CUDA
+        found = tuple(Slot.of(kind, number) for number in range(slurm.slots))
+    else:
+        found = tuple(Slot.parse(name) for name in listed)
+        if len(set(listed)) != len(listed):
+            raise NasdError("slots.devices: a device is named twice")
+        if len({slot.kind for slot in found}) > 1:
+            raise NasdError("slots.devices: take either cuda devices or cpu shares, not both")
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            raise NasdError(NO_SLURM.format(program))
+    names = [str(slot) for slot in found]
+    tried: set[tuple[str, ...]] = set()
+    for stage, count in _stages(config):
+        words = tuple(options(config, stage, names[:count]))
+        if words in tried:
+            continue
+        tried.add(words)
+        try:
+            _submitted(["sbatch", "--test-only", *words, "--wrap=true"], stage)
+        except NotYet:
+            if not begun:
+                raise
+            break
+    return found
+
+
+def _stages(config: Config) -> Iterator[tuple[str, int]]:
+    """Each kind of job, and how many slots it leases."""
+    yield PREPARE, 1
+    for stage in config.stages:
+        yield stage.name, stage.slots
+
+
+ENTRY = Entry(
+    devices=devices,
+    open=SlurmLauncher,
+    health=lambda slots: nullcontext(dict),
+    leashed=False,
+    here=False,
+)
