@@ -29,6 +29,7 @@ from nasd.contract.protocol import (
 )
 from nasd.control.tick import Tick
 from nasd.estimate.latency import measurements, supposed
+from nasd.launch.launcher import Launcher
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event
 from nasd.record.state import Snapshot
@@ -325,7 +326,7 @@ def all_succeed(spec: Spec, before: int) -> tuple[float, Outcome | None]:
     return 30.0, succeeded(spec)
 
 
-class FakeLauncher:
+class FakeLauncher(Launcher):
     """Runs nothing: after its time an attempt has left the outcome that the script says, or is
     just gone where the script says None. Insists that no slot is used twice at once."""
 

@@ -197,7 +197,8 @@ class Job(Section):
     """What it needs of its node, `{slots}` standing for the number of its slots; without it
     `gpu:{slots}` where the slots are GPUs, and nothing where they are CPU shares."""
     time_minutes: Annotated[Whole, Field(ge=1, le=525_600)] | None = None
-    """Its time limit. An attempt that comes to it writes a checkpoint and goes on in another job."""
+    """Its time limit. An attempt that comes to it writes a checkpoint, and goes on in another
+    job."""
     memory_gb: Annotated[Real, Field(gt=0, le=10**6)] | None = None
     """Of the node's memory, for each slot."""
     extra: tuple[Plain, ...] = ()

@@ -24,6 +24,7 @@ from nasd.control.pictures import Artist, unseen
 from nasd.control.tick import Tick
 from nasd.control.watchdog import Watchdog
 from nasd.launch import home, launchers
+from nasd.launch.launcher import Entry
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState
@@ -119,6 +120,7 @@ def _run(
                     PREPARE,
                     time.time(),
                 )
+            _check_jobs(store, kind)
         on_begin()
         if opened:
             log.warning("%s", opened)
@@ -134,6 +136,16 @@ def _run(
         tick.say = say
         tick.told = lambda: bool(leaving.told)
         return _serve(tick, leaving)
+
+
+def _check_jobs(store: Store, kind: Entry) -> None:
+    """Raises NasdError where attempts still run that this kind of launcher cannot see."""
+    jobs = [one.id for one in store.in_play().live_attempts if "job" in (one.process or {})]
+    if kind.leashed and jobs:
+        raise NasdError(
+            f"slots.launcher: attempt {jobs[0]} and {len(jobs) - 1} others may still run as jobs of"
+            ' a cluster: take launcher = "slurm" back, `nasd pause`, and then change it'
+        )
 
 
 def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nasd.contract import digests
@@ -34,11 +34,11 @@ from nasd.control.machine import MachineWatch, free_bytes
 from nasd.control.pictures import Artist, unseen
 from nasd.control.silence import Silence
 from nasd.launch.gpus import Health
-from nasd.launch.launcher import Launcher, wait_until
+from nasd.launch.launcher import Launcher, NotYet, wait_until
 from nasd.policy import births, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, QuarantineKind
-from nasd.record.state import Attempt, Ending, Snapshot
+from nasd.record.state import Attempt, Because, Ending, Snapshot, Word
 from nasd.record.store import Ended, StageRecord, Store
 
 log = logging.getLogger("nasd")
@@ -57,7 +57,7 @@ class Tick:
     for the record; `monotonic`: for time that passes, whatever happens to the wall's clock.
     `health`: of the GPUs, by slot; None while it is not known. `free_bytes`: of a folder's disk.
     `artist`: draws what people see. `say`: tells people what is in the way of its turns, where that
-    cannot be recorded.
+    cannot be recorded. `leashed`: whether attempts die with the daemon, as of a launcher.
     """
 
     store: Store
@@ -73,6 +73,7 @@ class Tick:
     say: Callable[[str], None] = lambda text: None
     told: Callable[[], bool] = bool  # whether the daemon has been told to leave
     artist: Artist = unseen
+    leashed: bool = True
 
     def __post_init__(self) -> None:
         daemon = self.config.daemon
@@ -83,6 +84,7 @@ class Tick:
         self._board = self.artist(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
         self._asked: set[int] = set()  # attempts that this daemon has asked to stop
+        self._away = ""  # why the launcher starts nothing
         self._machine = MachineWatch(
             *(self.store, self.config, self.state, self.slots, lambda pid: self.launcher.owns(pid)),
             *(self.clock, self.monotonic),
@@ -137,14 +139,16 @@ class Tick:
 
     def observe(self) -> None:
         """Ends every attempt that is gone, by the outcome it left behind, or has to go."""
-        for attempt in self.store.in_play().live_attempts:
-            folder = self.state.attempt(attempt.id)
+        for known in self.store.in_play().live_attempts:
+            attempt, folder = self._begun(known), self.state.attempt(known.id)
             lost = self._why_ended(attempt, folder)
             if lost is None:
                 continue
             told = attempt.id in self._asked and lost.startswith(GONE)
             try:
                 self._end(attempt, folder, lost, UNHEARD if told else "")
+            except NotYet as error:
+                log.debug("attempt %d: %s", attempt.id, error)
             except NasdError as error:  # it keeps its slots, the others go on
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
 
@@ -161,6 +165,9 @@ class Tick:
             return f"{GONE}{_last_line(folder.log)}"
         if attempt.id not in self._met:
             self._adopt(attempt, folder)
+        if self.launcher.waits(attempt.process) is not None:
+            self._silence.forget(attempt.id)  # nothing is to be heard of it
+            return None
         if folder.outcome.exists():
             late = self.clock() - folder.outcome.stat().st_mtime
             return "it did not leave" if not 0 <= late <= EXIT_SECONDS else None
@@ -169,6 +176,21 @@ class Tick:
             if slot in known and known[slot].kind is QuarantineKind.LOST:
                 return f"{slot}: {known[slot].reason}"
         return self._silence.too_long(attempt.id, folder)
+
+    def _begun(self, attempt: Attempt) -> Attempt:
+        """As it is by now, where it has been in a queue: its slots are held from its begin on."""
+        if attempt.state is AttemptState.RUNNING or attempt.process is None:
+            return attempt
+        if (why := self.launcher.waits(attempt.process)) is not None:
+            if why != attempt.message:
+                self.store.attempt_waits(attempt.id, attempt.process, why)
+                log.info("candidate %d %s: %s", attempt.candidate, attempt.stage, why)
+            return attempt
+        now, at = self.clock(), self.launcher.began(attempt.process)
+        at = now if at is None else min(now, max(attempt.started_at, at))
+        self._began[attempt.id] = self.monotonic() - (now - at)
+        self.store.attempt_begins(attempt.id, at)
+        return replace(attempt, state=AttemptState.RUNNING, started_at=at, message="")
 
     def _adopt(self, attempt: Attempt, folder: AttemptFolder) -> None:
         """One that an earlier daemon started, and that outlived it."""
@@ -180,11 +202,15 @@ class Tick:
     def _end(self, attempt: Attempt, folder: AttemptFolder, lost: str, stopped: str = "") -> None:
         """Ends an attempt. lost: what to say if there is no outcome. stopped: what to say in its
         place, if the daemon itself wanted it to stop."""
+        word = None if attempt.process is None else self.launcher.word(attempt.process)
         self._clear(attempt)
         outcome = self._outcome(attempt, folder)
+        snapshot = self.store.in_play()
+        if word is not None:
+            reached = folder.newest_step()
+            outcome, lost = endings.heeded(snapshot, attempt, outcome, lost, word, reached)
         if outcome is None and stopped:
             outcome = Outcome(verdict=Verdict.STOPPED, message=stopped)
-        snapshot = self.store.in_play()
         if outcome is not None and outcome.verdict == Verdict.OUT_OF_MEMORY:
             crowded = [
                 one.reason
@@ -197,6 +223,19 @@ class Tick:
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
         self._close(attempt, folder, end, outcome, nullcontext())
+        if word is not None:
+            self._obey(attempt, word)
+
+    def _obey(self, attempt: Attempt, word: Word) -> None:
+        """What a person did to an attempt holds for those to come, until a person says otherwise;
+        and what they have to mend is told at once."""
+        where = f"candidate {attempt.candidate} at {attempt.stage}: {word.text}"
+        if word.because is Because.CANCELLED and not self.store.in_play().experiment.pause:
+            self.store.pause("drain", f"as somebody has: {where}")
+            log.warning("%s: nothing starts until `nasd resume`", where)
+        elif word.because is Because.REFUSED:
+            self.store.halt(where, self.clock())
+            log.error("halted: %s", where)
 
     def _end_by_request(
         self, attempt: Attempt, reason: str, within: AbstractContextManager[None]
@@ -286,6 +325,8 @@ class Tick:
     def _ended_at(self, folder: AttemptFolder, attempt: Attempt, now: float) -> float:
         """When an attempt last held its slots: not while the box was off, whoever finds it later,
         and whatever happened to the clock meanwhile."""
+        if attempt.state is AttemptState.STARTING:  # or never held any
+            return attempt.started_at
         if attempt.id in self._began:
             return attempt.started_at + self.monotonic() - self._began[attempt.id]
         try:
@@ -360,10 +401,19 @@ class Tick:
             return
         for one in scheduling.starts(snapshot, self.config, self.slots, self.clock()):
             snapshot = self.store.in_play()
-            if snapshot.experiment.runs:  # one before may have halted the search
+            # One before may have halted the search, or found nobody to start it.
+            if snapshot.experiment.runs and not self._nobody_starts():
                 self._start(snapshot, one)
         if self.config.slots.widen:
             self._widen()
+
+    def _nobody_starts(self) -> bool:
+        """Whether the launcher is away; told when that changes."""
+        away = self.launcher.away() or ""
+        if away != self._away:
+            self._away = away
+            log.warning("%s", away or "what starts attempts answers again")
+        return bool(away)
 
     def _widen(self) -> None:
         """Asks an attempt for a checkpoint that goes on with more slots, once it has left."""
@@ -417,7 +467,18 @@ class Tick:
             text = json.dumps(candidate.genotype.to_json(), indent=1)
             write_atomically(home / "genotype.json", text.encode())
         ranks = one.slots[:1] if ladder.alone(self.config, one.stage) else one.slots
-        self.store.attempt_runs(attempt, self.launcher.start(folder, ranks, token))
+        try:
+            process = self.launcher.start(folder, ranks, token)
+        except NasdError as error:  # what may have come of it is ended in the next turn
+            self._met.discard(attempt)
+            if not isinstance(error, NotYet):
+                self.store.halt(str(error), self.clock())
+            log.error("candidate %d %s: %s", candidate.id, one.stage, error)
+            return
+        if (why := self.launcher.waits(process)) is None:
+            self.store.attempt_runs(attempt, process)
+        else:
+            self.store.attempt_waits(attempt, process, why)
         log.info(
             "candidate %d %s: attempt %d starts on %s",
             candidate.id,
@@ -450,8 +511,12 @@ class Tick:
         """Asks every running attempt for a checkpoint, waits for the grace period, ends the rest.
 
         Nothing is lost but the steps since the last checkpoint of an attempt that did not answer.
+        Where attempts outlive the daemon, they go on while there is something to go on with.
         """
         live = self.store.in_play().live_attempts
+        if live and not self.leashed and self.store.in_play().experiment.runs:
+            log.info("%d attempts go on without the daemon; `nasd run` takes them up", len(live))
+            return
 
         def running() -> list[Attempt]:
             return [one for one in live if one.process and self.launcher.alive(one.process)]
@@ -461,11 +526,17 @@ class Tick:
             for attempt in left:  # again and again: one may not have been there to hear it
                 self.launcher.stop(attempt.token)
             wait_until(lambda: not running(), min(ASK_AGAIN_SECONDS, end - time.monotonic()))
+        end = max(end, time.monotonic() + EXIT_SECONDS)
         for attempt in live:
-            try:
-                self._end(attempt, self.state.attempt(attempt.id), "", "ended with the daemon")
-            except NasdError as error:
-                log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
+            while True:
+                try:
+                    self._end(attempt, self.state.attempt(attempt.id), "", "ended with the daemon")
+                except NasdError as error:
+                    if isinstance(error, NotYet) and time.monotonic() < end:
+                        time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, end - time.monotonic())))
+                        continue
+                    log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
+                break
 
 
 def _last_line(log_file: Path) -> str:

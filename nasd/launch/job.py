@@ -5,8 +5,8 @@
 The launcher and its job speak through three files of the attempt's folder, so that nothing rests on
 what the cluster says of the job:
 
-    job.json     the launcher's orders: whose folder it is, and whether it is to stop. Where they are
-                 gone, or another attempt's, the job ends its ranks at once
+    job.json     the launcher's orders: whose folder it is, and whether it is to stop. Where they
+                 are gone, or another attempt's, the job ends its ranks at once
     began.json   the job's, made once: a job that is run a second time leaves again
     left.json    the job's last act, when none of its ranks is left, and why they left
 

@@ -44,8 +44,9 @@ class Queue:
     monotonic. fault: why there was no answer since.
     """
 
-    def __init__(self, poll_seconds: float) -> None:
+    def __init__(self, poll_seconds: float, name: str = NAME) -> None:
         self._poll = poll_seconds
+        self._name = name
         self._asking: tuple[subprocess.Popen[bytes], IO[bytes], float] | None = None
         self._heard = -math.inf
         self.jobs: dict[str, Seen] = {}
@@ -76,11 +77,12 @@ class Queue:
             self.fault = last_line(text)
             return
         self.asked_at, self.fault = since, ""
-        self.jobs = {one.token: one for one in parsed(text)}
+        self.jobs = {one.token: one for one in parsed(text, self._name)}
 
 
 def _ask() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    said = tempfile.TemporaryFile()  # a pipe would hold it up where there are thousands of jobs
+    # A pipe would hold it up where there are thousands of jobs.
+    said = tempfile.TemporaryFile()  # noqa: SIM115
     words = ["squeue", "--me", "--states=all", "--noheader", f"--format={FORMAT}"]
     asked = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=environment()
@@ -88,13 +90,13 @@ def _ask() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     return asked, said
 
 
-def parsed(text: str) -> Iterator[Seen]:
+def parsed(text: str, begins: str = NAME) -> Iterator[Seen]:
     """The jobs that are nasd's, of what squeue prints; other lines are for other people."""
     for line in text.splitlines():
         parts = line.split("|", 5)
-        if len(parts) == 6 and parts[4].startswith(NAME):
+        if len(parts) == 6 and parts[4].startswith(begins):
             number, state, reason, nodes, name, folder = parts
-            yield Seen(number, state, reason, nodes, name.removeprefix(NAME), Path(folder))
+            yield Seen(number, state, reason, nodes, name.removeprefix(begins), Path(folder))
 
 
 def environment() -> dict[str, str]:

@@ -9,14 +9,18 @@ A job is found again by its name, which carries the attempt's token. It is never
 on as another attempt, with a row of its own.
 """
 
+import json
 import math
 import os
 import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +40,12 @@ SUBMIT_SECONDS = 60.0
 # looks each job.LOOK_SECONDS, and a shared file system may show it for a while what was there.
 FENCE_SECONDS = 5 * job.LOOK_SECONDS
 SWEEP_SECONDS = 60.0
+FULL_SECONDS = 30.0  # after which jobs are submitted again where none were taken
 # What sbatch says where it is not the job that is at fault: there will be another time.
 AWAY = (
     "unable to contact", "connection refused", "timed out", "socket", "zero bytes",
     "transport endpoint", "munge", "authentication", "temporarily", "backup", "submit limit",
-    "maxsubmit", "not responding", "slurm_persist",
+    "maxsubmit", "not responding", "slurm_persist", "configuration source",
 )  # fmt: skip
 # By a word of what sbatch says: the key that it may be about.
 KEYS = {
@@ -64,8 +69,11 @@ class SlurmLauncher(Launcher):
         self._folders: dict[str, AttemptFolder] = {}  # by token
         self._submitted: dict[str, float] = {}  # monotonic, by token
         self._asked: set[str] = set()  # to stop
+        self._met: dict[str, float] = {}  # monotonic, by token: when it was seen to have begun
         self._fenced: dict[str, float] = {}  # by token, since when there are no orders
         self._cancelled: dict[str, float] = {}  # by token: the answer that showed it alive
+        self._words: dict[str, Word] = {}  # by token
+        self._full: tuple[str, float] = ("", -math.inf)  # what sbatch said, and until when it holds
         self._swept = time.monotonic()
         self._stray: set[str] = set()  # tokens, as of the last sweep
 
@@ -73,6 +81,8 @@ class SlurmLauncher(Launcher):
         path = self._attempts / folder.path.name
         self._folders[token] = AttemptFolder(path)
         spec = read(Spec, folder.spec)
+        for name in (job.BEGAN, job.LEFT):
+            (path / name).unlink(missing_ok=True)
         script = path / "job.sh"
         write_atomically(script, self._script(path, slots, token).encode())
         job.write(path / job.ORDERS, {"token": token})
@@ -84,7 +94,11 @@ class SlurmLauncher(Launcher):
             str(script),
         ]
         self._submitted[token] = math.inf  # until it is known
-        number = _submitted(words, _stage(spec)).partition(";")[0]
+        try:
+            number = _submitted(words, _stage(spec)).partition(";")[0]
+        except NotYet as error:
+            self._full = str(error), time.monotonic() + FULL_SECONDS
+            raise
         self._submitted[token] = time.monotonic()
         return {"job": number, "token": token, "attempt": path.name}
 
@@ -95,15 +109,15 @@ class SlurmLauncher(Launcher):
         self._look()
         seen = self._queue.jobs.get(token)
         left = job.read(folder.path / job.LEFT, token)
-        if left is not None and left["why"] != "term":
+        if left is not None and (left["why"] != "term" or not (folder.path / job.ORDERS).exists()):
             return False
         if not self._knows(token):
             return True
         if seen is None or seen.state in OVER:
             return False
-        if left is None and seen.state in PENDING:  # or it is requeued, and never runs again
-            return job.read(folder.path / job.BEGAN, token) is None
-        return True  # and where it was told to leave, Slurm has yet to say by whom
+        # One that is requeued never runs again; where it was told to leave, Slurm has yet to say by
+        # whom.
+        return left is not None or not self._requeued(token, seen)
 
     def stop(self, token: str) -> None:
         folder = self._find(token)
@@ -144,8 +158,9 @@ class SlurmLauncher(Launcher):
             if began is not None and time.monotonic() - fenced < FENCE_SECONDS:
                 raise NotYet("Slurm knows of no job of it, which may yet have to see that it ends")
         ended = there and left is None
-        for known in (self._folders, self._submitted, self._fenced, self._cancelled):
+        for known in (self._submitted, self._met, self._fenced, self._cancelled, self._words):
             known.pop(token, None)
+        self._folders.pop(token, None)
         self._asked.discard(token)
         return int(ended)
 
@@ -158,12 +173,13 @@ class SlurmLauncher(Launcher):
         if any(job.read(folder.path / name, token) for name in (job.BEGAN, job.LEFT)):
             return None
         if seen is None:
-            return f"its job {number} is submitted" if not self._knows(token) else None
+            return f"its job {number} waits" if not self._knows(token) else None
         if seen.state not in PENDING:
             return None
         if who := HELD.get(seen.reason):
             return f"its job {number} is held by {who}: `scontrol release {number}` lets it go"
-        return f"its job {number} waits: {seen.reason}"
+        reason = "" if seen.reason == "None" else f": {seen.reason}"
+        return f"its job {number} waits{reason}"
 
     def began(self, process: Mapping[str, Any]) -> float | None:
         token, folder = self._known(process)
@@ -171,8 +187,15 @@ class SlurmLauncher(Launcher):
         return None if said is None else float(said["at"])
 
     def word(self, process: Mapping[str, Any]) -> Word | None:
+        """The first one stands: once it is cleared, Slurm says that nasd cancelled it."""
         if "job" not in process:
             return None
+        token, _ = self._known(process)
+        if token not in self._words and (word := self._word(process)) is not None:
+            self._words[token] = word
+        return self._words.get(token)
+
+    def _word(self, process: Mapping[str, Any]) -> Word | None:
         token, folder = self._known(process)
         seen = self._queue.jobs.get(token)
         left = job.read(folder.path / job.LEFT, token) or {"why": "", "text": ""}
@@ -189,7 +212,7 @@ class SlurmLauncher(Launcher):
             return Word(Because.LIMIT, f"{what} came to its time limit (slurm.time_minutes)")
         if state == "PREEMPTED":
             return Word(Because.INTERRUPTED, f"{what} was preempted")
-        if state in PENDING and not ours:
+        if seen is not None and self._requeued(token, seen) and not ours:
             return Word(Because.INTERRUPTED, f"{what} was requeued")
         if state == "CANCELLED" and not ours:
             return Word(Because.CANCELLED, f"{what} was cancelled")
@@ -206,8 +229,10 @@ class SlurmLauncher(Launcher):
 
     def away(self) -> str | None:
         self._look()
-        fault = self._queue.fault
-        return f"Slurm does not answer, so nothing starts: {fault}" if fault else None
+        if fault := self._queue.fault:
+            return f"Slurm does not answer, so nothing starts: {fault}"
+        said, until = self._full
+        return said if time.monotonic() < until else None
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -258,12 +283,23 @@ class SlurmLauncher(Launcher):
             for path in self._attempts.glob(f"*/{job.ORDERS}"):
                 if job.read(path, token) is not None:
                     self._folders[token] = AttemptFolder(path.parent)
+        seen = self._queue.jobs.get(token)
+        if token not in self._folders and seen is not None and seen.folder.parent == self._attempts:
+            self._folders[token] = AttemptFolder(seen.folder)
         return self._folders.get(token)
 
     def _knows(self, token: str) -> bool:
         """Whether Slurm has answered since the job was submitted."""
         submitted = self._submitted.get(token, -math.inf)
         return self._queue.asked_at > (-math.inf if submitted == math.inf else submitted)
+
+    def _requeued(self, token: str, seen: Seen) -> bool:
+        """Whether a job that has begun waits again, which an answer of before does not show."""
+        if token not in self._met:
+            if job.read(self._folders[token].path / job.BEGAN, token) is None:
+                return False
+            self._met[token] = time.monotonic()
+        return seen.state in PENDING and self._queue.asked_at > self._met[token]
 
     def _cancel(self, seen: Seen, *options: str) -> None:
         """Once for each answer that shows it alive."""
@@ -378,6 +414,74 @@ def _stages(config: Config) -> Iterator[tuple[str, int]]:
     yield PREPARE, 1
     for stage in config.stages:
         yield stage.name, stage.slots
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a job of a moment found on the node that it ran on. fault: why it did not, or "".
+
+    version: nasd's there. ahead: by how many seconds its clock is ahead of this one's.
+    """
+
+    fault: str = ""
+    node: str = ""
+    version: str = ""
+    ahead: float = 0.0
+
+
+def probe(config: Config, state: Path, patience: float) -> Probe:
+    """Whether a node sees the folder of a search, and runs the same nasd by the same clock.
+
+    The job is as those of the first stage. Both write a file there: what each clock is off from the
+    file server's, they are off from each other. Raises NasdError where Slurm takes no such job.
+    """
+    stage = config.stages[0].name
+    first = next((name for name in (state, *state.parents) if name.is_dir()), state)
+    with tempfile.TemporaryDirectory(prefix=".nasd-probe-", dir=first) as name:
+        folder = Path(name)
+        python = config.slurm.python or sys.executable
+        told = folder / "told.json"
+        lines = [
+            "#!/bin/sh",
+            *config.slurm.setup,
+            shlex.join([python, "-P", "-m", "nasd.launch.probe", str(folder)]),
+            "",
+        ]
+        (folder / "probe.sh").write_text("\n".join(lines))
+        slots = [str(slot) for slot in devices(config, False)][:1]
+        words = [
+            *("sbatch", "--parsable", "--job-name=probe-of-nasd", f"--chdir={folder}"),
+            f"--output={str(folder / 'log').replace('%', '%%')}",
+            *options(config, stage, slots),
+        ]
+        number = _submitted([*words, str(folder / "probe.sh")], stage).partition(";")[0]
+        queue = Queue(1.0, name="probe-of-nasd")
+        end, seen = time.monotonic() + patience, None
+        while time.monotonic() < end and not told.exists():
+            queue.look()
+            seen = next((one for one in queue.jobs.values() if one.id == number), seen)
+            if seen is not None and seen.state in OVER and not told.exists():
+                time.sleep(2)  # a shared file system may take a moment to show it
+                break
+            time.sleep(0.1)
+        if not told.exists():
+            said = last_line((folder / "log").read_text()) if (folder / "log").exists() else ""
+            subprocess.run(["scancel", number], capture_output=True, env=environment())
+            if seen is None or seen.state not in OVER:
+                why = f"still waits after {patience:g} s ({seen.reason if seen else 'unseen'})"
+                return Probe(f"its probe job {number} {why}, so no node could be looked at")
+            where = f" on {seen.nodes}" if seen.nodes else ""
+            return Probe(
+                f"its probe job {number} left no word in {first}{where} ({seen.state}"
+                f"{f', {said}' if said else ''}): the nodes have to see that folder, and nasd's"
+                f" environment ({python}), by the same paths; else name another experiment.state,"
+                " or slurm.python"
+            )
+        found = json.loads(told.read_text())
+        ours = folder / "ours"
+        ours.write_text("")
+        ahead = found["ahead"] - (time.time() - ours.stat().st_mtime)
+        return Probe("", found["node"], found["version"], ahead)
 
 
 ENTRY = Entry(

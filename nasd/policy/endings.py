@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 
 from nasd.contract.config import Config
-from nasd.contract.protocol import Outcome
+from nasd.contract.protocol import Outcome, Verdict
 from nasd.contract.slots import is_gpu
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
-from nasd.record.state import Attempt, Candidate, Ending, Snapshot
+from nasd.record.state import Attempt, Because, Candidate, Ending, Snapshot, Word
 
 ERROR_RETRIES = 1  # an error of unknown cause gets one more chance
 MACHINE_RETRIES = 1  # as does a file that was missing or damaged: it may have been the reading
@@ -206,6 +206,37 @@ def all_failed(snapshot: Snapshot, generation: int) -> str | None:
         f" {born[-1].stage} ({born[-1].reason}): mend what is behind it and have them tried again"
         f" with `nasd retry {born[-1].id}` and so on, or go on without them with `nasd run`"
     )
+
+
+def heeded(
+    snapshot: Snapshot,
+    attempt: Attempt,
+    outcome: Outcome | None,
+    lost: str,
+    word: Word,
+    reached: int,
+) -> tuple[Outcome | None, str]:
+    """Outcome and loss of an attempt of whose end its launcher has something to say, too.
+
+    What the worker says of its work stands, whoever ended it then. Where it was made to leave, or
+    could say nothing, it was interrupted; lost only where what it ran on failed, or where its time
+    was up before it got on at all: that would go on for ever. reached: the step of its newest
+    checkpoint.
+    """
+    if outcome is not None and outcome.verdict != Verdict.STOPPED:
+        return outcome, lost
+    told = f"{word.text}: {outcome.message}" if outcome is not None else word.text
+    stopped = Outcome(verdict=Verdict.STOPPED, message=told)
+    match word.because:
+        case Because.LIMIT:
+            earlier = attempts_at(snapshot, attempt.candidate, attempt.stage)
+            if reached > max((one.reached for one in earlier), default=0):
+                return stopped, lost
+            return None, f"{word.text} before it had got on: give it more time"
+        case Because.INTERRUPTED | Because.CANCELLED | Because.REFUSED:
+            return stopped, lost
+        case Because.LOST:
+            return outcome, word.text
 
 
 def ending(

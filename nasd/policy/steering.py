@@ -96,6 +96,12 @@ def answer(
         case "resume":
             return _resume(snapshot)
         case "stop":
+            if config.slots.launcher != "local":
+                return Accepted(
+                    Stop(),
+                    f"nasd leaves, and {_attempts(snapshot, 'goes on', 'go on')} without it;"
+                    " `nasd run` takes the search up (to end them as well: `nasd pause` first)",
+                )
             return Accepted(
                 Stop(),
                 f"{_attempts(snapshot, 'writes a checkpoint', 'write their checkpoints')}, and then"

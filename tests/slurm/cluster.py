@@ -38,7 +38,7 @@ def _found(name: str) -> str | None:
 
 
 class Cluster:
-    """Its processes are named munged, slurmctld and slurmd; each may be killed and started again."""
+    """Its processes are munged, slurmctld and slurmd; each may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,9 +104,9 @@ class Cluster:
         found = []
         for one in psutil.process_iter():
             with suppress(psutil.Error):
-                if one.environ().get("SLURM_CONF") == str(self.conf) and one.pid != os.getpid():
-                    if one.name() not in ("munged", "slurmctld", "slurmd"):
-                        found.append(one)
+                of_ours = one.environ().get("SLURM_CONF") == str(self.conf)
+                if of_ours and "SLURM_JOB_ID" in one.environ():
+                    found.append(one)
         return found
 
     def stop(self) -> None:

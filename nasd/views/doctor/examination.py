@@ -6,7 +6,7 @@ from pathlib import Path
 from nasd.contract.config import load
 from nasd.contract.errors import NasdError
 from nasd.launch import home
-from nasd.views.doctor import machine, search, service, sources
+from nasd.views.doctor import cluster, machine, search, service, sources
 from nasd.views.doctor.case import Case, Finding
 
 Check = Callable[[Case], Iterator[Finding]]
@@ -19,6 +19,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("state", search.state),
     ("state", search.others),
     ("database", search.experiment),
+    ("nodes", cluster.nodes),
     ("hub", sources.hub),
     ("seed", sources.seed),
     ("data", sources.prepared),
