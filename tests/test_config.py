@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from hypothesis import given
@@ -123,8 +123,8 @@ def numbers(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[s
     for name, field in model.model_fields.items():
         key = f"{path}{field.alias or name}"
         below = section_in(field.annotation)
-        if below is Stage:
-            yield from numbers(Stage, f"{key}__finetune__")
+        if below is Stage or (get_origin(field.annotation) is dict and below is not None):
+            yield from numbers(below, f"{key}__finetune__")
         elif name == "offspring":  # the same section as initial, and the same values in this file
             continue
         elif below is not None and below not in (Corpus, Rung):  # lists of tables

@@ -16,10 +16,12 @@ from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder
 from nasd.contract.slots import Slot, SlotKind, on_gpus, unit
 from nasd.launch import launchers
-from nasd.launch.launcher import Entry, Launcher, wait_until
+from nasd.launch.launcher import Entry, Launcher, NotYet, wait_until
 from nasd.launch.local import LocalLauncher
 from nasd.launch.simulated import SimulatedLauncher
+from nasd.launch.slurm import SlurmLauncher
 from nasd.views.forecast.virtual_time import VirtualClock
+from tests import slurm_stub
 from tests.conftest import small_config
 from tests.test_simulation import alone, spec_of
 
@@ -106,7 +108,35 @@ def of_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(opened, passes, lambda folder: True, elsewhere)
 
 
-RIGS = {"local": of_local, "simulated": of_simulated}
+def of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Its jobs are real ones on a stub of Slurm's commands; a script stands in for the ranks."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    starter = (
+        "import sys; from nasd.launch import interpreter, job;"
+        f" interpreter.command = lambda *_: [sys.executable, {str(tmp_path / 'worker.py')!r}];"
+        " sys.exit(job.main(sys.argv[4:]))"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{starter}" "$@"\n')
+    python.chmod(0o755)
+    programs = slurm_stub.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    config = small_config(
+        slots__launcher="slurm", slurm__python=str(python), slurm__poll_seconds=0.05
+    )
+
+    def opened() -> SlurmLauncher:
+        return SlurmLauncher(config, tmp_path)
+
+    return Rig(
+        opened,
+        lambda done: wait_until(done, PATIENCE),
+        lambda folder: folder.log.exists() and "listens" in folder.log.read_text(),
+        lambda folder: opened().start(folder, SLOTS, TOKEN),
+    )
+
+
+RIGS = {"local": of_local, "slurm": of_slurm, "simulated": of_simulated}
 
 
 @pytest.fixture(params=launchers.LAUNCHERS)
@@ -123,15 +153,28 @@ def entry(name: str) -> Entry:
 def rig(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     made = RIGS[name](tmp_path, monkeypatch)
     yield made
-    with suppress(NasdError):
-        made.open().clear(TOKEN)
+    with suppress(NasdError, AssertionError):
+        cleared(made, made.open(), TOKEN)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> AttemptFolder:
-    found = AttemptFolder(tmp_path / "1")
+    found = AttemptFolder(tmp_path / "attempts" / "1")
     spec_of(found)
     return found
+
+
+def cleared(rig: Rig, launcher: Launcher, token: str) -> int:
+    """As often as the launcher asks for it, as in the turns of a daemon."""
+    found: list[int] = []
+
+    def once() -> bool:
+        with suppress(NotYet):
+            found.append(launcher.clear(token))
+        return bool(found)
+
+    assert rig.passes(once)
+    return found[0]
 
 
 def kept(note: dict[str, object]) -> dict[str, object]:
@@ -149,7 +192,7 @@ def test_an_attempt_lives_until_it_is_asked_to_leave(rig: Rig, folder: AttemptFo
     assert launcher.alive(note)
     launcher.stop(TOKEN)
     assert rig.passes(lambda: not launcher.alive(note))
-    assert launcher.clear(TOKEN) == 0
+    assert cleared(rig, launcher, TOKEN) == 0
     assert not launcher.alive(note)
 
 
@@ -158,20 +201,20 @@ def test_clear_leaves_nothing_of_an_attempt_and_touches_no_other(
 ):
     launcher = rig.open()
     note = kept(launcher.start(folder, SLOTS, TOKEN))
-    assert launcher.clear("another token") == 0
+    assert cleared(rig, launcher, "another token") == 0
     assert launcher.alive(note)
-    assert launcher.clear(TOKEN) >= 1
+    assert cleared(rig, launcher, TOKEN) >= 1
     assert not launcher.alive(note)
-    assert launcher.clear(TOKEN) == 0
+    assert cleared(rig, launcher, TOKEN) == 0
     launcher.start(folder, SLOTS, TOKEN)  # its slots are free
-    assert launcher.clear(TOKEN) >= 1
+    assert cleared(rig, launcher, TOKEN) >= 1
 
 
 def test_a_process_of_nobody_s_belongs_to_no_attempt(rig: Rig, folder: AttemptFolder):
     launcher = rig.open()
     launcher.start(folder, SLOTS, TOKEN)
     assert not launcher.owns(os.getpid())
-    launcher.clear(TOKEN)
+    cleared(rig, launcher, TOKEN)
 
 
 def test_an_attempt_dies_with_its_launcher_or_another_one_takes_over_as_the_entry_says(
@@ -187,11 +230,14 @@ def test_an_attempt_dies_with_its_launcher_or_another_one_takes_over_as_the_entr
         assert rig.passes(lambda: not launcher.alive(note))
 
 
-def test_the_devices_that_a_config_lists_are_found_by_their_names(entry: Entry):
-    slots = small_config(slots__devices=list(SLOTS)).slots
-    assert [str(slot) for slot in entry.devices(slots, False)] == list(SLOTS)
-    slots = small_config(slots__devices="auto").slots
-    found = entry.devices(slots, False)
+def test_the_devices_that_a_config_lists_are_found_by_their_names(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    programs = slurm_stub.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    config = small_config(slots__devices=list(SLOTS))
+    assert [str(slot) for slot in entry.devices(config, False)] == list(SLOTS)
+    found = entry.devices(small_config(slots__devices="auto"), False)
     assert found
     assert len({slot.name for slot in found}) == len(found)
     assert all(Slot.parse(slot.name) == slot for slot in found)
@@ -202,7 +248,7 @@ def test_nothing_is_wrong_with_shares_of_the_cores(entry: Entry):
         assert not any(gpu.fault for gpu in (health() or {}).values())
 
 
-def test_a_config_names_those_that_can_be_opened_from_one_and_no_others():
+def test_a_config_names_those_that_can_be_opened_from_one_and_no_others(tmp_path: Path):
     opened = tuple(name for name, one in launchers.LAUNCHERS.items() if one.open is not None)
     assert opened == config_module.LAUNCHERS
     assert RIGS.keys() == launchers.LAUNCHERS.keys()
@@ -210,7 +256,7 @@ def test_a_config_names_those_that_can_be_opened_from_one_and_no_others():
         entry = launchers.of(small_config(slots__launcher=name).slots)
         assert entry is launchers.LAUNCHERS[name]
         assert entry.open is not None
-        entry.open(small_config().slots)
+        entry.open(small_config(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["simulated", "Local", "", 3])

@@ -38,11 +38,11 @@ def _sections(
     model: type[BaseModel], path: str, about: str
 ) -> Iterator[tuple[str, type[BaseModel]]]:
     """(title, model) of a section and of all below it; path: its key, in brackets as in TOML."""
-    yield f"**`{path}`** {about}".rstrip(), model
+    yield f"**`{path}`** {' '.join(about.split())}".rstrip(), model
     inner, said = path.strip("[]"), texts(model)
     for name, field in _fields(model):
         below = section_in(field.annotation)
-        if below is not None:
+        if below is not None and not _by_name(field):
             key = f"{inner}.{name}" if inner else name
             many = get_origin(field.annotation) is tuple
             yield from _sections(below, f"[[{key}]]" if many else f"[{key}]", said.get(name, ""))
@@ -53,10 +53,15 @@ def _rows(model: type[BaseModel]) -> Iterator[str]:
     yield "|---|---|---|---|"
     said = texts(model)
     for name, field in _fields(model):
-        if section_in(field.annotation) is None:
+        if section_in(field.annotation) is None or _by_name(field):
             kind = _type(field.annotation, field.metadata)
             about = " ".join(said.get(name, "").split())
             yield f"| `{name}` | {kind} | {_default(field)} | {about} |"
+
+
+def _by_name(field: FieldInfo) -> bool:
+    """Whether it holds sections by names that are the user's, with keys that stand above."""
+    return get_origin(field.annotation) is dict
 
 
 def texts(model: type[BaseModel]) -> Mapping[str, str]:
@@ -107,6 +112,8 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         case origin if origin is tuple:
             inside = re.sub("number|text", r"\g<0>s", _type(arguments[0]))
             return f"{'list of' if arguments[-1] is Ellipsis else 'two'} {inside}"
+        case origin if origin is dict and section_in(arguments[1]) is not None:
+            return "table of tables"
         case origin if origin is dict:
             return f"table of {re.sub('number', 'numbers', _type(arguments[1]), count=1)}"
     return f"{PLAIN[annotation]} {_limit_words(ranges.limits(metadata))}".rstrip()
@@ -127,6 +134,6 @@ def _or(words: Sequence[str]) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "*needed*"
-    if field.default in (None, ()):
+    if field.default in (None, (), {}):
         return ""
     return f"`{json.dumps(field.default)}`"

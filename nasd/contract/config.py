@@ -219,8 +219,8 @@ class Slurm(Job):
     setup: tuple[Plain, ...] = ()
     """Lines of the job's script, ahead of the worker, as `["module load cuda"]`."""
     stages: dict[str, Job] = {}
-    """What is different for a stage, by its name, as `[slurm.stages.finetune]`; also for `prepare`
-    and `screen`."""
+    """What a job asks for at one stage, where that is another: `[slurm.stages.finetune]` with keys
+    from `partition` to `extra`; also of `prepare` and `screen`."""
 
     def of(self, stage: str) -> Job:
         """What a job of the stage asks for."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -71,8 +71,13 @@ def _field(loc: Sequence[int | str], root: type[BaseModel]) -> FieldInfo | None:
 
 def _model(loc: Sequence[int | str], root: type[BaseModel]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = root
+    named = False  # whether the next part is a name of the user's, of a section in a table
     for part in loc:
-        if model is not None and isinstance(part, str):
+        if named:
+            named = False
+        elif model is not None and isinstance(part, str):
+            field = model.model_fields.get(part)
+            named = field is not None and get_origin(field.annotation) is dict
             model = _section(model, part)
     return model
 

@@ -70,7 +70,8 @@ class SlurmLauncher(Launcher):
         self._submitted: dict[str, float] = {}  # monotonic, by token
         self._asked: set[str] = set()  # to stop
         self._met: dict[str, float] = {}  # monotonic, by token: when it was seen to have begun
-        self._fenced: dict[str, float] = {}  # by token, since when there are no orders
+        # By token: since when there are no orders, and whether it was alive then.
+        self._fenced: dict[str, tuple[float, bool]] = {}
         self._cancelled: dict[str, float] = {}  # by token: the answer that showed it alive
         self._words: dict[str, Word] = {}  # by token
         self._full: tuple[str, float] = ("", -math.inf)  # what sbatch said, and until when it holds
@@ -144,7 +145,7 @@ class SlurmLauncher(Launcher):
             left = job.read(folder.path / job.LEFT, token)
             began = job.read(folder.path / job.BEGAN, token)
             (folder.path / job.ORDERS).unlink(missing_ok=True)
-        fenced = self._fenced.setdefault(token, time.monotonic())
+        fenced, was = self._fenced.setdefault(token, (time.monotonic(), there and left is None))
         if left is None:
             if there:
                 assert seen is not None
@@ -157,12 +158,11 @@ class SlurmLauncher(Launcher):
                 raise NotYet(f"Slurm does not say what becomes of its job: {self._queue.fault}")
             if began is not None and time.monotonic() - fenced < FENCE_SECONDS:
                 raise NotYet("Slurm knows of no job of it, which may yet have to see that it ends")
-        ended = there and left is None
         for known in (self._submitted, self._met, self._fenced, self._cancelled, self._words):
             known.pop(token, None)
         self._folders.pop(token, None)
         self._asked.discard(token)
-        return int(ended)
+        return int(was)
 
     def waits(self, process: Mapping[str, Any]) -> str | None:
         token, folder = self._known(process)
