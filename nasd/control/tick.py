@@ -231,7 +231,7 @@ class Tick:
         and what they have to mend is told at once."""
         where = f"candidate {attempt.candidate} at {attempt.stage}: {word.text}"
         if word.because is Because.CANCELLED and not self.store.in_play().experiment.pause:
-            self.store.pause("drain", f"as somebody has: {where}")
+            self.store.pause("drain", f"by hand ({where})")
             log.warning("%s: nothing starts until `nasd resume`", where)
         elif word.because is Because.REFUSED:
             self.store.halt(where, self.clock())

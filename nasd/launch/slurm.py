@@ -52,6 +52,8 @@ KEYS = {
     "partition": "partition", "account": "account", "qos": "qos", "feature": "constraint",
     "memory": "memory_gb", "time": "time_minutes", "gres": "gres", "node configuration": "gres",
 }  # fmt: skip
+# Also where all nodes are drained just now, of a job that is not submitted for good.
+NO_NODES = "Requested node configuration is not available"
 HELD = {"JobHeldUser": "its owner", "JobHeldAdmin": "an administrator"}
 NO_SLURM = (
     "slots.launcher: {} cannot be found: run the daemon where Slurm's commands are, as on a login"
@@ -406,6 +408,9 @@ def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
             if not begun:
                 raise
             break
+        except NasdError as error:
+            if NO_NODES not in str(error):
+                raise
     return found
 
 

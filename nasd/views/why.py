@@ -69,6 +69,8 @@ def _running(subject: Subject) -> str:
     try:
         beat = read(Heartbeat, subject.folder.attempt(live.id).heartbeat)
     except NasdError:  # not yet
+        if live.message:  # of an attempt that lives: what it waits for
+            return f"attempt {live.id} has not begun: {live.message}"
         return f"{where}, starting"
     steps = f", step {beat.step:,} of {beat.steps:,}" if beat.steps else ""
     return f"{where}: {beat.doing}{steps}"

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -208,14 +209,17 @@ def _until(done: object, seconds: float = START_SECONDS) -> None:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
-    """A cluster that is up, and gone behind it."""
-    cluster = Cluster(folder)
+def running(folder: Path | None = None) -> Iterator[Cluster]:
+    """A cluster that is up, and gone behind it. Munge's socket takes a folder that all may enter:
+    one below /tmp if none is named."""
+    cluster = Cluster(folder or Path(tempfile.mkdtemp(prefix="nasd-cluster-", dir="/tmp")))
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
+        if folder is None:
+            shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,9 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
 
 
 def _progress(where: Where) -> dict[str, Any]:
-    return STARTING if where.beat is None else where.beat.model_dump()
+    if where.beat is not None:
+        return where.beat.model_dump()
+    return {**STARTING, "doing": where.attempt.message or STARTING["doing"]}
 
 
 def _event(event: LoggedEvent) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def _what(facts: Facts, one: Candidate, width: int) -> Text:
 def _progress(where: Where, width: int) -> Text:
     """A bar and a share where steps are counted; else what it does."""
     if where.beat is None:
-        return Text("starting")
+        return Text(where.attempt.message or "starting")
     if where.share is None:
         told = f"{100 * where.beat.step / where.beat.steps:4.0f} %" if where.beat.steps else ""
         return Text(where.beat.doing + told)
