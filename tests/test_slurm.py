@@ -460,7 +460,10 @@ def test_a_probe_that_does_not_start_is_told_with_the_reason_and_cancelled(
     ("probe", "words"),
     [
         (slurm.Probe("", "n7", "0.0.7", 0.0), "n7 has nasd 0.0.7, and this is"),
-        (slurm.Probe("", "n7", nasd.__version__, 90.0), "the clock of n7 is 1 min 30 s ahead of this"),
+        (
+            slurm.Probe("", "n7", nasd.__version__, 90.0),
+            "the clock of n7 is 1 min 30 s ahead of this",
+        ),
         (slurm.Probe("", "n7", nasd.__version__, -90.0), "behind this machine's"),
     ],
 )

@@ -205,7 +205,7 @@ def _write(
         "task": tasks.scored(config.data).name,
         "settings": _settings(config, snap.scores(candidate.id) or {}),
         "source": config.seed_model.source,
-        "base": _config_folder(state, snap),
+        "base": config_folder(state, snap),
         "onnx": onnx,
         "scoring": _scoring(state, snap, config, candidate) if int8 else None,
     }
@@ -223,7 +223,7 @@ def _write(
 def _scoring(state: Path, snap: Snapshot, config: Config, candidate: Candidate) -> dict[str, Any]:
     """What a worker was told that scored it, but for its files for ONNX Runtime, which know one
     precision and no packing."""
-    base = Path(_config_folder(state, snap))
+    base = Path(config_folder(state, snap))
     ladder = config.ladder("baseline" if candidate.is_baseline else "candidates")
     stage = [one for one in ladder if one.train == "none" and tasks.of(one.task).scores][-1]
     then = replace(candidate, stage=stage.name)
@@ -260,7 +260,7 @@ def _settings(config: Config, scores: Mapping[str, float]) -> dict[str, Any]:
     return {"answering": config.data.qa.model_dump(include=named) | threshold}
 
 
-def _config_folder(state: Path, snap: Snapshot) -> str:
+def config_folder(state: Path, snap: Snapshot) -> str:
     """Where the config's relative paths start, as the first attempt was told."""
     try:
         return read(Spec, StateFolder(state).attempt(snap.attempts[0].id).spec).config_folder

@@ -178,9 +178,15 @@ def test_what_a_person_cancels_is_told_and_not_tried_again_until_they_say_so(
     daemon: Daemon, cluster: Cluster
 ):
     daemon.start()
-    assert wait_until(lambda: bool(ranks()), PATIENCE), daemon.said
-    (job,) = jobs(cluster).values()
-    cluster.ask("scancel", job.id)
+
+    def cancelled() -> bool:
+        job = next(iter(jobs(cluster).values()), None) if ranks() else None
+        if job is not None:
+            cluster.ask("scancel", job.id, check=False)
+        found = daemon.read()
+        return found is not None and bool(found.experiment.pause)
+
+    assert wait_until(cancelled, PATIENCE), daemon.said
 
     def paused() -> bool:
         found = daemon.read()

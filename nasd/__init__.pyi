@@ -1,0 +1,3 @@
+from nasd.api import Search as Search
+
+__version__: str
