@@ -101,14 +101,15 @@ class Cluster:
         ).stdout
 
     def steps(self) -> list[psutil.Process]:
-        """The slurmstepd processes of this cluster's jobs, and all that runs below them."""
-        found = []
+        """The slurmstepd processes of this cluster's jobs."""
+        found = {}
         for one in psutil.process_iter():
             with suppress(psutil.Error):
-                of_ours = one.environ().get("SLURM_CONF") == str(self.conf)
-                if of_ours and "SLURM_JOB_ID" in one.environ():
-                    found.append(one)
-        return found
+                above = one.parent()  # has no environment of its own
+                ours = one.environ().get("SLURM_CONF") == str(self.conf)
+                if ours and above is not None and above.name().startswith("slurmstepd"):
+                    found[above.pid] = above
+        return list(found.values())
 
     def stop(self) -> None:
         with suppress(Exception):

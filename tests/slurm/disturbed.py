@@ -164,7 +164,8 @@ def jobs(cluster: Cluster) -> dict[str, Any]:
 
 @dataclass
 class Disturbed:
-    """wrong: what must not be. hurt: tokens of attempts whose processes were killed."""
+    """wrong: what must not be. hurt: tokens of attempts whose processes were killed; limited: of
+    those that came to their time limit, which are lost where they had not got on."""
 
     cluster: Cluster
     daemon: Daemon
@@ -173,6 +174,7 @@ class Disturbed:
     say: Callable[[str], None]
     killed: Counter[str] = field(default_factory=Counter)
     hurt: set[str] = field(default_factory=set)
+    limited: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     late: dict[str, float] = field(default_factory=dict)
     lives: int = 1
@@ -242,7 +244,8 @@ class Disturbed:
         assert found is not None
         for one in found.attempts:
             lost = one.state is AttemptState.LOST and one.verdict is AttemptVerdict.NONE
-            if one.state is AttemptState.FAILED or (lost and one.token not in self.hurt):
+            fairly = one.token in self.hurt or (one.token in self.limited and not one.reached)
+            if one.state is AttemptState.FAILED or (lost and not fairly):
                 self.wrong.append(f"attempt {one.id} is charged: {one.state} {one.message}")
 
     # -- mischief ------------------------------------------------------------------------------
@@ -281,7 +284,7 @@ class Disturbed:
             return False
         attempt, processes = it
         above = processes[0].parent()
-        own = [one for one in self.cluster.steps() if one.name() == "slurmstepd"]
+        own = self.cluster.steps()
         goals = [*(own if step else []), *([above] if job and above else [])]
         goals += processes if rank else []
         if job or rank:
@@ -302,8 +305,10 @@ class Disturbed:
     def by_a_person(self, found: Snapshot, *words: str) -> bool:
         it = self._running(found)
         job = None if it is None else jobs(self.cluster).get(it[0].token)
-        if job is None:
+        if it is None or job is None:
             return False
+        if words[-1] == "--signal=USR1":
+            self.limited.add(it[0].token)
         self.cluster.ask(*words, job.id, check=False)
         return True
 
