@@ -302,6 +302,7 @@ def _write(asked: Asked) -> None:
             f"search_space.{key}": value
             for key, value in smaller.space(seed.baseline, seed.backbone, asked.target).items()
         },
+        "stages.finetune.learning_rate": smaller.learning_rate(seed.backbone),
         **_data(asked, seed),
     }
     head = (

@@ -5,7 +5,8 @@ import sys
 from importlib import import_module
 
 BENCHES = (
-    "ablation", "child", "control", "memory", "quality", "search", "startup", "training",
+    "ablation", "child", "control", "memory", "quality", "recipe", "search", "startup",
+    "training",
 )  # fmt: skip
 
 # Processes that a bench spawns import this file, too, and need none of it.
