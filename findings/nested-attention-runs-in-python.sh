@@ -9,7 +9,7 @@ there=$(mktemp -d)
 trap 'rm -rf "$there"' EXIT
 python3 -m venv "$there/venv"
 "$there/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6
-"$there/venv/bin/python" -W ignore - <<'PY' 2>/dev/null
+"$there/venv/bin/python" - <<'PY'
 import sys
 
 import torch
