@@ -1,4 +1,5 @@
-"""Commands that show what a search does and did: status, show, log, events, report, tensorboard."""
+"""Commands that show what a search does and did: status, show, log, events, report, tensorboard,
+serve, metrics."""
 
 import json
 import sys
@@ -237,6 +238,89 @@ def tensorboard(
     from nasd.views import board_server
 
     board_server.serve(state_folder(config, state), host, port)
+
+
+@app.command(cls=Command, rich_help_panel=LOOK)
+def serve(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    port: Annotated[
+        int, typer.Option(help="The port to listen on.", parser=whole("--port", 0, 65_535))
+    ] = 6007,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a live page of a search: front, losses, slots, events, candidates.
+
+    Works with the daemon running or down. It reads alone; by the second address
+    that is printed, which holds a token, it can also pause, drain and resume the
+    search, and cut or retry a candidate. Ctrl-C ends it.
+
+    Example: nasd serve --port 8080
+    """
+    from nasd.cli import asking
+    from nasd.views.live import server
+
+    folder = state_folder(config, state)
+
+    def asks(action: str, candidate: int | None, why: str) -> str:
+        about = {} if candidate is None else {"candidate": candidate}
+        return asking.ask(folder, action, why, **about)  # type: ignore[arg-type]
+
+    server.serve(folder, host, port, asks, lambda line: print(line, flush=True))
+
+
+@app.command(cls=Command, rich_help_panel=LOOK)
+def metrics(
+    config: ConfigOption = Path("config.toml"),
+    state: StateOption = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve them at /metrics of this port, for Prometheus to ask.",
+            parser=whole("--port", 0, 65_535),
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="With --port, the address to listen on.")] = "127.0.0.1",
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep them in this file, which ends in .prom, for node_exporter's textfile"
+            " collector."
+        ),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            help="With --file, seconds between two writings.", parser=real("--interval", 1, 86_400)
+        ),
+    ] = 15.0,
+) -> None:
+    """Print how a search is, in Prometheus's text format; or serve that, or keep it in a file.
+
+    Works with the daemon running or down. Ctrl-C ends --port and --file.
+
+    Example: nasd metrics --file /var/lib/node_exporter/nasd.prom
+    """
+    from contextlib import suppress
+
+    from nasd.contract.errors import NasdError
+    from nasd.views import metrics as told
+    from nasd.views.live import server
+
+    folder = state_folder(config, state)
+    if port is not None and file is not None:
+        raise NasdError("take --port or --file, not both")
+    if port is not None:
+        server.serve_metrics(folder, host, port, lambda line: print(line, flush=True))
+    elif file is not None:
+        if file.suffix != ".prom":
+            raise NasdError(f"--file: {file} has to end in .prom, or node_exporter passes it over")
+        with suppress(KeyboardInterrupt):
+            told.keep(folder, file, interval)
+    else:
+        print(told.text(folder), end="")
 
 
 def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:

@@ -709,6 +709,37 @@ class Daemon(Section):
     """Between two backups of the database."""
 
 
+NOTICES = ("halt", "generation", "end", "hold")
+
+
+def _notices(value: Any) -> Any:
+    """Checked as one, so that the sentence names the key and not a place in it."""
+    names = value if isinstance(value, list | tuple) else (value,)
+    if not all(name in NOTICES for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"take of {', '.join(NOTICES)}, each once, not {_as_json(value)}")
+    return value
+
+
+def _webhook(value: str) -> str:
+    if value and not value.startswith(("https://", "http://", "$")):
+        raise ValueError("take an address that begins with https://, or $NAME of the environment")
+    return value
+
+
+class Notify(Section):
+    """Whom the daemon tells what they would else have to look for."""
+
+    command: tuple[Plain, ...] = ()
+    """A program with its arguments, which finds the message as JSON on its standard input, and
+    `NASD_TEXT` and `NASD_EVENT` in its environment."""
+    webhook: Annotated[Plain, AfterValidator(_webhook)] = ""
+    """An address that the message is posted to as JSON, its `text` a sentence; `"$NAME"` takes the
+    address from the environment."""
+    on: Annotated[tuple[str, ...], BeforeValidator(_notices)] = NOTICES
+    """What is told: a `halt`, each `generation` that is selected, the `end`, a `hold` for a disk
+    that is full."""
+
+
 class Config(Section):
     experiment: Experiment
     """The search as a whole."""
@@ -734,6 +765,8 @@ class Config(Section):
     """The ladder, one table a stage, climbed in this order."""
     daemon: Daemon = Field(default_factory=Daemon)
     """The daemon's rhythm and patience."""
+    notify: Notify = Field(default_factory=Notify)
+    """Whom it tells of a halt, a generation, the end."""
 
     @property
     def parts(self) -> tuple[Stage, ...]:

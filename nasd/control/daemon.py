@@ -19,6 +19,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from nasd.contract.config import PREPARE, Config, check_against_slots, parse
 from nasd.contract.errors import NasdError
 from nasd.control import notify, preflight, unusable
+from nasd.control.herald import Herald
 from nasd.control.leaving import Leaving, Tell, on_stderr
 from nasd.control.pictures import Artist, unseen
 from nasd.control.tick import Tick
@@ -40,6 +41,7 @@ HANG_SECONDS = 300.0  # after which a turn counts as hanging
 MAY_CHANGE = (
     "slots",
     "slurm",
+    "notify",
     "daemon",
     "experiment.state",
     "experiment.generations",
@@ -159,6 +161,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
     told = leaving.told
     begun = False
     failed = ""
+    herald = Herald(tick.store, tick.config.notify, tick.state)
     trouble = unusable.Trouble(tick.state, tick.say)
 
     def leave_loop() -> None:
@@ -172,6 +175,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
                 _begin(tick)
                 begun = True
             tick()
+            herald()
         if told or tick.leaves or not tick.store.in_play().experiment.runs:
             leave_loop()
 
@@ -223,6 +227,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
         tick.stop()
         complete = tick.store.in_play().experiment.state is ExperimentState.COMPLETE
         tick.store.note("daemon", "stopped", time.time())
+        herald()
     return complete
 
 

@@ -36,7 +36,7 @@ from nasd.record.lifecycle import (
 )
 from nasd.record.requests import Request
 from nasd.record.sqlite import Database
-from nasd.record.state import Ending, Holdings, Scored, Selected, Snapshot
+from nasd.record.state import Ending, Holdings, LoggedEvent, Scored, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.objectives.figures import figures
 from nasd.search.variation.breeding import Bred
@@ -214,6 +214,19 @@ class Store:
         """An event of no candidate's: the daemon starting, a warning."""
         with self._transaction():
             self._log(now, event=event, detail=detail, attempt=attempt)
+
+    def newest_event(self) -> int:
+        """Its number; 0 before the first."""
+        return int(self._value("SELECT coalesce(max(id), 0) FROM event"))
+
+    def events_after(self, number: int) -> list[LoggedEvent]:
+        """Those of no candidate's alone, oldest first."""
+        rows = self._db.execute(
+            "SELECT at, candidate, attempt, event, source, target, stage, detail FROM event"
+            " WHERE id > ? AND candidate IS NULL ORDER BY id",
+            (number,),
+        ).fetchall()
+        return [LoggedEvent(*row) for row in rows]
 
     def hold(self, reason: str, now: float) -> None:
         """Nothing starts as long as there is a reason; "" lifts it."""

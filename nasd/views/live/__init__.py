@@ -1,0 +1,1 @@
+"""The live page: what a search is doing, in a browser."""
