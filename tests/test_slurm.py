@@ -414,6 +414,27 @@ def test_a_job_without_the_gpus_that_its_slots_are_is_refused(
     assert "ask for some with slurm.gres" in word.text
 
 
+def test_a_job_that_is_dead_while_slurm_takes_it_for_alive_is_found_by_its_silence(
+    stub: Path, folder: AttemptFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(slurm, "FENCE_SECONDS", 0.1)
+    launcher = SlurmLauncher(with_worker(tmp_path, daemon__stall_minutes=0.07), tmp_path)
+    note = started(launcher, folder)
+    pulse = folder.path / job.PULSE
+    assert wait_until(pulse.exists, PATIENCE)
+    before = pulse.read_text()
+    assert wait_until(lambda: launcher.alive(note) and pulse.read_text() != before, PATIENCE)
+    record = slurm_stub.jobs(stub)["1"]
+    os.kill(int(record["keeper"]), 9)  # as slurmstepd: nobody keeps the code
+    os.kill(int(record["pid"]), 9)
+    assert slurm_stub._state(stub, "1", record)[0] == "RUNNING"
+    assert wait_until(lambda: not launcher.alive(note), PATIENCE)
+    word = launcher.word(note)
+    assert word is not None
+    assert word.because is Because.LOST
+    assert "has fallen silent on n1" in word.text
+
+
 # -- the probe -----------------------------------------------------------------------------------
 
 

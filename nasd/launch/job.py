@@ -2,12 +2,14 @@
 
     python -m nasd.launch.job ATTEMPT_FOLDER COUNT TOKEN VERSION GPUS
 
-The launcher and its job speak through three files of the attempt's folder, so that nothing rests on
+The launcher and its job speak through four files of the attempt's folder, so that nothing rests on
 what the cluster says of the job:
 
     job.json     the launcher's orders: whose folder it is, and whether it is to stop. Where they
                  are gone, or another attempt's, the job ends its ranks at once
     began.json   the job's, made once: a job that is run a second time leaves again
+    pulse        the job's, another one at each look: where it stands still, the job is dead,
+                 whatever the cluster says
     left.json    the job's last act, when none of its ranks is left, and why they left
 
 The standard library alone, as it lives as long as the attempt.
@@ -29,7 +31,7 @@ import nasd
 from nasd.contract import variables
 from nasd.launch import interpreter, ranks
 
-ORDERS, BEGAN, LEFT = "job.json", "began.json", "left.json"
+ORDERS, BEGAN, PULSE, LEFT = "job.json", "began.json", "pulse", "left.json"
 LOOK_SECONDS = 2.0  # between two looks at the orders
 END: Mapping[str, Any] = {"end": True}
 LIMIT_SIGNAL = signal.SIGUSR1  # ahead of the time limit
@@ -142,6 +144,8 @@ class Job:
         """In a thread of its own: does as the orders say."""
         asked = False
         while not self._ended.wait(LOOK_SECONDS):
+            with contextlib.suppress(OSError):
+                (self.folder / PULSE).write_text(str(time.monotonic()))
             orders = self._orders()
             if orders == END:
                 self.why = "ordered"

@@ -76,6 +76,9 @@ class SlurmLauncher(Launcher):
         self._fenced: dict[str, tuple[float, bool]] = {}
         self._cancelled: dict[str, float] = {}  # by token: the answer that showed it alive
         self._words: dict[str, Word] = {}  # by token
+        self._dead: set[str] = set()  # silent for too long
+        # By token: when its pulse was looked at last, what it was, and since when; monotonic.
+        self._pulses: dict[str, tuple[float, str, float]] = {}
         self._full: tuple[str, float] = ("", -math.inf)  # what sbatch said, and until when it holds
         self._swept = time.monotonic()
         self._stray: set[str] = set()  # tokens, as of the last sweep
@@ -117,6 +120,8 @@ class SlurmLauncher(Launcher):
         if not self._knows(token):
             return True
         if seen is None or seen.state in OVER:
+            return False
+        if seen.state not in STANDING and left is None and self._silent(token, folder):
             return False
         # One that is requeued never runs again; where it was told to leave, Slurm has yet to say by
         # whom.
@@ -163,7 +168,9 @@ class SlurmLauncher(Launcher):
         for known in (self._submitted, self._met, self._fenced, self._cancelled, self._words):
             known.pop(token, None)
         self._folders.pop(token, None)
+        self._pulses.pop(token, None)
         self._asked.discard(token)
+        self._dead.discard(token)
         return int(was)
 
     def waits(self, process: Mapping[str, Any]) -> str | None:
@@ -218,6 +225,8 @@ class SlurmLauncher(Launcher):
             return Word(Because.INTERRUPTED, f"{what} was requeued")
         if state == "CANCELLED" and not ours:
             return Word(Because.CANCELLED, f"{what} was cancelled")
+        if token in self._dead:
+            return Word(Because.LOST, f"{what} has fallen silent{where}, and Slurm has not seen it")
         if state in ("NODE_FAIL", "BOOT_FAIL"):
             return Word(Because.LOST, f"{what} lost its node{where} ({state})")
         if state == "OUT_OF_MEMORY":
@@ -302,6 +311,26 @@ class SlurmLauncher(Launcher):
                 return False
             self._met[token] = time.monotonic()
         return seen.state in PENDING and self._queue.asked_at > self._met[token]
+
+    def _silent(self, token: str, folder: AttemptFolder) -> bool:
+        """Whether a job that has begun shows no sign of life any more, which Slurm may not see for
+        long where its own process beside it has died."""
+        patience, now = 60 * self._config.daemon.stall_minutes, time.monotonic()
+        looked, pulse, since = self._pulses.get(token, (-math.inf, "", now))
+        if token in self._dead or now - looked < patience / 4:
+            return token in self._dead
+        if job.read(folder.path / job.BEGAN, token) is None:
+            return False
+        with suppress(OSError):
+            found = (folder.path / job.PULSE).read_text()
+            since = now if found != pulse else since
+            pulse = found
+        if now - looked > 2 * patience:  # nobody has listened meanwhile
+            since = now
+        self._pulses[token] = now, pulse, since
+        if now - since > patience:
+            self._dead.add(token)
+        return token in self._dead
 
     def _cancel(self, seen: Seen, *options: str) -> None:
         """Once for each answer that shows it alive."""

@@ -1,7 +1,7 @@
 """Serves the live page on a loopback address: reads, and with a token asks what the commands ask.
 
-Every page says by its headers that nothing of other servers may be loaded into it, and a request has
-to name this server as its host: no page of another site reads it through a name of its own.
+Every page says by its headers that nothing of other servers may be loaded into it, and a request
+has to name this server as its host: no page of another site reads it through a name of its own.
 """
 
 import hmac
@@ -9,11 +9,11 @@ import json
 import mimetypes
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from errno import EADDRINUSE
-from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +27,7 @@ from nasd.record import snapshot
 from nasd.views import dossier, metrics
 from nasd.views.live.table import Table, losses
 from nasd.views.status import as_json
-from nasd.views.status.facts import read
+from nasd.views.status.facts import Facts, Reader
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -42,6 +42,7 @@ HEADERS = {
 MAY_ASK = ("pause", "drain", "resume", "cut", "retry")
 LONGEST = 10_000  # bytes of what is asked
 EVENTS = 40
+MOST_GENERATIONS = 1000
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 Asks = Callable[[str, int | None, str], str]
@@ -55,14 +56,18 @@ class Live:
         self.state = state
         self.asks = asks
         self.token = secrets.token_urlsafe(16)
-
-    @cached_property
-    def table(self) -> Table:
-        return Table(self.state)
+        self.table = Table(state)
+        self._reader = Reader(state)
+        self._one_by_one = threading.Lock()
+        self._generations: tuple[int, list[dict[str, Any]]] = (-1, [])  # behind an event
 
     def now(self) -> dict[str, Any]:
         """What changes all the time: how it is, its slots, what has happened."""
-        facts = read(self.state, None, False)
+        with self._one_by_one:
+            return self._now()
+
+    def _now(self) -> dict[str, Any]:
+        facts = self._reader.read()
         told = as_json.as_json(facts)
         wanted = ("experiment", "generation", "phase", "gpu_hours", "gained", "remaining", "slots")
         running = [
@@ -76,19 +81,24 @@ class Live:
             }
             for number, where in facts.where.items()
         ]
-        with snapshot.opened(self.state) as connection:
-            volumes = [
-                {"generation": number, "hypervolume": volume, "best": best}
-                for number, volume, best in snapshot.selections(connection, 1000)
-            ]
-            events = [asdict(one) for one in snapshot.events(connection, EVENTS)]
         return {
             **{name: told[name] for name in wanted},
             "notices": told["notices"],
             "running": running,
-            "generations": volumes,
-            "events": events,
+            "generations": self._selected(facts),
+            "events": [asdict(one) for one in facts.events[-EVENTS:]],
         }
+
+    def _selected(self, facts: Facts) -> list[dict[str, Any]]:
+        """Of all generations that were selected; read anew where there are more."""
+        number = facts.selections[-1][0] if facts.selections else -1
+        if number != self._generations[0]:
+            with snapshot.opened(self.state) as connection:
+                found = snapshot.selections(connection, MOST_GENERATIONS)
+            names = ("generation", "hypervolume", "best")
+            told = [dict(zip(names, one, strict=True)) for one in found]
+            self._generations = number, told
+        return self._generations[1]
 
     def candidate(self, name: str) -> dict[str, Any]:
         return dossier.compile_dossier(self.state, name).to_json()
@@ -166,12 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         size = self.headers.get("Content-Length", "")
-        if (
-            self.server.only_metrics
-            or self.path != "/api/ask"
-            or not size.isdigit()
-            or int(size) > LONGEST
-        ):
+        taken = size.isdigit() and int(size) <= LONGEST and not self.server.only_metrics
+        if self.path != "/api/ask" or not taken:
             self.close_connection = True
             self._send(HTTPStatus.NOT_FOUND, b"there is nothing to ask here", "text/plain")
             return
@@ -230,7 +236,9 @@ class Server(ThreadingHTTPServer):
         if host in ("0.0.0.0", "::"):  # whoever asks by any name of this machine's
             self.names |= {socket.gethostname(), socket.getfqdn()}
             with suppress(OSError):
-                self.names |= {one[4][0] for one in socket.getaddrinfo(socket.gethostname(), None)}
+                self.names |= {
+                    str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None)
+                }
 
     @property
     def port(self) -> int:

@@ -99,7 +99,8 @@ class Table:
             found = json.loads(names)["experiment"].get("objectives")
             self._names = tuple(found or (QUALITY.name, objectives.COMPRESSION.name))
         before = len(self._points)
-        query, numbers = _QUERY + " ORDER BY c.id", ()
+        query = _QUERY + " ORDER BY c.id"
+        numbers: tuple[int, ...] = ()
         if asked is not None:
             numbers = tuple(asked)
             query = f"{_QUERY} WHERE c.id IN ({', '.join('?' * len(numbers))})"

@@ -103,17 +103,17 @@ function plot(canvas, xs, ys, draw, words) {
     const pad = (high - low || Math.abs(high) || 1) * .05;
     return [low - pad, high + pad];
   };
-  const [x0, x1] = range(xs), [y0, y1] = range(ys), left = 46, below = 34;
-  const x = value => left + (value - x0) / (x1 - x0) * (width - left - 10);
+  const [x0, x1] = range(xs), [y0, y1] = range(ys), left = 46, below = 34, right = 26;
+  const x = value => left + (value - x0) / (x1 - x0) * (width - left - right);
   const y = value => height - below - (value - y0) / (y1 - y0) * (height - below - 8);
   pen.strokeStyle = colour("line"); pen.lineWidth = 1;
   for (let i = 0; i <= 4; i++) {
     const at = y0 + (y1 - y0) * i / 4, to = x0 + (x1 - x0) * i / 4;
-    pen.beginPath(); pen.moveTo(left, y(at)); pen.lineTo(width - 10, y(at)); pen.stroke();
+    pen.beginPath(); pen.moveTo(left, y(at)); pen.lineTo(width - right, y(at)); pen.stroke();
     pen.textAlign = "right"; pen.fillText(figure(at, 2), left - 5, y(at) + 4);
     pen.textAlign = "center"; pen.fillText(figure(to, 1), x(to), height - below + 15);
   }
-  pen.fillText(words, left + (width - left) / 2, height - 5);
+  pen.fillText(words, width / 2, height - 5, width - 8);
   draw(pen, x, y);
 }
 function dot(pen, x, y, size, name) {
@@ -136,7 +136,7 @@ function drawFront() {
     pen.stroke();
     for (const row of best) dot(pen, x(px(row)), y(py(row)), 4, "orange");
     for (const row of found) if (row[COL.generation] === null) dot(pen, x(px(row)), y(py(row)), 5, "green");
-  }, `parameters, % of the baseline's; upwards ${one ? `${one.name} in ${one.unit}` : ""}`);
+  }, `parameters, % of the baseline's; up: ${one ? `${one.name} in ${one.unit}` : ""}`);
 }
 function drawCurves() {
   const lines = curves ? Object.entries(curves.curves) : [], all = lines.flatMap(([, line]) => line);
@@ -149,7 +149,7 @@ function drawCurves() {
       pen.stroke();
       if (line.length === 1) dot(pen, x(line[0][0]), y(line[0][1]), 2, "blue");
     }
-  }, "steps; upwards evaluation loss (cut: grey)");
+  }, "steps; up: evaluation loss (cut: grey)");
 }
 function drawVolume() {
   const found = now ? now.generations : [];
