@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 BENCHES = (
-    "ablation", "child", "control", "memory", "quality", "recipe", "search", "startup",
+    "ablation", "child", "control", "live", "memory", "quality", "recipe", "search", "startup",
     "training",
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nasd.contract import tasks
 from nasd.contract.readable import share_of_baseline
 from nasd.record import snapshot
 from nasd.record.lifecycle import State
@@ -147,14 +148,19 @@ def _rounded(value: float | None) -> float | None:
 
 
 def losses(state: Path, generation: int) -> dict[str, Any]:
-    """The evaluation losses of a generation's candidates, stage by stage."""
+    """The evaluation losses of a generation's candidates in MLM, all stages in a row; where there
+    is no MLM, those of the stages that train for the score."""
     with snapshot.opened(state) as connection:
+        config = json.loads(connection.execute("SELECT config FROM experiment").fetchone()[0])
+        trained = [one for one in config["stages"] if one["train"] in ("new", "all")]
+        ranking = [one for one in trained if tasks.of(one["task"]).ranks]
+        names = [one["name"] for one in ranking or trained]
         rows: Iterable[Any] = connection.execute(
             "SELECT r.candidate, r.stage, r.curve, r.steps FROM result r"
             " JOIN candidate c ON c.id = r.candidate"
-            " WHERE c.generation = ? AND c.kind = 'candidate' AND r.curve <> '[]'"
-            " ORDER BY r.candidate, r.at",
-            (generation,),
+            " WHERE c.generation = ? AND c.kind = 'candidate'"
+            f" AND r.stage IN ({', '.join('?' * len(names))}) ORDER BY r.candidate, r.at",
+            (generation, *names),
         ).fetchall()
     found: dict[int, list[list[float]]] = {}
     offsets: dict[int, int] = {}
@@ -163,4 +169,5 @@ def losses(state: Path, generation: int) -> dict[str, Any]:
         line = found.setdefault(candidate, [])
         line += [[offset + step, _rounded(loss) or 0.0] for step, loss in json.loads(curve)]
         offsets[candidate] = offset + steps
-    return {"generation": generation, "curves": found}
+    curves = {candidate: line for candidate, line in found.items() if line}
+    return {"generation": generation, "curves": curves}
