@@ -31,9 +31,10 @@ from nasd.control.tick import Tick
 from nasd.estimate.latency import measurements, supposed
 from nasd.launch.launcher import Launcher
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import Event
+from nasd.record.lifecycle import DecisionKind, Event
 from nasd.record.state import Snapshot
 from nasd.record.store import Store
+from nasd.search.fidelity import RULES
 from nasd.views.board import Board
 
 settings.register_profile(
@@ -459,15 +460,23 @@ def story(store: Store) -> dict[str, Any]:
             )
             for one in snapshot.candidates.values()
         },
-        "decisions": [
-            (one.generation, one.kind, one.stage, one.payload) for one in snapshot.decisions
-        ],
+        "decisions": decisions_of(snapshot),
         "members": snapshot.members,
         "results": {
             key: (one.metrics, one.curve, one.steps) for key, one in snapshot.results.items()
         },
         "events": {number: path_of(store, number) for number in snapshot.candidates},
     }
+
+
+def decisions_of(snapshot: Snapshot) -> list[tuple[int, DecisionKind, str, dict[str, Any]]]:
+    """In their order. Of an asynchronous rule, which decides on one rung while another still fills,
+    the order of two rungs of a generation is no part of the story: there, rung by rung."""
+    made = [(one.generation, one.kind, one.stage, one.payload) for one in snapshot.decisions]
+    told = snapshot.experiment.config.get("promotion", {}).get("rule", "share")
+    if RULES[told].asynchronous:
+        made.sort(key=lambda one: (one[0], [*DecisionKind].index(one[1]), one[2]))
+    return made
 
 
 def path_of(store: Store, candidate: int) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """A stage with rungs is climbed in parts, and is the same stage: steps, weights, story."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event, State
 from nasd.record.state import Snapshot
 from nasd.views.board import _decisions, generation_events
+from nasd.views.dossier import compile_dossier
 from nasd.views.report.figures import drawings
 from nasd.views.report.findings import Findings
 from nasd.views.status.waits import waits
@@ -180,6 +182,105 @@ def test_rungs_are_told_by_report_pictures_and_dossiers(state, alone):
     assert "cutoff after finetune@0.25" in _decisions(found, stopped)
     assert "finetune@0.25 loss" in stopped.reason
     tick.store.close()
+
+
+@pytest.mark.parametrize("rule", ["halving", "asha", "curve"])
+def test_every_rule_decides_a_search_to_its_end_and_is_told(state, rule):
+    tick = make_tick(
+        state,
+        small_config(
+            promotion__rule=rule,
+            stages__pretrain_0__evaluations=3,
+            stages__finetune__evaluations=12,
+            stages__finetune__rungs=RUNGS,
+            population__lambda=8,
+        ),
+    )
+    found = drive(tick)
+    assert found.experiment.state == "complete"
+    assert {one.promotion.name for one in found.cutoffs} == {rule}
+    for number in (1, 2):
+        born = {one.id for one in found.born_in(number)}
+        for name in ("pretrain_0", "finetune@0.25", "finetune@0.5"):
+            made = [
+                one.promotion
+                for one in found.cutoffs
+                if (one.generation, one.stage) == (number, name)
+            ]
+            kept = [one for promotion in made for one in promotion.kept]
+            cut = [one for promotion in made for one in promotion.cut]
+            assert {*kept, *cut} == born
+            assert len(kept) <= math.ceil(made[-1].keep * len(born))
+            born = {*kept}
+        assert born == {one.id for one in found.born_in(number) if one.state is State.SCORED}
+    findings = Findings(found, tick.clock())
+    assert all(one.figure is not None or one.missing for one in drawings(findings))
+    texts = [
+        event
+        for event in dict(generation_events(found, 1))["gen01/cutoff"]
+        for value in event.summary.value
+        if value.tag.startswith("cutoff_after_")
+    ]
+    assert len(texts) == 3  # a card a stage, however many decisions
+    tick.store.close()
+    kept = next(one for one in found.cutoffs if one.promotion.kept).promotion.kept[0]
+    told = compile_dossier(state.path, str(kept), tick.clock()).decisions
+    assert any(rule in one.text for one in told if one.kind == "cutoff")
+
+
+def test_asha_starts_who_is_promoted_while_others_have_yet_to_come(state):
+    """On four slots, ten candidates: nobody waits for the last of them."""
+    config = small_config(
+        promotion__rule="asha",
+        stages__pretrain_0__keep=None,
+        stages__finetune__rungs=RUNGS,
+        population__lambda=10,
+    )
+    tick = make_tick(state, config)
+    found = drive(tick)
+    starts = [
+        (row[0], row[1])
+        for row in tick.store._db.execute(
+            "SELECT candidate, stage FROM event WHERE event = 'start' ORDER BY id"
+        )
+        if row[0] in {one.id for one in found.born_in(2)}
+    ]
+    first_promoted = next(n for n, (_, stage) in enumerate(starts) if stage == "finetune@0.5")
+    last_below = max(n for n, (_, stage) in enumerate(starts) if stage == "finetune@0.25")
+    assert first_promoted < last_below
+    tick.store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"promotion__rule": "luck"}, "promotion.rule: input should be 'share'"),
+        ({"promotion__probability": 0.4}, "promotion.probability"),
+        (
+            {"promotion__rule": "asha", "stages__pretrain_0__keep": None},
+            'promotion.rule: "asha" has nothing to decide, as no stage has rungs or keep',
+        ),
+        (
+            {"promotion__rule": "curve"},
+            'promotion.rule: "curve" extrapolates learning curves of 3 points or more, and up to'
+            " pretrain_0 there are 2: raise stages.pretrain_0.evaluations",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_decide_is_refused_with_its_key(changes, words):
+    with pytest.raises(NasdError, match=re.escape(words)):
+        parse(small_dict(**changes), "c.toml")
+
+
+def test_a_config_from_before_means_what_it_meant():
+    data = small_config().model_dump(mode="json", by_alias=True)
+    del data["promotion"]
+    for one in data["stages"]:
+        del one["rungs"]
+    again = parse(data, "before")
+    assert again == small_config()
+    assert again.promotion.rule == "share"
+    assert again.parts == again.stages
 
 
 def test_who_waits_at_a_rung_is_told_to_be_paused(state):

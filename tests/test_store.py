@@ -426,7 +426,7 @@ CANDIDATE = (
         "UPDATE attempt SET ended_at = 5",  # live, and ended
         "UPDATE attempt SET state = 'lost'",  # ended, without a time
         "INSERT INTO lease VALUES ('cpu:9', 99)",
-        "INSERT INTO decision VALUES (NULL, 0, 'guess', '', '{}', 0)",
+        "INSERT INTO decision VALUES (NULL, 0, 'guess', '', '{}', 0, 0)",
         "INSERT INTO member VALUES (0, 0, 'guest', NULL, NULL, NULL)",
         "INSERT INTO member VALUES (0, 0, 'parent', 2, NULL, NULL)",
     ],

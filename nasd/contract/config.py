@@ -671,6 +671,22 @@ def _stages(found: Sequence[tasks.Task]) -> str:
     return " or ".join(one.stage for one in found)
 
 
+RULES = ("share", "halving", "asha", "curve")  # as nasd.search.fidelity has them
+CURVE_POINTS = 3  # of a learning curve, that one is extrapolated from
+
+
+class Promotion(Section):
+    """Who goes on from a rung, and behind a stage with a cutoff."""
+
+    rule: Literal["share", "halving", "asha", "curve"] = "share"
+    """`share`, whoever has the lowest losses; `halving`, by non-dominated rank of loss and size,
+    and in one rank spread over sizes; `asha`, the same of those that have come so far, while the
+    others wait for their turn or the end; `curve`, losses extrapolated to the end of the stage, and
+    whoever is no smaller than another and surely worse is cut as well. Each keeps to `keep`."""
+    probability: Annotated[Real, Field(gt=0.5, lt=1.0)] = 0.95
+    """How sure `curve` has to be."""
+
+
 class Measure(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     """What models are to be fast on: the processor, or a GPU."""
@@ -756,6 +772,8 @@ class Config(Section):
     """How candidates differ from what they come from."""
     search_space: SearchSpace
     """What new modules are drawn from; it must hold the seed's own."""
+    promotion: Promotion = Field(default_factory=Promotion)
+    """Who goes on from a rung, or from a cutoff behind a stage."""
     teacher: Teacher | None = None
     """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
@@ -824,6 +842,26 @@ class Config(Section):
                     f" (daemon.checkpoint_minutes = {self.daemon.checkpoint_minutes:g}, and"
                     f" slurm.signal_minutes = {self.slurm.signal_minutes:g} of them are for the"
                     f" last one): take more than {least:g}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _promotes(self) -> Self:
+        rule = self.promotion.rule
+        cuts = [one for one in self.ladder("candidates") if one.cuts]
+        if rule != "share" and not cuts:
+            raise ValueError(
+                f'promotion.rule: "{rule}" has nothing to decide, as no stage has rungs or keep:'
+                " give one of them some, or leave it out"
+            )
+        for one in cuts if rule == "curve" else ():
+            assert one.epochs is not None
+            points = int(one.evaluations * one.epochs * one.span[1]) + 1
+            if points < CURVE_POINTS:
+                raise ValueError(
+                    f'promotion.rule: "curve" extrapolates learning curves of {CURVE_POINTS} points'
+                    f" or more, and up to {one.name} there are {points}: raise"
+                    f" stages.{one.whole}.evaluations"
                 )
         return self
 

@@ -372,8 +372,8 @@ class Tick:
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
-            case decisions.Cutoff(generation, stage, next_stage, promotion):
-                self.store.record_cutoff(generation, stage, next_stage, promotion, now)
+            case decisions.Cutoff(generation, stage, next_stage, promotion, nth):
+                self.store.record_cutoff(generation, stage, next_stage, promotion, now, nth)
                 self._board.show_all()
                 kept = sorted(promotion.kept)
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)

@@ -6,25 +6,22 @@ purpose, index), so the order in which attempts happen to end changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from nasd.contract.config import Config
+from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
 from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
-from nasd.policy.ladder import seed_weights_stand, teacher_is_known
+from nasd.policy.ladder import seed_weights_stand, teacher_is_known, work_ahead
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import Phase, State
 from nasd.record.state import Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
-from nasd.search.objectives import OBJECTIVES
+from nasd.search.objectives import OBJECTIVES, known
 from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
-
-PROMOTION = "share"  # the rule of every cutoff
-
 
 # -- decisions -----------------------------------------------------------------------------------
 
@@ -41,6 +38,7 @@ class Cutoff:
     stage: str
     next_stage: str
     promotion: Promotion
+    nth: int = 0  # of the cutoffs after that stage: an asynchronous rule makes several
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,8 @@ def _climb(
     if generation > 0:
         for stage, after in pairwise(config.ladder("candidates")):
             if (found := _promotion(snapshot, config, born, stage.name)) is not None:
-                return Cutoff(generation, stage.name, after.name, found)
+                nth = len(_made(snapshot, generation, stage.name))
+                return Cutoff(generation, stage.name, after.name, found, nth)
     return None
 
 
@@ -173,23 +172,84 @@ def _promotion(
     ladder = config.ladder("candidates")
     steps = [one.name for one in ladder]
     position = steps.index(stage)
-    curves = {
-        one.id: snapshot.results[one.id, stage].curve
-        for one in born
-        if one.state is State.WAITING and one.stage == stage
-    }
-    keep = ladder[position].keep
-    if keep is None or not curves:
+    waiting = [one.id for one in born if one.state is State.WAITING and one.stage == stage]
+    keep, rule = ladder[position].keep, RULES[config.promotion.rule]
+    if keep is None or not waiting:
         return None
+    generation = born[0].generation
+    assert generation is not None
+    went_on = _went_on(snapshot, generation, stage)
     rungs = [
         Rung(
             name,
             reached=sum(steps.index(one.stage) >= place for one in born),
             under_way=len(under_way(config, born, name)),
+            share=ladder[place].span[1],
         )
         for place, name in enumerate(steps[: position + 1])
     ]
-    return promote(RULES[PROMOTION], curves, rungs, Budget(keep))
+    if rule.asynchronous:
+        arrived = _arrived(snapshot, config, born, position)
+        rungs[-1] = replace(rungs[-1], arrived=arrived, promoted=went_on)
+    curves = {one: _curve(snapshot, ladder[: position + 1], one) for one in (*went_on, *waiting)}
+    names, baseline = snapshot.experiment.objectives, snapshot.baseline
+    beside = {one: known(names, snapshot.candidates[one], baseline) for one in curves}
+    return promote(rule, curves, rungs, Budget(keep, beside, config.promotion.probability))
+
+
+def _made(snapshot: Snapshot, generation: int, stage: str) -> list[Promotion]:
+    """The cutoffs after the stage, in the order in which they were made."""
+    return [
+        one.promotion
+        for one in snapshot.cutoffs
+        if (one.generation, one.stage) == (generation, stage)
+    ]
+
+
+def _went_on(snapshot: Snapshot, generation: int, stage: str) -> tuple[int, ...]:
+    """Who has been promoted from there, in the order of promotions."""
+    return tuple(one for made in _made(snapshot, generation, stage) for one in made.kept)
+
+
+def _arrived(
+    snapshot: Snapshot, config: Config, born: Sequence[Candidate], position: int
+) -> tuple[int, ...]:
+    """Those that have finished the stage or failed in it, in the order in which they are started
+    where nothing is in the way (see nasd.policy.scheduling), or in that of their promotions from
+    the rung before, up to the first who has yet to: no clock is in that order."""
+    ladder = config.ladder("candidates")
+    steps = [one.name for one in ladder]
+    stage, generation = steps[position], born[0].generation
+    before = next((one.name for one in reversed(ladder[:position]) if one.cuts), None)
+    if before is None:
+        fresh = (replace(one, stage=steps[0]) for one in born)
+        work = {one.id: work_ahead(snapshot, config, one) for one in fresh}
+        order = sorted(work, key=lambda one: (-work[one], one))
+    else:
+        assert generation is not None
+        order = [*_went_on(snapshot, generation, before)]
+    found = []
+    for number in order:
+        one = snapshot.candidates[number]
+        if (number, stage) in snapshot.results or (one.final and one.stage == stage):
+            found.append(number)
+        elif not one.final:  # who has failed before it never comes
+            break
+    return tuple(found)
+
+
+def _curve(
+    snapshot: Snapshot, climbed: Sequence[Stage], candidate: int
+) -> tuple[tuple[int, float], ...]:
+    """Evaluations of the last of these stages; of a part of one, with those before it."""
+    found: list[tuple[int, float]] = []
+    before = 0
+    for stage in climbed:
+        if stage.whole == climbed[-1].whole:
+            result = snapshot.results[candidate, stage.name]
+            found += [(before + step, loss) for step, loss in result.curve]
+            before += result.steps
+    return tuple(found)
 
 
 def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:

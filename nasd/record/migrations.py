@@ -252,6 +252,27 @@ def m006_figures(db: Database) -> None:
     _execute(db, statements)
 
 
+@migrations()
+def m007_several_cutoffs(db: Database) -> None:
+    """Asynchronous rules decide on a rung more than once."""
+    statements = """
+    ALTER TABLE decision RENAME TO decision_before;
+    CREATE TABLE decision (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generation,
+        kind TEXT NOT NULL CHECK (kind IN ('screen', 'breed', 'cutoff', 'select')),
+        stage TEXT NOT NULL DEFAULT '',
+        payload TEXT NOT NULL,
+        at REAL NOT NULL,
+        nth INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (generation, kind, stage, nth)
+    ) STRICT;
+    INSERT INTO decision SELECT id, generation, kind, stage, payload, at, 0 FROM decision_before;
+    DROP TABLE decision_before;
+    """
+    _execute(db, statements)
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

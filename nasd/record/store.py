@@ -415,10 +415,13 @@ class Store:
         next_stage: str,
         promotion: Promotion,
         now: float,
+        nth: int = 0,
     ) -> None:
-        """The cutoff after `stage`: whom it keeps go on to `next_stage`."""
+        """The cutoff after `stage`: whom it keeps go on to `next_stage`. nth: from 0, of those
+        after that stage."""
         with self._transaction():
-            self._decide(generation, DecisionKind.CUTOFF, stage, promotion.to_json(), now)
+            told = promotion.to_json()
+            self._decide(generation, DecisionKind.CUTOFF, stage, told, now, nth)
             for candidate in sorted(promotion.kept):
                 self._advance(candidate, Event.KEEP, now, next_stage)
             for candidate in sorted(promotion.cut):
@@ -690,12 +693,14 @@ class Store:
         stage: str,
         payload: Mapping[str, Any],
         now: float,
+        nth: int = 0,
     ) -> None:
         self._insert(
             "decision",
             generation=generation,
             kind=str(kind),
             stage=stage,
+            nth=nth,
             payload=json.dumps(payload),
             at=now,
         )

@@ -325,9 +325,10 @@ def _decisions(snapshot: Snapshot, candidate: Candidate) -> str:
 
 
 def _at_cutoff(found: Promotion, candidate: int) -> str:
+    last = "" if found.threshold is None else f"; the last one kept has {found.threshold:.4f}"
     return (
         f"{_kept_or_cut(found, candidate)}: loss {found.losses[candidate]:.4f} is number"
-        f" {found.place(candidate)} of {found.reached}; the last one kept has {found.threshold:.4f}"
+        f" {found.place(candidate)} of {found.reached}{last}"
     )
 
 
@@ -349,17 +350,24 @@ def generation_events(snapshot: Snapshot, number: int) -> Runs:
 
 
 def cutoff_events(snapshot: Snapshot, cutoffs: Sequence[Recorded]) -> Iterator[Event]:
-    """For each a card; and a level line of its threshold as long as its stage is."""
+    """For each stage a card; and a level line of a threshold as long as its stage is."""
+    stages: dict[str, list[Recorded]] = {}
+    for cutoff in cutoffs:
+        stages.setdefault(cutoff.stage, []).append(cutoff)
+    for stage, made in stages.items():
+        at = _generation(snapshot, made[0].generation).opened_at
+        cards = [_cutoff_card(snapshot, one) for one in made]
+        yield text(f"cutoff_after_{stage}", "\n\n".join(cards), at)
     for cutoff in cutoffs:
         at = _generation(snapshot, cutoff.generation).opened_at
         begin, end = _reach(snapshot, cutoff)
-        yield text(f"cutoff_after_{cutoff.stage}", _cutoff_card(snapshot, cutoff), at)
         task = _tasks(snapshot)[cutoff.stage]
         curve = (
             learning_curve(cutoff.generation) if tasks.of(task).ranks else f"{task}/evaluation_loss"
         )
-        for step in sorted({begin, end}):
-            yield scalars({curve: cutoff.promotion.threshold}, step, at)
+        if (threshold := cutoff.promotion.threshold) is not None:
+            for step in sorted({begin, end}):
+                yield scalars({curve: threshold}, step, at)
 
 
 def _reach(snapshot: Snapshot, cutoff: Recorded) -> tuple[int, int]:

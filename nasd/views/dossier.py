@@ -404,9 +404,12 @@ class _Compiler:
         }
         text = (
             f"{'kept' if facts['kept'] else 'cut'}: place {facts['place']} of {found.reached} by a"
-            f" loss of {facts['loss']:.4f}; the lowest {found.places} go on, up to"
-            f" {found.threshold:.4f}"
+            f" loss of {facts['loss']:.4f}; "
         )
+        if found.threshold is None:
+            text += f"by {found.name}, {found.rule}"
+        else:
+            text += f"the lowest {found.places} go on, up to {found.threshold:.4f}"
         return DecisionRow(decision.generation, "cutoff", decision.stage, text, facts)
 
     def _selection(self, decision: Recorded, member: Member) -> DecisionRow:

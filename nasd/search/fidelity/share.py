@@ -26,7 +26,7 @@ def decide(curves: Curves, rungs: Sequence[Rung], budget: Budget) -> Mapping[int
             f"{at.stage} loss {losses[candidate]:.4f} {among} among the lowest {places} of"
             f" {at.reached} (the last one kept has {threshold:.4f})"
         )
-        return Choice(action, reason, losses[candidate], threshold)
+        return Choice(action, reason, losses[candidate], threshold, order.index(candidate))
 
     return {candidate: choice(candidate) for candidate in order}
 

@@ -32,7 +32,7 @@ from nasd.views.report.drawing import (
     told,
 )
 from nasd.views.report.findings import Findings
-from nasd.views.report.rows import CandidateRow
+from nasd.views.report.rows import CandidateRow, CutoffRow
 
 
 def curves(findings: Findings) -> Drawing:
@@ -78,8 +78,8 @@ def curves(findings: Findings) -> Drawing:
         f"Line plot of the {mlm}evaluation loss of {counted(len(lines), 'candidate')} of generation"
         f" {generation} against steps."
         + (
-            f" At the cutoff behind {cutoffs[0].stage}, {len(kept)} of {cutoffs[0].reached} went"
-            f" on; the last one kept had a loss of {number(cutoffs[0].threshold, 3)}."
+            f" At the cutoff behind {first[0].stage}, {len(kept)} of"
+            f" {max(row.reached for row in first)} went on{_last(first)}."
             if cutoffs
             else ""
         )
@@ -220,8 +220,8 @@ def _mark_stages(findings: Findings, axes: Axes, generation: int) -> None:
         if rows:
             kept = sum(row.kept for row in rows)
             axes.annotate(
-                f"cutoff: {kept} of {rows[0].reached} go on,\nthe last with a loss of"
-                f" {number(rows[0].threshold, 3)}",
+                f"cutoff: {kept} of {max(row.reached for row in rows)} go on"
+                + _last(rows, ",\nthe last with a loss of"),
                 (end, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(5, -3),
@@ -230,6 +230,12 @@ def _mark_stages(findings: Findings, axes: Axes, generation: int) -> None:
                 fontsize=8,
                 in_layout=False,
             )
+
+
+def _last(rows: Sequence[CutoffRow], words: str = "; the last one kept had a loss of") -> str:
+    """The threshold of a cutoff that was made by losses alone."""
+    threshold = rows[0].threshold
+    return "" if threshold is None else f"{words} {number(threshold, 3)}"
 
 
 def _label_ends(axes: Axes, lines: Sequence[tuple[CandidateRow, float, float, str]]) -> None:
@@ -358,7 +364,8 @@ def missed(findings: Findings) -> Drawing:
         ]
         if findings.baseline.quality is not None:
             axes.axhline(findings.baseline.quality, color=BASE, lw=1, ls=(0, (4, 3)))
-        axes.axvline(rows[0].threshold, color=INK, lw=0.9, ls=(0, (4, 3)))
+        if (threshold := rows[0].threshold) is not None:
+            axes.axvline(threshold, color=INK, lw=0.9, ls=(0, (4, 3)))
         for row in rows:
             drawing.mark(
                 axes,

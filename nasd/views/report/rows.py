@@ -116,7 +116,8 @@ class CurveRow(NamedTuple):  # the quickest to make: there are a hundred thousan
 @dataclass(frozen=True, slots=True)
 class CutoffRow:
     """One candidate at one cutoff. place: from 1, the lowest loss first. reached: how many came to
-    the stage, those that failed in it included. threshold: the loss of the last one kept."""
+    the stage, those that failed in it included. threshold: the loss of the last one kept; None
+    where it was decided by more than losses."""
 
     generation: int
     stage: str
@@ -125,7 +126,7 @@ class CutoffRow:
     place: int
     reached: int
     kept: bool
-    threshold: float
+    threshold: float | None
     quality: float | None
 
 
