@@ -350,7 +350,7 @@ class SlurmLauncher(Launcher):
 def _stage(spec: Spec) -> str:
     if spec.stage is None:
         return PREPARE
-    return SCREEN if spec.mutants else spec.stage.name
+    return SCREEN if spec.mutants else spec.stage.whole
 
 
 def options(config: Config, stage: str, slots: Sequence[str]) -> list[str]:
