@@ -20,7 +20,7 @@ from nasd.search.variation.breeding import adopted
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import OPERATORS
 from nasd.worker.model.transfers import TRANSFERS
-from tests.conftest import drive, make_tick, small_dict, without_summaries
+from tests.conftest import drive, make_tick, small_config, small_dict, without_summaries
 from tests.training import Workshop, demo_config, make_workshop, stage, work
 
 STEPS = {"narrow": 2, "widen": 1, "fewer_heads": 1, "more_heads": 1, "drop_block": 1, "cross": 3}
@@ -71,6 +71,21 @@ def test_a_search_by_task_lineage_has_children_of_two_parents_that_start_from_fi
         assert ladder.weights_of(found, config, first) == ((one.parent, "finetune"), True)
         second = None if one.second is None else (one.second, "finetune")
         assert ladder.second_weights_of(found, config, first) == second
+        assert one.generation is not None
+        assert ladder.rounds(config, first) == one.generation + 1  # its examples follow theirs
+    assert ladder.rounds(config, replace(found.baseline, stage="finetune")) == 0
+
+
+def test_in_the_thesis_every_candidate_begins_with_the_same_examples(tmp_path: Path) -> None:
+    config = small_config()
+    with without_summaries():
+        found = drive(
+            make_tick(StateFolder(tmp_path / "state"), config),
+            lambda snapshot: snapshot.generation is not None and snapshot.generation.number == 1,
+        )
+    for one in found.candidates.values():
+        for stage_of in config.stages:
+            assert ladder.rounds(config, replace(one, stage=stage_of.name)) == 0
 
 
 def test_the_first_generation_waits_for_the_fine_tuned_baseline(tmp_path: Path) -> None:

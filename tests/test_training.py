@@ -301,6 +301,18 @@ def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:
     assert np.array_equal(again.batch(200), epochs[1][75])
 
 
+def test_generations_of_less_than_an_epoch_go_through_all_questions_one_after_the_other() -> None:
+    """Each of them by the same half would leave the other half to nobody."""
+    schedule = Schedule.of(stage(CONFIG, "finetune", epochs=0.25, batch=8), 1000)
+    seen: list[int] = []
+    for rounds in range(4):
+        order = Order(schedule, 1, "finetune", rounds)
+        mine = np.concatenate([order.batch(step) for step in range(schedule.steps)])
+        assert not set(mine) & set(seen)
+        seen += mine.tolist()
+    assert len(seen) > 0.98 * 1000
+
+
 def test_batches_are_of_any_length_but_their_parts_and_ranks_of_one(tmp_path: Path) -> None:
     """Batches by length would train worse; only what is computed at once is sorted."""
     task = QaTask(built(phenotype.QuestionAnswering), features(), features())

@@ -94,6 +94,9 @@ class Spec(Message):
     fixed_masks: bool = False  # the same ones for a sequence every time
     activation_cache_gb: float = 0.0
     halvings: int = 0  # how often the micro-batch is halved, because memory ran out
+    rounds: int = (
+        0  # of the stage's steps that its ancestors went through, whose examples it follows
+    )
     first_step: int = 0  # where the curves begin, behind those of the stages before
     shared_curve: str = ""  # the tag of its generation's evaluation losses, where it is among them
     measure: Measure = Measure()

@@ -54,6 +54,7 @@ def spec(
         qa_cache=_cache(state, prepared.get("qa_cache")),
         labelled_cache=_cache(state, prepared.get("labelled_cache")),
         tensorboard=str(state.curves(candidate.generation, candidate.id, task)),
+        rounds=ladder.rounds(config, candidate),
         first_step=curves.first_step(snapshot, candidate),
         shared_curve=curves.shared_curve(candidate, task),
         precision=config.slots.precision,

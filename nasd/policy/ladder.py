@@ -259,6 +259,16 @@ def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[st
     return names
 
 
+def rounds(config: Config, candidate: Candidate) -> int:
+    """How often those whose weights it has may have gone through its stage: the baseline, and once
+    in each generation before its own. 0 where children do not begin from what the stage trains."""
+    stage = stage_named(config, candidate.stage)
+    wanted = config.variation.inherit_from
+    if stage is None or candidate.generation is None or wanted != tasks.SCORED:
+        return 0
+    return candidate.generation + 1 if tasks.hands_on(stage.task, wanted) else 0
+
+
 def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
     """Whether the baseline has climbed past everything that generation 0 starts from, or is taught
     by."""

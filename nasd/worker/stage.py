@@ -237,6 +237,7 @@ def _train(
         checkpoint_seconds=60 * spec.checkpoint_minutes,
         log_steps=spec.log_steps,
         halvings=spec.halvings,
+        rounds=spec.rounds,
         checkpoints=folder.checkpoints,
         resume=tuple(map(Path, spec.resume)),
         open_recorder=open_recorder,

@@ -52,15 +52,20 @@ class Order:
 
     Drawn without regard to length: batches of examples alike make a worse model than random ones
     (figures in docs/decisions.md), so that padding is avoided inside of a batch, or nowhere.
+
+    rounds: how often the stage's steps have been gone through before, by those whose weights these
+    are; the examples go on behind theirs. Who always began with the first would never train on what
+    comes behind a stage of less than an epoch.
     """
 
-    def __init__(self, schedule: Schedule, seed: int, stage: str) -> None:
+    def __init__(self, schedule: Schedule, seed: int, stage: str, rounds: int = 0) -> None:
         self._schedule, self._seed, self._stage = schedule, seed, stage
+        self._before = rounds * schedule.whole
         self._epoch = -1
         self._batches: NDArray[np.int64] = np.empty((0, 0), dtype=np.int64)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        epoch, position = divmod(step, self._schedule.steps_per_epoch)
+        epoch, position = divmod(self._before + step, self._schedule.steps_per_epoch)
         if epoch != self._epoch:
             self._batches, self._epoch = self._deal(epoch), epoch
         batch: NDArray[np.int64] = self._batches[position]
@@ -77,8 +82,9 @@ class Order:
 class Run:
     """The settings of one attempt's training that are not the stage's own.
 
-    halvings: how often the micro-batch is halved, because memory ran out. trials: where a stage
-    does not say how many examples are taken at once, this tries; None takes a rank's share whole.
+    halvings: how often the micro-batch is halved, because memory ran out. rounds: of Order. trials:
+    where a stage does not say how many examples are taken at once, this tries; None takes a rank's
+    share whole.
     compilation: compiles the model once that pays; None leaves it alone. paused: what the part of
     the stage before this one has left, where there is one.
     """
@@ -94,6 +100,7 @@ class Run:
     stop: StopRequest
     progress: Progress
     halvings: int = 0
+    rounds: int = 0
     trials: Trials | None = None
     compilation: Compilation | None = None
     paused: Path | None = None
@@ -347,7 +354,7 @@ def _batches(
     Where examples differ in length, ranks get about as many tokens each, and so much as a part has
     to be padded, its examples are alike.
     """
-    order = Order(schedule, run.seed, stage.whole)
+    order = Order(schedule, run.seed, stage.whole, run.rounds)
 
     def build(step: int) -> list[Batch]:
         at = schedule.before + step
