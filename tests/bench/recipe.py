@@ -110,7 +110,8 @@ class Bench:
         found = score(answered(judged, float("inf")), self.asked)
         return (found["exact_match"] + found["f1"]) / 2
 
-    def trained(self, name: str, model: QuestionAnswering, share: float) -> Row:
+    def trained(self, name: str, model: QuestionAnswering, share: float, rounds: int) -> Row:
+        """rounds: how often its ancestors were trained before."""
         before, began = self.quality(model), time.monotonic()
         task: Any = QaTask.load(model.train(), self.cache, packs=True, without=self.unseen)
         teacher = Teacher(share=self.options.teacher, match=tuple(self.options.match))
@@ -129,6 +130,7 @@ class Bench:
             stop=Never(),  # type: ignore[arg-type]
             progress=quiet,
             say=lambda text: None,
+            rounds=rounds,
         )
         train(task, self.stage, self.ranks, run)
         seconds = time.monotonic() - began
@@ -190,12 +192,13 @@ class Bench:
     def through(self) -> list[Row]:
         rows, rng = [], random.Random(SEED)
         control = self.model()
-        for number, _ in enumerate(self.options.shares, 1):
-            rows.append(self.trained(f"control, {number} x", control, 1.0))
+        for rounds, _ in enumerate(self.options.shares):
+            rows.append(self.trained(f"control, {rounds + 1} x", control, 1.0, rounds))
         model, genotype = self.model(), self.baseline
-        for number, most in enumerate(self.options.shares, 1):
+        for rounds, most in enumerate(self.options.shares):
             model, genotype = self.smaller(model, genotype, most, rng)
-            rows.append(self.trained(f"step {number}", model, self.share(genotype)))
+            name = f"step {rounds + 1}"
+            rows.append(self.trained(name, model, self.share(genotype), rounds))
         return rows
 
 
