@@ -19,6 +19,7 @@ from nasd.control.tick import Tick
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event, State
 from nasd.record.state import Snapshot
+from nasd.views import history
 from nasd.views.board import _decisions, generation_events
 from nasd.views.dossier import compile_dossier
 from nasd.views.report.figures import drawings
@@ -248,6 +249,34 @@ def test_asha_starts_who_is_promoted_while_others_have_yet_to_come(state):
     first_promoted = next(n for n, (_, stage) in enumerate(starts) if stage == "finetune@0.5")
     last_below = max(n for n, (_, stage) in enumerate(starts) if stage == "finetune@0.25")
     assert first_promoted < last_below
+    tick.store.close()
+
+
+def test_somebody_pauses_is_promoted_late_and_survives_and_events_tell_why(state):
+    config = small_config(
+        experiment__seed=3,
+        promotion__rule="asha",
+        stages__pretrain_0__keep=None,
+        stages__finetune__rungs=[*RUNGS[:1], {"at": 0.5, "keep": 0.5}],
+        population__lambda=10,
+    )
+    tick = make_tick(state, config)
+    found = drive(tick)
+    made = [
+        one.promotion
+        for one in found.cutoffs
+        if (one.generation, one.stage) == (1, "finetune@0.25")
+    ]
+    late = next(one for one in made[1:] for kept in one.kept if kept in found.survivors(1))
+    (who,) = late.kept
+    assert late.reached > made[0].reached
+    told = history.read(state.path, str(who), 50)
+    path = [one.event for one in told if one.stage in ("finetune@0.25", "finetune@0.5")]
+    assert path == ["advance", "start", "hold", "keep", "start", "hold"]
+    promoted = next(one for one in told if one.event == "keep")
+    assert f"of the first {late.reached}" in promoted.detail
+    waits_since = next(one.at for one in told if one.event == "hold")
+    assert promoted.at > waits_since
     tick.store.close()
 
 

@@ -423,7 +423,9 @@ class Store:
             told = promotion.to_json()
             self._decide(generation, DecisionKind.CUTOFF, stage, told, now, nth)
             for candidate in sorted(promotion.kept):
-                self._advance(candidate, Event.KEEP, now, next_stage)
+                # Of one decision about all, the whole is told; of one about a few, why these now.
+                why = promotion.reasons[candidate] if promotion.among else ""
+                self._advance(candidate, Event.KEEP, now, next_stage, detail=why)
             for candidate in sorted(promotion.cut):
                 self._advance(candidate, Event.CUT, now, detail=promotion.reasons[candidate])
 
