@@ -6,6 +6,7 @@ from importlib import import_module
 
 BENCHES = (
     "ablation", "child", "control", "fidelity", "live", "memory", "quality", "recipe", "search",
+    "slots",
     "startup", "training",
 )  # fmt: skip
 
