@@ -72,6 +72,23 @@ def test_what_the_page_shows_is_short_and_runs(
     assert "exact_match" in capsys.readouterr().out
 
 
+def test_the_recipe_for_several_boxes_injects_what_the_other_search_has_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = (ROOT / "docs" / "scale.md").read_text()
+    (recipe,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(folder)
+    asked: list[tuple[Genotype, str]] = []
+    monkeypatch.setattr(Search, "inject", lambda _, one, why: asked.append((one, why)))
+    recipe = recipe.replace("/shared/box2/state", "state")
+    exec(recipe, {})
+    assert asked == []  # all of its own are known
+    front = Search("state").front()
+    exec(recipe.replace('known = {row["genotype"]', 'known = {"none of " + row["genotype"]'), {})
+    assert len(asked) == len(_rows(front))
+    assert {why for _, why in asked} == {"from box2"}
+
+
 def test_a_search_that_was_followed_is_complete_and_its_tables_are_the_report_s(search: Search):
     assert search.state == "complete"
     assert search.wait(0) == "complete"

@@ -45,6 +45,7 @@ log = logging.getLogger("nasd")
 
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
 RETRY_SECONDS = 600.0  # after a backup that failed
+MOST_STARTS = 100  # in a turn: more would keep it from seeing what ends
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
 
 GONE = "gone without an outcome"
@@ -399,7 +400,8 @@ class Tick:
             for attempt in snapshot.live_attempts:
                 self._ask_to_stop(attempt)
             return
-        for one in scheduling.starts(snapshot, self.config, self.slots, self.clock()):
+        found = scheduling.starts(snapshot, self.config, self.slots, self.clock())
+        for one in found[:MOST_STARTS]:
             snapshot = self.store.in_play()
             # One before may have halted the search, or found nobody to start it.
             if snapshot.experiment.runs and not self._nobody_starts():

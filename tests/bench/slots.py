@@ -115,6 +115,7 @@ def measured(slots: int, turns: int) -> dict[str, Any]:
         )
         counted = Counted(launcher, store)
         spent: dict[str, list[float]] = {}
+        rests: list[int] = []
         each: dict[str, list[float]] = {}  # for an attempt that ends, and one that starts
         ended = 0
         most = 0
@@ -130,22 +131,28 @@ def measured(slots: int, turns: int) -> dict[str, Any]:
             gone, new = len(before - after), len(after - before)
             most = max(most, len(after))
             kind = "rests" if not gone and not new else "ends and starts some"
-            kind = "starts very many" if new > slots / 2 else kind
+            kind = "starts very many" if new >= 50 else kind
             if most > slots / 2:
                 spent.setdefault(kind, []).append(seconds)
                 ended += gone
                 turns -= 1
-                if kind == "starts very many" and (ends := launcher.next_event()) is not None:
-                    clock.advance_to(ends - tick.config.daemon.tick_seconds)
+                first = launcher.next_event()
+                if kind == "starts very many" and first is not None:
+                    clock.advance_to(first - tick.config.daemon.tick_seconds)
+                if kind == "rests":
+                    rests.append(counted.files.total() - files)
                 if gone and kind != "starts very many":
                     told = {
-                        "file operations": counted.files.total() - files,
+                        "file operations": counted.files.total() - files - most,  # heartbeats
                         "commits": counted.commits - commits,
                         "waits for the disk, beside commits": counted.syncs - syncs,
                     }
                     for what, count in told.items():
                         each.setdefault(what, []).append(count / gone)
-            clock.advance_to(clock() + tick.config.daemon.tick_seconds)
+            step = clock() + tick.config.daemon.tick_seconds
+            ends = launcher.next_event()
+            idles = most <= slots / 2 and ends is not None  # the baseline climbs
+            clock.advance_to(max(step, ends) if idles and ends is not None else step)
         store.close()
     found: dict[str, Any] = {"slots": slots, "attempts at once": most, "attempts ended": ended}
     for kind, values in spent.items():
@@ -154,6 +161,7 @@ def measured(slots: int, turns: int) -> dict[str, Any]:
         found[f"turns that {kind}"] = len(values)
     for what, values in each.items():
         found[f"{what}, an attempt"] = round(statistics.median(values), 1)
+    found["file operations, a turn that rests"] = statistics.median(rests) if rests else 0
     return found
 
 

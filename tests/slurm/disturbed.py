@@ -142,13 +142,15 @@ class Daemon:
             return None
 
 
-def ranks() -> dict[str, list[psutil.Process]]:
-    """By token, the processes of attempts that run on this machine."""
+def ranks(state: Path) -> dict[str, list[psutil.Process]]:
+    """By token, the processes of a search's attempts that run on this machine."""
     found: dict[str, list[psutil.Process]] = {}
     for one in psutil.process_iter():
         with suppress(psutil.Error):
             token = one.environ().get(variables.TOKEN)
-            if token and one.status() != psutil.STATUS_ZOMBIE and "nasd.worker" in one.cmdline():
+            words = one.cmdline()
+            ours = "nasd.worker" in words and any(str(state) in word for word in words)
+            if token and ours and one.status() != psutil.STATUS_ZOMBIE:
                 found.setdefault(token, []).append(one)
     return found
 
@@ -212,9 +214,11 @@ class Disturbed:
             self.wrong.append(f"no end within {LONGEST_SECONDS / 60:g} min")
         if self._left() > 0:
             self.wrong.append(f"only {self.killed.total()} of {self.wanted} came before the end")
-        gone = wait_until(lambda: not ranks() and not jobs(self.cluster), ENDED_SECONDS)
+        gone = wait_until(
+            lambda: not ranks(self.daemon.state) and not jobs(self.cluster), ENDED_SECONDS
+        )
         if not gone:
-            self.wrong.append(f"left behind: {ranks()} {jobs(self.cluster)}")
+            self.wrong.append(f"left behind: {ranks(self.daemon.state)} {jobs(self.cluster)}")
         self._charges()
 
     def _left(self) -> int:
@@ -223,7 +227,7 @@ class Disturbed:
     def _check(self, found: Snapshot) -> None:
         """No slot twice, no candidate on two at once, nothing of an attempt that has ended."""
         self.wrong += leases_wrong(found)
-        there = ranks()
+        there = ranks(self.daemon.state)
         by_token = {one.token: one for one in found.attempts}
         now = time.monotonic()
         busy: Counter[int] = Counter()
@@ -251,7 +255,7 @@ class Disturbed:
     # -- mischief ------------------------------------------------------------------------------
 
     def _running(self, found: Snapshot) -> tuple[Attempt, list[psutil.Process]] | None:
-        there = ranks()
+        there = ranks(self.daemon.state)
         for one in found.live_attempts:
             if one.token in there:
                 return one, there[one.token]
@@ -259,13 +263,13 @@ class Disturbed:
 
     def end_daemon(self, found: Snapshot, number: int) -> bool:
         live = {one.token for one in found.live_attempts}
-        before = live & ranks().keys()
+        before = live & ranks(self.daemon.state).keys()
         self.daemon.end(number)
         if self.draw.random() < 0.5:
             time.sleep(self.draw.uniform(0, 3))
         if number == signal.SIGTERM and before:
             ended = {path.parent.name for path in self.daemon.state.glob("attempts/*/left.json")}
-            gone = before - ranks().keys()
+            gone = before - ranks(self.daemon.state).keys()
             names = {str(one.id) for one in found.live_attempts if one.token in gone}
             if names - ended:
                 self.wrong.append("workers went with a daemon that was asked to leave")

@@ -72,7 +72,7 @@ def test_a_search_on_slurm_ends_as_on_this_machine_and_costs_seconds_an_attempt(
     assert found.experiment.state == "complete", daemon.said
     assert {one.state for one in found.attempts} == {AttemptState.SUCCEEDED}
     assert held_against(calm, daemon.state) == []
-    assert not ranks()
+    assert not ranks(daemon.state)
     assert not jobs(cluster)
     here, there = (statistics.median(latencies(state)) for state in (calm, daemon.state))
     print(f"overhead of an attempt: {there:.1f} s on Slurm, {here:.1f} s on this machine")
@@ -126,7 +126,9 @@ def test_a_time_limit_interrupts_an_attempt_which_goes_on_in_another_job(
         def goes_on() -> bool:
             found = slow.read()
             assert found is not None
-            return any(one.id > ended.id and one.token in ranks() for one in found.live_attempts)
+            return any(
+                one.id > ended.id and one.token in ranks(slow.state) for one in found.live_attempts
+            )
 
         assert wait_until(goes_on, PATIENCE), slow.said
     finally:
@@ -180,7 +182,7 @@ def test_what_a_person_cancels_is_told_and_not_tried_again_until_they_say_so(
     daemon.start()
 
     def cancelled() -> bool:
-        job = next(iter(jobs(cluster).values()), None) if ranks() else None
+        job = next(iter(jobs(cluster).values()), None) if ranks(daemon.state) else None
         if job is not None:
             cluster.ask("scancel", job.id, check=False)
         found = daemon.read()
@@ -200,7 +202,7 @@ def test_what_a_person_cancels_is_told_and_not_tried_again_until_they_say_so(
     time.sleep(2)
     assert not jobs(cluster)
     daemon.asks("resume")
-    assert wait_until(lambda: bool(ranks()), PATIENCE), daemon.said
+    assert wait_until(lambda: bool(ranks(daemon.state)), PATIENCE), daemon.said
 
 
 def test_a_partition_that_is_not_there_is_told_before_anything_is_written(
