@@ -138,7 +138,7 @@ def measured(slots: int, turns: int) -> dict[str, Any]:
                 turns -= 1
                 first = launcher.next_event()
                 if kind == "starts very many" and first is not None:
-                    clock.advance_to(first - tick.config.daemon.tick_seconds)
+                    clock.advance_to(max(clock(), first - tick.config.daemon.tick_seconds))
                 if kind == "rests":
                     rests.append(counted.files.total() - files)
                 if gone and kind != "starts very many":

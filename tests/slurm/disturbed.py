@@ -221,6 +221,9 @@ class Disturbed:
             self.wrong.append(f"left behind: {ranks(self.daemon.state)} {jobs(self.cluster)}")
         self._charges()
 
+    def _ranks(self) -> dict[str, list[psutil.Process]]:
+        return ranks(self.daemon.state)
+
     def _left(self) -> int:
         return self.wanted - self.killed.total()
 
