@@ -27,10 +27,11 @@ from nasd.contract import variables
 from nasd.contract.errors import NasdError
 from nasd.launch.launcher import wait_until
 from nasd.launch.queue import NAME, OVER, parsed
+from nasd.policy import endings
 from nasd.presets import write_preset
 from nasd.record import snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import AttemptState, AttemptVerdict
+from nasd.record.lifecycle import AttemptState, AttemptVerdict, State
 from nasd.record.state import Attempt, Snapshot
 from nasd.record.store import Store
 from tests.conftest import ROOT, story
@@ -202,7 +203,10 @@ class Disturbed:
                 if not deck and not only:
                     deck = list(MISCHIEF)
                     self.draw.shuffle(deck)
+                worn = self._worn(found)
                 for kind in deck:
+                    if worn and kind in HARMFUL:
+                        continue
                     if MISCHIEF[kind](self, found):
                         deck.remove(kind)
                         self.killed[kind] += 1
@@ -226,6 +230,16 @@ class Disturbed:
 
     def _left(self) -> int:
         return self.wanted - self.killed.total()
+
+    def _worn(self, found: Snapshot) -> bool:
+        """Whether somebody has lost two attempts in a row: with more, most of the time is
+        back-off."""
+        live = {one.candidate for one in found.live_attempts}
+        return any(
+            len(endings.setbacks(found, one)) >= 2
+            for one in found.candidates.values()
+            if one.id in live or one.state is State.PENDING
+        )
 
     def _check(self, found: Snapshot) -> None:
         """No slot twice, no candidate on two at once, nothing of an attempt that has ended."""
@@ -328,6 +342,7 @@ class Disturbed:
         return True
 
 
+HARMFUL = {"slurmstepd", "job", "rank", "node", "slurmd"}
 MISCHIEF: dict[str, Callable[[Disturbed, Snapshot], bool]] = {
     "daemon": lambda one, found: one.end_daemon(found, signal.SIGKILL),
     "daemon asked to leave": lambda one, found: one.end_daemon(found, signal.SIGTERM),
