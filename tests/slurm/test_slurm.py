@@ -46,7 +46,11 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     daemon = Daemon(written(tmp_path_factory.mktemp("local") / "search", *SHORT))
     daemon.start()
     assert daemon.process is not None
-    daemon.process.wait(600)
+    try:
+        daemon.process.wait(800)
+    finally:
+        if daemon.runs:
+            daemon.end(signal.SIGKILL)
     return daemon.state
 
 
