@@ -106,7 +106,7 @@ def make_workshop(folder: Path, config: Config | None = None) -> Workshop:
         Prepared(
             mlm_cache=str(made.mlm or ""),
             qa_cache=str(made.qa or ""),
-            labelled_cache=str(made.labelled or ""),
+            labelled_cache=str(next(iter(made.labelled.values()), "")),
             has_mlm_head=has_head,
             parameters=1,
             **counts,

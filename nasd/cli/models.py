@@ -35,6 +35,12 @@ def export(
             "--int8", help="And as model-int8.onnx, both scored on the test data: minutes."
         ),
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a search of several tasks: the one to have the model of.", show_default=False
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an exported model that stands there.")
     ] = False,
@@ -71,7 +77,8 @@ def export(
     from nasd.record.lookup import Wish
 
     wish = Wish(smallest_within, max_parameters)
-    done = door.export(state_folder(config, state), candidate, folder, onnx, force, wish, int8)
+    place = state_folder(config, state)
+    done = door.export(place, candidate, folder, onnx, force, wish, int8, task)
     print(
         f"{_named(done.candidate)} (quality {done.quality:.2f}, {of_baseline(done.size)} of the"
         f" baseline's parameters) stands in"

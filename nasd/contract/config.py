@@ -109,6 +109,14 @@ def _objectives(value: Any) -> Any:
     return value
 
 
+def _quality(value: Any) -> Any:
+    known = (tasks.MEAN, tasks.WORST, *(one.name for one in tasks.scoring()))
+    if value not in known:
+        named = ", ".join(f'"{name}"' for name in known)
+        raise ValueError(f"take one of {named}, not {_as_json(value)}")
+    return value
+
+
 def _limit(value: str) -> str:
     Limit.parse(value)
     return value
@@ -147,6 +155,10 @@ class Experiment(Section):
     `bytes_int8` (of the exported weights), `latency_ms` (of a forward pass, told from a table of
     measured modules, and measured where a stage does that), and `peak_memory_mb` and `energy_j`,
     which a stage has to measure."""
+
+    quality: Annotated[str, BeforeValidator(_quality)] = tasks.MEAN
+    """In a search of several tasks, what `quality` is: the `mean` of theirs, the `worst` of them,
+    or that of one, by its name."""
 
     limits: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """What a candidate has to hold to, as `"quality >= 60"` or `"quality >= 90 % of the baseline"`:
@@ -521,7 +533,8 @@ class Data(Section):
     """Texts for masked language modelling; needed where a stage of `task = "mlm"` stands."""
     qa: QaData | None = None
     """Questions with contexts and answers; like the sections below, needed where a stage of its
-    task stands."""
+    task stands. Where there are several of these, models are trained for each task by itself, all
+    from the same architecture."""
     classify: ClassifyData | None = None
     """Texts, or pairs of them, each with a label (`task = "classify"`)."""
     regress: RegressData | None = None
@@ -817,6 +830,18 @@ class Config(Section):
             and self.teacher.runs_along(stage.task)
         )
 
+    @property
+    def scoring(self) -> tuple[tasks.Task, ...]:
+        """The tasks that give scores, in the order in which they stand in nasd.contract.tasks."""
+        named = {one.task for one in self.stages}
+        return tuple(one for one in tasks.scoring() if one.name in named)
+
+    def focused(self, task: str) -> "Config":
+        """The config without the data and the stages of other tasks that give scores."""
+        kept = (one for one in self.stages if one.task == task or not tasks.of(one.task).scores)
+        data = tasks.focused(self.data, task)
+        return self.model_copy(update={"data": data, "stages": tuple(kept)})
+
     def finishes(self, generation: int) -> bool:
         """Whether nobody new is bred into it."""
         return generation > self.experiment.generations - self.population.finishing
@@ -902,34 +927,22 @@ class Config(Section):
                         f"stages.{ladder[-1].name}.measure: {name} has to be measured: set it to"
                         " true, or leave that objective out"
                     )
-            if not any(tasks.of(one.task).scores and one.train == "all" for one in ladder):
-                words = tasks.of(ladder[-1].task).words
-                raise ValueError(f"stages: nothing trains the {who} for {words}")
-        last = tasks.of(self.ladder("candidates")[-1].task)
-        for one in self.stages:
-            task = tasks.of(one.task)
-            if task.scores and task.name != last.name:
-                raise ValueError(
-                    f"stages.{one.name}: a search scores by one task, and its last stage is"
-                    f" {last.stage}: take this one out"
-                )
+            for task in self.scoring:
+                own = [one for one in ladder if one.task == task.name]
+                if not any(one.train == "all" for one in own):
+                    raise ValueError(f"stages: nothing trains the {who} for {task.words}")
+                if own[-1].train != "none":
+                    raise ValueError(
+                        f"stages.{own[-1].name}: nothing scores the {who} for {task.words} behind"
+                        f' it: add a stage of task = "{task.name}", train = "none"'
+                    )
         for one in self.stages:
             if getattr(self.data, section := tasks.of(one.task).data) is None:
                 raise ValueError(
                     f"stages.{one.name}: {tasks.of(one.task).stage} reads data.{section}, which is"
                     " missing: give it, or take the stage out"
                 )
-        if self.teacher is not None and self.teacher.outside and last is not tasks.QA:
-            raise ValueError(
-                f"teacher.source: a teacher from outside answers questions, and {last.stage} has no"
-                ' use for it: take "baseline" or "best"'
-            )
-        for task in tasks.scoring():
-            if task.name != last.name and getattr(self.data, task.data) is not None:
-                raise ValueError(
-                    f"data.{task.data}: a search scores by one task, and its last stage is"
-                    f" {last.stage}: take the section out"
-                )
+        self._check_tasks()
         inherits = self.variation.inherit_from
         if inherits != tasks.SCORED:
             if not any(one.task == inherits and one.train != "head" for one in self.stages):
@@ -945,6 +958,36 @@ class Config(Section):
                     f' "{one.task}"'
                 )
         return self
+
+    def _check_tasks(self) -> None:
+        """Whether the tasks that give scores fit together, and with what names one of them."""
+        found = self.scoring
+        for task in tasks.scoring():
+            if task not in found and getattr(self.data, task.data) is not None:
+                raise ValueError(
+                    f"data.{task.data}: no stage is of the task: add some of task ="
+                    f' "{task.name}", or take the section out'
+                )
+        by = self.experiment.quality
+        if by not in (tasks.MEAN, tasks.WORST) and tasks.of(by) not in found:
+            raise ValueError(
+                f'experiment.quality: no stage is of task = "{by}": take one of'
+                f" {tasks.one_of(found)}, or leave it out"
+            )
+        if self.teacher is not None and self.teacher.outside and found != (tasks.QA,):
+            raise ValueError(
+                "teacher.source: a teacher from outside answers questions, and"
+                f" {next(one for one in found if one is not tasks.QA).words} has no"
+                ' use for it: take "baseline" or "best"'
+            )
+        if len(found) > 1:
+            scores = [tasks.of(one.task).scores for one in self.stages]
+            for one in self.stages[scores.index(True) :]:
+                if not tasks.of(one.task).scores:
+                    raise ValueError(
+                        f"stages.{one.name}: all tasks build on it: put it before"
+                        f" stages.{self.stages[scores.index(True)].name}"
+                    )
 
 
 PREPARE = "prepare"

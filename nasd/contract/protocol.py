@@ -83,6 +83,7 @@ class Spec(Message):
     mlm_cache: str  # as prepare found or made them; empty for prepare itself, and without texts
     qa_cache: str
     labelled_cache: str = ""  # of texts with labels
+    labelled_caches: dict[str, str] = {}  # of each task that has such, where they are several
     tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
     threads: int
@@ -131,6 +132,7 @@ class Prepared(Message):
     labelled_test: int = 0
     labelled_tokens: float = 0.0  # of one, on average
     labels: tuple[str, ...] = ()  # in the order of the head's outputs
+    labelled_tasks: dict[str, dict[str, Any]] = {}  # the same of each task, where they are several
     mlm_unknown: float | None = None  # share of [UNK] in the corpora, and in the windows below
     qa_unknown: float | None = None
     labelled_unknown: float | None = None

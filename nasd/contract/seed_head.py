@@ -7,8 +7,14 @@ from nasd.contract import tasks
 
 def kept_by(stages: Sequence[tasks.OfTask]) -> bool:
     """Whether a ladder starts from the head that the seed brings: an MLM stage would leave it
-    behind an encoder that it does not know."""
-    return not tasks.reading(stages, tasks.MLM.data)
+    behind an encoder that it does not know, and of several tasks it is of one alone."""
+    scored = {one.task for one in stages if tasks.of(one.task).scores}
+    return len(scored) < 2 and not tasks.reading(stages, tasks.MLM.data)
+
+
+def among(found: Sequence[tasks.Task]) -> str:
+    """Why none of the seed's heads can be kept for these tasks; "" where that may be."""
+    return "the search has several tasks" if len(found) > 1 else ""
 
 
 def about(task: tasks.Task, has: bool, kept: bool, fault: str = "") -> str:

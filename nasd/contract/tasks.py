@@ -92,7 +92,8 @@ def questions(data: "Data") -> "QaData":
 
 
 def labelled(data: "Data") -> "LabelledData":
-    """The section of the task whose examples are texts with labels; a config has one at most."""
+    """The section of the task whose examples are texts with labels; of the first where there are
+    several."""
     found = data.classify or data.regress or data.tag
     assert found is not None
     return found
@@ -169,6 +170,17 @@ QA = Task(
 )
 
 
+def _section(data: "Data", name: str) -> "LabelledData":
+    """A config with a stage of such a task has it."""
+    found: LabelledData = getattr(data, name)
+    return found
+
+
+def prepared_of(prepared: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """What prepare has found, with what it says of texts with labels as of this task's."""
+    return {**prepared, **(prepared.get("labelled_tasks") or {}).get(task, {})}
+
+
 def _of_labels(
     name: str,
     words: str,
@@ -187,18 +199,23 @@ def _of_labels(
         metrics=("loss", *(metric for metric, _ in shown), "quality", "quality_error"),
         shown=shown,
         chosen=True,
-        counts=lambda prepared: (prepared.get("labelled_train"), prepared.get("labelled_test")),
+        counts=lambda prepared: (
+            prepared_of(prepared, name).get("labelled_train"),
+            prepared_of(prepared, name).get("labelled_test"),
+        ),
         example="example",
         card=card,
         ranks=False,
         scores=True,
         varies=True,
         steady=True,
-        limit=lambda data: labelled(data).tokens,
-        tokens=lambda data, volumes: min(volumes.labelled_tokens, float(labelled(data).tokens)),
-        examples=lambda volumes: volumes.labelled_train,
-        looks=lambda volumes: sampled(volumes.labelled_test),
-        tested=lambda volumes: volumes.labelled_test,
+        limit=lambda data: _section(data, section).tokens,
+        tokens=lambda data, volumes: min(
+            volumes.of_task(name).labelled_tokens, float(_section(data, section).tokens)
+        ),
+        examples=lambda volumes: volumes.of_task(name).labelled_train,
+        looks=lambda volumes: sampled(volumes.of_task(name).labelled_test),
+        tested=lambda volumes: volumes.of_task(name).labelled_test,
         masks=lambda data: None,
         head=head,
     )
@@ -266,36 +283,82 @@ def scoring() -> tuple[Task, ...]:
     return tuple(one for one in TASKS.values() if one.scores)
 
 
+def all_scored(data: "Data") -> tuple[Task, ...]:
+    """The tasks that give scores: those whose sections of [data] are there."""
+    return tuple(one for one in scoring() if getattr(data, one.data) is not None)
+
+
 def scored(data: "Data") -> Task:
-    """The task that gives the score: the one whose section of [data] is there."""
-    return next(one for one in scoring() if getattr(data, one.data) is not None)
+    """The task that gives the score; the first of several."""
+    return all_scored(data)[0]
+
+
+def focused(data: "Data", task: str) -> "Data":
+    """The data without that of other tasks that give scores; all of it for one that gives none."""
+    if not of(task).scores:
+        return data
+    others = [one.data for one in all_scored(data) if one.name != task]
+    return data.model_copy(update=dict.fromkeys(others))
+
+
+MEAN, WORST = "mean", "worst"  # of the qualities of several tasks
+
+
+def own_quality(task: str) -> str:
+    """Among the metrics of a search of several tasks, the quality of one of them."""
+    return f"{task}_quality"
+
+
+def combined(qualities: Mapping[str, float], by: str) -> float:
+    """What a search of several tasks goes by. qualities: of each, by its name."""
+    if by == WORST:
+        return min(qualities.values())
+    return sum(qualities.values()) / len(qualities) if by == MEAN else qualities[by]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What gives the score in a search. quality: in words; "" where the objective says it."""
+    """What gives the score in a search. tasks: in the order in which they stand in TASKS. quality:
+    in words; "" where the objective says it. shown: the metrics that views show, each with its
+    title; of several tasks, each one's quality."""
 
-    task: Task
+    tasks: tuple[Task, ...]
     quality: str
+    shown: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Scoring":
-        """data: [data] of a config that was checked, as it is written down."""
-        task = next((one for one in scoring() if data.get(one.data)), QA)
+    def of(cls, data: Mapping[str, Any], by: str = MEAN) -> "Scoring":
+        """data: [data] of a config that was checked, as it is written down. by: its
+        experiment.quality."""
+        found = tuple(one for one in scoring() if data.get(one.data)) or (QA,)
+        if len(found) > 1:
+            shown = tuple((own_quality(one.name), one.name) for one in found)
+            words = {
+                MEAN: "the mean of its tasks'",
+                WORST: "the lowest of its tasks'",
+                **{one.name: f"of {one.words}" for one in found},
+            }
+            return cls(found, words[by], shown)
+        (task,) = found
         chosen = str(data[task.data]["quality"]) if task.chosen else ""
-        return cls(task, dict(task.shown).get(chosen, ""))
+        return cls(found, dict(task.shown).get(chosen, ""), task.shown)
+
+    @property
+    def task(self) -> Task:
+        """The first."""
+        return self.tasks[0]
 
     @property
     def titles(self) -> tuple[str, ...]:
-        return tuple(title for _, title in self.task.shown)
+        return tuple(title for _, title in self.shown)
 
-    def shown(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
-        """By name; None for what there is not."""
-        return {metric: metrics.get(metric) for metric, _ in self.task.shown}
+    def named(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+        """What is shown by name; None for what there is not."""
+        return {metric: metrics.get(metric) for metric, _ in self.shown}
 
     def values(self, metrics: Mapping[str, float]) -> tuple[float | None, ...]:
         """The same without their names."""
-        return tuple(self.shown(metrics).values())
+        return tuple(self.named(metrics).values())
 
     def in_words(self, metrics: Mapping[str, float], digits: int = 2, sign: str = ", ") -> str:
         """`EM 61.20, F1 74.90`."""
@@ -323,9 +386,10 @@ def reading(stages: Sequence[S], data: str) -> tuple[S, ...]:
     return tuple(stage for stage in stages if of(stage.task).data == data)
 
 
-def hands_on(task: str, inherit_from: str) -> bool:
-    """Whether children may begin from what a stage of the task has trained."""
-    return of(task).scores if inherit_from == SCORED else task == inherit_from
+def hands_on(task: str, inherit_from: str, to: str) -> bool:
+    """Whether children may begin from what a stage of the task has trained, at a stage of the task
+    `to`."""
+    return task == (to if inherit_from == SCORED else inherit_from)
 
 
 def one_of(found: Sequence[Task]) -> str:

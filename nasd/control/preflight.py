@@ -55,15 +55,15 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
         for index, corpus in enumerate(config.data.corpora)
         if corpus.hub
     }
-    task = tasks.scored(config.data)
-    source = getattr(config.data, task.data)
-    if source.hub:
-        hubs[f"data.{task.data}.hub"] = [
-            source.hub,
-            getattr(source, "config", None),
-            source.revision,
-            getattr(source, "label", "answers"),
-        ]
+    for task in config.scoring:
+        source = getattr(config.data, task.data)
+        if source.hub:
+            hubs[f"data.{task.data}.hub"] = [
+                source.hub,
+                getattr(source, "config", None),
+                source.revision,
+                getattr(source, "label", "answers"),
+            ]
     data = {
         "data": config.data.model_dump(mode="json"),
         "seed": config.experiment.seed,
@@ -76,7 +76,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             hubs,
             data,
             config.teacher,
-            task.limit(config.data),
+            config.scoring[0].limit(config.data),
             config.seed_model.vocabulary,
         )
     check_seed(config, seed, origin)
@@ -183,11 +183,12 @@ def _check_questions(config: Config, folder: Path, origin: str) -> None:
 
 def _check_labelled(config: Config, folder: Path, origin: str) -> None:
     """All examples of all files, and whether there is a test part that can be learned for."""
-    data = config.data
-    if data.qa is None and tasks.labelled(data).files:
-        seed = stream_seed(config.experiment.seed, 0, "examples")
-        with _named(origin):
-            labelled.of_files(tasks.labelled(data), folder, seed)
+    seed = stream_seed(config.experiment.seed, 0, "examples")
+    for task in config.scoring:
+        data = getattr(config.data, task.data)
+        if task is not tasks.QA and data.files:
+            with _named(origin):
+                labelled.of_files(data, folder, seed)
 
 
 @contextmanager

@@ -58,14 +58,14 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
     if snapshot.generation is not None:  # nobody else climbs
         wanted |= ladder.teachers(snapshot, config, snapshot.generation.number)
-    model = answering_stage(config)
+    models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     pool = {
         one.id: at for one in scored if (at := point(names, one, one.metrics, baseline)) is not None
     }
     front = ranks(list(pool.values()))
-    wanted |= {(one, model) for one, rank in zip(pool, front, strict=True) if rank == 0}
-    return wanted
+    best = [one for one, rank in zip(pool, front, strict=True) if rank == 0]
+    return wanted | {(one, model) for one in best for model in models}
 
 
 def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
@@ -77,7 +77,8 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     if candidate.kind is CandidateKind.SCREENING:
         return set()
     here = steps.index(candidate.stage)
-    left = ladder.leaving(snapshot, config, candidate)
+    left = ladder.all_leaving(snapshot, config, candidate)
+    finished = {*(one[-1] for one in left), *finished_stages(config)}
     newest = candidate.generation == generation.number
     match candidate.state:
         case State.FAILED if not newest or generation.phase is not Phase.CLIMBING:
@@ -88,7 +89,7 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             return {candidate.stage, *[one for one in left if steps.index(one) <= here][-1:]}
         case State.SCORED if candidate.kind is CandidateKind.CONTROL:
             newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
-            return {left[-1], answering_stage(config)} if candidate is newest_one else set()
+            return finished if candidate is newest_one else set()
         case State.SCORED:
             # Until a generation's selection stands, each of its members may become a parent.
             members = [one for one in snapshot.members if one.generation == generation.number]
@@ -96,15 +97,25 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             if any(
                 one.candidate == candidate.id and (one.survives or not selected) for one in members
             ):
-                return {left[-1], answering_stage(config)}
+                return finished
             return set()
-    behind = {step for step in left if steps.index(step) < here}
-    return {steps[here - 1], *sorted(behind, key=steps.index)[-1:]} if here else set()
+    behind = [[step for step in one if steps.index(step) < here] for one in left]
+    starts = (ladder.before(snapshot, config, candidate, step) for step in steps[here:])
+    needed = {*starts, *(one[-1] for one in behind if one)}
+    return {step for step in needed if step is not None and steps.index(step) < here}
 
 
 def answering_stage(config: Config, who: Literal["candidates", "baseline"] = "candidates") -> str:
-    """The last stage that trains: what it leaves is the model to be used."""
+    """The last stage that trains: what it leaves is the model to be used. config: focused on a
+    task, where there are several."""
     return [stage.name for stage in config.ladder(who) if stage.train != "none"][-1]
+
+
+def finished_stages(
+    config: Config, who: Literal["candidates", "baseline"] = "candidates"
+) -> set[str]:
+    """The stages that leave a model to be used: one for each task."""
+    return {answering_stage(config.focused(one.name), who) for one in config.scoring}
 
 
 def collect(state: StateFolder, config: Config, wanted: set[tuple[int, str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nasd.contract import seed_head
+from nasd.contract import seed_head, tasks
 from nasd.contract.config import PREPARE, Config, SearchSpace
 from nasd.contract.objectives import LATENCY, OBJECTIVES
 from nasd.contract.protocol import Spec, Teaching, Untried
@@ -31,6 +31,7 @@ def spec(
     task = candidate.stage if stage is None else stage.task
     if candidate.kind is CandidateKind.SCREENING:
         stage = config.ladder("candidates")[0]  # of whose task the losses are
+    found = prepared if stage is None else tasks.prepared_of(prepared, stage.task)
     return Spec(
         attempt=attempt,
         candidate=candidate.id,
@@ -52,7 +53,11 @@ def spec(
         cache=str(state.cache),
         mlm_cache=_cache(state, prepared.get("mlm_cache")),
         qa_cache=_cache(state, prepared.get("qa_cache")),
-        labelled_cache=_cache(state, prepared.get("labelled_cache")),
+        labelled_cache=_cache(state, found.get("labelled_cache")),
+        labelled_caches={
+            name: _cache(state, one["labelled_cache"])
+            for name, one in prepared.get("labelled_tasks", {}).items()
+        },
         tensorboard=str(state.curves(candidate.generation, candidate.id, task)),
         rounds=ladder.rounds(config, candidate),
         first_step=curves.first_step(snapshot, candidate),

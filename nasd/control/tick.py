@@ -223,6 +223,10 @@ class Tick:
         end = endings.ending(
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
+        if outcome is not None and end.event is Event.SCORE:
+            candidate = snapshot.candidates[attempt.candidate]
+            metrics = ladder.whole_score(snapshot, self.config, candidate, outcome.metrics)
+            outcome = outcome.model_copy(update={"metrics": metrics})
         self._close(attempt, folder, end, outcome, nullcontext())
         if word is not None:
             self._obey(attempt, word)

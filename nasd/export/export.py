@@ -55,11 +55,13 @@ def export(
     force: bool = False,
     wish: lookup.Wish = lookup.ANY,
     int8: bool = False,
+    task: str | None = None,
 ) -> Exported:
     """Writes the candidate of that name into `folder`; raises NasdError, and writes nothing then.
 
     name: its number, `baseline`, or `best`. wish: what `best` is to mean. int8: for ONNX Runtime in
-    float32 and in int8, both scored on the test data, which takes minutes.
+    float32 and in int8, both scored on the test data, which takes minutes. task: of the search's,
+    by its name; None: it has one alone.
     force: replace an exported model that stands there.
     """
     folder = _expanded(folder)
@@ -69,6 +71,7 @@ def export(
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
+    config = config.focused(_task(config, task))
     candidate = lookup.find(snap, name, wish)
     if int8 and config.data.qa is None:
         raise NasdError(
@@ -107,6 +110,19 @@ def export(
     quality = snap.quality(candidate.id)
     assert quality is not None
     return Exported(candidate.id, folder, quality, snap.size(candidate.id), files)
+
+
+def _task(config: Config, name: str | None) -> str:
+    """That whose model is wanted; raises NasdError."""
+    found = [one.name for one in config.scoring]
+    if name is None and len(found) > 1:
+        raise NasdError(
+            f"the search has {len(found)} tasks, and a model for each: name one with --task, of"
+            f" {', '.join(found)}"
+        )
+    if name is not None and name not in found:
+        raise NasdError(f"--task: the search has no task {name}, only {', '.join(found)}")
+    return name or found[0]
 
 
 def check_place(folder: Path, force: bool) -> None:
@@ -198,12 +214,13 @@ def _write(
 ) -> dict[str, Any]:
     """Has a child write all but the card; what it tells."""
     model = _model(state, config, candidate)
+    task = tasks.scored(config.data).name
     question = {
         "model": str(model.resolve()),
         "tokenizer": str(StateFolder(state).result(snap.baseline.id, PREPARE).resolve()),
         "folder": str(folder),
-        "task": tasks.scored(config.data).name,
-        "settings": _settings(config, snap.scores(candidate.id) or {}),
+        "task": task,
+        "settings": _settings(config, snap.task_scores(candidate.id, task) or {}),
         "source": config.seed_model.source,
         "base": config_folder(state, snap),
         "onnx": onnx,

@@ -40,7 +40,7 @@ from nasd.contract.protocol import (
     write_atomically,
 )
 from nasd.contract.slots import Slot, SlotKind
-from nasd.contract.volumes import Volumes
+from nasd.contract.volumes import LABELLED, Volumes
 from nasd.estimate.cost import (
     Machine,
     Timeline,
@@ -454,14 +454,20 @@ class SimulatedLauncher(Launcher):
         write_atomically(job.folder.result / "model.json", json.dumps(said).encode())
         if stage is None:
             volumes = asdict(self.volumes)
-            del volumes["qa_tokens"]
-            of_labels = tasks.scored(job.spec.data).name != tasks.QA.name
+            del volumes["qa_tokens"], volumes["by_task"]
+            scored = tasks.all_scored(job.spec.data)
+            caches = {
+                one.name: str(Path(job.spec.cache) / f"labelled-simulated-{one.name}")
+                for one in scored
+                if one is not tasks.QA
+            }
+            if len(caches) == 1:
+                caches = dict.fromkeys(caches, str(Path(job.spec.cache) / "labelled-simulated"))
             prepared = Prepared(
                 mlm_cache=str(Path(job.spec.cache) / "mlm-simulated") if job.spec.data.mlm else "",
-                qa_cache="" if of_labels else str(Path(job.spec.cache) / "qa-simulated"),
-                labelled_cache=str(Path(job.spec.cache) / "labelled-simulated")
-                if of_labels
-                else "",
+                qa_cache=str(Path(job.spec.cache) / "qa-simulated") if tasks.QA in scored else "",
+                labelled_cache=next(iter(caches.values()), ""),
+                labelled_tasks=_each(caches, self.volumes),
                 has_mlm_head=self._has_mlm_head,
                 parameters=parameters(job.genotype, job.surrogate.backbone),
                 latency={}
@@ -474,7 +480,7 @@ class SimulatedLauncher(Launcher):
             return Outcome(verdict=Verdict.SUCCEEDED, has_result=True, prepared=prepared)
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
-            task = tasks.scored(job.spec.data)
+            task = tasks.of(stage.task)
             scores = job.surrogate.scores(job.genotype, job.trained, task)
             share = job.surrogate.quality(job.genotype, job.trained) / 100
             tested = max(1, task.tested(self.volumes))
@@ -519,6 +525,19 @@ class SimulatedLauncher(Launcher):
             return bool(said["token"] == process["token"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def _each(caches: Mapping[str, str], volumes: Volumes) -> dict[str, dict[str, Any]]:
+    """As prepare tells of several tasks that learn labels."""
+    if len(caches) < 2:
+        return {}
+    return {
+        task: {
+            "labelled_cache": cache,
+            **{name: getattr(volumes.of_task(task), name) for name in LABELLED},
+        }
+        for task, cache in caches.items()
+    }
 
 
 def devices(config: Config, begun: bool) -> tuple[Slot, ...]:

@@ -4,12 +4,15 @@ Which stages those are, where it goes from the one it has finished, what is stil
 which weights it starts from.
 """
 
+from collections.abc import Mapping
+
 from nasd.contract import tasks
 from nasd.contract.config import PREPARE, SCREEN, Config, Stage
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
 from nasd.record.lifecycle import CandidateKind, Event, Phase
 from nasd.record.state import Candidate, Mutant, Snapshot
+from nasd.search.objectives import QUALITY
 
 
 def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
@@ -120,17 +123,36 @@ def weights_of(
     """The (candidate, stage) whose weights this candidate's stage starts from, and whether they
     are the parent's, to be inherited by lineage.
 
-    Within a ladder a stage starts where the one before it ended. The first one inherits what its
-    parent leaves to its children (see `left_by`).
+    Within a ladder a stage starts from what one before it has left (see `before`). Where there is
+    none, it inherits what its parent leaves to its children (see `left_by`).
     """
-    steps = steps_of(snapshot, config, candidate)
-    position = steps.index(candidate.stage)
-    if position > 0:
-        return (candidate.id, steps[position - 1]), False
+    own = before(snapshot, config, candidate, candidate.stage)
+    if own is not None:
+        return (candidate.id, own), False
     if candidate.parent is None:
         return None, False
     inherits = candidate.kind is not CandidateKind.SCREENING  # it is the parent
-    return (candidate.parent, left_by(snapshot, config, candidate.parent)), inherits
+    left = left_by(snapshot, config, candidate.parent, _task_at(config, candidate.stage))
+    return (candidate.parent, left), inherits
+
+
+def before(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> str | None:
+    """The candidate's stage whose weights its stage of that name starts from: the newest before it
+    of the same task, or that all tasks build on. None where there is none."""
+    steps, task = steps_of(snapshot, config, candidate), _task_at(config, name)
+    for step in reversed(steps[: steps.index(name)]):
+        stage = stage_named(config, step)
+        if stage is None:  # prepare
+            return step
+        if stage.train != "none" and (stage.task == task or tasks.of(stage.task).ranks):
+            return step
+    return None
+
+
+def _task_at(config: Config, name: str) -> str:
+    """The task of a stage; of a screening, that whose losses it goes by."""
+    stage = stage_named(config, name)
+    return (config.ladder("candidates")[0] if stage is None else stage).task
 
 
 def second_weights_of(
@@ -139,7 +161,8 @@ def second_weights_of(
     """The same of the second parent of a crossover, where the stage inherits."""
     if candidate.second is None or not weights_of(snapshot, config, candidate)[1]:
         return None
-    return candidate.second, left_by(snapshot, config, candidate.second)
+    task = _task_at(config, candidate.stage)
+    return candidate.second, left_by(snapshot, config, candidate.second, task)
 
 
 def mutants_of(
@@ -147,11 +170,12 @@ def mutants_of(
 ) -> list[tuple[Mutant, tuple[int, str] | None]]:
     """Those that a screening tries, each with the (candidate, stage) whose weights it takes of a
     second parent."""
-    return [
-        (one, None if one.second is None else (one.second, left_by(snapshot, config, one.second)))
-        for one in snapshot.mutants
-        if one.parent == screening.parent
-    ]
+    task = _task_at(config, screening.stage)
+
+    def left(parent: int | None) -> tuple[int, str] | None:
+        return None if parent is None else (parent, left_by(snapshot, config, parent, task))
+
+    return [(one, left(one.second)) for one in snapshot.mutants if one.parent == screening.parent]
 
 
 def teacher_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str] | None:
@@ -237,16 +261,16 @@ def _model_of(snapshot: Snapshot, config: Config, teacher: Candidate, task: str)
     return found
 
 
-def left_by(snapshot: Snapshot, config: Config, parent: int) -> str:
-    """The stage whose weights a candidate leaves to its children: its last MLM stage, as the head
-    that fine-tuning trained is no use to MLM; or, with variation.inherit_from = "task", the last
-    one that trains."""
-    return leaving(snapshot, config, snapshot.candidates[parent])[-1]
+def left_by(snapshot: Snapshot, config: Config, parent: int, task: str) -> str:
+    """The stage whose weights a candidate leaves to its children at a stage of the task: its last
+    MLM stage, as the head that fine-tuning trained is no use to MLM; or, with
+    variation.inherit_from = "task", the last one that trains for the same task."""
+    return leaving(snapshot, config, snapshot.candidates[parent], task)[-1]
 
 
-def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[str]:
-    """The stages that leave a model such as children begin from; prepare leaves one with an MLM
-    head."""
+def leaving(snapshot: Snapshot, config: Config, candidate: Candidate, task: str) -> list[str]:
+    """The stages that leave a model such as children begin from at a stage of the task; prepare
+    leaves one with an MLM head."""
     wanted = config.variation.inherit_from
     names = []
     for name in steps_of(snapshot, config, candidate):
@@ -254,7 +278,7 @@ def leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[st
         if stage is None:
             if wanted != tasks.SCORED:
                 names.append(name)
-        elif tasks.hands_on(stage.task, wanted) and stage.train != "none":
+        elif tasks.hands_on(stage.task, wanted, task) and stage.train != "none":
             names.append(name)
     return names
 
@@ -269,13 +293,41 @@ def rounds(config: Config, candidate: Candidate) -> int:
     return candidate.generation + 1 if tasks.hands_on(stage.task, wanted) else 0
 
 
+def all_leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[list[str]]:
+    """The same for each task that gives a score."""
+    return [leaving(snapshot, config, candidate, one.name) for one in config.scoring]
+
+
 def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
     """Whether the baseline has climbed past everything that generation 0 starts from, or is taught
     by."""
     if snapshot.experiment.prepared is None:
         return False
     steps = steps_of(snapshot, config, snapshot.baseline)
-    wanted = {left_by(snapshot, config, snapshot.baseline.id)}
+    wanted = {left[-1] for left in all_leaving(snapshot, config, snapshot.baseline)}
     wanted |= {stage for _, stage in teachers(snapshot, config, 0)}
     last = max(map(steps.index, wanted))
     return snapshot.baseline.final or steps.index(snapshot.baseline.stage) > last
+
+
+def whole_score(
+    snapshot: Snapshot, config: Config, candidate: Candidate, metrics: Mapping[str, float]
+) -> dict[str, float]:
+    """What is recorded of the candidate's last stage, which gives these metrics: in a search of
+    several tasks the quality of each as well, as their last evaluations found it, and as `quality`
+    what they come to."""
+    found = dict(metrics)
+    if len(config.scoring) < 2 or candidate.kind is CandidateKind.SCREENING:
+        return found
+    qualities = {}
+    for name in steps_of(snapshot, config, candidate):
+        stage = stage_named(config, name)
+        if stage is None or stage.train != "none":
+            continue
+        last = name == candidate.stage
+        said = metrics if last else snapshot.results[candidate.id, name].metrics
+        quality = QUALITY.value(candidate, said, snapshot.baseline)
+        assert quality is not None, "an evaluation gives one"
+        qualities[stage.task] = quality
+    found |= {tasks.own_quality(task): one for task, one in qualities.items()}
+    return {**found, QUALITY.name: tasks.combined(qualities, config.experiment.quality)}

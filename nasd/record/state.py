@@ -420,8 +420,10 @@ class Snapshot:
 
     @property
     def scoring(self) -> tasks.Scoring:
-        """The task that gives the score, and what of it is shown."""
-        return tasks.Scoring.of(self.experiment.config.get("data", {}))
+        """The tasks that give the score, and what of them is shown."""
+        config = self.experiment.config
+        by = config["experiment"].get("quality", tasks.MEAN)
+        return tasks.Scoring.of(config.get("data", {}), by)
 
     @property
     def quality_words(self) -> str:
@@ -501,6 +503,18 @@ class Snapshot:
             return None
         # It stays at the last stage of its ladder, which is the one that scores.
         return self.results[candidate, self.candidates[candidate].stage].metrics
+
+    def task_scores(self, candidate: int, task: str) -> dict[str, float] | None:
+        """The same of one task, which are all that there are where a search has no other."""
+        scores = self.scores(candidate)
+        if scores is None or len(self.scoring.tasks) < 2:
+            return scores
+        ladder = self.experiment.config["stages"]
+        last = [one["name"] for one in ladder if (one["task"], one["train"]) == (task, "none")]
+        found = [self.results.get((candidate, name)) for name in last]
+        metrics = [one.metrics for one in found if one is not None][-1]
+        own = tasks.own_quality(task)  # what the last stage says as quality is of all tasks
+        return {**metrics, **({QUALITY.name: scores[own]} if QUALITY.name in metrics else {})}
 
     def value(self, candidate: int, objective: str) -> float | None:
         """By one objective, in its unit; None where it takes a score that is not there yet."""

@@ -238,7 +238,7 @@ def metrics(snapshot: Snapshot, candidate: Candidate) -> dict[str, float]:
         found |= {
             **{
                 f"results/{metric}": scores[metric]
-                for metric, _ in snapshot.scoring.task.shown
+                for metric, _ in snapshot.scoring.shown
                 if metric in scores
             },
             "results/quality": quality,
@@ -550,7 +550,7 @@ def _columns(snapshot: Snapshot) -> Experiment:
     }
     shown = {
         **losses,
-        **{f"results/{metric}": title for metric, title in snapshot.scoring.task.shown},
+        **{f"results/{metric}": title for metric, title in snapshot.scoring.shown},
         "results/size": "compression",
         "results/parameters_percent": "parameters, % of the baseline's",
         "results/quality": "quality",

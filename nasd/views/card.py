@@ -80,7 +80,8 @@ class Files:
 
 
 def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files, now: float) -> str:
-    """README.md of an exported model. snapshot: the whole search. candidate: a scored one."""
+    """README.md of an exported model. snapshot: the whole search. config: focused on the model's
+    task. candidate: a scored one."""
     assert snapshot.whole
     seed = config.seed_model.source
     licence = files.seed_licence or LICENCES.get(seed)
@@ -167,9 +168,9 @@ def _front_matter(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    scores = snapshot.scores(candidate.id)
-    assert scores is not None
     task = tasks.scored(config.data)
+    scores = snapshot.task_scores(candidate.id, task.name)
+    assert scores is not None
     source = getattr(config.data, task.data)
     assert task.card is not None
     hubs = [*(one.hub for one in config.data.corpora), source.hub]
@@ -253,11 +254,17 @@ def _int8(found: Runtimes | None) -> Iterable[str]:
 
 def _scores(snapshot: Snapshot, candidate: Candidate, task: tasks.Task) -> str:
     baseline = snapshot.rival
-    own, other = (snapshot.scores(one.id) or {} for one in (candidate, baseline))
+    own, other = (snapshot.task_scores(one.id, task.name) or {} for one in (candidate, baseline))
+    all_own, all_other = (snapshot.scores(one.id) or {} for one in (candidate, baseline))
+    others = snapshot.scoring.shown if len(snapshot.scoring.tasks) > 1 else ()
     rows: list[Row] = [
         *(
             (CALLED.get(metric, title), *_compared(own.get(metric), other.get(metric)))
             for metric, title in task.shown
+        ),
+        *(
+            (f"quality of {title}", *_compared(all_own.get(metric), all_other.get(metric)))
+            for metric, title in others
         ),
         (
             f"{QUALITY.name}, {snapshot.quality_words}",

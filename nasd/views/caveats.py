@@ -49,7 +49,8 @@ def of(known: Mapping[str, Any], sampled: bool = False) -> Iterator[str]:
             if skipped > 1
             else "1 faulty question is left out, as data.qa.skip_faulty says"
         )
-    tests = known.get("labelled_test")
+    each = [one["labelled_test"] for one in (known.get("labelled_tasks") or {}).values()]
+    tests = min(each, default=known.get("labelled_test"))
     if tests and margin(tests) > TOO_WIDE:
         yield (
             f"{tests:,} test example{'' if tests == 1 else 's'} are too few to tell candidates"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from nasd.contract import config as config_module
 from nasd.contract.genotype import Origin, changes
 from nasd.contract.protocol import read_metrics
-from nasd.control.retention import answering_stage
+from nasd.control.retention import finished_stages
 from nasd.policy import ladder
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
@@ -221,9 +221,7 @@ class _Compiler:
             size=snap.size(one.id),
             exact_match=scores.get("exact_match"),
             f1=scores.get("f1"),
-            scores={
-                metric: scores[metric] for metric, _ in snap.scoring.task.shown if metric in scores
-            },
+            scores={metric: scores[metric] for metric, _ in snap.scoring.shown if metric in scores},
             marks=snap.scoring.in_words(scores, sign="  "),
             quality=snap.quality(one.id),
             quality_error=snap.quality_error(one.id),
@@ -442,7 +440,7 @@ class _Compiler:
     # -- the disk ------------------------------------------------------------------------------
 
     def _weights(self) -> Iterator[Left]:
-        answering = answering_stage(
+        answering = finished_stages(
             self.config, "baseline" if self.candidate.is_baseline else "candidates"
         )
         for name in self.ladder:
@@ -450,7 +448,7 @@ class _Compiler:
             home = self.folder.result(self.candidate.id, name)
             if home.is_dir() and (stage is None or stage.train != "none"):
                 size = sum(_size(path) for path in home.rglob("*"))
-                yield Left(name, str(home), size, name == answering)
+                yield Left(name, str(home), size, name in answering)
 
 
 def _blocks(candidate: Candidate) -> Iterator[BlockRow]:

@@ -2,8 +2,9 @@
 tokenizer does not know. Only as much is tokenised as that takes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ def look(
     """The shares of unknown tokens, and the number of test questions and of those left out, as far
     as files tell them; raises NasdError where the data is not enough for the ladder."""
     texts = {} if data.mlm is None else _mlm(data.mlm, base, tokenizer, stages)
-    scored = _labelled if data.qa is None else _qa
-    return {**texts, **scored(data, base, tokenizer, seed, stages)}
+    each = []
+    for task in tasks.all_scored(data):
+        scored = _qa if task is tasks.QA else _labelled
+        own = tasks.reading(stages, task.data)
+        each.append(scored(tasks.focused(data, task.name), base, tokenizer, seed, own))
+    # Of several that learn labels, that with the fewest is told of.
+    each.sort(key=lambda one: -one.get("labelled_test", math.inf))
+    return {**texts, **dict(chain.from_iterable(one.items() for one in each))}
 
 
 def _mlm(data: MlmData, base: Path, tokenizer: Any, stages: Sequence[Stage]) -> dict[str, float]:

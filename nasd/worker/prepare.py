@@ -6,9 +6,11 @@ hub's data sets), the tokenizer, the lengths, the split.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from nasd.contract import digests, seed_head, tasks
 from nasd.contract import labelled as contract_labelled
-from nasd.contract.config import Data, QaData
+from nasd.contract.config import Data, LabelledData, QaData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec
@@ -80,58 +82,81 @@ def caches(
             lambda folder: _build_qa(asked, base, tokenizer, folder, seed, progress),
             progress,
         )
-        return Found(mlm, qa, None)
-    texts_with = tasks.labelled(data)
-    key = key_of(
-        {
-            "tokenizer": tokens,
-            "seed": seed,
-            "kind": contract_labelled.kind_of(texts_with),
-            "sources": [
-                [digest(base / name) for name in names]
-                for names in (texts_with.files, texts_with.test_files)
-            ],
-            # How they are scored makes no other examples of them.
-            "data": texts_with.model_dump(exclude={"files", "test_files", "quality", "positive"}),
-        }
-    )
-    labelled = make(
-        LABELLED,
-        root / f"labelled-{key}",
-        lambda folder: examples.build(texts_with, base, tokenizer, folder, seed, progress),
-        progress,
-    )
-    return Found(mlm, None, labelled)
+    labelled = {}
+    for task in labelled_tasks(data):
+        texts_with = getattr(data, task.data)
+        key = key_of(
+            {
+                "tokenizer": tokens,
+                "seed": seed,
+                "kind": contract_labelled.kind_of(texts_with),
+                "sources": [
+                    [digest(base / name) for name in names]
+                    for names in (texts_with.files, texts_with.test_files)
+                ],
+                # How they are scored makes no other examples of them.
+                "data": texts_with.model_dump(
+                    exclude={"files", "test_files", "quality", "positive"}
+                ),
+            }
+        )
+        labelled[task.name] = make(
+            LABELLED,
+            root / f"labelled-{key}",
+            partial(_build_labelled, texts_with, base, tokenizer, seed, progress),
+            progress,
+        )
+    return Found(mlm, qa, labelled)
+
+
+def _build_labelled(
+    data: LabelledData, base: Path, tokenizer: Any, seed: int, progress: Progress, folder: Path
+) -> None:
+    examples.build(data, base, tokenizer, folder, seed, progress)
 
 
 class Found(NamedTuple):
-    """The cache folders; None of what the config has no section of."""
+    """The cache folders; None of what the config has no section of. labelled: of each task that
+    learns labels, by its name."""
 
     mlm: Path | None
     qa: Path | None
-    labelled: Path | None
+    labelled: Mapping[str, Path]
+
+    def __contains__(self, folder: object) -> bool:
+        return folder in (self.mlm, self.qa, *self.labelled.values())
+
+
+def labelled_tasks(data: Data) -> tuple[tasks.Task, ...]:
+    """Those of the data's that learn labels."""
+    return tuple(one for one in tasks.all_scored(data) if one is not tasks.QA)
 
 
 def sources(data: Data, base: Path, progress: Progress) -> dict[str, Any]:
     """What the key is made of, of whatever is counted in the training texts beside corpora."""
+    if len(found := tasks.all_scored(data)) > 1:
+        return {one.name: sources(tasks.focused(data, one.name), base, progress) for one in found}
     if (asked := data.qa) is not None:
         return {
             "questions": question_sources(asked, base, progress),
             "data": asked.model_dump(include={"train_share", "split_by", "skip_faulty"})
             | ({"no_answer": True} if asked.no_answer else {}),
         }
-    found = tasks.labelled(data)
+    texts = tasks.labelled(data)
     return {
         "labelled": [
             [digest_of(base / name, progress) for name in names]
-            for names in (found.files, found.test_files)
+            for names in (texts.files, texts.test_files)
         ],
-        "data": found.model_dump(exclude={"files", "test_files", "quality", "positive", "tokens"}),
+        "data": texts.model_dump(exclude={"files", "test_files", "quality", "positive", "tokens"}),
     }
 
 
 def training_texts(data: Data, base: Path, seed: int, progress: Progress) -> list[str]:
-    """Each text that the task which scores trains on, of those no test example is made of."""
+    """Each text that the tasks which score train on, of those no test example is made of."""
+    if len(found := tasks.all_scored(data)) > 1:
+        each = (tasks.focused(data, one.name) for one in found)
+        return [text for one in each for text in training_texts(one, base, seed, progress)]
     if (asked := data.qa) is not None:
         train, _ = parted(read_questions(asked, base, progress).sound, asked, seed)
         return [*dict.fromkeys(one.context for one in train), *(one.question for one in train)]
@@ -187,9 +212,12 @@ QUESTIONS = Kind(
 )
 
 
-def counts(mlm: Path | None, qa: Path | None, labelled: Path | None = None) -> dict[str, Any]:
+def counts(
+    mlm: Path | None, qa: Path | None, labelled: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, Any]:
     """How much data there is, for a person to read; None for what an older cache does not tell, and
-    for what there is none of."""
+    for what there is none of. Of texts with labels those of the first task, and where there are
+    several, of each."""
     texts: dict[str, Any] = {}
     train = evaluation = 0
     if mlm is not None:
@@ -201,14 +229,12 @@ def counts(mlm: Path | None, qa: Path | None, labelled: Path | None = None) -> d
         "mlm_evaluation_sequences": evaluation,
         "mlm_unknown": texts.get("unknown"),
     }
-    if labelled is not None:
-        told = examples.manifest(labelled)
-        found |= {
-            "labelled_train": told["train"],
-            "labelled_test": told["test"],
-            "labelled_tokens": told["tokens"],
-            "labelled_unknown": told["unknown"],
-            "labels": tuple(told["labels"]),
+    each = {task: _labelled_counts(folder) for task, folder in labelled.items()}
+    if each:
+        found |= next(iter(each.values()))
+    if len(each) > 1:
+        found["labelled_tasks"] = {
+            task: {**told, "labelled_cache": str(labelled[task])} for task, told in each.items()
         }
     if qa is None:
         return found
@@ -224,11 +250,22 @@ def counts(mlm: Path | None, qa: Path | None, labelled: Path | None = None) -> d
     }
 
 
+def _labelled_counts(folder: Path) -> dict[str, Any]:
+    told = examples.manifest(folder)
+    return {
+        "labelled_train": told["train"],
+        "labelled_test": told["test"],
+        "labelled_tokens": told["tokens"],
+        "labelled_unknown": told["unknown"],
+        "labels": tuple(told["labels"]),
+    }
+
+
 def labels_of(spec: Spec) -> tuple[str, ...]:
-    """Of the examples that an attempt has; none before prepare has read them, or without any."""
-    if not spec.labelled_cache:
-        return ()
-    return tuple(examples.manifest(Path(spec.labelled_cache))["labels"])
+    """Of the search's examples, of the first task that has such; none before prepare has read them,
+    or without any."""
+    first = next(iter(spec.labelled_caches.values()), spec.labelled_cache)
+    return tuple(examples.manifest(Path(first))["labels"]) if first else ()
 
 
 def convert_seed(
@@ -247,9 +284,12 @@ def convert_seed(
     progress("downloading", patience=DOWNLOAD)
     base = Path(spec.config_folder)
     found = describe(spec.source, base)
-    task = tasks.scored(spec.data)
+    scored = tasks.all_scored(spec.data)
+    task = scored[0]
     has = task.name in found.heads
-    fault = seed_heads.misfit(found.labels, labels) if has and labels else ""
+    fault = seed_head.among(scored)
+    if not fault and has and labels:
+        fault = seed_heads.misfit(found.labels, labels)
     model: phenotype.AnyModel
     if spec.keeps_qa_head and has and not fault:
         kind = seed_heads.KINDS[task.name]
@@ -263,7 +303,9 @@ def convert_seed(
         model, has_head = load_seed(spec.source, base, spec.dropout, labels)
     if kept is not None:
         model = trimmed_model(cast("phenotype.MaskedLM", model), kept)
-    print(f"seed: {seed_head.about(task, has, spec.keeps_qa_head, fault)}", flush=True)
+    for one in scored:
+        about = seed_head.about(one, one.name in found.heads, spec.keeps_qa_head, fault)
+        print(f"seed: {about}", flush=True)
     progress("saving", patience=LONG)
     phenotype.save(model, folder)
     tokenizer.save_pretrained(folder)

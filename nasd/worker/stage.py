@@ -112,6 +112,7 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
         pulse("starting")
         if spec.stage is not None:
             _check_inputs(spec, folder, ranks, stop, pulse)
+            spec = focused(spec)
         if spec.stage is None:
             outcome = _prepare(spec, result, pulse)
         elif spec.mutants:
@@ -140,6 +141,12 @@ def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> O
     return outcome.model_copy(update={"seconds": seconds})
 
 
+def focused(spec: Spec) -> Spec:
+    """The spec with the data of its stage's task alone, where a search has several tasks."""
+    assert spec.stage is not None
+    return spec.model_copy(update={"data": tasks.focused(spec.data, spec.stage.task)})
+
+
 def _check_inputs(
     spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest, pulse: Pulse
 ) -> None:
@@ -154,7 +161,7 @@ def _check_inputs(
     if ranks.first:
         inputs.check(spec, progress)
         assert spec.stage is not None
-        registry.ask(spec, spec.stage, ranks, progress)
+        registry.ask(focused(spec), spec.stage, ranks, progress)
         folder.checked.touch()
     while not folder.checked.exists():
         progress("waiting")
@@ -192,7 +199,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     prepared = Prepared(
         mlm_cache=str(made.mlm or ""),
         qa_cache=str(made.qa or ""),
-        labelled_cache=str(made.labelled or ""),
+        labelled_cache=str(next(iter(made.labelled.values()), "")),
         has_mlm_head=has_head,
         keeps_qa_head=not isinstance(model, phenotype.MaskedLM),
         parameters=(parameters := sum(p.numel() for p in model.encoder.parameters())),

@@ -118,8 +118,11 @@ def _counts(
             )
             name = f"data.mlm.corpora[{number}]"
             yield name, _count(batches, tokenizer, progress, name)
-    if most is None or getattr(data, tasks.scored(data).data).files:
-        texts = prepare.training_texts(data, base, seed, progress)
+    scored = tasks.all_scored(data)
+    read = [one.name for one in scored if most is None or getattr(data, one.data).files]
+    if read:
+        each = (tasks.focused(data, name) for name in read)
+        texts = [text for one in each for text in prepare.training_texts(one, base, seed, progress)]
         parts = (texts[at : at + corpus.BATCH] for at in range(0, len(texts), corpus.BATCH))
         yield QUESTIONS, _count(parts, tokenizer, progress, QUESTIONS)
 

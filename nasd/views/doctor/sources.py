@@ -64,10 +64,10 @@ def _of_hub(case: Case) -> Iterator[Source]:
     for index, corpus in enumerate(data.corpora):
         if corpus.hub:
             yield Source(f"data.mlm.corpora[{index}].hub", corpus.hub, "dataset", corpus.revision)
-    task = tasks.scored(data)
-    source = getattr(data, task.data)
-    if source.hub:
-        yield Source(f"data.{task.data}.hub", source.hub, "dataset", source.revision)
+    for task in tasks.all_scored(data):
+        source = getattr(data, task.data)
+        if source.hub:
+            yield Source(f"data.{task.data}.hub", source.hub, "dataset", source.revision)
 
 
 def _is_local(case: Case, source: str, key: str = "seed_model.source") -> bool:
@@ -123,12 +123,11 @@ def seed(case: Case) -> Iterator[Finding]:
     found = preflight.check(case.config, case.folder, str(case.path))
     case.backbone, case.baseline = found.backbone, found.baseline
     yield Finding("seed", "good", "seed and data can be read; nothing has begun yet")
-    kept = seed_head.kept_by(case.config.stages)
-    task = tasks.scored(case.config.data)
-    has = task.name in found.heads
-    if has or kept:
-        about = seed_head.about(task, has, kept)
-        yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
+    kept, scored = seed_head.kept_by(case.config.stages), case.config.scoring
+    for task in scored:
+        if (has := task.name in found.heads) or kept:
+            about = seed_head.about(task, has, kept, seed_head.among(scored))
+            yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
     for told in caveats.of(found.known, sampled=True):
         yield Finding("data", "note", told)
 
@@ -138,7 +137,8 @@ def prepared(case: Case) -> Iterator[Finding]:
     if case.prepared is None:
         return
     weights = case.state.result(0, PREPARE)
-    caches = (case.prepared.get(name) for name in CACHES)
+    found = [case.prepared, *case.prepared.get("labelled_tasks", {}).values()]
+    caches = (one.get(name) for one in found for name in CACHES)
     needed = [weights, *(Path(one) for one in caches if one)]
     gone = [path for path in needed if not path.is_dir()]
     for path in gone:

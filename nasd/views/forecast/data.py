@@ -12,7 +12,7 @@ from nasd.contract import formats, labelled, readable, tasks
 from nasd.contract.config import Config, Data, MlmData, QaData
 from nasd.contract.errors import NasdError
 from nasd.contract.squad import read_all
-from nasd.contract.volumes import Volumes
+from nasd.contract.volumes import LABELLED, Volumes
 from nasd.record.state import Snapshot
 
 # Bytes of text on the hub, and bytes a token of the uncased English vocabulary (books have
@@ -57,10 +57,22 @@ def volumes(
         sequences, how = prepared["mlm_train_sequences"], "as prepared"
     else:
         sequences, how = _sequences(mlm, folder)
-    if qa is None:
-        volumes, told = _labelled(config, folder, prepared, qa_questions)
-    else:
+    if qa is None and qa_questions is not None:
+        raise NasdError("--qa-questions: the config has no data.qa: leave it out")
+    volumes, said = Volumes(), []
+    if qa is not None:
         volumes, told = _asked(qa, folder, prepared, qa_questions)
+        said.append(told)
+    by_task = {}
+    for task in config.scoring:
+        if task is not tasks.QA:
+            texts, told = _labelled(config, task, folder, prepared)
+            counts = {name: getattr(texts, name) for name in LABELLED}
+            by_task[task.name] = replace(volumes, **counts)
+            said.append(told)
+    if by_task:
+        counts = {name: getattr(next(iter(by_task.values())), name) for name in LABELLED}
+        volumes = replace(volumes, **counts, by_task=by_task if len(by_task) > 1 else {})
     held_out = 0 if mlm is None else mlm.evaluation_sequences
     volumes = replace(volumes, mlm_train_sequences=sequences, mlm_evaluation_sequences=held_out)
     for stage in config.stages:
@@ -70,8 +82,8 @@ def volumes(
                 f"stages.{stage.name}: {examples} training examples cannot be dealt out to"
                 f" {stage.slots} slots"
             )
-    texts = "" if mlm is None else f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); "
-    return volumes, f"{texts}{told}."
+    read = "" if mlm is None else f"{_many(sequences)} sequences of {mlm.tokens} tokens ({how}); "
+    return volumes, f"{read}{'; '.join(said)}."
 
 
 def _asked(
@@ -98,20 +110,19 @@ def _asked(
             raise NasdError(f"--qa-questions: {total} cannot be split into train and test")
         features = [round(part * FEATURES_PER_QUESTION) for part in (train, total - train)]
         counts = (train, total - train, features[0], features[1])
-    volumes = Volumes(0, 0, *counts)
+    train, test, train_features, test_features = counts
+    volumes = Volumes(0, 0, train, test, train_features, test_features)
     volumes = replace(volumes, qa_tokens=min(volumes.qa_tokens, float(qa.tokens)))
     return volumes, f"{counts[0]:,} questions to train on and {counts[1]:,} to test ({asked})"
 
 
 def _labelled(
-    config: Config, folder: Path, prepared: Mapping[str, Any] | None, qa_questions: int | None
+    config: Config, task: tasks.Task, folder: Path, prepared: Mapping[str, Any] | None
 ) -> tuple[Volumes, str]:
-    """The same of texts with labels."""
-    data = tasks.labelled(config.data)
-    if qa_questions is not None:
-        raise NasdError("--qa-questions: the config has no data.qa: leave it out")
+    """The same of a task's texts with labels."""
+    data = getattr(config.data, task.data)
     if prepared is not None:
-        volumes, how = Volumes.of(prepared, config.data), "as prepared"
+        volumes, how = Volumes.of(prepared, config.data).of_task(task.name), "as prepared"
     elif data.files:
         found = labelled.of_files(data, folder, config.experiment.seed)
         words = mean(len(_words(one)) for one in found.train)

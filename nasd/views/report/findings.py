@@ -138,7 +138,7 @@ class Findings:
                     cut=one.id in cut or one.state is State.CUT,
                     parameters=one.parameters,
                     size=snap.size(one.id),
-                    scores=snap.scoring.shown(scores),
+                    scores=snap.scoring.named(scores),
                     quality=quality,
                     quality_error=snap.quality_error(measured.id),
                     quality_against_baseline=(

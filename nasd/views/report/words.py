@@ -187,16 +187,24 @@ def _noise(findings: Findings) -> list[str]:
     """How far chance alone moves a score."""
     prepared = findings.snapshot.experiment.prepared
     scoring = findings.snapshot.scoring
-    told = [next(iter(row.scores.values())) for row in findings.candidates]
-    first = [one for one in told if one is not None]
-    if prepared is None or not first or not (n := scoring.task.counts(prepared)[1]):
+    if prepared is None:
         return []
+    # Of several tasks the one with the fewest examples, as chance moves its score most.
+    each = zip(scoring.tasks, scoring.shown, strict=False)
+    fewest = [(n, one, shown) for one, shown in each if (n := one.counts(prepared)[1])]
+    if not fewest:
+        return []
+    n, task, (metric, title) = min(fewest, key=lambda found: found[0])
+    first = [one for row in findings.candidates if (one := row.scores[metric]) is not None]
+    if not first:
+        return []
+    if len(scoring.tasks) > 1:
+        title = f"{task.words} quality"
     p = min(1.0, max(0.0, max(first) / 100))
     half = caveats.margin(n, p)
-    title = scoring.titles[0]
     an = "an" if title[0] in "aAE" else "a"
     return [
-        f"Each was trained once. The choice of the {n:,} test {scoring.task.example}s alone moves"
+        f"Each was trained once. The choice of the {n:,} test {task.example}s alone moves"
         f" {an} {title} of"
         f" {number(100 * p)} % by ± {number(half)} points (95 %), and another random seed moves it"
         " further: smaller differences between candidates are not evidence."

@@ -48,9 +48,14 @@ class _Columns:
 
     @classmethod
     def of(
-        cls, width: int, stages: Sequence[str], ids: Sequence[int], others: int = 0
+        cls,
+        width: int,
+        stages: Sequence[str],
+        ids: Sequence[int],
+        others: int = 0,
+        scores: int = 2,
     ) -> "_Columns":
-        """others: columns that the objectives take beyond the thesis's."""
+        """others: columns that the objectives take beyond the thesis's; scores: that are shown."""
         number = max(3, *(len(str(one)) for one in ids)) if ids else 3
         most = 15 if any(rungs.SIGN in name for name in stages) else 12
         stage = min(most, max(5, *(len(name) for name in stages))) if stages else 5
@@ -71,8 +76,8 @@ class _Columns:
             return replace(known, what=left)
         known = replace(known, parent=max(4, number), parameters=8)
         extra = width - known.taken - 1 - WHAT
-        if extra >= 12:
-            known, extra = replace(known, scores=11), extra - 12
+        if extra >= (taken := 6 * scores):
+            known, extra = replace(known, scores=taken - 1), extra - taken
         if extra >= 30:
             return replace(known, curve=14, what=WHAT, genotype=extra - 7)
         known = replace(known, curve=8 + max(0, min(12, extra // 2)))
@@ -88,7 +93,7 @@ class _Columns:
 _RIGHT = {
     "id", "rate", "loss", "quality", "size", "rank", "parameters", "parent", "scores", "others",
 }  # fmt: skip
-SHOWN = 2  # of a task's scores, as far as there is room
+SHOWN = 2  # of a task's scores, as far as there is room; of several tasks one each
 _NAMES = {
     "id": "id",
     "parent": "from",
@@ -152,17 +157,27 @@ def rows_of(facts: Facts, shown: Sequence[Candidate], width: int) -> list[Text]:
     """A heading, and a line for each of them."""
     stages = [stage["name"] for stage in facts.snapshot.experiment.stages]
     names = others(facts.snapshot)
+    shown_scores = facts.snapshot.scoring.titles[: _scores(facts)]
     columns = _Columns.of(
-        width, stages, list(facts.snapshot.candidates), (OTHER + 1) * len(names) - 1 if names else 0
+        width,
+        stages,
+        list(facts.snapshot.candidates),
+        (OTHER + 1) * len(names) - 1 if names else 0,
+        max(SHOWN, len(shown_scores)),
     )
     widths = {name: width for name, width in asdict(columns).items() if width}
     units = [OBJECTIVES[name].unit for name in names]
-    titles = " ".join(title[:5].ljust(5) for title in facts.snapshot.scoring.titles[:SHOWN])
+    titles = " ".join(title[:5].ljust(5) for title in shown_scores)
     named = {"scores": titles.rstrip(), "others": _beside(units, widths.get("others", 0))}
     heading = _row(widths, {**_NAMES, **named})
     heading.stylize("dim")
     found = [heading, *(_candidate(facts, one, widths) for one in shown)]
     return [fit(one, width) for one in found]
+
+
+def _scores(facts: Facts) -> int:
+    """How many scores are shown of a candidate."""
+    return max(SHOWN, len(facts.snapshot.scoring.tasks))
 
 
 def everyone(facts: Facts) -> list[Candidate]:
@@ -217,7 +232,7 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             ),
             "loss": "" if loss is None else f"{loss:.3f}",
             "quality": "" if quality is None else f"{quality:.2f}",
-            "scores": " ".join(f"{one:.2f}" for one in marked[:SHOWN] if one is not None),
+            "scores": " ".join(f"{one:.2f}" for one in marked[: _scores(facts)] if one is not None),
             "size": number(share_of_baseline(snap.size(one.id))),
             "others": _values(snap, one, widths.get("others", 0)),
             "rank": "" if rank is None else str(rank),

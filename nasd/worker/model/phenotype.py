@@ -939,10 +939,14 @@ def load_for_answering(
 
 
 def load_under_head(
-    kind: type[Model], folder: Path, generator: torch.Generator, dropout: float | None = None
+    kind: type[Model],
+    folder: Path,
+    generator: torch.Generator,
+    dropout: float | None = None,
+    labels: Iterable[str] = (),
 ) -> Model:
-    """The same of any kind. A classifier's labels are those of the model in `folder`."""
-    arch = load_architecture(folder).with_dropout(dropout)
+    """The same of any kind. labels: a classifier's."""
+    arch = load_architecture(folder).with_dropout(dropout).with_labels(labels)
     with torch.device("meta"):
         head = kind(arch).get_submodule(kind.head_name)
     fresh = nn.ModuleDict({kind.head_name: head.to_empty(device="cpu")})

@@ -21,7 +21,7 @@ from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks import packing
 from nasd.worker.tasks.beginning import born, drawing, loaded
-from nasd.worker.tasks.examples import Examples
+from nasd.worker.tasks.examples import Examples, manifest
 from nasd.worker.tasks.task import (
     Batch,
     Compared,
@@ -60,9 +60,12 @@ class LabelledTask(VariedTask[Examples]):
         if spec.inherits:
             model = born(spec, cls.kind, fresh, lambda: windows(spec))
         else:
+            labels = manifest(Path(spec.labelled_cache))["labels"]
             model = loaded(
                 spec,
-                lambda folder: phenotype.load_under_head(cls.kind, folder, fresh, spec.dropout),
+                lambda folder: phenotype.load_under_head(
+                    cls.kind, folder, fresh, spec.dropout, labels
+                ),
             )
         train, test = parts(spec)
         packs = packing.of(spec, model.architecture, ranks)
