@@ -130,6 +130,44 @@ def test_an_export_loads_by_its_auto_class_and_tells_what_was_scored(
         assert [[label for label, _ in words] for words in told] == predictions
 
 
+@pytest.mark.parametrize("name", [tasks.CLASSIFY.name, tasks.TAG.name])
+def test_in_int8_it_is_scored_and_asked_as_in_float32(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    shop, weights = shops(name), trained(name)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    home = Path(seed.resolve(SOURCE, shop.folder))
+    export.write(weights, home, folder, {"longest": 48}, name)
+    assert export.write_onnx(folder, name) <= export.ONNX_TOLERANCE
+    spec = shop.spec(stage_of(name, "none"), weights, packing=False)
+    found = export.write_int8(folder, spec.model_dump(mode="json", by_alias=True))
+    whole = scored(shop, name, weights, tmp_path / "scored")
+    assert found["float32"] == pytest.approx(whole, abs=1e-2)
+    assert found["int8"].keys() == whole.keys()
+    assert found["int8"]["quality"] == pytest.approx(whole["quality"], abs=15)
+    texts, pairs = of_the_test_part(shop, name)
+    asked = {
+        "folder": str(folder), "kind": seed_heads.KINDS[name].__name__,
+        "texts": texts[:8], "pairs": pairs and pairs[:8],
+    }  # fmt: skip
+    plain, quick, small = (
+        answer.answer_to({**asked, **more})["told"]
+        for more in ({}, {"file": "model.onnx"}, {"file": "model-int8.onnx"})
+    )
+    assert labels_in(quick) == labels_in(plain)
+    assert len(small) == len(plain)
+    assert small != plain  # it is another file that answers
+
+
+def labels_in(told: list[Any]) -> list[Any]:
+    """Of texts, or of their words; of numbers two digits."""
+    if told and not isinstance(told[0][0], str):
+        return [labels_in(words) for words in told]
+    return [label or round(score, 2) for label, score in told]
+
+
 def of_the_test_part(shop: Workshop, name: str) -> tuple[list[Any], list[str] | None]:
     """The test examples as they were before they were tokenised."""
     from nasd.worker.tasks.examples import read

@@ -139,6 +139,8 @@ def predict(
         typer.Option("--file", help="Texts, one a line; - reads standard input.", allow_dash=True),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON value a text.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="By its model.onnx.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="By its model-int8.onnx.")] = False,
 ) -> None:
     """Ask an exported model for the labels, or numbers, of texts: one line each.
 
@@ -156,7 +158,7 @@ def predict(
         raise NasdError("give either texts or --file")
     if file is not None:
         lines = _lines(file)
-    for found in oracle.predict(folder, lines):
+    for found in oracle.predict(folder, lines, oracle.file_of(onnx, int8)):
         if isinstance(found, oracle.Told):
             shown = f"{found.label}  ({found.score:.2f})" if found.label else f"{found.score:.4g}"
             print(json.dumps(asdict(found)) if as_json else shown)

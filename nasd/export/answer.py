@@ -57,9 +57,12 @@ class Told:
     score: float
 
 
-def predict(folder: Path, lines: Sequence[str]) -> list[Told | list[tuple[str, Told]]]:
-    """What the model in `folder` tells of each line: a text, or two with a tab between them. Of one
-    that labels words, each word with its label. Raises NasdError."""
+def predict(
+    folder: Path, lines: Sequence[str], file: str | None = None
+) -> list[Told | list[tuple[str, Told]]]:
+    """What the model in `folder`, or a file for ONNX Runtime beside it, tells of each line: a text,
+    or two with a tab between them. Of one that labels words, each word with its label. Raises
+    NasdError."""
     kind = kind_of(folder, PREDICTS, "nasd answer")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -75,6 +78,7 @@ def predict(folder: Path, lines: Sequence[str]) -> list[Told | list[tuple[str, T
         "kind": kind,
         "texts": words if by_word else [first for first, _, _ in halves],
         "pairs": [last for _, _, last in halves] if not by_word and paired == {True} else None,
+        **({} if file is None else {"file": file}),
     }
     try:
         told = child.ask("nasd.worker.answer", asked, child.BESIDE_A_SEARCH)["told"]

@@ -73,11 +73,6 @@ def export(
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
     config = config.focused(_task(config, task))
     candidate = lookup.find(snap, name, wish)
-    if int8 and config.data.qa is None:
-        raise NasdError(
-            "--int8 is scored on questions, and this search is for"
-            f" {tasks.scored(config.data).words}: export without it"
-        )
     check_scored(candidate)
     model = _model(state, config, candidate)
     if not (model / WEIGHTS).is_file():

@@ -1,8 +1,8 @@
 """`python -m nasd.worker.answer`: a question to an exported model.
 
-Reads one JSON object from standard input: {"folder", "question", "context"}, with a "file" for ONNX
-Runtime that is to answer or without one, or of a classifier {"folder", "kind", "texts": texts, or
-lists of words, "pairs": the second of each, or null}. Prints one JSON line: {"answer", "score",
+Reads one JSON object from standard input: {"folder", "question", "context"}, or of a classifier
+{"folder", "kind", "texts": texts, or lists of words, "pairs": the second of each, or null}; with a
+"file" for ONNX Runtime that is to answer, or without one. Prints one JSON line: {"answer", "score",
 "start", "end"}, or {"told": [label, score] of each text, or a list of these, one a word}; or
 {"error": one sentence}. The code that answers is the one that travels with the model, but nasd's
 own copy of it: none from the folder is run.
