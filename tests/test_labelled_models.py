@@ -19,9 +19,9 @@ from nasd.contract.config import Stage, Teacher
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, Teaching
 from nasd.export import answer as oracle
-from nasd.worker import answer, export
-from nasd.worker.model import phenotype, seed, seed_heads
-from nasd.worker.tasks import labelled, notes, registry
+from nasd.worker import answer, export, prepare
+from nasd.worker.model import outside, phenotype, seed, seed_heads
+from nasd.worker.tasks import labelled, notes, registry, teachers
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import train
@@ -242,6 +242,108 @@ def test_what_a_teacher_has_said_of_the_examples_is_what_it_says(
     assert 0 <= float(apart.detach()) < 1e-2
     far = task.loss((mine + torch.arange(mine.shape[-1]) + 1.0, theirs), batch)
     assert float(far.detach()) > float(apart.detach())
+
+
+def bert_of(shop: Workshop, name: str, folder: Path, labels: list[str]) -> Any:
+    """One of transformers', drawn at random, wider than the seed and of its vocabulary."""
+    kind = f"BertFor{seed_heads.KINDS[name].__name__}"
+    model = random_model(
+        kind,
+        id2label=dict(enumerate(labels)),
+        num_labels=len(labels),
+        vocab_size=len(tokenizer_of(shop)) + 3,
+        max_position_embeddings=64,
+    )
+    model.save_pretrained(folder)
+    tokenizer_of(shop).save_pretrained(folder)
+    return model.eval()
+
+
+def tokenizer_of(shop: Workshop) -> Any:
+    return seed.load_tokenizer(SOURCE, shop.folder)
+
+
+def fetched(shop: Workshop, name: str, source: Path | str) -> Spec:
+    """An attempt that learns from a copy of the model, once prepare has made it."""
+    settings = Teacher(source=str(source), share=1.0)
+    teaching = Teaching(weights="", name=str(source), settings=settings)
+    spec: Spec = shop.spec(stage_of(name, "all"), teacher=teaching)
+    copy = teachers.fetch(spec, tokenizer_of(shop), quiet, prepare.labels_of(spec))
+    told = teaching.model_copy(update={"weights": str(copy)})
+    return spec.model_copy(update={"teacher": told})
+
+
+@EACH
+def test_a_teacher_from_outside_tells_the_labels_in_our_order(
+    shops: Shops, tmp_path: Path, name: str
+) -> None:
+    shop = shops(name)
+    ours = prepare.labels_of(shop.spec(None))
+    theirs = [one.upper() for one in reversed(ours)]
+    bert = bert_of(shop, name, tmp_path / "bert", theirs)
+    spec = fetched(shop, name, tmp_path / "bert")
+    assert spec.stage is not None and spec.teacher is not None
+    teacher = teachers.load(spec.teacher, seed_heads.KINDS[name]).eval()
+    task = registry.begin(spec.model_copy(update={"teacher": None}), spec.stage, ALONE)
+    batch = task.batch(np.arange(4), 1)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ends = (ids == tokenizer_of(shop).sep_token_id).long()
+    types = ((ends.cumsum(1) > ends) & mask.bool()).long()
+    with torch.no_grad():
+        wanted = bert(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        (said,) = task.outputs(teacher, batch)
+    torch.testing.assert_close(said, wanted.flip(-1))
+    registry.ask(spec, spec.stage, ALONE, quiet)
+    task = registry.begin(spec, spec.stage, ALONE)
+    task.model.eval()
+    _, noted = task.outputs(task.model, task.batch(np.arange(4), 1))
+    shown = mask.bool() if wanted.dim() == 3 else slice(None)
+    torch.testing.assert_close(noted[shown], said[shown], atol=2e-2, rtol=2e-2)
+
+
+def test_a_search_s_own_model_teaches_another_whose_labels_stand_otherwise(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name = tasks.CLASSIFY.name
+    shop, kind = shops(name), seed_heads.KINDS[name]
+    model = phenotype.load(kind, trained(name))
+    ours = model.architecture.labels
+    phenotype.save(
+        outside._reordered("x", model, outside.Wanted(tasks.of(name), ours[::-1])), tmp_path
+    )
+    tokenizer_of(shop).save_pretrained(tmp_path)
+    assert phenotype.load_architecture(tmp_path).labels == ours[::-1]
+    spec = fetched(shop, name, tmp_path)
+    assert spec.teacher is not None
+    teacher = teachers.load(spec.teacher, kind).eval()
+    input_ids, mask = examples(vocab_size=60)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(input_ids, mask), model.eval()(input_ids, mask))
+
+
+def test_what_cannot_be_the_teacher_of_labels_is_refused(shops: Shops, tmp_path: Path) -> None:
+    name = tasks.CLASSIFY.name
+    shop = shops(name)
+    bert_of(shop, name, tmp_path / "others", ["good", "bad", "ugly"])
+    with pytest.raises(
+        NasdError, match="its labels are other ones than the data's: take a teacher"
+    ):
+        fetched(shop, name, tmp_path / "others")
+    bert_of(shop, name, tmp_path / "two", ["good", "bad"])
+    with pytest.raises(NasdError, match="it tells 2 labels and the data has 3"):
+        fetched(shop, name, tmp_path / "two")
+    pooled = random_model("BertForMaskedLM", vocab_size=len(tokenizer_of(shop)) + 3)
+    pooled.save_pretrained(tmp_path / "words")
+    tokenizer_of(shop).save_pretrained(tmp_path / "words")
+    with pytest.raises(NasdError, match="it was not trained for classification, as it lacks"):
+        fetched(shop, name, tmp_path / "words")
+    path = tmp_path / "two" / "tokenizer.json"
+    text = json.loads(path.read_text())
+    words = text["model"]["vocab"]
+    words["kyte"] = words.pop("kite")
+    path.write_text(json.dumps(text))
+    with pytest.raises(NasdError, match="is shown the seed's own tokens: take one with the seed's"):
+        fetched(shop, name, tmp_path / "two")
 
 
 def test_a_model_is_asked_by_the_command_that_is_for_it(

@@ -223,7 +223,7 @@ def without(data: dict[str, Any], *names: str) -> dict[str, Any]:
         (without(several_dict(), "finetune_tag"), "nothing trains the candidates for token"),
         (without(several_dict(), "evaluate"), "nothing scores the candidates for question"),
         (without(several_dict(), "finetune_tag", "evaluate_tag"), "data.tag: no stage is of"),
-        (several_dict(teacher={"source": "elsewhere"}), "a teacher from outside answers questions"),
+        (several_dict(teacher={"source": "elsewhere"}), "a teacher from outside knows one task"),
         (
             {
                 **several_dict(),

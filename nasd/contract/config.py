@@ -366,8 +366,8 @@ class Teacher(Section):
 
     source: Annotated[str, Field(min_length=1), AfterValidator(_plain)] = "baseline"
     """`baseline`, fine-tuned; `best`, of a generation's parents the one that answers best, or the
-    baseline where it is better; or another question-answering model: a folder,
-    `package:NAME/FOLDER`, or one of the hub."""
+    baseline where it is better; or another model of the task: a folder, `package:NAME/FOLDER`, or
+    one of the hub. Of labels it has to have the data's, and the seed's vocabulary."""
     share: Probability = 0.5
     """The share of the loss that is the teacher's; the rest is the data's own."""
     temperature: Annotated[Real, Field(gt=0, le=100)] = 2.0
@@ -974,11 +974,10 @@ class Config(Section):
                 f'experiment.quality: no stage is of task = "{by}": take one of'
                 f" {tasks.one_of(found)}, or leave it out"
             )
-        if self.teacher is not None and self.teacher.outside and found != (tasks.QA,):
+        if self.teacher is not None and self.teacher.outside and len(found) > 1:
             raise ValueError(
-                "teacher.source: a teacher from outside answers questions, and"
-                f" {next(one for one in found if one is not tasks.QA).words} has no"
-                ' use for it: take "baseline" or "best"'
+                "teacher.source: a teacher from outside knows one task, and the search has"
+                f' {len(found)}: take "baseline" or "best"'
             )
         if len(found) > 1:
             scores = [tasks.of(one.task).scores for one in self.stages]

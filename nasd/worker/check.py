@@ -26,6 +26,7 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    from nasd.contract import tasks
     from nasd.contract.config import Data, Stage, Teacher
     from nasd.worker import data_check, trimming
     from nasd.worker.model import outside, seed, vocabulary
@@ -37,9 +38,12 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     for key, (name, config, revision, column) in question["hubs"].items():
         _check_hub(key, hub.place(name, key, folder), config, revision, column)
     if (settings := question.get("teacher")) is not None:
-        outside.look(
-            Teacher(**settings), folder, tokenizer, question["tokens"], description.backbone.width
-        )
+        wanted = outside.Wanted()
+        if (known_data := question["data"]) is not None:
+            told = data_check.labels(Data(**known_data["data"]), folder, known_data["seed"])
+            wanted = outside.Wanted(tasks.scored(Data(**known_data["data"])), told)
+        width = description.backbone.width
+        outside.look(Teacher(**settings), folder, tokenizer, question["tokens"], width, wanted)
     known = {}
     backbone = description.backbone
     if (count := question["vocabulary"]) is not None:

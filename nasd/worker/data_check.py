@@ -95,6 +95,13 @@ def _labelled(
     return {"labelled_test": len(found.test), "labelled_unknown": unknown}
 
 
+def labels(data: Data, base: Path, seed: int) -> tuple[str, ...]:
+    """Of texts with labels in files, in the order of a head's outputs; else none."""
+    if tasks.scored(data) is tasks.QA or not (texts := tasks.labelled(data)).files:
+        return ()
+    return examples.read(texts, base, seed, quiet).labels
+
+
 def _unknown(questions: Sequence[Question], tokenizer: Any) -> Mapping[str, float]:
     contexts = list(islice(dict.fromkeys(question.context for question in questions), CONTEXTS))
     ids = [encoded.ids for encoded in spans.encode(tokenizer, contexts).values()]

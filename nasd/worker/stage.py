@@ -187,7 +187,9 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     counts = prepare.counts(*made)
     labels = counts.get("labels", ())
     model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept, labels)
-    taught = "" if spec.teacher is None else str(teachers.fetch(spec, words.tokenizer, pulse))
+    taught = ""
+    if spec.teacher is not None:
+        taught = str(teachers.fetch(spec, words.tokenizer, pulse, labels))
     latency = {}
     if spec.profiled is not None:
         from nasd.worker.measure import table

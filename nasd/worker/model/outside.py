@@ -1,12 +1,13 @@
-"""A teacher that is no model of the search: one that transformers loads as a question-answering
-model, or one that another search has made.
+"""A teacher that is no model of the search: one that transformers loads as a model of the task, or
+one that another search has made.
 
 With the seed's vocabulary it is shown the seed's own tokens. With another one it reads the text by
-itself, and only its logits can be compared (nasd.worker.tasks.by_character).
+itself, and only its logits can be compared (nasd.worker.tasks.by_character); that is for questions
+alone.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasd.contract import tasks
 from nasd.contract.config import Teacher
 from nasd.contract.errors import NasdError
-from nasd.worker.model import phenotype, seed
+from nasd.worker.model import phenotype, seed, seed_heads
 from nasd.worker.model.families import FAMILIES
 from nasd.worker.model.phenotype import Packing, QuestionAnswering
 from nasd.worker.model.vocabulary import trimmed_model
@@ -33,34 +35,61 @@ MAPPED = "nasd_reads_text"  # in the config of a copy: it has a vocabulary of it
 LEAST_TOKENS = 64  # that a window takes, or nobody could read it
 
 
+# Transformers' class for each of ours.
+AUTO = {kind: f"AutoModelFor{kind.__name__}" for kind in seed_heads.KINDS.values()}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a teacher is to be for. labels: in the order of a student's outputs; () for questions,
+    and while they are not known."""
+
+    task: tasks.Task = tasks.QA
+    labels: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class of ours that is such a model."""
+        return seed_heads.KINDS[self.task.name]
+
+
 @dataclass(frozen=True)
 class Shape:
     """As much of a model as our own say of theirs."""
 
     width: int
+    labels: tuple[str, ...] = ()
 
 
 class Outside(nn.Module):
-    """A model of transformers', which answers as ours do: logits of start and end, [b, l] each."""
+    """A model of transformers', which answers as ours do: logits of start and end, [b, l] each; or
+    of labels, [b, labels] or [b, l, labels], of which `order` says where each stands among its
+    own."""
 
-    def __init__(self, model: Any, separator: int) -> None:
+    def __init__(
+        self, model: Any, separator: int, labels: Sequence[str] = (), order: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.model = model
         self.separator = separator
+        self.order = list(order)
         config = model.config
-        self.architecture = Shape(int(getattr(config, "hidden_size", None) or config.dim))
+        width = int(getattr(config, "hidden_size", None) or config.dim)
+        self.architecture = Shape(width, tuple(labels))
         self.types = int(getattr(config, "type_vocab_size", 0) or 0)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, packing: Packing | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Any:
         """packing: says what attention_mask says, and is not needed."""
         more = {}
-        if self.types > 1:  # the question is of type 0, what stands behind its [SEP] of type 1
+        if self.types > 1:  # the first text is of type 0, what stands behind its [SEP] of type 1
             separators = (input_ids == self.separator).long()
             behind = separators.cumsum(1) > separators
             more["token_type_ids"] = (behind & attention_mask.bool()).long()
         said = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
+        if self.order:
+            return said.logits[..., self.order]
         return said.start_logits, said.end_logits
 
     def last_block(self) -> dict[str, nn.Module]:
@@ -105,35 +134,52 @@ def reads_text(folder: Path) -> bool:
     return (folder / MAPPED).is_file()
 
 
-def load(folder: Path) -> Any:
-    """What `save` has left."""
+def load(folder: Path, kind: type[Any] = QuestionAnswering) -> Any:
+    """What `save` has left; kind: of our models, as which it answers."""
     if _is_ours(folder):
-        model: Any = phenotype.load(QuestionAnswering, folder, 0.0)
+        model: Any = phenotype.load(kind, folder, 0.0)
     else:
-        from transformers import AutoModelForQuestionAnswering
-
-        model = AutoModelForQuestionAnswering.from_pretrained(str(folder))
+        model = _auto(kind).from_pretrained(str(folder))
     if reads_text(folder):
         longest = int((folder / MAPPED).read_text(encoding="utf-8"))
         return Reader(model, _tokenizer(str(folder), folder), longest)
-    return model if _is_ours(folder) else Outside(model, int(model.config.nasd_separator))
+    if _is_ours(folder):
+        return model
+    config = model.config
+    labels, order = (getattr(config, name, ()) for name in ("nasd_labels", "nasd_order"))
+    return Outside(model, int(config.nasd_separator), labels, order)
+
+
+def _auto(kind: type[Any]) -> Any:
+    import transformers
+
+    return getattr(transformers, AUTO[kind])
 
 
 def save(
-    settings: Teacher, base: Path, tokenizer: Any, tokens: int, folder: Path, trims: bool = False
+    settings: Teacher,
+    base: Path,
+    tokenizer: Any,
+    tokens: int,
+    folder: Path,
+    trims: bool = False,
+    wanted: Wanted = Wanted(),
 ) -> None:
     """Writes the teacher that a config names, for `load`. tokenizer: the seed's; tokens: of the
     longest window. trims: the tokenizer is left with some of the seed's tokens, and so is the
     teacher. Raises NasdError where it cannot be the teacher."""
-    model: Any = _checked(settings, base, tokenizer, tokens, trims)
+    model: Any = _checked(settings, base, tokenizer, tokens, trims, wanted)
     if isinstance(model, Reader):
         model.tokenizer.save_pretrained(str(folder))
         (folder / MAPPED).write_text(str(model.longest), encoding="utf-8")
         model = model.model
     if isinstance(model, Outside):
         model.model.config.nasd_separator = model.separator
+        if model.order:
+            model.model.config.nasd_labels = model.architecture.labels
+            model.model.config.nasd_order = model.order
         model = model.model
-    if isinstance(model, QuestionAnswering):
+    if isinstance(model, wanted.kind):
         phenotype.save(model, folder)
     else:
         model.save_pretrained(str(folder))
@@ -151,9 +197,16 @@ def files(source: str, base: Path) -> list[Path]:
         return [seed.file_of(source, base, names) for names in ((seed.CONFIG,), seed.WEIGHTS)]
 
 
-def look(settings: Teacher, base: Path, tokenizer: Any, tokens: int, width: int) -> None:
+def look(
+    settings: Teacher,
+    base: Path,
+    tokenizer: Any,
+    tokens: int,
+    width: int,
+    wanted: Wanted = Wanted(),
+) -> None:
     """Raises NasdError where the teacher cannot teach a model so wide what the config says."""
-    model = _checked(settings, base, tokenizer, tokens)
+    model = _checked(settings, base, tokenizer, tokens, wanted=wanted)
     if isinstance(model, Reader):
         return
     distance.check_widths(settings, width, model.architecture.width)
@@ -162,7 +215,12 @@ def look(settings: Teacher, base: Path, tokenizer: Any, tokens: int, width: int)
 
 
 def _checked(
-    settings: Teacher, base: Path, tokenizer: Any, tokens: int, trims: bool = False
+    settings: Teacher,
+    base: Path,
+    tokenizer: Any,
+    tokens: int,
+    trims: bool = False,
+    wanted: Wanted = Wanted(),
 ) -> Any:
     """The model in memory, once all is found to be as it must: a `Reader`, or one of ours or an
     `Outside` where it has the vocabulary of the tokenizer, or more of it where that is trimmed."""
@@ -171,6 +229,12 @@ def _checked(
     folder = config_file.parent
     theirs = _tokenizer(source, folder)
     rows = _rows(theirs.get_vocab(), tokenizer.get_vocab(), trims)
+    if rows is None and wanted.task is not tasks.QA:
+        raise _error(
+            source,
+            f"its vocabulary is another one than the seed's, and a teacher for {wanted.task.words}"
+            " is shown the seed's own tokens: take one with the seed's vocabulary",
+        )
     if rows is None and settings.match != ("logits",):
         raise _error(
             source,
@@ -179,13 +243,15 @@ def _checked(
         )
     if _is_ours(folder):
         try:
-            model = phenotype.load(QuestionAnswering, folder, 0.0)
+            model: Any = phenotype.load(wanted.kind, folder, 0.0)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _error(source, f"it holds no question-answering model ({error})") from error
+            raise _error(source, f"it holds no {_called(wanted.task)} model ({error})") from error
         positions = model.architecture.positions
-        found: Any = model
+        found: Any = _reordered(source, model, wanted)
     else:
-        found = Outside(_of_transformers(source, folder), int(tokenizer.sep_token_id))
+        model = _of_transformers(source, folder, wanted)
+        order = _order(source, seed_heads.labels_of(model.config.to_dict()), wanted)
+        found = Outside(model, int(tokenizer.sep_token_id), wanted.labels, order)
         positions = _positions(found.model.config.to_dict(), tokens)
     if rows is None:
         model = found.model if isinstance(found, Outside) else found
@@ -193,8 +259,8 @@ def _checked(
     if positions < tokens:
         raise _error(
             source,
-            f"it has {positions} positions, and data.qa.tokens asks for {tokens}: take a smaller"
-            " number there, or another teacher",
+            f"it has {positions} positions, and data.{wanted.task.data}.tokens asks for {tokens}:"
+            " take a smaller number there, or another teacher",
         )
     if not trims:
         return found
@@ -220,25 +286,54 @@ def _positions(config: Mapping[str, Any], otherwise: int) -> int:
     return rows if family is None else rows - family.first(config)
 
 
-def _of_transformers(source: str, folder: Path) -> Any:
-    from transformers import AutoModelForQuestionAnswering
+def _called(task: tasks.Task) -> str:
+    """As in "a question-answering model"."""
+    return task.words.replace(" ", "-")
+
+
+def _order(source: str, theirs: Sequence[str], wanted: Wanted) -> list[int]:
+    """Where each of our labels stands among a teacher's; raises NasdError where one does not."""
+    if wanted.task is tasks.QA or not wanted.labels:
+        return []
+    if fault := seed_heads.misfit(theirs, wanted.labels):
+        raise _error(source, f"{fault}: take a teacher that tells the labels of the data")
+    found = seed_heads.places(theirs, wanted.labels)
+    assert found is not None, "they fit"
+    return found
+
+
+def _reordered(source: str, model: Any, wanted: Wanted) -> Any:
+    """One of ours, whose outputs stand as the labels do."""
+    order = _order(source, model.architecture.labels, wanted)
+    if not order:
+        return model
+    state = model.state_dict()
+    last = seed_heads.parameters(wanted.task.name)[-2:]
+    made = phenotype.empty(type(model), model.architecture.with_labels(wanted.labels))
+    made.load_state_dict({**state, **{name: state[name][order] for name in last}})
+    return made
+
+
+def _of_transformers(source: str, folder: Path, wanted: Wanted) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it is said below
+    called = _called(wanted.task)
     try:
-        model, loading = AutoModelForQuestionAnswering.from_pretrained(
+        model, loading = _auto(wanted.kind).from_pretrained(
             str(folder), output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # of many kinds: an unknown family, damaged files
         raise _error(
             source,
-            f"transformers cannot load it as a question-answering model ({_first_line(error)}):"
+            f"transformers cannot load it as a {called} model ({_first_line(error)}):"
             " take one that is",
         ) from error
     if missing := sorted(loading["missing_keys"]):
+        does = "to answer questions" if wanted.task is tasks.QA else f"for {wanted.task.words}"
         raise _error(
             source,
-            f"it was not trained to answer questions, as it lacks {missing[0]}: fine-tune it first,"
+            f"it was not trained {does}, as it lacks {missing[0]}: fine-tune it first,"
             " or take another",
         )
     return model

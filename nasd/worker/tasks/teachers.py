@@ -1,4 +1,4 @@
-"""The model that a teacher is: the search's own, or one from outside that answers questions.
+"""The model that a teacher is: the search's own, or one from outside that knows the task.
 
 What comes from outside is copied into the cache when an experiment begins,
 
@@ -7,6 +7,7 @@ What comes from outside is copied into the cache when an experiment begins,
 named by what it was made of, so that it stays what it was; a damaged copy is made again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,23 @@ def load(teaching: Teaching, kind: Any) -> Any:
         if teaching.settings.outside:
             from nasd.worker.model import outside
 
-            found = outside.load(folder)
+            found = outside.load(folder, kind)
             if isinstance(found, outside.Reader):
                 return ByCharacter(found.answers, found.model, found.tokenizer, found.longest)
             return found
         return phenotype.load(kind, folder, 0.0)
 
 
-def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
+def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Sequence[str] = ()) -> Path:
     """The copy of a teacher from outside, made where it is missing or damaged. tokenizer: the
-    seed's. Raises NasdError where the model cannot be the teacher."""
+    seed's; labels: of the data. Raises NasdError where the model cannot be the teacher."""
     from nasd.worker.model import outside
 
     assert spec.teacher is not None
     settings, base = spec.teacher.settings, Path(spec.config_folder)
     source = settings.source
-    tokens = tasks.scored(spec.data).limit(spec.data)
+    wanted = outside.Wanted(tasks.scored(spec.data), tuple(labels))
+    tokens = wanted.task.limit(spec.data)
     progress("downloading the teacher", patience=DOWNLOAD)
     made_of = [
         digests.of_file(path, lambda: progress("hashing")) for path in outside.files(source, base)
@@ -54,20 +56,25 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress) -> Path:
 
     def build(folder: Path) -> None:
         progress("loading the teacher", patience=LONG)
-        outside.save(settings, base, tokenizer, tokens, folder, trims=spec.vocabulary is not None)
+        trims = spec.vocabulary is not None
+        outside.save(settings, base, tokenizer, tokens, folder, trims, wanted)
 
     # Only where it is set, so that copies from before there was such a key still count.
-    cut = {} if spec.vocabulary is None else {"words": tokenizer.backend_tokenizer.to_str()}
+    cut: dict[str, Any] = (
+        {} if spec.vocabulary is None else {"words": tokenizer.backend_tokenizer.to_str()}
+    )
     theirs = outside.vocabulary(source, base)
     if theirs != tokenizer.get_vocab():
         cut["vocabulary"] = digests.of_json(sorted(theirs.items()))
+    if wanted.labels:
+        cut["labels"] = [wanted.task.name, *wanted.labels]
     key = caches.key_of({"teacher": made_of, "tokens": tokens, **cut})
     return caches.make(COPY, Path(spec.cache) / f"teacher-model-{key}", build, progress)
 
 
 def check(spec: Spec, progress: Progress) -> None:
     """Raises Damaged unless the copy is what it was, or can be made again."""
-    from nasd.worker import trimming
+    from nasd.worker import prepare, trimming
 
     assert spec.teacher is not None
     copy = Path(spec.teacher.weights)
@@ -76,7 +83,8 @@ def check(spec: Spec, progress: Progress) -> None:
     except Damaged as damage:
         print(f"{damage}; it is made again", flush=True)
         try:
-            made = fetch(spec, trimming.words(spec, progress).tokenizer, progress)
+            tokenizer = trimming.words(spec, progress).tokenizer
+            made = fetch(spec, tokenizer, progress, prepare.labels_of(spec))
             fault = "" if made == copy else "what it was made of has changed since"
         except NasdError as error:
             fault = str(error)
