@@ -10,9 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from nasd.cli import app
 from nasd.contract import tasks
-from nasd.contract.config import Config, Data, parse
+from nasd.contract.config import Config, Data, load, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
 from nasd.contract.protocol import Outcome, Spec
@@ -21,7 +23,7 @@ from nasd.control import retention
 from nasd.export.export import export
 from nasd.launch.launcher import wait_until
 from nasd.policy import ladder
-from nasd.presets import rewritten
+from nasd.presets import rewritten, write_preset
 from nasd.presets.demo import write_demo_data
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
@@ -399,3 +401,56 @@ def test_an_old_config_reads_as_one_of_a_single_task() -> None:
     assert [one.name for one in config.scoring] == ["qa"]
     assert config.focused("qa") == config
     assert isinstance(tasks.focused(config.data, "qa"), Data)
+
+
+# -- nasd init -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["thesis", "compress", "minilm", "minilm-thesis"])
+@pytest.mark.parametrize("names", [["classify"], ["regress"], ["tag"], ["classify", "tag", "qa"]])
+def test_every_preset_but_the_demo_s_can_be_for_other_tasks(
+    tmp_path: Path, preset: str, names: list[str]
+) -> None:
+    path = write_preset(preset, tmp_path, [], force=False, tasks=names)
+    config = load(path)
+    plain = load(write_preset(preset, tmp_path / "plain", [], force=False))
+    assert {one.name for one in config.scoring} == set(names)
+    assert [one.name for one in config.focused(config.scoring[0].name).stages] == [
+        one.name for one in plain.stages
+    ]
+    for name in set(names) - {"qa"}:
+        assert getattr(config.data, name).files
+    assert ("quality =" in path.read_text()) == (len(names) > 1)
+    assert (config.data.qa == plain.data.qa) == ("qa" in names)
+
+
+def test_init_names_the_data_it_was_given(tmp_path: Path) -> None:
+    write(tmp_path, "classify", 60)
+    made = CliRunner().invoke(
+        app,
+        [
+            "init", "--preset", "compress", "--task", "classify",
+            "--data", str(tmp_path / FILES["classify"]), str(tmp_path / "new"),
+        ],
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    config = load(tmp_path / "new" / "config.toml")
+    assert config.data.classify is not None
+    assert config.data.classify.files == (str(tmp_path / FILES["classify"]),)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names", "files", "said"),
+    [
+        ("demo", ["classify"], [], "the data of the preset demo is of questions"),
+        ("compress", ["mlm"], [], "--task mlm: there is no such task"),
+        ("compress", ["tag", "tag"], [], "--task tag stands there twice"),
+        ("compress", ["tag", "qa"], ["a.csv"], "--data: name the one --task"),
+    ],
+)
+def test_init_refuses_what_no_config_can_be_made_of(
+    tmp_path: Path, preset: str, names: list[str], files: list[str], said: str
+) -> None:
+    with pytest.raises(NasdError, match=said):
+        write_preset(preset, tmp_path / "new", [], force=False, tasks=names, files=files)
+    assert not (tmp_path / "new").exists()

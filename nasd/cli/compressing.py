@@ -162,7 +162,7 @@ def _asked(
         )
     named = tasks.QA.name if task is None else task
     files = [one.expanduser() for one in files]
-    _check_data(named, files, settings)
+    check_data(named, files, settings)
     folder = Path(model).expanduser()
     path = config
     if path is None:
@@ -221,8 +221,11 @@ def _settings(given: list[str]) -> dict[str, Any]:
     return found
 
 
-def _check_data(task: str, files: list[Path], settings: dict[str, Any]) -> None:
-    """Raises NasdError where the files are not what the task trains on."""
+def check_data(
+    task: str, files: list[Path], settings: dict[str, Any], option: str = "--questions"
+) -> None:
+    """Raises NasdError where the files are not what the task trains on. option: that names them,
+    where they are questions."""
     from pydantic import ValidationError
 
     from nasd.contract import labelled, mistakes, tasks
@@ -235,7 +238,7 @@ def _check_data(task: str, files: list[Path], settings: dict[str, Any]) -> None:
         try:
             read_all(files)
         except NasdError as error:
-            raise NasdError(f"--questions: {error}") from None
+            raise NasdError(f"{option}: {error}") from None
         return
     section = {tasks.of(task).data: {"files": [str(one) for one in files], **settings}}
     try:

@@ -27,6 +27,17 @@ def init(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, may be repeated.")
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it is for, where not questions: classify, regress or tag. Several, each with"
+            " its own --task, give a search of several tasks."
+        ),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Files of the task's data: CSV, JSON lines, Parquet, SQuAD."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a config.toml.")] = False,
     budget: Annotated[
         float | None,
@@ -40,6 +51,7 @@ def init(
     """Write a config.toml to begin with.
 
     Example: nasd init --preset minilm --set experiment.seed=3 my-search
+    Or of labels: nasd init --preset minilm --task classify --data reviews.csv my-search
     """
     from nasd.control.leaving import go_on
     from nasd.presets import write_preset
@@ -49,8 +61,23 @@ def init(
         from nasd.views.forecast.fitting import fit as fitted
 
         fit = partial(fitted, budget=budget)
-    path = write_preset(preset, folder, set_ or [], force, fit, print)
+    files = _data_of(task or [], data or [])
+    path = write_preset(preset, folder, set_ or [], force, fit, print, task or (), files)
     print(f"wrote {path}; check it, then: {go_on(path)}")
+
+
+def _data_of(task: list[str], data: list[Path]) -> list[str]:
+    """The files in full, once they are found to hold what the task trains on."""
+    if not data:
+        return []
+    if not task:
+        raise NasdError("--data: name the task that it is for by --task")
+    from nasd.cli.compressing import check_data
+
+    files = [one.expanduser() for one in data]
+    if len(task) == 1:
+        check_data(task[0], files, {}, "--data")
+    return [str(one.resolve()) for one in files]
 
 
 @app.command(cls=Command, rich_help_panel=SEARCH)

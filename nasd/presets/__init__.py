@@ -31,8 +31,12 @@ def write_preset(
     force: bool,
     fit: Fit | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    tasks: Sequence[str] = (),
+    files: Sequence[str] = (),
 ) -> Path:
     """Writes config.toml into `folder`, with each KEY=VALUE of `settings` put in its place.
+
+    tasks: names of those that it is for; () for questions. files: the data of a single one.
 
     fit: chooses values for what `settings` leaves open; `tell` is told each choice, a line each.
 
@@ -43,6 +47,10 @@ def write_preset(
     import tomlkit
 
     text = preset_text(name)
+    if tasks:
+        from nasd.presets.purposes import for_tasks
+
+        text = for_tasks(text, name, tasks, files)
     document = tomlkit.parse(text)
     for setting in settings:
         _set(document, setting)
