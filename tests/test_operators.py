@@ -17,7 +17,14 @@ from tests.test_transfers import generator, model_of, outputs, windows
 
 WIDTH = 24
 SPACE = SearchSpace(
-    blocks=(1, 4), heads=(2, 3, 4, 6), ffns=2, layers=(2, 3), sizes=(8, 16, 24), ranks=(4, 8, 16)
+    blocks=(1, 4),
+    heads=(2, 3, 4, 6),
+    ffns=2,
+    layers=(2, 3),
+    sizes=(8, 16, 24),
+    ranks=(4, 8, 16),
+    convolutions=(3, 7),
+    branches=(3, 5),
 )
 FFN = st.builds(
     FeedForward,
@@ -25,7 +32,11 @@ FFN = st.builds(
     st.lists(st.sampled_from(SPACE.sizes), min_size=1, max_size=2).map(tuple),
 )
 BLOCK = st.builds(
-    Block, st.sampled_from(SPACE.heads), st.lists(FFN, min_size=1, max_size=2).map(tuple)
+    Block,
+    st.sampled_from(SPACE.heads),
+    st.lists(FFN, min_size=1, max_size=2).map(tuple),
+    convolution=st.sampled_from([None, *SPACE.convolutions]),
+    branch=st.sampled_from([None, *SPACE.branches]),
 )
 GENOTYPE = st.builds(
     Genotype,

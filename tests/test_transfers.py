@@ -51,14 +51,20 @@ def ffn_of(family: str, layers: int = 2) -> Any:
 
 
 GATED_FFN = st.builds(FeedForward, st.just("geglu"), SIZES.map(lambda size: (size,)))
+KERNELS = st.sampled_from([None, None, 3, 5])
+CONVOLVED = {"convolution": KERNELS, "branch": KERNELS}
 BLOCK = st.builds(
-    Block, st.sampled_from([2, 3, 4, 6]), st.lists(ffn(), min_size=1, max_size=2).map(tuple)
+    Block,
+    st.sampled_from([2, 3, 4, 6]),
+    st.lists(ffn(), min_size=1, max_size=2).map(tuple),
+    **CONVOLVED,
 )
 GATED_BLOCK = st.builds(
     Block,
     st.sampled_from([2, 3, 4, 6]),
     st.lists(GATED_FFN, min_size=1, max_size=2).map(tuple),
     st.sampled_from(["local", "global"]),
+    **CONVOLVED,
 )
 GENOTYPE = st.builds(Genotype, st.lists(BLOCK, min_size=1, max_size=3).map(tuple))
 
@@ -92,6 +98,10 @@ def model_of(
         for weight in model.parameters():
             if weight.ndim == 1:
                 weight.add_(torch.empty_like(weight).normal_(0, 0.2, generator=draws))
+        for part in model.modules():  # which begin as passing through
+            if isinstance(part, phenotype.Depthwise):
+                drawn = torch.empty_like(part.weight).normal_(0, 0.3, generator=draws)
+                part.weight.add_(drawn)
     return model.eval()
 
 
@@ -106,6 +116,11 @@ def outputs(model: Any, seen: Windows) -> torch.Tensor:
     with torch.no_grad():
         states = model.encoder(seen.input_ids, seen.attention_mask)
     return states[seen.attention_mask.bool()]
+
+
+def grown_kernel(kernel: int | None) -> Any:
+    """The same, or one that reaches farther."""
+    return st.sampled_from([kernel, *(one for one in (3, 5, 7) if one > (kernel or 0))])
 
 
 @st.composite
@@ -133,8 +148,11 @@ def growths(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[
             if draw(st.booleans()):
                 ffns.append(draw(ffn_of(family)))
                 modules.append(ModuleLineage("fresh", 0, index, None))
-        blocks.append(replace(block, ffns=tuple(ffns)))
-        lines.append(BlockLineage(ModuleLineage("kept", 0, index), tuple(modules)))
+        reach = {name: draw(grown_kernel(getattr(block, name))) for name in CONVOLVED}
+        longer = replace(block, **reach)
+        how: Any = "kept" if longer == block else "fresh"
+        blocks.append(replace(longer, ffns=tuple(ffns)))
+        lines.append(BlockLineage(ModuleLineage(how, 0, index), tuple(modules)))
     child = Genotype(tuple(blocks))
     return parent, child, informed(child, tuple(lines), [parent])
 
@@ -228,8 +246,10 @@ def changes(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[
             drawn = draw(st.one_of(st.just(one), ffn_of(family), ffn()))
             ffns.append(drawn)
             modules.append(ModuleLineage("kept" if drawn == one else "fresh", 0, index, place))
-        blocks.append(replace(source, heads=heads, ffns=tuple(ffns)))
-        attention = ModuleLineage("kept" if heads == source.heads else "fresh", 0, index)
+        reach = {name: draw(KERNELS) for name in CONVOLVED} if draw(st.booleans()) else {}
+        attends = replace(source, heads=heads, **reach)
+        blocks.append(replace(attends, ffns=tuple(ffns)))
+        attention = ModuleLineage("kept" if attends == source else "fresh", 0, index)
         lines.append(BlockLineage(attention, tuple(modules)))
     child = Genotype(tuple(blocks))
     return parent, child, informed(child, tuple(lines), [parent])

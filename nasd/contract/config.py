@@ -35,6 +35,12 @@ def _plain(value: str) -> str:
     return value
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"take an odd number, which has a middle, not {value}")
+    return value
+
+
 # Strict: "8" and true are no numbers, whatever Python thinks.
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -54,6 +60,7 @@ Steps = Annotated[Whole, Field(ge=1, le=100)]
 Layers = Annotated[Whole, Field(ge=2, le=genotype.MOST_LAYERS)]
 Plain = Annotated[str, AfterValidator(_plain)]  # of one line, without what acts on a terminal
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
+Kernel = Annotated[Whole, Field(ge=3, le=genotype.LONGEST_KERNEL), AfterValidator(_odd)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 if TYPE_CHECKING:  # which there are is said in nasd.contract.tasks
@@ -259,6 +266,13 @@ class SearchSpace(Section):
     """What the word embeddings' rank may be, besides full; the operators `factorise` and
     `unfactorise` go from one to the next. Smaller than the seed's width."""
 
+    convolutions: tuple[Kernel, ...] = ()
+    """Tokens that depthwise convolutions of an attention's queries, keys and values may reach over,
+    besides none (Primer's); odd numbers. The operators `convolve` and `unconvolve` go from one to
+    the next."""
+    branches: tuple[Kernel, ...] = ()
+    """Likewise of a convolution beside an attention (AutoBERT-Zero's); `branch` and `unbranch`."""
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.blocks[0] > self.blocks[1]:
@@ -282,6 +296,7 @@ class Mutation(Section):
 OPERATORS = (
     "widen", "narrow", "deepen", "flatten", "switch", "add_ffn", "drop_ffn",
     "more_heads", "fewer_heads", "add_block", "drop_block", "cross", "factorise", "unfactorise",
+    "convolve", "unconvolve", "branch", "unbranch",
 )  # fmt: skip
 
 

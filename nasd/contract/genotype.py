@@ -8,7 +8,7 @@ same architecture always has the same hash. Which modules still wait for their f
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
@@ -29,6 +29,7 @@ MOST_BLOCKS = 1000
 MOST_FFNS = 64  # in a block
 MOST_LAYERS = 64  # in a feed-forward network
 LARGEST = 10**6  # of a size, and of a number of heads
+LONGEST_KERNEL = 99  # of a convolution
 # Each of these may be large, and not all at once: to train so many takes 1.6 TB in float32.
 MOST_PARAMETERS = 10**11
 
@@ -64,15 +65,33 @@ class Block:
     role: of its attention where the seed's blocks have different ones, as ModernBERT's; None where
     each looks at all tokens. bare: its attention has no norm, as of ModernBERT's first block, which
     stands behind the embeddings' norm.
+
+    convolution: tokens that the depthwise convolutions of its queries, keys and values reach over,
+    an odd number (Primer, So et al. 2021); None where there are none. branch: likewise of a
+    convolution beside the attention, to whose output it is added (AutoBERT-Zero, Gao et al. 2022).
     """
 
     heads: int
     ffns: tuple[FeedForward, ...]
     role: Role | None = None
     bare: bool = False
+    convolution: int | None = None
+    branch: int | None = None
 
     def __str__(self) -> str:
-        return _block_text(self.heads, [str(ffn) for ffn in self.ffns], self.role, self.bare)
+        marks = _marks(self.role, self.bare, self.convolution, self.branch)
+        return _block_text(self.heads, marks, [str(ffn) for ffn in self.ffns])
+
+    @property
+    def attends(self) -> tuple[object, ...]:
+        """All that its attention is: where it is equal, one can take the place of another."""
+        return self.heads, self.role, self.bare, self.convolution, self.branch
+
+    @property
+    def convolves(self) -> str:
+        """`, convolved over 3, with a branch over 5`; "" where it does not."""
+        found = "" if self.convolution is None else f", convolved over {self.convolution}"
+        return found + ("" if self.branch is None else f", with a branch over {self.branch}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,6 +100,8 @@ class Block:
             # Only where there is one, so that every other architecture keeps its hash.
             **({} if self.role is None else {"role": self.role}),
             **({"bare": True} if self.bare else {}),
+            **({} if self.convolution is None else {"convolution": self.convolution}),
+            **({} if self.branch is None else {"branch": self.branch}),
         }
 
 
@@ -97,7 +118,8 @@ class Genotype:
 
     def __str__(self) -> str:
         """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`,
-        with `e96` before it where the embeddings' rank is 96."""
+        with `e96` before it where the embeddings' rank is 96, and `c3` or `b5` behind heads with
+        convolutions."""
         return _in_line([str(block) for block in self.blocks], self.rank)
 
     @property
@@ -129,6 +151,8 @@ class Genotype:
                     ),
                     role=_role(block.get("role")),
                     bare=bool(block.get("bare", False)),
+                    convolution=_kernel(block.get("convolution")),
+                    branch=_kernel(block.get("branch")),
                 )
                 for block in data["blocks"]
             )
@@ -287,7 +311,8 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
         before = parent.blocks[origin.source]
         if origin.attention_new:
             role = f", {block.role}" if block.role != before.role else ""
-            found.append(f"{here}: {block.heads} heads{role} instead of {before.heads}")
+            now, then = block.convolves, before.convolves
+            found.append(f"{here}: {block.heads} heads{role}{now} instead of {before.heads}{then}")
         for ffn, origin_of in zip(block.ffns, origin.ffns, strict=True):
             if origin_of.new and origin_of.place is None:
                 found.append(f"{here}: FFN {ffn.in_words} added")
@@ -313,6 +338,8 @@ class Backbone:
     linear layers and norms. pre_norm: a module's norm stands before it, and one behind all blocks.
     rotary: positions are turned into queries and keys, and have no embeddings. deep_head: the head
     for questions has a layer of its own before its outputs (all of these as in ModernBERT).
+    window: tokens that a local block looks at to either side; None where that is not known, as in
+    searches that began before it was.
     """
 
     vocab_size: int
@@ -323,6 +350,7 @@ class Backbone:
     pre_norm: bool = False
     rotary: bool = False
     deep_head: bool = False
+    window: int | None = None
 
 
 def parameters(genotype: Genotype, backbone: Backbone) -> int:
@@ -332,6 +360,7 @@ def parameters(genotype: Genotype, backbone: Backbone) -> int:
     total = weights_of_words(genotype, backbone) + parameters_around(backbone)
     for block in genotype.blocks:
         total += parameters_of_attention(width, biases) + norm * (not block.bare)
+        total += parameters_of_convolutions(block, width, biases)
         total += sum(parameters_of_ffn(ffn, width, biases) + norm for ffn in block.ffns)
     return total
 
@@ -363,6 +392,14 @@ def parameters_of_attention(width: int, biases: bool = True) -> int:
     return 4 * (width * width + biases * width)
 
 
+def parameters_of_convolutions(block: Block, width: int, biases: bool = True) -> int:
+    """Of those in its attention and beside it."""
+    total = 0 if block.convolution is None else 3 * block.convolution * width
+    if block.branch is not None:
+        total += block.branch * width + width * width + biases * width
+    return total
+
+
 def parameters_of_ffn(ffn: FeedForward, width: int, biases: bool = True) -> int:
     """Without its norm."""
     outputs = (1 + ffn.gated) * sum(ffn.sizes) + width
@@ -388,7 +425,7 @@ def distance(one: Genotype, other: Genotype) -> int:
             assert lone is not None
             total += 1 + len(lone.ffns)
             continue
-        total += (first.heads, first.role) != (second.heads, second.role)
+        total += replace(first, bare=False).attends != replace(second, bare=False).attends
         shared = min(len(first.ffns), len(second.ffns))
         total += sum(first.ffns[i] != second.ffns[i] for i in range(shared))
         total += max(len(first.ffns), len(second.ffns)) - shared
@@ -402,9 +439,13 @@ def text_of(data: Mapping[str, Any]) -> str:
         [
             _block_text(
                 block["heads"],
+                _marks(
+                    block.get("role"),
+                    block.get("bare", False),
+                    block.get("convolution"),
+                    block.get("branch"),
+                ),
                 [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]],
-                block.get("role"),
-                block.get("bare", False),
             )
             for block in data["blocks"]
         ],
@@ -416,9 +457,16 @@ def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
     return LETTERS[activation] + "-".join([str(size) for size in sizes])
 
 
-def _block_text(heads: int, ffns: Iterable[str], role: str | None, bare: bool) -> str:
+def _marks(role: str | None, bare: bool, convolution: int | None, branch: int | None) -> str:
+    """Of a block's attention, where it is not just an attention."""
     local = " local" if role == "local" else ""
-    return f"{heads}h{local}{' bare' if bare else ''} {'+'.join(ffns)}"
+    more = "" if convolution is None else f" c{convolution}"
+    more += "" if branch is None else f" b{branch}"
+    return f"{local}{' bare' if bare else ''}{more}"
+
+
+def _block_text(heads: int, marks: str, ffns: Iterable[str]) -> str:
+    return f"{heads}h{marks} {'+'.join(ffns)}"
 
 
 def _in_line(blocks: Iterable[str], rank: int | None) -> str:
@@ -437,6 +485,14 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise ValueError(f"{shown(value)} is not a whole number from 1 to {LARGEST:,}")
     return value
+
+
+def _kernel(value: Any) -> int | None:
+    if value is None:
+        return None
+    if _count(value) % 2 == 0 or not 3 <= value <= LONGEST_KERNEL:
+        raise ValueError(f"{shown(value)} is no odd number from 3 to {LONGEST_KERNEL}")
+    return int(value)
 
 
 def _activation(value: Any) -> Activation:

@@ -9,7 +9,7 @@ import math
 import random
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +28,31 @@ class Words:
     rank: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An attention that looks at neighbours alone."""
+
+    heads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Convolutions:
+    """What queries, keys and values of one attention go through."""
+
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The convolution beside an attention."""
+
+    kernel: int
+
+
+Part = int | FeedForward | Words | Local | Convolutions | Beside
+LOCAL, CONVOLUTION, BRANCH = "local attention", "convolution", "branch"
+
+
 def attention(heads: int) -> str:
     return f"attention {heads}"
 
@@ -36,13 +61,17 @@ def network(ffn: FeedForward) -> str:
     return f"ffn {ffn.in_words}"
 
 
-def measured(space: "SearchSpace") -> dict[str, int | FeedForward | Words]:
-    """What a table of the space holds, by name: a number of heads, a feed-forward network, or
-    embeddings. Of deep networks only those whose layers are of one size: what one layer more takes
-    follows from them."""
-    found: dict[str, int | FeedForward | Words] = {EMBEDDINGS: Words(None)}
+def measured(space: "SearchSpace", local: bool = False) -> dict[str, Part]:
+    """What a table of the space holds, by name: a number of heads, a feed-forward network,
+    embeddings, or convolutions. Of deep networks only those whose layers are of one size: what one
+    layer more takes follows from them. local: whether blocks may look at neighbours alone."""
+    found: dict[str, Part] = {EMBEDDINGS: Words(None)}
     found |= {f"{EMBEDDINGS} {rank}": Words(rank) for rank in sorted(space.ranks)}
     found |= {attention(heads): heads for heads in sorted(space.heads)}
+    if local:
+        found |= {f"{LOCAL} {heads}": Local(heads) for heads in sorted(space.heads)}
+    found |= {f"{CONVOLUTION} {one}": Convolutions(one) for one in sorted(space.convolutions)}
+    found |= {f"{BRANCH} {one}": Beside(one) for one in sorted(space.branches)}
     deepest = max(space.layers)
     for activation in space.activations:
         for size in sorted(space.sizes):
@@ -63,8 +92,15 @@ def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
             )
             for _ in range(rng.randint(1, space.ffns))
         ]
-        blocks.append(Block(rng.choice(space.heads), tuple(ffns)))
+        block = Block(rng.choice(space.heads), tuple(ffns))
+        convolution, branch = (_kernel(one, rng) for one in (space.convolutions, space.branches))
+        blocks.append(replace(block, convolution=convolution, branch=branch))
     return Genotype(tuple(blocks), rng.choice((None, *space.ranks)))
+
+
+def _kernel(kernels: Sequence[int], rng: random.Random) -> int | None:
+    """Nothing is drawn where there are none."""
+    return rng.choice((None, *kernels)) if kernels else None
 
 
 @dataclass(frozen=True)
@@ -90,9 +126,14 @@ class Table:
         found = self.parts[EMBEDDINGS]
         if genotype.rank is not None and factorised:
             found = self._between(factorised, genotype.rank)
-        heads = self._sizes("attention")
+        heads, local = self._sizes("attention"), self._sizes(LOCAL)
+        kernels = self._sizes(CONVOLUTION), self._sizes(BRANCH)
         for block in genotype.blocks:
-            found += self._between(heads, block.heads)
+            # A table of an earlier nasd has no local ones.
+            nearby = block.role == "local" and local
+            found += self._between(local if nearby else heads, block.heads)
+            for known, kernel in zip(kernels, (block.convolution, block.branch), strict=True):
+                found += 0.0 if kernel is None else self._between(known, kernel)
             found += sum(self._ffn(ffn) for ffn in block.ffns)
         return found
 

@@ -208,7 +208,8 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
     sizes = (max(space.sizes),) * (max(space.layers) - 1)
     shapes = [FeedForward(one, sizes[:1] if one in GATED else sizes) for one in space.activations]
     ffn = max(shapes, key=lambda one: weights_of_ffn(one, backbone.width))
-    block = Block(max(space.heads), (ffn,) * space.ffns)
+    kernels = (max(one, default=None) for one in (space.convolutions, space.branches))
+    block = Block(max(space.heads), (ffn,) * space.ffns, None, False, *kernels)
     # The question-answering or MLM head on top is at most a square matrix and a bias per token id.
     head = backbone.width * (backbone.width + 4) + backbone.vocab_size
     largest = BYTES * (parameters(Genotype((block,) * space.blocks[1]), backbone) + head)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nasd.contract import tasks
 from nasd.contract.config import Data, MlmData, Stage
+from nasd.contract.footprint import convolutions_flop
 from nasd.contract.genotype import (
     Backbone,
     Genotype,
@@ -162,6 +163,7 @@ def example_flop(
         last = index == len(genotype.blocks) - 1
         seen = masks if last and masks is not None else tokens
         attention = 4 * width**2 * tokens + (4 * width**2 + 4 * width * tokens) * seen
+        attention += convolutions_flop(block, width) * tokens
         modules.append((attention, origin.attention_new))
         modules += [
             (2 * weights_of_ffn(ffn, width) * seen, made.new)

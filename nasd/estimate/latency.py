@@ -29,17 +29,27 @@ def supposed(space: SearchSpace, backbone: Backbone, measure: Measure) -> Table:
     """By operations, at the rate of a slot."""
     rate = _rate(measure)
 
-    def took(heads: int, *ffns: FeedForward) -> float:
-        one = Genotype((Block(heads, ffns),))
+    def took(*blocks: Block, rank: int | None = None) -> float:
+        one = Genotype(blocks, rank)
         return flop(one, backbone, measure.batch, measure.tokens) / rate / 1e9
 
-    bare = took(1)
-    parts = {
-        name: took(1, what) - bare
-        if isinstance(what, FeedForward)
-        else took(what)
-        if isinstance(what, int)
-        else flop(Genotype((), what.rank), backbone, measure.batch, measure.tokens) / rate / 1e9
-        for name, what in latency.measured(space).items()
-    }
+    bare = took(Block(1, ()))
+
+    def part(what: latency.Part) -> float:
+        match what:
+            case int():
+                return took(Block(what, ()))
+            case latency.Local():
+                return took(Block(what.heads, (), "local"))
+            case FeedForward():
+                return took(Block(1, (what,))) - bare
+            case latency.Convolutions():
+                return took(Block(1, (), convolution=what.kernel)) - bare
+            case latency.Beside():
+                return took(Block(1, (), branch=what.kernel)) - bare
+            case latency.Words():
+                return took(rank=what.rank)
+
+    known = latency.measured(space, backbone.window is not None)
+    parts = {name: part(what) for name, what in known.items()}
     return Table(parts, 0.0, 1.0, {"device": "none"}, {})

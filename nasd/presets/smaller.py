@@ -46,6 +46,7 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
         "sizes": sizes,
         "activations": sorted({ffn.activation for ffn in ffns}),
         "ranks": ranks,
+        **_kernels(model),
     }
 
 
@@ -115,6 +116,15 @@ def _fewest(model: Genotype, backbone: Backbone, target: float, size: int, rank:
         if _smallest(model, backbone, size, blocks, rank) <= target * whole
     ]
     return max(1, min(math.floor(target * len(model.blocks)), fits[-1]))
+
+
+def _kernels(model: Genotype) -> dict[str, Any]:
+    """Of its convolutions, where it has some."""
+    found = {
+        "convolutions": {block.convolution for block in model.blocks if block.convolution},
+        "branches": {block.branch for block in model.blocks if block.branch},
+    }
+    return {key: sorted(kernels) for key, kernels in found.items() if kernels}
 
 
 def _heads(own: set[int], width: int) -> list[int]:

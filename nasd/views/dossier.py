@@ -45,6 +45,7 @@ class BlockRow:
     heads: int
     attention: Origin
     networks: tuple[Network, ...]
+    convolves: str = ""
 
 
 @dataclass(frozen=True)
@@ -464,6 +465,7 @@ def _blocks(candidate: Candidate) -> Iterator[BlockRow]:
                 Network(ffn.activation, ffn.sizes, made)
                 for ffn, made in zip(block.ffns, origin.origins, strict=True)
             ),
+            convolves=block.convolves,
         )
 
 

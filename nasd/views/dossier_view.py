@@ -97,7 +97,7 @@ def _source(found: Dossier, row: BlockRow) -> str | Text:
 
 def _attention(row: BlockRow) -> Text:
     style = "" if row.attention == "kept" else FRESH
-    return Text(f"{MARK[row.attention]}{row.heads} heads", style=style)
+    return Text(f"{MARK[row.attention]}{row.heads} heads{row.convolves}", style=style)
 
 
 def _networks(row: BlockRow) -> Text:

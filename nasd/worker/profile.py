@@ -41,16 +41,14 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     if question.get("space") is None:
         return {"unmeasured": whole.unmeasured(measure)}
     from nasd.worker.model import seed
-    from nasd.worker.model.phenotype import Architecture
 
     space = SearchSpace(**question["space"])
-    found = seed.describe(question["source"], Path(question["folder"])).backbone
-    if measure.tokens > found.positions:
+    arch = seed.describe(question["source"], Path(question["folder"])).architecture
+    if measure.tokens > arch.positions:
         raise NasdError(
-            f"measure.tokens: {measure.tokens} tokens are more than the seed's {found.positions}"
+            f"measure.tokens: {measure.tokens} tokens are more than the seed's {arch.positions}"
             " positions"
         )
-    arch = Architecture(found.vocab_size, found.positions, found.width, ())
     made = table.known(arch, space, measure, Path(question["cache"]), quiet, question["again"])
     return {
         "table": made.to_json(),

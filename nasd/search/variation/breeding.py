@@ -26,6 +26,7 @@ from nasd.contract.genotype import (
     distance,
     parameters,
     parameters_of_attention,
+    parameters_of_convolutions,
     parameters_of_ffn,
     unchanged,
 )
@@ -408,8 +409,9 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
             best = gain, tuple(origins)
     if best[0] < 0:
         return 0, None
-    same = (block.heads, block.role, block.bare) == (source.heads, source.role, source.bare)
-    gain = best[0] + norm + same * parameters_of_attention(width)
+    same = block.attends == source.attends
+    attention = parameters_of_attention(width) + parameters_of_convolutions(block, width)
+    gain = best[0] + norm + same * attention
     return gain, BlockLineage.of(index, not same, best[1])
 
 
@@ -455,6 +457,13 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
             )
         if block.heads not in space.heads:
             raise _outside(f"block {index} has {block.heads} heads", "heads", space.heads)
+        for what, kernel, kernels in (
+            ("convolutions", block.convolution, space.convolutions),
+            ("branches", block.branch, space.branches),
+        ):
+            if kernel is not None and kernel not in kernels:
+                allowed = (*kernels, "none")
+                raise _outside(f"block {index} has a convolution over {kernel}", what, allowed)
         if not 1 <= len(block.ffns) <= space.ffns:
             raise _outside(
                 f"block {index} has {len(block.ffns)} FFNs", "ffns", f"1 to {space.ffns}"
@@ -475,7 +484,9 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
 def check_space(space: SearchSpace, width: int) -> None:
     """Raises NasdError if the largest encoder in it is more than any machine has memory for."""
     sizes = (max(space.sizes),) * (max(space.layers) - 1)
-    block = Block(1, (FeedForward(space.activations[0], sizes),) * space.ffns)
+    ffns = (FeedForward(space.activations[0], sizes),) * space.ffns
+    kernels = (max(one, default=None) for one in (space.convolutions, space.branches))
+    block = Block(1, ffns, None, False, *kernels)
     count = space.blocks[1] * _of_blocks(Genotype((block,)), width)
     _check_memory(count, "search_space: its largest member")
 

@@ -50,7 +50,8 @@ def _informed(block: Block, line: BlockLineage, source: Block, moved: bool) -> B
     """moved: the block sees other states than the parent's did."""
     attention = line.attention
     if attention.new or moved:
-        attention = replace(attention, transfer="ranked")
+        grows = reaches(block, source) and not moved
+        attention = replace(attention, transfer="identity" if grows else "ranked")
     gone = set(range(len(source.ffns))) - {ffn.place for ffn in line.ffns}
     ffns: list[ModuleLineage] = []
     for ffn, made in zip(block.ffns, line.ffns, strict=True):
@@ -68,6 +69,14 @@ def _informed(block: Block, line: BlockLineage, source: Block, moved: bool) -> B
         last = max(n for n, ffn in enumerate(ffns) if ffn.place is not None)
         ffns[last] = replace(ffns[last], transfer="ranked")
     return BlockLineage(attention, tuple(ffns))
+
+
+def reaches(block: Block, other: Block) -> bool:
+    """Whether the block's attention can compute exactly what the other one's does: it is the same
+    but for convolutions that reach as far at least."""
+    plain = replace(block, convolution=other.convolution, branch=other.branch)
+    kernels = (block.convolution, other.convolution), (block.branch, other.branch)
+    return plain.attends == other.attends and all((new or 0) >= (old or 0) for new, old in kernels)
 
 
 def holds(ffn: FeedForward, other: FeedForward) -> bool:

@@ -7,9 +7,9 @@ is pure.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from nasd.contract.config import SearchSpace
 from nasd.contract.genotype import (
@@ -248,6 +248,30 @@ def rank_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool)
     return True
 
 
+Where = Literal["convolution", "branch"]  # of a block
+
+
+def kernel_changed(
+    draft: Draft, space: SearchSpace, rng: random.Random, where: Where, up: bool
+) -> bool:
+    """One block's convolution with the next kernel in the space, below whose smallest is none."""
+    kernels = sorted(set(space.convolutions if where == "convolution" else space.branches))
+    places = [
+        (index, other)
+        for index, (block, _) in enumerate(draft.blocks)
+        for other in [_next([0, *kernels], getattr(block, where) or 0, up)]
+        if other is not None
+    ]
+    if not places:
+        return False
+    index, other = rng.choice(places)
+    block, line = draft.blocks[index]
+    changed: Mapping[str, Any] = {where: other or None}
+    attention = replace(line.attention, transfer="fresh")
+    draft.blocks[index] = replace(block, **changed), replace(line, attention=attention)
+    return True
+
+
 OPERATORS = {
     operator.name: operator
     for operator in (
@@ -277,6 +301,22 @@ OPERATORS = {
         ),
         Operator(
             "unfactorise", "embeddings one rank up", 1, lambda d, s, r: rank_changed(d, s, r, True)
+        ),
+        Operator(
+            "convolve", "convolutions of queries, keys and values", 1,
+            lambda d, s, r: kernel_changed(d, s, r, "convolution", True),
+        ),
+        Operator(
+            "unconvolve", "shorter convolutions of queries, keys and values, or none", 1,
+            lambda d, s, r: kernel_changed(d, s, r, "convolution", False),
+        ),
+        Operator(
+            "branch", "a convolution beside an attention", 1,
+            lambda d, s, r: kernel_changed(d, s, r, "branch", True),
+        ),
+        Operator(
+            "unbranch", "a shorter convolution beside an attention, or none", 1,
+            lambda d, s, r: kernel_changed(d, s, r, "branch", False),
         ),
     )
 }  # fmt: skip

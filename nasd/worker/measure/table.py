@@ -26,9 +26,12 @@ from nasd.worker.model.phenotype import (
     Architecture,
     Block,
     BlockShape,
+    Branch,
+    Depthwise,
     Embeddings,
     FeedForwardShape,
     QuestionAnswering,
+    initialise,
 )
 from nasd.worker.training.progress import LONG, Progress
 
@@ -38,6 +41,7 @@ SECONDS = 240.0  # of measuring, at most
 # find its weights in the cache.
 ROW_BYTES, SHORTEST, LONGEST = 8 << 20, 2, 8
 NOTHING = "nothing"
+LATER = ("convolutions", "branches")  # of a space
 
 
 class Row(nn.Module):
@@ -52,6 +56,36 @@ class Row(nn.Module):
         for block in self.blocks:
             states = block(states, None, None, *self.layers)
         return states
+
+
+class Chain(nn.Module):
+    """Some modules, one behind the other: [b, l, w] to [b, l, w]."""
+
+    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+
+    def forward(self, states: Tensor) -> Tensor:
+        for piece in self.pieces:
+            states = piece(states)
+        return states
+
+
+class Convolved(nn.Module):
+    """What queries, keys and values of an attention go through, or the branch beside it, as of a
+    text with a mask: [b, l, w] to [b, l, w]."""
+
+    def __init__(self, parts: Sequence[Depthwise | Branch]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, states: Tensor) -> Tensor:
+        owners = torch.zeros_like(states[..., 0], dtype=torch.long)
+        total = states
+        for part in self.parts:
+            more = (owners, None) if isinstance(part, Branch) else (owners,)
+            total = total + part(states, *more)
+        return total
 
 
 class Nothing(nn.Module):
@@ -103,8 +137,10 @@ def known(
     check(measure)
     told = {
         **about(measure),
-        "space": space.model_dump(mode="json"),
+        # Only where there are some, so that tables from before there were such still count.
+        "space": {key: value for key, value in space if value or key not in LATER},
         "backbone": [arch.positions, arch.width],
+        **({} if arch.window is None else {"window": arch.window}),
     }
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"latency-{key}.json"
@@ -179,6 +215,15 @@ def of_model(model: QuestionAnswering, measure: Measure) -> Call:
     return ENGINES[measure.engine].load(model, (ids, torch.ones_like(ids)), measure)
 
 
+def _piece(what: latency.Convolutions | latency.Beside, arch: Architecture) -> Convolved:
+    if isinstance(what, latency.Beside):
+        found = Convolved([Branch(arch.width, what.kernel, arch.biases)])
+    else:
+        found = Convolved([Depthwise(arch.width, what.kernel) for _ in range(3)])
+    initialise(found, torch.Generator())
+    return found
+
+
 def _parts(
     arch: Architecture, space: SearchSpace, measure: Measure, progress: Progress
 ) -> tuple[dict[str, Call], dict[str, int]]:
@@ -189,16 +234,23 @@ def _parts(
     calls: dict[str, Call] = {NOTHING: load(Nothing(), (states,), measure)}
     copies: dict[str, int] = {}
     small = FeedForward(space.activations[0], (min(space.sizes),))
-    for name, what in latency.measured(space).items():
+    for name, what in latency.measured(space, arch.window is not None).items():
         progress("measuring", patience=LONG)
         copies[name] = 1
         if isinstance(what, latency.Words):
             calls[name] = load(Embeddings(replace(arch, rank=what.rank)), (ids,), measure)
             continue
+        if isinstance(what, latency.Convolutions | latency.Beside):
+            copies[name] = SHORTEST
+            pieces = [_piece(what, arch) for _ in range(SHORTEST)]
+            calls[name] = load(Chain(pieces), (states,), measure)
+            continue
+        role = "local" if isinstance(what, latency.Local) else None
         heads = what if isinstance(what, int) else min(space.heads)
+        heads = what.heads if isinstance(what, latency.Local) else heads
         ffn = what if isinstance(what, FeedForward) else small
-        shape = BlockShape(heads, (FeedForwardShape(ffn.activation, ffn.sizes),))
-        layers = (0, 1) if isinstance(what, int) else (1, 2)
+        shape = BlockShape(heads, (FeedForwardShape(ffn.activation, ffn.sizes),), role)
+        layers = (1, 2) if isinstance(what, FeedForward) else (0, 1)
         one = Block(shape, arch)
         size = sum(4 * w.numel() for part in one.layers()[layers[0]] for w in part.parameters())
         copies[name] = min(LONGEST, max(SHORTEST, ROW_BYTES // size))

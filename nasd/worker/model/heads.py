@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nasd.worker.model.convolutions import take_branch, take_kernels
 from nasd.worker.model.phenotype import Attention, rotated
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refitted
 
@@ -28,32 +29,47 @@ class _Heads(NamedTuple):
 
 def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
     parts = {name: Linear.of(getattr(source, name)) for name in ("q", "k", "v", "out")}
+    # Heads that are put together otherwise have their channels mixed, and begin unconvolved.
+    plain = source.heads != into.heads
+    take_kernels(None if plain else source.convolutions, into)
+    take_branch(source.branch, into.branch)
     seen = None
     if site.states is not None and site.mask is not None and int(site.mask.sum()) >= LEAST_ROWS:
-        seen = _seen(parts, source, site.states(), site.mask)
+        seen = _seen(parts, source, site.states(), site.mask, plain)
     if into.heads < source.heads:
         parts = _fewer(parts, source, into.heads, seen, site)
     elif into.heads > source.heads:
         parts = _more(parts, source, into.heads, seen, site)
-    hidden = None
+    hidden = beside = None
     if seen is not None:
         assert site.states is not None and site.mask is not None
-        attended = _seen(parts, into, site.states(), site.mask).attended
+        states = site.states()
+        attended = _seen(parts, into, states, site.mask).attended
         hidden = attended.transpose(1, 2).flatten(2)[site.mask.bool()]
-    parts["out"] = refitted(site, hidden, parts["out"])
+        if into.branch is not None:
+            owners = (site.mask == 0).long()
+            beside = into.branch(states, owners, None)[site.mask.bool()]
+    parts["out"] = refitted(site, hidden, parts["out"], beside)
     for name, part in parts.items():
         part.put(getattr(into, name))
 
 
-def _seen(parts: dict[str, Linear], of: Attention, states: Tensor, mask: Tensor) -> _Heads:
-    """With these weights, and the heads, positions and reach of an attention."""
+def _seen(
+    parts: dict[str, Linear], of: Attention, states: Tensor, mask: Tensor, plain: bool = False
+) -> _Heads:
+    """With these weights, and the heads, positions, reach and convolutions of an attention; plain:
+    without the last."""
     heads = of.heads
+    given = {name: parts[name](states) for name in "qkv"}
+    if of.convolutions is not None and not plain:
+        owners = (mask == 0).long()
+        given = {name: of.convolutions[name](one, owners) for name, one in given.items()}
 
     def split(values: Tensor) -> Tensor:
         examples, tokens, _ = values.shape
         return values.view(examples, tokens, heads, -1).transpose(1, 2)
 
-    q, k, v = (split(parts[name](states)) for name in "qkv")
+    q, k, v = (split(given[name]) for name in "qkv")
     turned = (q, k)
     if of.theta is not None:
         places = torch.arange(states.shape[1])

@@ -8,7 +8,7 @@ nasd.worker.model.factors' matter, and a norm behind all blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -285,8 +285,7 @@ def _check(child: Architecture, lineage: Lineage, parents: Sequence[Architecture
                 raise ValueError(f"block {index}: the parent has no block {made.block}")
             source = parents[made.parent].blocks[made.block]
             if place < 0:
-                same = (shape.heads, shape.role, shape.bare)
-                if not made.new and same != (source.heads, source.role, source.bare):
+                if not made.new and replace(shape, ffns=()) != replace(source, ffns=()):
                     raise ValueError(f"block {index}: its attention is not block {made.block}'s")
                 continue
             if made.place is None:

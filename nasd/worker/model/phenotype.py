@@ -46,6 +46,7 @@ CLASSIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = {"geglu": "gelu"}  # the activation of the units, which as many gates scale
 MOST = {"blocks": 1000, "ffns": 64, "sizes": 64}  # the longest lists, as in a genotype
 LARGEST = 10**6  # of every other size, and of a number of heads
+LONGEST_KERNEL = 99  # of a convolution
 CLASSIFYING = ("labels", "classifier_activation", "classifier_dropout")
 MOST_PARAMETERS = 4 * 10**9  # of all together: 16 GB in float32
 
@@ -59,12 +60,15 @@ class FeedForwardShape:
 @dataclass(frozen=True, slots=True)
 class BlockShape:
     """role: `local` where its attention looks at neighbours alone. bare: without the attention's
-    norm."""
+    norm. convolution: tokens that the depthwise convolutions of its queries, keys and values reach
+    over; branch: likewise of the convolution beside it; None where there are none."""
 
     heads: int
     ffns: tuple[FeedForwardShape, ...]
     role: str | None = None
     bare: bool = False
+    convolution: int | None = None
+    branch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class Architecture:
             if plain[name] == _DEFAULTS[name]:
                 del plain[name]
         for block in plain["blocks"]:
-            for name, usual in (("role", None), ("bare", False)):
+            for name, usual in _LATER_OF_BLOCKS.items():
                 if block[name] == usual:
                     del block[name]
         if not self.labels:  # as it was before there were classifiers
@@ -169,6 +173,9 @@ class Architecture:
         total += 0 if self.embedding_width is None else inner * width
         total += 0 if self.theta is not None else self.positions * inner
         total += 4 * width**2 * len(self.blocks)
+        for block in self.blocks:
+            total += 3 * width * (block.convolution or 0)
+            total += 0 if block.branch is None else width * (block.branch + width)
         for ffn in (ffn for block in self.blocks for ffn in block.ffns):
             total += sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
             total += width * ffn.sizes[0] if ffn.activation in GATED else 0
@@ -190,6 +197,11 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
         raise ValueError(f"separator in {CONFIG} is no token of the vocabulary")
     for number, block in enumerate(_short("blocks", data["blocks"])):
         check_size(f"blocks[{number}].heads", block["heads"])
+        for key in ("convolution", "branch"):
+            if block.get(key) is not None:
+                check_size(f"blocks[{number}].{key}", block[key], LONGEST_KERNEL)
+                if block[key] % 2 == 0:
+                    raise ValueError(f"blocks[{number}].{key} in {CONFIG} is no odd number")
         for ffn in _short("ffns", block["ffns"]):
             for size in _short("sizes", ffn["sizes"]):
                 check_size(f"blocks[{number}].ffns sizes", size)
@@ -216,6 +228,8 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
             ),
             role=block.get("role"),
             bare=bool(block.get("bare", False)),
+            convolution=block.get("convolution"),
+            branch=block.get("branch"),
         )
         for block in blocks
     )
@@ -227,6 +241,9 @@ LATER = (
     "separator",
 )  # fmt: skip
 _DEFAULTS = {field.name: field.default for field in fields(Architecture)}
+_LATER_OF_BLOCKS = {
+    field.name: field.default for field in fields(BlockShape) if field.name not in ("heads", "ffns")
+}
 
 
 class Packing(NamedTuple):
@@ -427,14 +444,90 @@ class Embeddings(nn.Module):
         return F.linear(states, self.word.weight, bias)
 
 
+class Depthwise(nn.Module):
+    """A convolution of each channel by itself over so many neighbouring tokens, an odd number:
+    [b, n, w] to [b, n, w]. What lies beyond an example, or in its padding, counts as zero."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(kernel, width))
+
+    @torch.no_grad()
+    def pass_through(self) -> None:
+        """Lets it give what it is given."""
+        self.weight.zero_()
+        self.weight[len(self.weight) // 2] = 1.0
+
+    def forward(self, states: Tensor, owners: Tensor | None) -> Tensor:
+        """owners: [1 or b, n], of each token, as `owners_of` gives them: only tokens of the same
+        owner see each other. None: each example is one's, and has no padding."""
+        reach = len(self.weight) // 2
+        tokens = states.shape[1]
+        padded = F.pad(states, (0, 0, reach, reach))
+        found = torch.zeros_like(states)
+        for place in range(len(self.weight)):
+            seen = padded[:, place : place + tokens] * self.weight[place]
+            if owners is not None and place != reach:
+                theirs = F.pad(owners, (reach, reach), value=-1)
+                same = torch.eq(theirs[:, place : place + tokens], owners)
+                seen = seen.masked_fill(~same[..., None], 0.0)
+            found = found + seen
+        return found
+
+
+def owners_of(mask: "Tensor | Spans | None", tokens: int) -> Tensor | None:
+    """[1 or b, n] whose each token is: of packed examples the example's number, and where there is
+    padding 0, or 1 in it."""
+    if mask is None:
+        return None
+    if isinstance(mask, Spans):
+        lengths = mask.offsets.diff()
+        numbers = torch.arange(len(lengths), device=lengths.device)
+        return numbers.repeat_interleave(lengths, output_size=tokens)[None]
+    return (~mask[:, 0, 0]).long()
+
+
+class Branch(nn.Module):
+    """A convolution beside an attention: depthwise, then a layer over the channels."""
+
+    def __init__(self, width: int, kernel: int, biases: bool) -> None:
+        super().__init__()
+        self.depthwise = Depthwise(width, kernel)
+        self.out = nn.Linear(width, width, bias=biases)
+
+    def forward(self, states: Tensor, owners: Tensor | None, places: Tensor | None) -> Tensor:
+        """[b, n, w] to [b, n, w], or [b, k, w] at these places alone."""
+        seen = at_places(self.depthwise(states, owners), places)
+        given: Tensor = self.out(seen)
+        return given
+
+
+def at_places(states: Tensor, places: Tensor | None) -> Tensor:
+    """[b, n, w] to [b, k, w]; None: all of them."""
+    if places is None:
+        return states
+    return states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (thesis 4.1). The number of heads leaves no trace in the weights,
     nor does its role.
 
+    With a convolution each channel of queries, keys and values is convolved over the tokens before
+    they are compared (Primer, So et al. 2021); with a branch, a convolution of what is read is
+    added to what is attended (AutoBERT-Zero, Gao et al. 2022).
+
     Raises ValueError where the heads do not divide the width, or rotary ones have an odd width.
     """
 
-    def __init__(self, heads: int, arch: Architecture, role: str | None = None) -> None:
+    def __init__(
+        self,
+        heads: int,
+        arch: Architecture,
+        role: str | None = None,
+        convolution: int | None = None,
+        branch: int | None = None,
+    ) -> None:
         super().__init__()
         width = arch.width
         if width % heads:
@@ -450,6 +543,38 @@ class Attention(nn.Module):
         self.k = nn.Linear(width, width, bias=arch.biases)
         self.v = nn.Linear(width, width, bias=arch.biases)
         self.out = nn.Linear(width, width, bias=arch.biases)
+        self.convolutions: nn.ModuleDict | None = None
+        if convolution is not None:
+            self.convolutions = nn.ModuleDict(
+                {name: Depthwise(width, convolution) for name in ("q", "k", "v")}
+            )
+        self.branch = None if branch is None else Branch(width, branch, arch.biases)
+
+    @property
+    def kernels(self) -> tuple[int | None, int | None]:
+        """Of its convolutions, and of its branch."""
+        inner = None if self.convolutions is None else self.convolutions["q"]
+        beside = None if self.branch is None else self.branch.depthwise
+        return (
+            None if inner is None else len(cast("Depthwise", inner).weight),
+            None if beside is None else len(beside.weight),
+        )
+
+    def given(
+        self,
+        queries: Tensor,
+        context: Tensor,
+        owners: Tensor | None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b, k, w], and keys and values [b, l, w], as they are compared."""
+        if self.convolutions is None:
+            return self.q(queries), self.k(context), self.v(context)
+        q, k, v = (
+            self.convolutions[name](getattr(self, name)(context), owners)
+            for name in ("q", "k", "v")
+        )
+        return at_places(q, places), k, v
 
     def forward(
         self,
@@ -461,7 +586,10 @@ class Attention(nn.Module):
         """queries [b, k, w] look at context [b, l, w] where mask [b, 1, 1, l] is true, or, as one
         and the same [1, n, w], at their own example. places: where the queries stand, [b, k]; None:
         they are the context, one after the other."""
-        given = (self.q(queries), self.k(context), self.v(context))
+        owners = None
+        if self.convolutions is not None or self.branch is not None:
+            owners = owners_of(mask, context.shape[1])
+        given = self.given(queries, context, owners, places)
         dropout = self.dropout if self.training else 0.0
         if isinstance(mask, Spans):
             if self.theta is not None:
@@ -481,7 +609,7 @@ class Attention(nn.Module):
             mask = self.seen(mask, k.shape[2], k.device, places)
             attended = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
         merged: Tensor = self.out(attended)
-        return merged
+        return merged if self.branch is None else merged + self.branch(context, owners, places)
 
     def seen(
         self, mask: Tensor | None, tokens: int, device: torch.device, places: Tensor | None = None
@@ -563,7 +691,7 @@ class Block(nn.Module):
     def __init__(self, shape: BlockShape, arch: Architecture) -> None:
         super().__init__()
         self.pre_norm = arch.pre_norm
-        self.attention = Attention(shape.heads, arch, shape.role)
+        self.attention = Attention(shape.heads, arch, shape.role, shape.convolution, shape.branch)
         self.attention_norm = nn.Identity() if shape.bare else norm_of(arch.width, arch)
         self.ffns = nn.ModuleList(FeedForward(ffn, arch) for ffn in shape.ffns)
         self.ffn_norms = nn.ModuleList(norm_of(arch.width, arch) for _ in shape.ffns)
@@ -594,8 +722,7 @@ class Block(nn.Module):
             read: Tensor = self.attention_norm(states) if self.pre_norm else states
             asking = read
             if positions is not None:
-                where = positions.unsqueeze(-1).expand(-1, -1, states.shape[-1])
-                chosen, asking = states.gather(1, where), read.gather(1, where)
+                chosen, asking = at_places(states, positions), at_places(read, positions)
             chosen = self.attention(asking, read, mask, positions) + chosen
             if not self.pre_norm:
                 chosen = self.attention_norm(chosen)
@@ -889,6 +1016,8 @@ def initialise(module: nn.Module, generator: torch.Generator, spread: float = 0.
             part.weight.copy_(drawn)
         elif isinstance(part, nn.LayerNorm):
             part.weight.fill_(1.0)
+        elif isinstance(part, Depthwise):
+            part.pass_through()
         if isinstance(part, nn.Linear | nn.LayerNorm | MaskedLMHead) and part.bias is not None:
             part.bias.zero_()
 

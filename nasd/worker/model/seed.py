@@ -62,6 +62,7 @@ class SeedDescription:
             pre_norm=arch.pre_norm,
             rotary=arch.theta is not None,
             deep_head=arch.deep_head,
+            window=arch.window,
         )
 
     @property

@@ -121,9 +121,14 @@ def refit(
     return found if bool(found.weight.isfinite().all() and found.bias.isfinite().all()) else start
 
 
-def refitted(site: Site, hidden: Tensor | None, start: Linear) -> Linear:
-    """The output layer of a module, fitted to what the parent gave where tokens are enough."""
+def refitted(
+    site: Site, hidden: Tensor | None, start: Linear, beside: Tensor | None = None
+) -> Linear:
+    """The output layer of a module, fitted to what the parent gave where tokens are enough. beside:
+    what the module adds to it, [t, w]."""
     wanted = site.wanted
+    if wanted is not None and beside is not None:
+        wanted = wanted - beside
     if hidden is None or wanted is None or len(wanted) < LEAST_ROWS:
         site.notes.append("too few tokens to refit by: the weights stay as they were ranked")
         return start

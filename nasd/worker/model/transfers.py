@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nasd.worker.model.convolutions import convolved, quiet
 from nasd.worker.model.heads import ranked_attention
 from nasd.worker.model.phenotype import ACTIVATIONS, Attention, FeedForward, initialise
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refit, refitted
@@ -64,7 +65,8 @@ def _take_norm(site: Site) -> None:
 
 @torch.no_grad()
 def identity(site: Site) -> None:
-    """Grown exactly: an FFN that is added, or a larger or deeper one where one stood.
+    """Grown exactly: an FFN that is added, a larger or deeper one where one stood, or an attention
+    with convolutions that it had not, or longer ones.
 
     Raises ValueError where the new shape does not hold the old one.
     """
@@ -77,9 +79,12 @@ def identity(site: Site) -> None:
             assert site.below is not None and isinstance(site.norm, nn.LayerNorm)
             move_up(site.below, site.norm)
         return
-    assert isinstance(site.source, FeedForward) and isinstance(site.module, FeedForward), (
-        "an attention with another number of heads is not what it was"
-    )
+    if isinstance(site.source, Attention):
+        assert isinstance(site.module, Attention)
+        convolved(site.source, site.module)
+        _take_norm(site)
+        return
+    assert isinstance(site.module, FeedForward)
     grown = grow(site.source, site.module, site.fresh)
     if grown is None and not site.biased:  # what has to pass through would be shifted
         site.notes.append("there are no biases to grow deeper by: refitted instead")
@@ -447,16 +452,18 @@ def _inputs(module: nn.Module) -> list[nn.Linear]:
 
 def _silence(module: nn.Module) -> None:
     """Lets the module give zero."""
-    last = module.out if isinstance(module, Attention) else cast("FeedForward", module).linears[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.zero_()
-    if last.bias is not None:
-        last.bias.zero_()
+    if isinstance(module, Attention):
+        lasts = [module.out, *([] if module.branch is None else [module.branch.out])]
+    else:
+        lasts = [cast("nn.Linear", cast("FeedForward", module).linears[-1])]
+    for last in lasts:
+        quiet(last)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     if isinstance(one, Attention) and isinstance(other, Attention):
-        return (one.heads, one.window) == (other.heads, other.window)
+        mine, theirs = ((it.heads, it.window, it.kernels) for it in (one, other))
+        return mine == theirs
     if isinstance(one, FeedForward) and isinstance(other, FeedForward):
         return (one.kind, _sizes(one)) == (other.kind, _sizes(other))
     return False
