@@ -167,11 +167,12 @@ def test_each_task_starts_from_its_own_parents_or_from_what_all_build_on(tmp_pat
         assert seen == ({True, False} if by_task else set())
 
 
+@pytest.mark.parametrize("rungs", [[], [{"at": 0.5, "keep": 0.5}]])
 @pytest.mark.parametrize("by_task", [False, True])
 def test_weights_stay_until_the_last_task_has_begun_from_them(
-    tmp_path: Path, by_task: bool
+    tmp_path: Path, by_task: bool, rungs: list[Any]
 ) -> None:
-    config = several(by_task=by_task)
+    config = several(by_task=by_task, stages__finetune__rungs=rungs)
     with without_summaries():
         tick = make_tick(StateFolder(tmp_path / "state"), config, scripted)
         asked = 0
@@ -189,7 +190,7 @@ def test_weights_stay_until_the_last_task_has_begun_from_them(
                     if start in done:
                         assert (one.id, start) in kept
                     elif start is None and one.parent is not None:
-                        task = next(stage.task for stage in config.stages if stage.name == step)
+                        task = next(stage.task for stage in config.parts if stage.name == step)
                         left = ladder.left_by(found, config, one.parent, task)
                         assert (one.parent, left) in kept
                     asked += 1

@@ -57,7 +57,11 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
     if snapshot.generation is not None:  # nobody else climbs
-        wanted |= ladder.teachers(snapshot, config, snapshot.generation.number)
+        newest = snapshot.generation.number
+        wanted |= ladder.teachers(snapshot, config, newest)
+        for candidate in snapshot.candidates.values():
+            if candidate.generation == newest and candidate.state is not State.SCORED:
+                wanted |= ladder.to_inherit(snapshot, config, candidate)
     models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     pool = {
@@ -84,9 +88,9 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         case State.FAILED if not newest or generation.phase is not Phase.CLIMBING:
             return set()
         case State.CUT:
-            return {candidate.stage} if newest else set()
+            return _on_its_way(snapshot, config, candidate, here + 1) if newest else set()
         case State.WAITING:
-            return {candidate.stage, *[one for one in left if steps.index(one) <= here][-1:]}
+            return _on_its_way(snapshot, config, candidate, here + 1)
         case State.SCORED if candidate.kind is CandidateKind.CONTROL:
             newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
             return finished if candidate is newest_one else set()
@@ -99,6 +103,14 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             ):
                 return finished
             return set()
+    return _on_its_way(snapshot, config, candidate, here)
+
+
+def _on_its_way(snapshot: Snapshot, config: Config, candidate: Candidate, here: int) -> set[str]:
+    """Of the stages that a candidate has climbed, those that one before it starts from, and what it
+    leaves to its children so far. here: the number of the next one."""
+    steps = ladder.steps_of(snapshot, config, candidate)
+    left = ladder.all_leaving(snapshot, config, candidate)
     behind = [[step for step in one if steps.index(step) < here] for one in left]
     starts = (ladder.before(snapshot, config, candidate, step) for step in steps[here:])
     needed = {*starts, *(one[-1] for one in behind if one)}

@@ -149,6 +149,21 @@ def before(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) 
     return None
 
 
+def to_inherit(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[tuple[int, str]]:
+    """The (candidate, stage) whose weights it inherits at the stages that are before it."""
+    steps = steps_of(snapshot, config, candidate)
+    fresh = [
+        step
+        for step in steps[steps.index(candidate.stage) :]
+        if before(snapshot, config, candidate, step) is None
+    ]
+    return {
+        (parent, left_by(snapshot, config, parent, _task_at(config, step)))
+        for parent in candidate.parents
+        for step in fresh
+    }
+
+
 def _task_at(config: Config, name: str) -> str:
     """The task of a stage; of a screening, that whose losses it goes by."""
     stage = stage_named(config, name)
