@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from nasd.cli import app
@@ -30,8 +33,15 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
 from nasd.record.state import Snapshot
 from nasd.views.report import write as report
+from nasd.worker import inputs
+from nasd.worker import stage as worker
+from nasd.worker.model import phenotype
+from nasd.worker.tasks import registry
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training.progress import quiet
 from tests.conftest import drive, make_tick, small_dict, succeeded, without_summaries
 from tests.labelled import FILES, search_values, write
+from tests.training import make_workshop
 
 STEPS = {"narrow": 2, "widen": 1, "fewer_heads": 1, "more_heads": 1, "cross": 2}
 
@@ -272,10 +282,9 @@ def test_each_task_counts_its_own_examples() -> None:
 
 # -- with real training --------------------------------------------------------------------------
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
 TWO = {
-    "data.classify.files": [FILES["classify"]],
-    "data.classify.tokens": 48,
-    "experiment.name": "two tasks",
+    "experiment.name": "several tasks",
     "experiment.quality": "worst",
     "stages.finetune_baseline.epochs": 0.5,
     "stages.finetune.epochs": 0.25,
@@ -283,20 +292,24 @@ TWO = {
 }
 
 
-def two_text() -> str:
-    """A tiny search of questions and of labels of the same sentences."""
+def several_text(*more: str, **changes: Any) -> str:
+    """A tiny search of questions, and of labels of the same sentences for each of these tasks."""
     plain = search_values(tasks.CLASSIFY.name)
     kept = {
         key: value for key, value in plain.items() if not key.endswith(".task") and key != "data.qa"
     }
-    text = rewritten("demo", "# A search of the tests.\n", {**kept, **TWO})
+    files = {f"data.{name}.files": [FILES[name]] for name in more}
+    tokens = {f"data.{name}.tokens": 48 for name in more}
+    values = {**kept, **files, **tokens, **TWO, **changes}
+    text = rewritten("demo", "# A search of the tests.\n", values)
     import tomlkit
 
     document = tomlkit.parse(text)
     stages = document["stages"]
     for stage in list(stages):  # type: ignore[union-attr, arg-type]
-        other = dict(stage)
-        stages.append({**other, "name": f"{other['name']}_topics", "task": "classify"})  # type: ignore[union-attr]
+        for name in more:
+            one = {**dict(stage), "name": f"{stage['name']}_{name}", "task": name}
+            stages.append(one)  # type: ignore[union-attr]
     return tomlkit.dumps(document)
 
 
@@ -330,11 +343,51 @@ def world(folder: Path) -> Path:
     folder.mkdir()
     write_demo_data(folder / "demo-data")
     write(folder, "classify", 120)
-    (folder / "config.toml").write_text(two_text())
+    (folder / "config.toml").write_text(several_text("classify"))
     return folder
 
 
-@pytest.mark.timeout(600)
+def test_a_worker_trains_and_scores_each_task_by_its_own_data_and_labels(tmp_path: Path) -> None:
+    """From the same weights, as prepare leaves them; and again where a cache was damaged."""
+    for name in ("classify", "tag"):
+        write(tmp_path, name, 80)
+    config = parse(tomllib.loads(several_text("classify", "tag")), "several.toml")
+    shop = make_workshop(tmp_path, config)
+    told = shop.prepared.model_dump()
+    caches = {name: one["labelled_cache"] for name, one in told["labelled_tasks"].items()}
+    assert caches.keys() == {"classify", "tag"}
+    for stage in config.ladder("candidates"):
+        found = tasks.prepared_of(told, stage.task)
+        spec = shop.spec(
+            stage, labelled_cache=found["labelled_cache"], labelled_caches=caches, seed=5
+        )
+        own = worker.focused(spec)
+        assert [one.name for one in tasks.all_scored(own.data)] == [stage.task]
+        if stage.train == "none":
+            folder = tmp_path / f"trained-{stage.task}"
+            score = registry.of(stage).score
+            assert score is not None
+            scored = own.model_copy(update={"weights": str(folder)})
+            metrics = score(scored, stage, tmp_path / stage.name, ALONE, 16, quiet)
+            assert metrics.keys() == set(tasks.of(stage.task).metrics)
+            continue
+        task = registry.begin(own, stage, ALONE)
+        assert task.model.architecture.labels == tuple(
+            found["labels"] if stage.task != "qa" else ()
+        )
+        task.loss(
+            task.outputs(task.model, task.batch(np.arange(2), 1)), task.batch(np.arange(2), 1)
+        )
+        phenotype.save(task.model, tmp_path / f"trained-{stage.task}")
+    damaged = Path(caches["tag"]) / "train" / "tokens.npy"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-8] + bytes(8))
+    inputs.check(spec, quiet)
+    assert damaged.read_bytes() == whole
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_a_search_of_two_tasks_survives_a_kill_and_its_models_can_be_taken_home(
     tmp_path: Path,
 ) -> None:
@@ -346,7 +399,9 @@ def test_a_search_of_two_tasks_survives_a_kill_and_its_models_can_be_taken_home(
         """A candidate has its first task's score, and not the other's."""
         found = read(state)
         done = set() if found is None else {(one, name) for one, name in found.results if one}
-        return any((one, "finetune_topics") not in done for one, name in done if name == "evaluate")
+        return any(
+            (one, "finetune_classify") not in done for one, name in done if name == "evaluate"
+        )
 
     assert wait_until(between, 300, pause=0.05), first.communicate(timeout=1)
     for one in psutil.Process(first.pid).children(recursive=True):
@@ -363,7 +418,7 @@ def test_a_search_of_two_tasks_survives_a_kill_and_its_models_can_be_taken_home(
     for one in found.individuals:
         scores = found.scores(one.id)
         assert scores is not None
-        topics = found.results[one.id, "evaluate_topics"].metrics
+        topics = found.results[one.id, "evaluate_classify"].metrics
         assert scores["classify_quality"] == topics["accuracy"]
         assert found.quality(one.id) == min(scores["qa_quality"], scores["classify_quality"])
     status = json.loads(_said(folder, "status", "--json"))

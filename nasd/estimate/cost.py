@@ -206,8 +206,9 @@ def prepare_seconds(machine: Machine, mlm: MlmData | None, volumes: Volumes) -> 
     sequences = volumes.mlm_train_sequences + volumes.mlm_evaluation_sequences
     length = 0 if mlm is None else mlm.tokens
     features = volumes.qa_train_features + volumes.qa_test_features
-    texts = volumes.labelled_train + volumes.labelled_test
-    tokens = sequences * length + features * volumes.qa_tokens + texts * volumes.labelled_tokens
+    tokens = sequences * length + features * volumes.qa_tokens
+    for one in volumes.by_task.values() or (volumes,):
+        tokens += (one.labelled_train + one.labelled_test) * one.labelled_tokens
     return machine.start_seconds + tokens / machine.prepare_tokens
 
 

@@ -461,12 +461,13 @@ class Depthwise(nn.Module):
     def forward(self, states: Tensor, owners: Tensor | None) -> Tensor:
         """owners: [1 or b, n], of each token, as `owners_of` gives them: only tokens of the same
         owner see each other. None: each example is one's, and has no padding."""
-        reach = len(self.weight) // 2
+        kernel = self.weight.to(states.dtype)  # of autocast's layers
+        reach = len(kernel) // 2
         tokens = states.shape[1]
         padded = F.pad(states, (0, 0, reach, reach))
         found = torch.zeros_like(states)
-        for place in range(len(self.weight)):
-            seen = padded[:, place : place + tokens] * self.weight[place]
+        for place in range(len(kernel)):
+            seen = padded[:, place : place + tokens] * kernel[place]
             if owners is not None and place != reach:
                 theirs = F.pad(owners, (reach, reach), value=-1)
                 same = torch.eq(theirs[:, place : place + tokens], owners)
