@@ -12,16 +12,20 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
 )
 
 from nasd.contract import tasks
 from nasd.contract.config import Stage, Teacher
+from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, Teaching
 from nasd.export import answer as oracle
 from nasd.worker import answer, export, prepare
 from nasd.worker.model import outside, phenotype, seed, seed_heads
 from nasd.worker.tasks import labelled, notes, registry, teachers
+from nasd.worker.tasks.by_text import check_same
+from nasd.worker.tasks.examples import read
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import train
@@ -170,8 +174,6 @@ def labels_in(told: list[Any]) -> list[Any]:
 
 def of_the_test_part(shop: Workshop, name: str) -> tuple[list[Any], list[str] | None]:
     """The test examples as they were before they were tokenised."""
-    from nasd.worker.tasks.examples import read
-
     test = read(tasks.labelled(shop.data), shop.folder, 5, quiet).test
     texts = [one.text if isinstance(one.text, str) else list(one.text) for one in test]
     pairs = [one.pair for one in test if one.pair is not None]
@@ -337,13 +339,53 @@ def test_what_cannot_be_the_teacher_of_labels_is_refused(shops: Shops, tmp_path:
     tokenizer_of(shop).save_pretrained(tmp_path / "words")
     with pytest.raises(NasdError, match="it was not trained for classification, as it lacks"):
         fetched(shop, name, tmp_path / "words")
-    path = tmp_path / "two" / "tokenizer.json"
+    other_words(shop, tmp_path / "two")
+    tag = shops(tasks.TAG.name)
+    labels = list(prepare.labels_of(tag.spec(None)))
+    bert_of(tag, tasks.TAG.name, tmp_path / "tags", labels)
+    other_words(tag, tmp_path / "tags")
+    with pytest.raises(NasdError, match="is shown the seed's own tokens: take one with the seed's"):
+        fetched(tag, tasks.TAG.name, tmp_path / "tags")
+
+
+def other_words(shop: Workshop, folder: Path) -> None:
+    """Its tokenizer with another vocabulary than the seed's: each number is another word's."""
+    path = folder / "tokenizer.json"
     text = json.loads(path.read_text())
     words = text["model"]["vocab"]
-    words["kyte"] = words.pop("kite")
+    plain = sorted(one for one in words if one.isalpha() and len(one) > 2)
+    numbers = [words[one] for one in plain]
+    words.update(zip(plain, numbers[1:] + numbers[:1], strict=True))
     path.write_text(json.dumps(text))
-    with pytest.raises(NasdError, match="is shown the seed's own tokens: take one with the seed's"):
-        fetched(shop, name, tmp_path / "two")
+
+
+@pytest.mark.parametrize("name", [tasks.CLASSIFY.name, tasks.REGRESS.name])
+def test_a_teacher_of_another_vocabulary_reads_the_texts_by_itself(
+    shops: Shops, tmp_path: Path, name: str
+) -> None:
+    shop = shops(name)
+    ours = prepare.labels_of(shop.spec(None))
+    bert = bert_of(shop, name, tmp_path / "bert", list(reversed(ours)))
+    other_words(shop, tmp_path / "bert")
+    spec = fetched(shop, name, tmp_path / "bert")
+    assert spec.stage is not None
+    registry.ask(spec, spec.stage, ALONE, quiet)
+    task = registry.begin(spec, spec.stage, ALONE)
+    task.model.eval()
+    _, noted = task.outputs(task.model, task.batch(np.arange(6), 1))
+    words = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    data = tasks.labelled(shop.data)
+    texts = read(data, shop.folder, spec.seed, quiet).train[:6]
+    pairs = [one.pair for one in texts if one.pair is not None]
+    shown = words(
+        [str(one.text) for one in texts], pairs or None, padding=True, truncation="longest_first",
+        max_length=64, return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        wanted = bert(**shown).logits.flip(-1)
+    torch.testing.assert_close(noted, wanted, atol=2e-2, rtol=2e-2)
+    with pytest.raises(Damaged, match="is of other texts than the config names now"):
+        check_same(texts, 7, tmp_path)
 
 
 def test_a_model_is_asked_by_the_command_that_is_for_it(

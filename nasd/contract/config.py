@@ -382,7 +382,8 @@ class Teacher(Section):
     source: Annotated[str, Field(min_length=1), AfterValidator(_plain)] = "baseline"
     """`baseline`, fine-tuned; `best`, of a generation's parents the one that answers best, or the
     baseline where it is better; or another model of the task: a folder, `package:NAME/FOLDER`, or
-    one of the hub. Of labels it has to have the data's, and the seed's vocabulary."""
+    one of the hub. It has to know the data's labels; where they are of words, with the seed's
+    vocabulary."""
     share: Probability = 0.5
     """The share of the loss that is the teacher's; the rest is the data's own."""
     temperature: Annotated[Real, Field(gt=0, le=100)] = 2.0

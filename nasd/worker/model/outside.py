@@ -2,8 +2,8 @@
 one that another search has made.
 
 With the seed's vocabulary it is shown the seed's own tokens. With another one it reads the text by
-itself, and only its logits can be compared (nasd.worker.tasks.by_character); that is for questions
-alone.
+itself, and only its logits can be compared (nasd.worker.tasks.by_character, and by_text); that is
+not for labels of words.
 """
 
 import json
@@ -23,7 +23,7 @@ from nasd.contract.config import Teacher
 from nasd.contract.errors import NasdError
 from nasd.worker.model import phenotype, seed, seed_heads
 from nasd.worker.model.families import FAMILIES
-from nasd.worker.model.phenotype import Packing, QuestionAnswering
+from nasd.worker.model.phenotype import Packing, QuestionAnswering, SequenceClassification
 from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.training import distance
 
@@ -115,11 +115,21 @@ class Outside(nn.Module):
 @dataclass(frozen=True)
 class Reader:
     """A teacher with a vocabulary of its own. answers: logits of start and end, [b, t] each, for
-    what its tokenizer gives. longest: tokens that it takes."""
+    what its tokenizer gives; logits: [b, labels]. longest: tokens that it takes. labels, order: as
+    of an `Outside`."""
 
     model: nn.Module
     tokenizer: Any
     longest: int
+    labels: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
+
+    def logits(self, **given: Tensor) -> Tensor:
+        if isinstance(self.model, SequenceClassification):
+            found: Tensor = self.model(given["input_ids"], given["attention_mask"])
+            return found
+        said: Tensor = self.model(**given).logits
+        return said[..., list(self.order)]
 
     def answers(self, **given: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.model, QuestionAnswering):
@@ -142,12 +152,17 @@ def load(folder: Path, kind: type[Any] = QuestionAnswering) -> Any:
         model = _auto(kind).from_pretrained(str(folder))
     if reads_text(folder):
         longest = int((folder / MAPPED).read_text(encoding="utf-8"))
-        return Reader(model, _tokenizer(str(folder), folder), longest)
+        told = (model.architecture.labels, ()) if _is_ours(folder) else _labels_of(model)
+        return Reader(model, _tokenizer(str(folder), folder), longest, *told)
     if _is_ours(folder):
         return model
-    config = model.config
-    labels, order = (getattr(config, name, ()) for name in ("nasd_labels", "nasd_order"))
-    return Outside(model, int(config.nasd_separator), labels, order)
+    return Outside(model, int(model.config.nasd_separator), *_labels_of(model))
+
+
+def _labels_of(model: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Of a copy of transformers': our labels, and where each stands among its own."""
+    labels, order = (getattr(model.config, f"nasd_{name}", ()) for name in ("labels", "order"))
+    return tuple(labels), tuple(order)
 
 
 def _auto(kind: type[Any]) -> Any:
@@ -172,17 +187,23 @@ def save(
     if isinstance(model, Reader):
         model.tokenizer.save_pretrained(str(folder))
         (folder / MAPPED).write_text(str(model.longest), encoding="utf-8")
+        if model.order:
+            _note_labels(model.model, model.labels, model.order)
         model = model.model
     if isinstance(model, Outside):
         model.model.config.nasd_separator = model.separator
         if model.order:
-            model.model.config.nasd_labels = model.architecture.labels
-            model.model.config.nasd_order = model.order
+            _note_labels(model.model, model.architecture.labels, model.order)
         model = model.model
     if isinstance(model, wanted.kind):
         phenotype.save(model, folder)
     else:
         model.save_pretrained(str(folder))
+
+
+def _note_labels(model: Any, labels: Sequence[str], order: Sequence[int]) -> None:
+    """In the config of a copy, for `_labels_of`."""
+    model.config.nasd_labels, model.config.nasd_order = list(labels), list(order)
 
 
 def vocabulary(source: str, base: Path) -> dict[str, int]:
@@ -229,7 +250,7 @@ def _checked(
     folder = config_file.parent
     theirs = _tokenizer(source, folder)
     rows = _rows(theirs.get_vocab(), tokenizer.get_vocab(), trims)
-    if rows is None and wanted.task is not tasks.QA:
+    if rows is None and wanted.task is tasks.TAG:
         raise _error(
             source,
             f"its vocabulary is another one than the seed's, and a teacher for {wanted.task.words}"
@@ -254,8 +275,10 @@ def _checked(
         found = Outside(model, int(tokenizer.sep_token_id), wanted.labels, order)
         positions = _positions(found.model.config.to_dict(), tokens)
     if rows is None:
-        model = found.model if isinstance(found, Outside) else found
-        return _reader(source, model, theirs, positions)
+        if not isinstance(found, Outside):
+            return _reader(source, found, theirs, positions, wanted)
+        told = (found.architecture.labels, tuple(found.order))
+        return _reader(source, found.model, theirs, positions, wanted, *told)
     if positions < tokens:
         raise _error(
             source,
@@ -339,9 +362,18 @@ def _of_transformers(source: str, folder: Path, wanted: Wanted) -> Any:
     return model
 
 
-def _reader(source: str, model: nn.Module, tokenizer: Any, positions: int) -> Reader:
+def _reader(
+    source: str,
+    model: nn.Module,
+    tokenizer: Any,
+    positions: int,
+    wanted: Wanted,
+    labels: tuple[str, ...] = (),
+    order: tuple[int, ...] = (),
+) -> Reader:
     """positions: of a text's tokens that the model knows."""
-    if not tokenizer.is_fast or tokenizer.cls_token_id is None:
+    by_character = wanted.task is tasks.QA
+    if by_character and (not tokenizer.is_fast or tokenizer.cls_token_id is None):
         raise _error(
             source,
             "its vocabulary is another one than the seed's, and its tokenizer does not say which"
@@ -350,7 +382,7 @@ def _reader(source: str, model: nn.Module, tokenizer: Any, positions: int) -> Re
     longest = min(int(min(tokenizer.model_max_length, 10**6)), positions)
     if longest < LEAST_TOKENS:
         raise _error(source, f"it takes {longest} tokens at once: take one with {LEAST_TOKENS}")
-    return Reader(model, tokenizer, longest)
+    return Reader(model, tokenizer, longest, labels, order)
 
 
 def _tokenizer(source: str, folder: Path) -> Any:

@@ -21,7 +21,8 @@ from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks import packing
 from nasd.worker.tasks.beginning import born, drawing, loaded
-from nasd.worker.tasks.examples import Examples, manifest
+from nasd.worker.tasks.by_text import AskedByText, ByText, check_same
+from nasd.worker.tasks.examples import Examples, manifest, read
 from nasd.worker.tasks.task import (
     Batch,
     Compared,
@@ -81,10 +82,15 @@ class LabelledTask(VariedTask[Examples]):
         return cls(model, train, train.take(held), packs)
 
     @classmethod
-    def asked(cls, spec: Spec, model: Any, progress: Progress) -> "LabelledTask":
-        """A task by which a teacher is asked about all training examples; padded, as examples of
-        one length come together."""
+    def asked(cls, spec: Spec, model: Any, progress: Progress) -> "LabelledTask | AskedByText":
+        """What a teacher is asked by about all training examples; padded, as examples of one length
+        come together."""
         train, _ = parts(spec)
+        if isinstance(model, ByText):
+            cache, base = Path(spec.labelled_cache), Path(spec.config_folder)
+            texts = read(tasks.labelled(spec.data), base, spec.seed, progress).train
+            check_same(texts, len(train), cache)
+            return AskedByText(model, texts, len(manifest(cache)["labels"]))
         return cls(model, train, train)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:

@@ -20,6 +20,7 @@ from nasd.worker.caches import Kind
 from nasd.worker.model import phenotype
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.tasks.by_character import ByCharacter
+from nasd.worker.tasks.by_text import ByText
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
 
 COPY = Kind((phenotype.CONFIG, phenotype.WEIGHTS), digests.unproven)
@@ -33,6 +34,8 @@ def load(teaching: Teaching, kind: Any) -> Any:
             from nasd.worker.model import outside
 
             found = outside.load(folder, kind)
+            if isinstance(found, outside.Reader) and kind is not phenotype.QuestionAnswering:
+                return ByText(found)
             if isinstance(found, outside.Reader):
                 return ByCharacter(found.answers, found.model, found.tokenizer, found.longest)
             return found
