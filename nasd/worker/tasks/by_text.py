@@ -1,5 +1,5 @@
-"""A teacher of whole texts' labels, or numbers, that has a vocabulary of its own: it reads each text
-by its own tokeniser, and what it says of it is said of the student's example."""
+"""A teacher of whole texts' labels, or numbers, with a vocabulary of its own: it reads each text by
+its own tokeniser, and what it says of it is said of the student's example."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
