@@ -76,11 +76,13 @@ def scores_of(spec: Spec) -> dict[str, float]:
     luck = int(Genotype.from_json(spec.genotype).hash[:8], 16)
     assert spec.stage is not None
     if spec.stage.task == tasks.QA.name:
-        return {"exact_match": float(luck % 53), "f1": float(luck % 53 + luck % 11)}
+        said = {"exact_match": float(luck % 53), "f1": float(luck % 53 + luck % 11)}
+        return {**said, "quality_error": 3.0}
     task = tasks.of(spec.stage.task)
     place = list(tasks.TASKS).index(task.name)
     found = float(luck // 7**place % 97)
-    return {**{name: found for name, _ in task.shown}, "quality": found}
+    error = {"classify": 4.0, "tag": 12.0}[task.name]
+    return {**{name: found for name, _ in task.shown}, "quality": found, "quality_error": error}
 
 
 def scripted(spec: Spec, before: int) -> tuple[float, Outcome | None]:
@@ -120,6 +122,7 @@ def own(found: Snapshot, candidate: int) -> dict[str, float]:
     }
 
 
+ERRORS = {"qa": 3.0, "classify": 4.0, "tag": 12.0}
 COMES_TO = {
     "mean": lambda each: sum(each.values()) / len(each),
     "worst": lambda each: min(each.values()),
@@ -146,6 +149,9 @@ def test_each_task_has_its_score_and_what_they_come_to_is_selected_by(
             told = found.task_scores(one.id, name)
             assert told is not None and told.keys() >= {name for name, _ in tasks.of(name).shown}
             assert told.get("quality", each[name]) == each[name]
+            assert told["quality_error"] == ERRORS[name]
+        error = {"mean": 13 / 3, "worst": ERRORS[min(each, key=lambda one: each[one])]}
+        assert found.quality_error(one.id) == pytest.approx(error.get(by, 4.0))
     chosen = found.decisions[-1].points
     assert chosen
     assert all(at["quality"] == found.quality(number) for number, at in chosen.items())

@@ -5,6 +5,7 @@ be used for, and how people call it, is asked of its entry here; how it is train
 entry of the same name in nasd.worker.tasks.registry.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -307,6 +308,19 @@ MEAN, WORST = "mean", "worst"  # of the qualities of several tasks
 def own_quality(task: str) -> str:
     """Among the metrics of a search of several tasks, the quality of one of them."""
     return f"{task}_quality"
+
+
+def own_error(task: str) -> str:
+    """Likewise its standard error."""
+    return f"{own_quality(task)}_error"
+
+
+def combined_error(errors: Mapping[str, float], qualities: Mapping[str, float], by: str) -> float:
+    """The standard error of what `combined` gives: test examples of tasks are other samples. Of the
+    lowest that of its task, as if no other could come to be lower."""
+    if by == MEAN:
+        return math.hypot(*errors.values()) / len(errors)
+    return errors[min(qualities, key=lambda one: qualities[one]) if by == WORST else by]
 
 
 def combined(qualities: Mapping[str, float], by: str) -> float:

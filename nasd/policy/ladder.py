@@ -12,6 +12,7 @@ from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
 from nasd.record.lifecycle import CandidateKind, Event, Phase
 from nasd.record.state import Candidate, Mutant, Snapshot
+from nasd.search import noise
 from nasd.search.objectives import QUALITY
 
 
@@ -334,7 +335,7 @@ def whole_score(
     found = dict(metrics)
     if len(config.scoring) < 2 or candidate.kind is CandidateKind.SCREENING:
         return found
-    qualities = {}
+    qualities, errors = {}, {}
     for name in steps_of(snapshot, config, candidate):
         stage = stage_named(config, name)
         if stage is None or stage.train != "none":
@@ -344,5 +345,12 @@ def whole_score(
         quality = QUALITY.value(candidate, said, snapshot.baseline)
         assert quality is not None, "an evaluation gives one"
         qualities[stage.task] = quality
+        if (error := noise.error_of(said)) is not None:
+            errors[stage.task] = error
+    by = config.experiment.quality
     found |= {tasks.own_quality(task): one for task, one in qualities.items()}
-    return {**found, QUALITY.name: tasks.combined(qualities, config.experiment.quality)}
+    found |= {tasks.own_error(task): one for task, one in errors.items()}
+    found.pop(noise.ERROR, None)  # of the last task
+    if errors.keys() == qualities.keys():
+        found[noise.ERROR] = tasks.combined_error(errors, qualities, by)
+    return {**found, QUALITY.name: tasks.combined(qualities, by)}

@@ -513,8 +513,9 @@ class Snapshot:
         last = [one["name"] for one in ladder if (one["task"], one["train"]) == (task, "none")]
         found = [self.results.get((candidate, name)) for name in last]
         metrics = [one.metrics for one in found if one is not None][-1]
-        own = tasks.own_quality(task)  # what the last stage says as quality is of all tasks
-        return {**metrics, **({QUALITY.name: scores[own]} if QUALITY.name in metrics else {})}
+        # What the last stage says of these is of all tasks.
+        own = {QUALITY.name: tasks.own_quality(task), noise.ERROR: tasks.own_error(task)}
+        return {**metrics, **{name: scores[one] for name, one in own.items() if name in metrics}}
 
     def value(self, candidate: int, objective: str) -> float | None:
         """By one objective, in its unit; None where it takes a score that is not there yet."""
