@@ -409,7 +409,7 @@ def test_a_search_of_two_tasks_survives_a_kill_and_its_models_can_be_taken_home(
             (one, "finetune_classify") not in done for one, name in done if name == "evaluate"
         )
 
-    assert wait_until(between, 300, pause=0.05), first.communicate(timeout=1)
+    assert wait_until(between, 300), first.communicate(timeout=1)
     for one in psutil.Process(first.pid).children(recursive=True):
         one.kill()
     os.kill(first.pid, signal.SIGKILL)
@@ -420,6 +420,11 @@ def test_a_search_of_two_tasks_survives_a_kill_and_its_models_can_be_taken_home(
     found = read(state)
     assert found is not None
     assert found.experiment.state == "complete"
+    undisturbed = world(tmp_path / "whole")
+    said, _ = run(undisturbed).communicate(timeout=400)
+    whole = read(undisturbed / "state")
+    assert whole is not None, said
+    assert told(found) == told(whole)
     assert found.quality_words == "the lowest of its tasks'"
     for one in found.individuals:
         scores = found.scores(one.id)
