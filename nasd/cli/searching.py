@@ -51,7 +51,7 @@ def init(
     """Write a config.toml to begin with.
 
     Example: nasd init --preset minilm --set experiment.seed=3 my-search
-    Or of labels: nasd init --preset minilm --task classify --data reviews.csv my-search
+    Or of labels: nasd init --preset minilm --task classify my-search
     """
     from nasd.control.leaving import go_on
     from nasd.presets import write_preset
