@@ -11,9 +11,9 @@ ANSWERS = 2  # outputs of the head for questions: an answer's start and its end
 def flop(genotype: Genotype, backbone: Backbone, batch: int, tokens: int) -> int:
     """Floating-point operations of one forward pass of the encoder over so many examples of so many
     tokens: two a weight and token, and attention's two products of every token with every other
-    that it looks at (of a local one those nearby, though nasd's own computes the others too, and
-    leaves them out of account). Norms, activations, and the head for questions are less than 1 % of
-    it, and left out."""
+    that it looks at (of a local one those nearby, though but for packed texts on a GPU nasd's own
+    computes the others too, and leaves them out of account). Norms, activations, and the head for
+    questions are less than 1 % of it, and left out."""
     width = backbone.width
     inner = backbone.embedding_width or width
     each = 0 if genotype.rank is None else 2 * genotype.rank * inner

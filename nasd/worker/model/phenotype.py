@@ -597,7 +597,8 @@ class Attention(nn.Module):
                 given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
             if takes_spans(given[0], self.heads):
                 # [1, n, w] to [n, heads, w / heads]
-                q, k, v = (states[0].unflatten(-1, (self.heads, -1)) for states in given)
+                shape = (queries.shape[1], self.heads, -1)
+                q, k, v = (states[0].view(shape) for states in given)
                 attended = attend_spans(q, k, v, mask, self.window, dropout).flatten(1)[None]
             else:  # one after the other
                 attended = self._each(given, mask, dropout)
