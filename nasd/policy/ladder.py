@@ -306,7 +306,7 @@ def rounds(config: Config, candidate: Candidate) -> int:
     wanted = config.variation.inherit_from
     if stage is None or candidate.generation is None or wanted != tasks.SCORED:
         return 0
-    return candidate.generation + 1 if tasks.hands_on(stage.task, wanted) else 0
+    return candidate.generation + 1 if tasks.of(stage.task).scores else 0
 
 
 def all_leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[list[str]]:
