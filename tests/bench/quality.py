@@ -118,7 +118,9 @@ def laboratory(options: argparse.Namespace, folder: Path) -> Laboratory:
     config = parse(data, "minilm")
     source = config.seed_model.source
     tokenizer = seed.load_tokenizer(source, folder)
-    mlm, questions = prepare.caches(config.data, folder, tokenizer, folder, 1, quiet)
+    made = prepare.caches(config.data, folder, tokenizer, folder, 1, quiet)
+    mlm, questions = made.mlm, made.qa
+    assert mlm is not None and questions is not None
     model, _ = seed.load_seed(source, folder, DROPOUT)
     one = Laboratory(config, folder, mlm, questions, folder / "start")
     if one.start.exists():
