@@ -112,7 +112,8 @@ def fill(state: StateFolder, candidates: int) -> None:
                     )
             for kind, stage, payload in _decisions(generation, born, scored, survivors):
                 run(
-                    "INSERT INTO decision VALUES (NULL, ?, ?, ?, ?, 0)",
+                    "INSERT INTO decision (generation, kind, stage, payload, at)"
+                    " VALUES (?, ?, ?, ?, 0)",
                     (generation, kind, stage, json.dumps(payload)),
                 )
             parents, generation = survivors, generation + 1
