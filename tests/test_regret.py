@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nasd.cli import app
-from nasd.contract.config import Config, Slots
+from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.control import daemon, retention
 from nasd.control.tick import Tick
@@ -307,7 +307,7 @@ def complete(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("_signals")
 def test_without_a_daemon_the_command_is_one_and_then_reports(complete: Path, monkeypatch):
-    def launcher(slots: Slots) -> FakeLauncher:
+    def launcher(config: Config, state: Path) -> FakeLauncher:
         return FakeLauncher(time.time, lambda spec, before: (0.0, all_succeed(spec, before)[1]))  # type: ignore[arg-type]
 
     local = replace(launchers.LAUNCHERS["local"], open=launcher)

@@ -96,8 +96,8 @@ def each(
 
 
 def error(predictions: Mapping[str, str], questions: Sequence[Question]) -> float:
-    """The standard error of (EM + F1) / 2, in percent: questions are a sample, and those about one
-    context are sampled together."""
+    """The standard error of the mean of both marks, in percent: questions are a sample, and those
+    about one context are sampled together."""
     marked = [(one + other) / 2 for one, other in each(predictions, questions)]
     mean = math.fsum(marked) / len(marked)
     about: dict[str, float] = {}

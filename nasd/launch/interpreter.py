@@ -23,9 +23,10 @@ _OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "ACCELERATE_", "FSDP_")
 _OF_PYTHON = {"PYTHONOPTIMIZE", "PYTHONINSPECT"}
 
 
-def command(module: str, *arguments: str) -> list[str]:
-    """The command line of `python -m MODULE`, from wherever it is called."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+def command(module: str, *arguments: str, python: str = "") -> list[str]:
+    """The command line of `python -m MODULE`, from wherever it is called. python: another than this
+    process's, as on another machine."""
+    return [python or sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -15,7 +15,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -248,7 +247,7 @@ class SlurmLauncher(Launcher):
     # -- inside --------------------------------------------------------------------------------
 
     def _script(self, path: Path, slots: Sequence[str], token: str) -> str:
-        python = self._config.slurm.python or interpreter.command("")[0]
+        python = self._config.slurm.python
         gpus = "gpus" if on_gpus(slots) else "cores"
         words = (str(path), str(len(slots)), token, nasd.__version__, gpus)
         return "\n".join(
@@ -258,7 +257,7 @@ class SlurmLauncher(Launcher):
                 f"export OMP_NUM_THREADS={self._config.slots.threads}",
                 *self._config.slurm.setup,
                 # As the batch shell itself: the signal ahead of the time limit is for that alone.
-                f"exec {shlex.join([python, '-P', '-m', 'nasd.launch.job', *words])}",
+                f"exec {shlex.join(interpreter.command('nasd.launch.job', *words, python=python))}",
                 "",
             ]
         )
@@ -473,12 +472,12 @@ def probe(config: Config, state: Path, patience: float) -> Probe:
     first = next((name for name in (state, *state.parents) if name.is_dir()), state)
     with tempfile.TemporaryDirectory(prefix=".nasd-probe-", dir=first) as name:
         folder = Path(name)
-        python = config.slurm.python or sys.executable
+        python = config.slurm.python or interpreter.command("")[0]
         told = folder / "told.json"
         lines = [
             "#!/bin/sh",
             *config.slurm.setup,
-            shlex.join([python, "-P", "-m", "nasd.launch.probe", str(folder)]),
+            shlex.join(interpreter.command("nasd.launch.probe", str(folder), python=python)),
             "",
         ]
         (folder / "probe.sh").write_text("\n".join(lines))
