@@ -145,6 +145,19 @@ def small_dict(**changes: Any) -> dict[str, Any]:
     return data
 
 
+def of_tuned_parents(data: dict[str, Any], operators: Mapping[str, float]) -> dict[str, Any]:
+    """The same search with children of fine-tuned parents, and so without MLM stages."""
+    data["variation"] = {
+        "inherit_from": "task",
+        "transfers": "informed",
+        "operators": operators,
+        "steps": [1, 2],
+    }
+    data["stages"] = [one for one in data["stages"] if one["task"] != "mlm"]
+    data["search_space"] |= {"blocks": [1, 4]}
+    return data
+
+
 def small_config(**changes: Any) -> Config:
     return config_module.parse(small_dict(**changes), "small.toml")
 

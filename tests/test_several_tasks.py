@@ -39,7 +39,14 @@ from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import quiet
-from tests.conftest import drive, make_tick, small_dict, succeeded, without_summaries
+from tests.conftest import (
+    drive,
+    make_tick,
+    of_tuned_parents,
+    small_dict,
+    succeeded,
+    without_summaries,
+)
 from tests.labelled import FILES, search_values, write
 from tests.training import make_workshop
 
@@ -55,16 +62,7 @@ def several_dict(by_task: bool = False, **changes: Any) -> dict[str, Any]:
         for one in ("finetune", "evaluate"):
             stage = next(stage for stage in data["stages"] if stage["name"] == one)
             data["stages"].append({**stage, "name": f"{one}_{task.name}", "task": task.name})
-    if by_task:
-        data["variation"] = {
-            "inherit_from": "task",
-            "transfers": "informed",
-            "operators": STEPS,
-            "steps": [1, 2],
-        }
-        data["stages"] = [one for one in data["stages"] if one["task"] != "mlm"]
-        data["search_space"] |= {"blocks": [1, 4]}
-    return data
+    return of_tuned_parents(data, STEPS) if by_task else data
 
 
 def several(**changes: Any) -> Config:

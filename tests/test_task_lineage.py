@@ -20,23 +20,21 @@ from nasd.search.variation.breeding import adopted
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import OPERATORS
 from nasd.worker.model.transfers import TRANSFERS
-from tests.conftest import drive, make_tick, small_config, small_dict, without_summaries
+from tests.conftest import (
+    drive,
+    make_tick,
+    of_tuned_parents,
+    small_config,
+    small_dict,
+    without_summaries,
+)
 from tests.training import Workshop, demo_config, make_workshop, stage, work
 
 STEPS = {"narrow": 2, "widen": 1, "fewer_heads": 1, "more_heads": 1, "drop_block": 1, "cross": 3}
 
 
 def task_dict(**changes: Any) -> dict[str, Any]:
-    data = small_dict(**changes)
-    data["variation"] = {
-        "inherit_from": "task",
-        "transfers": "informed",
-        "operators": STEPS,
-        "steps": [1, 2],
-    }
-    data["stages"] = [one for one in data["stages"] if one["task"] != "mlm"]
-    data["search_space"] |= {"blocks": [1, 4]}
-    return data
+    return of_tuned_parents(small_dict(**changes), STEPS)
 
 
 def task_config() -> Config:

@@ -39,8 +39,8 @@ from nasd.worker.tasks.task import EVALUATION_BATCH
 from nasd.worker.tasks.windows import of_batches
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.progress import quiet
-from nasd.worker.training.train import Run, _evaluate, train
-from tests.bench.laboratory import ALONE, Laboratory, Never
+from nasd.worker.training.train import _evaluate, train
+from tests.bench.laboratory import ALONE, Laboratory, in_this_process
 from tests.bench.worlds import WORLDS
 
 STEPS = (1, 12)  # small steps from the baseline
@@ -89,18 +89,12 @@ def recorded(lab: Laboratory, number: int, one: Offspring, stage: Stage) -> dict
         model = born(one.genotype, one.lineage, [lab.answering()], fresh, windows)
     task = QaTask.load(model, cache, packs=True)
     curve = Curve()
-    run = Run(
+    run = in_this_process(
+        *(lab.folder, curve),
         seed=lab.number,
         candidate=number,
         precision=lab.precision,
-        checkpoint_seconds=1e9,
         log_steps=1000,
-        checkpoints=lab.folder / "none",
-        resume=(),
-        open_recorder=lambda step: curve,
-        stop=Never(),  # type: ignore[arg-type]
-        progress=quiet,
-        say=lambda text: None,
     )
     untrained = _evaluate(task, ALONE, run)["loss"]
     curve.points.append((0, round(untrained, 5)))

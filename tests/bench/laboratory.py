@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from nasd.contract import digests
-from nasd.contract.config import Config, Stage
+from nasd.contract.config import Config, QaData, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict, read, write
 from nasd.contract.schedule import Schedule
-from nasd.contract.squad import answered, read_squad, score
+from nasd.contract.squad import Question, answered, read_squad, score
 from nasd.contract.tasks import questions
 from nasd.launch.local import LocalLauncher
 from nasd.record.store import BASELINE
@@ -41,6 +41,7 @@ from tests.bench.worlds import KEPT, OURS, RANDOM, THESIS, World, config_of
 ALONE = Ranks(0, 1, torch.device("cpu"))
 WORKED = re.compile(r"^\w+ after [\d.]+ s, ([\d.]+) s of the processor's$", re.MULTILINE)
 PILOT_STEPS, WARM_STEPS = 24, 8
+NEVER = 1e9  # seconds
 
 
 class Never:
@@ -213,12 +214,18 @@ class Judge:
     def __call__(self, folder: Path) -> float:
         model = phenotype.load(QuestionAnswering, folder, 0.0).eval()
         task = QaTask(model, self._features, self._features, packs=True)
-        with torch.no_grad(), autocast(self._lab.precision, torch.device("cpu")):
-            judged = task.predict(
-                self.questions, questions(self._lab.config.data), ALONE, EVALUATION_BATCH, quiet
-            )
-        found: Mapping[str, float] = score(answered(judged, math.inf), self.questions)
-        return (found["exact_match"] + found["f1"]) / 2
+        asked, data = self.questions, questions(self._lab.config.data)
+        return quality(task, asked, data, ALONE, self._lab.precision)
+
+
+def quality(
+    task: QaTask, asked: list[Question], data: QaData, ranks: Ranks, precision: str
+) -> float:
+    """(EM + F1) / 2 of the task's model, in percent; it is on the ranks' device, and evaluates."""
+    with torch.no_grad(), autocast(precision, ranks.device):
+        judged = task.predict(asked, data, ranks, EVALUATION_BATCH, quiet)
+    found: Mapping[str, float] = score(answered(judged, math.inf), asked)
+    return (found["exact_match"] + found["f1"]) / 2
 
 
 # -- how long a model takes ----------------------------------------------------------------------
@@ -237,6 +244,23 @@ class Clock:
     def sync(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def in_this_process(folder: Path, recorder: Any, **settings: Any) -> Run:
+    """Settings of a training here: nobody hears of it but the recorder, or asks it to stop, and it
+    leaves no checkpoints. settings: seed and precision, and what else is to differ."""
+    base: dict[str, Any] = {
+        "candidate": BASELINE,
+        "checkpoint_seconds": NEVER,
+        "log_steps": 1,
+        "checkpoints": folder / "none",
+        "resume": (),
+        "open_recorder": lambda step: recorder,
+        "stop": Never(),
+        "progress": quiet,
+        "say": lambda text: None,
+    }
+    return Run(**{**base, **settings})
 
 
 @dataclass(frozen=True)
@@ -260,19 +284,7 @@ def pace_of(lab: Laboratory, model: QuestionAnswering, stage: Stage) -> Pace:
     task = QaTask.load(model, Path(lab.prepared.qa_cache), packs=True)
     share = PILOT_STEPS / Schedule.of(stage, task.train_size).steps_per_epoch
     clock = Clock()
-    run = Run(
-        seed=lab.number,
-        candidate=BASELINE,
-        precision=lab.precision,
-        checkpoint_seconds=1e9,
-        log_steps=1,
-        checkpoints=lab.folder / "pilot",
-        resume=(),
-        open_recorder=lambda step: clock,
-        stop=Never(),  # type: ignore[arg-type]
-        progress=quiet,
-        say=lambda text: None,
-    )
+    run = in_this_process(lab.folder, clock, seed=lab.number, precision=lab.precision)
     train(task, stage.model_copy(update={"epochs": share, "evaluations": 1}), ALONE, run)
     measured = clock.steps[min(WARM_STEPS, len(clock.steps) - 2) :]
     return Pace(

@@ -23,7 +23,6 @@ from rich.table import Table
 from nasd.contract.config import Config, Stage, Teacher, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
-from nasd.contract.squad import answered, score
 from nasd.contract.tasks import questions
 from nasd.presets import preset_text
 from nasd.search.variation.keeping import informed
@@ -38,14 +37,15 @@ from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
 from nasd.worker.tasks.taught import Along, Taught, watched
 from nasd.worker.tasks.windows import held_out, of_batches
 from nasd.worker.training.progress import quiet
-from nasd.worker.training.train import Run, train
+from nasd.worker.training.train import train
+from tests.bench.laboratory import in_this_process, quality
 from tests.bench.search import say
 from tests.bench.standing import share_of_blocks
 
 SHARES = (0.9, 0.75, 0.64, 0.52)  # of the blocks' parameters, at most
 NEAR = 0.04  # below such a share a mutant may be
 DROPS = 0.15  # of the small steps drop a block, the others narrow a network
-SEED, FOREVER, DRAWS = 1, 1e9, 100_000
+SEED, DRAWS = 1, 100_000
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,6 @@ class Row:
     before: float
     after: float
     seconds: float
-
-
-class Never:
-    asked = False
 
 
 class Silence:
@@ -103,12 +99,8 @@ class Bench:
 
     def quality(self, model: QuestionAnswering) -> float:
         task = QaTask(model.to(self.device).eval(), self.test, self.test, packs=True)
-        with torch.no_grad(), autocast(self.options.precision, self.device):
-            judged = task.predict(
-                self.asked, questions(self.config.data), self.ranks, EVALUATION_BATCH, quiet
-            )
-        found = score(answered(judged, float("inf")), self.asked)
-        return (found["exact_match"] + found["f1"]) / 2
+        data = questions(self.config.data)
+        return quality(task, self.asked, data, self.ranks, self.options.precision)
 
     def trained(self, name: str, model: QuestionAnswering, share: float, rounds: int) -> Row:
         """rounds: how often its ancestors were trained before."""
@@ -118,18 +110,10 @@ class Bench:
         if teacher.share:
             along = Along(self.model().to(self.device), watched(teacher))
             task = Taught(task, teacher, along)
-        run = Run(
+        run = in_this_process(
+            *(self.folder, Silence()),
             seed=SEED,
-            candidate=0,
             precision=self.options.precision,
-            checkpoint_seconds=FOREVER,
-            log_steps=50,
-            checkpoints=self.folder / "checkpoints",
-            resume=(),
-            open_recorder=lambda step: Silence(),
-            stop=Never(),  # type: ignore[arg-type]
-            progress=quiet,
-            say=lambda text: None,
             rounds=rounds,
         )
         train(task, self.stage, self.ranks, run)

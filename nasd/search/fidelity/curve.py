@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import NormalDist, median
 
 from nasd.search.fidelity.preference import preferred
-from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung
+from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung, all_wait
 
 EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.5)
 POINTS = 3  # fewer tell no slope with its uncertainty
@@ -40,8 +40,7 @@ class Forecast:
 def decide(curves: Curves, rungs: Sequence[Rung], budget: Budget) -> Mapping[int, Choice]:
     at = rungs[-1]
     if at.under_way:
-        reason = f"{at.under_way} of its generation have yet to finish {at.stage}"
-        return dict.fromkeys(curves, Choice(Action.WAIT, reason))
+        return all_wait(curves, at)
     told = forecasts(curves, at.share)
     order = preferred({one: forecast.mean for one, forecast in told.items()}, budget)
     places = budget.places(at.reached)

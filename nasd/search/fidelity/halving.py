@@ -6,14 +6,13 @@ generation have come to a rung, the share that is preferred goes on
 from collections.abc import Mapping, Sequence
 
 from nasd.search.fidelity.preference import preferred
-from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung
+from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung, all_wait
 
 
 def decide(curves: Curves, rungs: Sequence[Rung], budget: Budget) -> Mapping[int, Choice]:
     at = rungs[-1]
     if at.under_way:
-        reason = f"{at.under_way} of its generation have yet to finish {at.stage}"
-        return dict.fromkeys(curves, Choice(Action.WAIT, reason))
+        return all_wait(curves, at)
     losses = {candidate: curve[-1][1] for candidate, curve in curves.items()}
     places = budget.places(at.reached)
 

@@ -81,6 +81,12 @@ class Choice:
     among: Among | None = None
 
 
+def all_wait(curves: Curves, at: Rung) -> Mapping[int, Choice]:
+    """Of a rule that decides about a generation as a whole, while some have yet to come."""
+    reason = f"{at.under_way} of its generation have yet to finish {at.stage}"
+    return dict.fromkeys(curves, Choice(Action.WAIT, reason))
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One way to decide who goes on.

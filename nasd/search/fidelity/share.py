@@ -6,14 +6,13 @@ more than were meant to go on. Ties go to the lower id.
 
 from collections.abc import Mapping, Sequence
 
-from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung
+from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung, all_wait
 
 
 def decide(curves: Curves, rungs: Sequence[Rung], budget: Budget) -> Mapping[int, Choice]:
     at = rungs[-1]
     if at.under_way:
-        reason = f"{at.under_way} of its generation have yet to finish {at.stage}"
-        return dict.fromkeys(curves, Choice(Action.WAIT, reason))
+        return all_wait(curves, at)
     losses = {candidate: curve[-1][1] for candidate, curve in curves.items()}
     order = sorted(losses, key=lambda candidate: (losses[candidate], candidate))
     places = budget.places(at.reached)
