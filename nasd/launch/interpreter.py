@@ -11,7 +11,6 @@ from pathlib import Path
 
 from nasd.contract.errors import NasdError
 
-PYTHON = sys.executable  # this process's own
 # What tells a process its place among others. One who starts nasd from within a job of theirs has
 # them set, and Hugging Face's libraries and torch act on them.
 _PLACES = {
@@ -24,10 +23,15 @@ _OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "ACCELERATE_", "FSDP_")
 _OF_PYTHON = {"PYTHONOPTIMIZE", "PYTHONINSPECT"}
 
 
+def this() -> str:
+    """The Python of this process."""
+    return sys.executable
+
+
 def command(module: str, *arguments: str, python: str = "") -> list[str]:
     """The command line of `python -m MODULE`, from wherever it is called. python: another than this
     process's, as on another machine."""
-    return [python or PYTHON, "-P", "-m", module, *arguments]
+    return [python or this(), "-P", "-m", module, *arguments]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -472,7 +472,7 @@ def probe(config: Config, state: Path, patience: float) -> Probe:
     first = next((name for name in (state, *state.parents) if name.is_dir()), state)
     with tempfile.TemporaryDirectory(prefix=".nasd-probe-", dir=first) as name:
         folder = Path(name)
-        python = config.slurm.python or interpreter.PYTHON
+        python = config.slurm.python or interpreter.this()
         told = folder / "told.json"
         lines = [
             "#!/bin/sh",
