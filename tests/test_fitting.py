@@ -54,6 +54,21 @@ def test_a_budget_below_the_smallest_search_is_refused_by_its_key(tmp_path, budg
     assert not (tmp_path / "new").exists()
 
 
+def test_what_the_smallest_search_is_said_to_take_is_more_than_was_given_and_enough(
+    tmp_path: Path,
+) -> None:
+    def fitted(budget: float) -> None:
+        write_preset("thesis", tmp_path, [], True, partial(fit, budget=budget), lambda line: None)
+
+    with pytest.raises(NasdError) as caught:
+        fitted(1e-3)
+    needed = float(caught.value.args[0].split("takes about ")[1].split(":")[0])
+    for share in (0.5, 0.9):
+        with pytest.raises(NasdError, match=f"takes about {needed:g}"):
+            fitted(share * needed)
+    fitted(1.05 * needed)  # as it is rounded
+
+
 def test_without_mlm_many_small_generations_come_before_whole_epochs() -> None:
     config = parse(tomllib.loads(preset_text("compress")), "compress")
     wishes = wishes_of(config)

@@ -181,10 +181,9 @@ def fit(
         return hours_of(applied(config, changed(config, plan, fixed)), subject)
 
     spent = 0.0
+    smallest = Plan(*SIZES[-1], min(most, least), FINETUNE[-1])
     for aim in AIM:
-        plan = choose(aim * budget, most, enough, least, price, wishes_of(config))
-        if plan is None:
-            break
+        plan = choose(aim * budget, most, enough, least, price, wishes_of(config)) or smallest
         keys = changed(config, plan, fixed)
         tried = applied(config, keys)
         found = simulate(
@@ -194,10 +193,11 @@ def fit(
         if spent <= budget:
             capped = {} if KEY in fixed else {KEY: budget}
             return keys | capped, _told(tried, subject, keys, fixed, budget, spent, unit)
-    smallest = price(Plan(*SIZES[-1], min(most, least), FINETUNE[-1]))
+        if plan == smallest:
+            break
     raise NasdError(
         f"{KEY}: {budget:g} {unit} do not pay the smallest search of this config, which takes about"
-        f" {readable.hours(smallest / AIM[0])}: give more (--budget-gpu-hours), or fix less (--set)"
+        f" {readable.hours(spent)}: give more (--budget-gpu-hours), or fix less (--set)"
     )
 
 
