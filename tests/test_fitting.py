@@ -69,6 +69,16 @@ def test_what_the_smallest_search_is_said_to_take_is_more_than_was_given_and_eno
     fitted(1.05 * needed)  # as it is rounded
 
 
+def test_each_choice_is_told_by_what_it_is(tmp_path: Path) -> None:
+    told: list[str] = []
+    fitted = partial(fit, budget=0.5)
+    set_ = ["slots.devices=['cuda:0']"]
+    write_preset("compress", tmp_path, set_, False, fitted, told.append)
+    assert "population.finishing = 1: of them train the front on" in "\n".join(told)
+    epochs = [line for line in told if line.endswith(": of questions")]
+    assert all(line.lstrip().startswith("stages.") for line in epochs), told
+
+
 def test_without_mlm_many_small_generations_come_before_whole_epochs() -> None:
     config = parse(tomllib.loads(preset_text("compress")), "compress")
     wishes = wishes_of(config)

@@ -215,6 +215,7 @@ def _told(
         "population.mu": "candidates that are parents",
         "population.lambda": "offspring of each generation",
         "experiment.generations": "behind the initial population",
+        "population.finishing": "of them train the front on, and breed nobody",
         "data.mlm.max_sequences": f"to train on, of {most:,} that there are",
     }
     lines = [f"{key} = {value}: {why.get(key, 'of questions')}" for key, value in keys.items()]
