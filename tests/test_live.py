@@ -219,7 +219,7 @@ def test_a_port_in_use_and_a_search_that_is_not_there_are_told(tick: Tick, tmp_p
 def shown(tmp_path: Path) -> Callable[[str, int], str]:
     """The page as a browser of so many pixels has made it of an address."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium")
+        pytest.skip("there is no Chromium to look at the page with: install one")
 
     def show(address: str, width: int) -> str:
         done = subprocess.run(
