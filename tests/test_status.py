@@ -102,7 +102,7 @@ def report(tick: Tick) -> dict[str, Any]:
 
 def test_the_text_is_what_python_would_write(search: Tick):
     found = report(search)
-    assert as_json.text(found) == json.dumps(found, indent=1)
+    assert as_json.text(found).decode() == json.dumps(found, indent=1)
     undecodable = {"path": os.fsdecode(b"/caf\xe9")}
     assert json.loads(as_json.text(undecodable)) == undecodable
 

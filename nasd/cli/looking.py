@@ -39,7 +39,7 @@ def status(
         with kept():
             from nasd.views.status import as_json as view
 
-            print(view.text(view.report(folder)))
+            typer.echo(view.text(view.report(folder)))  # bytes: there are 20 MB of them
         return
     from nasd.cli.details import details
     from nasd.views.status.watch import show

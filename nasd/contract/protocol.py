@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from nasd.contract.config import Data, Measure, Part, SearchSpace, Stage, Teacher
 from nasd.contract.errors import NasdError
@@ -276,5 +277,5 @@ def read_metrics(path: Path, after: int = 0) -> tuple[list[dict[str, Any]], int]
     lines = []
     for line in whole.splitlines():
         with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
+            lines.append(from_json(line))  # a curve has tens of thousands: a quarter of json's time
     return lines, after + len(whole)

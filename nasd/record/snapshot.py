@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,26 @@ def read(
     """Everything, or what is in play, as of one instant (one read transaction). lines: of these
     candidates, all that they descend from, and the baseline, with all generations, and what was
     decided in those that these were born in; attempts and members are of these alone."""
-    connection.execute("BEGIN")
-    try:
+    with _one_instant(connection):
         if lines is None:
             return _read(connection, _WHOLE if whole else _IN_PLAY, [])
         return _read(connection, _LINES, [int(one) for one in lines])
+
+
+def counted(connection: sqlite3.Connection) -> tuple[Snapshot, dict[int, int]]:
+    """Everything but the attempts of those that are not in play any more, most of all rows; and
+    how many attempts each candidate has had."""
+    with _one_instant(connection):
+        query = "SELECT candidate, count(*) FROM attempt GROUP BY candidate"
+        return _read(connection, _COUNTED, []), dict(connection.execute(query).fetchall())
+
+
+@contextmanager
+def _one_instant(connection: sqlite3.Connection) -> Iterator[None]:
+    """A read transaction."""
+    connection.execute("BEGIN")
+    try:
+        yield
     except (ValueError, KeyError, TypeError) as error:  # what a row holds is not what was written
         file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
         raise NasdError(damaged(file, f"{type(error).__name__}: {error}")) from error
@@ -322,6 +337,8 @@ _IN_PLAY = _Part(
     members="generation >= :newest - 1",  # the parents' ranks stand in the generation before
     injections="generation IS NULL",
 )
+
+_COUNTED = replace(_WHOLE, attempts=_IN_PLAY.attempts)
 
 _ASKED = "(SELECT value FROM json_each(:asked))"
 _LINE = (

@@ -418,7 +418,7 @@ class Snapshot:
         held = (slot for attempt in self.attempts for slot in attempt.slots)
         return slots.unit(held if listed == "auto" else listed)
 
-    @property
+    @cached_property
     def scoring(self) -> tasks.Scoring:
         """The tasks that give the score, and what of them is shown."""
         config = self.experiment.config

@@ -13,6 +13,7 @@ from nasd.contract.genotype import text_of
 from nasd.contract.readable import share_of_baseline
 from nasd.record.lifecycle import DecisionKind
 from nasd.record.state import Candidate, LoggedEvent, Snapshot
+from nasd.search import noise
 from nasd.views.status import standing
 from nasd.views.status.attempts import Where
 from nasd.views.status.devices import Device
@@ -30,13 +31,13 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
     return as_json(read(state, now, whole))
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: dict[str, Any]) -> bytes:
     """As `json.dumps` would write it, one value a line, ASCII alone; that takes a second for
     thousands of candidates, as Python's own writer is quick only without line breaks."""
     try:
-        return to_json(found, indent=1, ensure_ascii=True).decode()
+        return to_json(found, indent=1, ensure_ascii=True)
     except PydanticSerializationError:  # bytes of a name that are no UTF-8
-        return json.dumps(found, indent=1)
+        return json.dumps(found, indent=1).encode()
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
@@ -95,7 +96,6 @@ def _remaining(facts: Facts) -> dict[str, Any] | None:
 class _Tables:
     """What other tables say of candidates, and of generations."""
 
-    attempts: dict[int, int] = field(default_factory=dict)
     losses: dict[int, dict[str, float]] = field(default_factory=dict)
     survivors: dict[int, list[int]] = field(default_factory=dict)
     hypervolumes: dict[int, float] = field(default_factory=dict)
@@ -104,8 +104,6 @@ class _Tables:
     @classmethod
     def of(cls, snap: Snapshot) -> "_Tables":
         found = cls()
-        for attempt in snap.attempts:
-            found.attempts[attempt.candidate] = found.attempts.get(attempt.candidate, 0) + 1
         for (candidate, stage), result in snap.results.items():
             if result.last_loss is not None:
                 found.losses.setdefault(candidate, {})[stage] = result.last_loss
@@ -166,7 +164,7 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "f1": scores.get("f1"),
         "scores": snap.scoring.named(scores),
         "quality": snap.quality(candidate.id) if scores else None,
-        "quality_error": snap.quality_error(candidate.id) if scores else None,
+        "quality_error": noise.error_of(scores),
         "rank_within_noise_of": list(tables.unsure.get(candidate.id, ())),
         "rank": None if member is None else member.rank,
         "rank_so_far": facts.ranks.get(candidate.id),
@@ -174,7 +172,7 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "survives": bool(member and member.survives),
         "progress": None if where is None else _progress(where),
         "steps_per_second": None if where is None else where.steps_per_second,
-        "attempts": tables.attempts.get(candidate.id, 0),
+        "attempts": facts.attempts.get(candidate.id, 0),
     }
 
 

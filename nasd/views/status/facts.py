@@ -1,6 +1,7 @@
 """All that there is to see of an experiment, at one instant."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,7 +42,8 @@ class Gained:
 
 @dataclass(frozen=True)
 class Facts:
-    """snapshot: of the whole search, or of what is in play. config: None where it is of another
+    """snapshot: of the whole search but for attempts that are out of play, or of what is in play.
+    attempts: how many each of its candidates has had. config: None where it is of another
     nasd. served: whether a daemon is up. trouble: what is in its way. selections: as
     nasd.record.snapshot.selections. where: live attempts, by candidate. devices: by slot, as far as
     they are known."""
@@ -54,6 +56,7 @@ class Facts:
     selections: list[tuple[int, float, float]]
     where: Mapping[int, Where]
     devices: Mapping[str, Device]
+    attempts: Mapping[int, int] = field(default_factory=dict)
     known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
     trouble: str = ""
     chosen: int | None = None  # the candidate that a person has chosen in the live view
@@ -242,7 +245,11 @@ class Reader:
     def read(self, now: float | None = None) -> Facts:
         """Raises NasdError if there is no experiment."""
         with snapshot.opened(self._folder.path) as connection:
-            snap = snapshot.read(connection, self._whole)
+            if self._whole:
+                snap, attempts = snapshot.counted(connection)
+            else:
+                snap = snapshot.read(connection, whole=False)
+                attempts = Counter(one.candidate for one in snap.attempts)
             events = snapshot.events(connection, EVENTS)
             selections = snapshot.selections(connection)
         now = time.time() if now is None else now
@@ -263,6 +270,7 @@ class Reader:
             where=self._listener.look(snap),
             devices={},
             known=self._known,
+            attempts=attempts,
         )
         if self._devices is None:
             return facts
