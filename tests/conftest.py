@@ -244,7 +244,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_summaries() -> Iterator[None]:
     """Nothing of the daemon's for TensorBoard, where that is not what is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nasd.views.board.Board._write", lambda board, runs: None)
+        patch.setattr("nasd.views.board.Board.show", lambda board, *what, **more: None)
         yield
 
 
@@ -428,7 +428,7 @@ def make_tick(
         clock,
         monotonic=clock,
         free_bytes=lambda path: 1 << 50,
-        artist=Board,
+        pictures=Board(state, store),
     )
 
 

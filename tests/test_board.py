@@ -322,9 +322,9 @@ def test_a_selection_is_a_card_with_ranks_and_survivors(found: Snapshot, shown: 
 
 def test_what_stands_is_not_written_again(tick: Tick):
     before = {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")}
-    board = Board(tick.state, tick.store)
-    board.show_all()
-    board.show_search()
+    found = tick.store.read()
+    numbers = [one.number for one in found.generations]
+    Board(tick.state, tick.store).show(found.candidates, numbers, search=True)
     assert {path: path.stat().st_mtime_ns for path in tick.state.tensorboard.rglob("*")} == before
 
 

@@ -14,7 +14,6 @@ system can run it.
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterable

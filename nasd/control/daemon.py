@@ -21,7 +21,7 @@ from nasd.contract.errors import NasdError
 from nasd.control import notify, preflight, unusable
 from nasd.control.herald import Herald
 from nasd.control.leaving import Leaving, Tell, on_stderr
-from nasd.control.pictures import Artist, unseen
+from nasd.control.pictures import Artist, Beside, unseen
 from nasd.control.tick import Tick
 from nasd.control.watchdog import Watchdog
 from nasd.launch import home, launchers
@@ -29,6 +29,7 @@ from nasd.launch.launcher import Entry
 from nasd.record import daemon_lock, privacy, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState
+from nasd.record.readings import Readings
 from nasd.record.state import PAUSED, Snapshot
 from nasd.record.store import Store
 
@@ -127,12 +128,13 @@ def _run(
         if opened:
             log.warning("%s", opened)
         assert kind.open is not None, f"a config names the launcher {config.slots.launcher}"
+        pictures = stack.enter_context(Beside(artist(state, Readings(state.path))))
         with unusable.refused(state):
             tick = Tick(
                 *(store, config, folder, state, names),
                 kind.open(config, state.path),
                 leashed=kind.leashed,
-                artist=artist,
+                pictures=pictures,
             )
         tick.health = stack.enter_context(kind.health(names))
         tick.say = say

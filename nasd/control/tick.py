@@ -31,7 +31,7 @@ from nasd.contract.protocol import (
 from nasd.control import backups, retention, specs
 from nasd.control.inbox import Inbox
 from nasd.control.machine import MachineWatch, free_bytes
-from nasd.control.pictures import Artist, unseen
+from nasd.control.pictures import UNSEEN, Pictures
 from nasd.control.silence import Silence
 from nasd.launch.gpus import Health
 from nasd.launch.launcher import Launcher, NotYet, wait_until
@@ -57,7 +57,7 @@ class Tick:
     """What a turn needs. `config_folder`: where relative data paths start. `clock`: of the wall,
     for the record; `monotonic`: for time that passes, whatever happens to the wall's clock.
     `health`: of the GPUs, by slot; None while it is not known. `free_bytes`: of a folder's disk.
-    `artist`: draws what people see. `say`: tells people what is in the way of its turns, where that
+    `pictures`: what people see. `say`: tells people what is in the way of its turns, where that
     cannot be recorded. `leashed`: whether attempts die with the daemon, as of a launcher.
     """
 
@@ -73,7 +73,7 @@ class Tick:
     free_bytes: Callable[[Path], int] = free_bytes
     say: Callable[[str], None] = lambda text: None
     told: Callable[[], bool] = bool  # whether the daemon has been told to leave
-    artist: Artist = unseen
+    pictures: Pictures = UNSEEN
     leashed: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +82,6 @@ class Tick:
             self.monotonic, 60 * daemon.start_minutes, 60 * daemon.stall_minutes
         )
         self._began: dict[int, float] = {}  # monotonic, of the attempts that this daemon started
-        self._board = self.artist(self.state, self.store)
         self._met: set[int] = set()  # attempts that this daemon started, or found alive
         self._asked: set[int] = set()  # attempts that this daemon has asked to stop
         self._away = ""  # why the launcher starts nothing
@@ -123,9 +122,12 @@ class Tick:
         generation = self.store.in_play().generation
         if generation and generation.opened_at > backups.newest(self.state):
             self._kept_at = None  # the daemon before was killed on its way to it
-        retention.sweep(self.state, self.store.read())
-        self._board.show_all()
-        self._board.show_search()
+        whole = self.store.read()
+        retention.sweep(self.state, whole)
+        # What a daemon that was killed had decided, but not yet drawn.
+        newest = [one.number for one in whole.generations[-2:]]
+        lately = {one.candidate for one in whole.members if one.generation in newest}
+        self.pictures.show({*lately, *self.store.in_play().candidates}, newest, search=True)
 
     def look(self) -> None:
         """Holds the search while the disk is nearly full, and leaves GPUs alone that are lost,
@@ -281,7 +283,7 @@ class Tick:
         with within:
             self.store.end_attempt(attempt.id, ended, now)
         if end.event in (Event.SCORE, Event.FAIL, Event.CUT):
-            self._board.show(attempt.candidate)
+            self.pictures.show([attempt.candidate])
         self._silence.forget(attempt.id)
         self._began.pop(attempt.id, None)
         self._met.discard(attempt.id)
@@ -354,7 +356,7 @@ class Tick:
                 self._apply(decision)
         finally:  # once for all that a turn decides, whatever ended it
             if self.store.in_play().generations != before:
-                self._board.show_search()
+                self.pictures.show([], search=True)
 
     def _apply(self, decision: decisions.Decision) -> None:
         now = self.clock()
@@ -373,20 +375,20 @@ class Tick:
                     *(generation, bred, payload, first_stage, now, injections),
                     *(control, losses, chosen),
                 )
-                self._board.show_all()
+                self._draw()
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]
                 )
             case decisions.Cutoff(generation, stage, next_stage, promotion, nth):
                 self.store.record_cutoff(generation, stage, next_stage, promotion, now, nth)
-                self._board.show_all()
+                self._draw()
                 kept = sorted(promotion.kept)
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)
             case decisions.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
             case decisions.Select(generation, members, payload):
                 self.store.record_selection(generation, members, payload, now)
-                self._board.show_all()
+                self._draw()
                 log.info("generation %d: survivors %s", generation, payload["survivors"])
             case decisions.Complete():
                 self.store.complete(now)
@@ -394,6 +396,12 @@ class Tick:
             case decisions.Halt(reason):
                 self.store.halt(reason, now)
                 log.error("halted: %s", reason)
+
+    def _draw(self) -> None:
+        """All that is in play, and what was decided in the newest generation."""
+        play = self.store.in_play()
+        newest = () if play.generation is None else (play.generation.number,)
+        self.pictures.show(play.candidates, newest)
 
     # -- start ---------------------------------------------------------------------------------
 

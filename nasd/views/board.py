@@ -11,10 +11,9 @@ kept from being written is written by the next daemon, and no point ever stands 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +50,7 @@ from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
 from nasd.record.folders import StateFolder, run_name
 from nasd.record.lifecycle import DecisionKind, State
+from nasd.record.readings import Reads
 from nasd.record.state import Candidate, Generation, Holdings, Recorded, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.objectives import OBJECTIVES
@@ -93,20 +93,6 @@ ABOUT = {
 }
 
 
-class Reads(Protocol):
-    """What it reads the search by: the store, of which it writes nothing."""
-
-    def read(self) -> Snapshot: ...
-
-    def in_play(self) -> Snapshot: ...
-
-    def lines(self, candidates: Iterable[int]) -> Snapshot: ...
-
-    def selected(self) -> list[Selected]: ...
-
-    def holdings(self) -> Holdings: ...
-
-
 class Board:
     """Writes behind the decisions, which stand. What a kill in between kept from being written, the
     next daemon writes at its start; what a full disk did, comes with what is shown next."""
@@ -115,42 +101,31 @@ class Board:
         self._state, self._store = state, store
         self._behind = False
 
-    def show(self, candidate: int) -> None:
-        """A candidate whose lot has changed."""
+    def show(
+        self, candidates: Iterable[int], generations: Iterable[int] = (), search: bool = False
+    ) -> None:
+        """Of these, whatever is not yet shown as it is now."""
+        asked = list(candidates)
         if self._behind:
-            self.show_all()
+            found = self._store.read()
+            asked, search = list(found.candidates), True
+            generations = [one.number for one in found.generations]
         else:
-            self._write(lambda: self._runs(self._store.lines([candidate]), [candidate]))
-
-    def show_all(self) -> None:
-        """Of what is in play and of the newest generation's decisions, whatever is not yet shown as
-        it is now."""
-        self._write(self._everything if self._behind else self._in_play)
-
-    def show_search(self) -> None:
-        """What is told of the search as a whole: it changes when a generation begins, and when it
-        is over."""
-        self._write(self._everything if self._behind else self._search)
-
-    def _in_play(self) -> Runs:
-        play = self._store.in_play()
-        newest = [] if play.generation is None else [play.generation.number]
-        return self._runs(self._store.lines(play.candidates), play.candidates, newest)
-
-    def _search(self) -> Runs:
-        return self._runs(self._store.lines([]), search=True)
-
-    def _everything(self) -> Runs:
-        whole = self._store.read()
-        numbers = [one.number for one in whole.generations]
-        return self._runs(whole, whole.candidates, numbers, search=True)
+            found = self._store.lines(asked)
+        try:
+            for name, events in self._runs(found, asked, generations, search):
+                write_run(self._state.run(name), events, found.experiment.created_at)
+            self._behind = False
+        except OSError as error:
+            self._behind = True
+            log.warning("TensorBoard's files could not be written: %s", error)
 
     def _runs(
         self,
         snapshot: Snapshot,
-        candidates: Iterable[int] = (),
-        generations: Iterable[int] = (),
-        search: bool = False,
+        candidates: Iterable[int],
+        generations: Iterable[int],
+        search: bool,
     ) -> Runs:
         for one in candidates:
             yield _name(snapshot, one), candidate_events(snapshot, one)
@@ -159,16 +134,6 @@ class Board:
         if search:
             chosen, holdings = self._store.selected(), self._store.holdings()
             yield "search", search_events(snapshot, chosen, holdings)
-
-    def _write(self, runs: Callable[[], Runs]) -> None:
-        began = self._store.in_play().experiment.created_at
-        try:
-            for name, events in runs():
-                write_run(self._state.run(name), events, began)
-            self._behind = False
-        except OSError as error:
-            self._behind = True
-            log.warning("TensorBoard's files could not be written: %s", error)
 
 
 # -- a candidate ---------------------------------------------------------------------------------

@@ -26,9 +26,11 @@ from rich.console import Console
 import nasd
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, unchanged
 from nasd.contract.protocol import AttemptFolder, Heartbeat, write
+from nasd.control.pictures import Beside
 from nasd.control.tick import Tick
 from nasd.policy.decisions import next_decision
 from nasd.record.folders import StateFolder
+from nasd.record.readings import Readings
 from nasd.record.store import Store
 from nasd.views.board import Board
 from nasd.views.status.facts import Reader
@@ -38,6 +40,8 @@ from tests.bench.beside import beside
 from tests.conftest import Clock, FakeLauncher, begin, prepared, thesis_config
 
 DISTILBERT = Backbone(30522, 512, 768)
+SELECTS = "selects, opens, breeds, backs up and collects"
+DRAWN = "draws TensorBoard's pictures of that beside the turns"
 CURVE = [(50 * n, 6.0 - 0.1 * n) for n in range(1, 33)]
 EVENTS_A_STAGE = 2
 LADDER = ("pretrain_0", "pretrain_1", "finetune", "evaluate")
@@ -294,9 +298,20 @@ def ticks(state: StateFolder, generations: int) -> dict[str, list[float]]:
     _stand_in_weights(state, store)
     slots = tuple(f"cpu:{n}" for n in range(4))
     config = config.model_copy(update={"slots": config.slots.model_copy(update={"devices": slots})})
+    pictures = Beside(Board(state, Readings(state.path)))
     tick = Tick(
-        *(store, config, state.path, state, slots, launcher, clock), monotonic=clock, artist=Board
+        *(store, config, state.path, state, slots, launcher, clock),
+        monotonic=clock,
+        pictures=pictures,
     )
+    with pictures:
+        return _climb(tick, launcher, clock, generations, pictures)
+
+
+def _climb(
+    tick: Tick, launcher: FakeLauncher, clock: Clock, generations: int, pictures: Beside
+) -> dict[str, list[float]]:
+    store, config = tick.store, tick.config
     tick.begin()
     tick()  # the backup at the start, and the generation that is due
     spent: dict[str, list[float]] = {}
@@ -314,7 +329,7 @@ def ticks(state: StateFolder, generations: int) -> dict[str, list[float]]:
         seconds = time.perf_counter() - begun
         after = store.in_play()
         if after.generations != before.generations:
-            kind = "selects, opens, breeds, backs up and collects"
+            kind = SELECTS
         elif len(after.decisions) > len(before.decisions):
             kind = "makes a cutoff"
         elif jobs != {*launcher.jobs}:
@@ -322,6 +337,10 @@ def ticks(state: StateFolder, generations: int) -> dict[str, list[float]]:
         else:
             kind = "rests"
         spent.setdefault(kind, []).append(seconds)
+        if kind == SELECTS:
+            drawing = time.perf_counter()
+            pictures.wait(60)
+            spent.setdefault(DRAWN, []).append(time.perf_counter() - drawing)
     assert next_decision(store.in_play(), config) == next_decision(store.read(), config)
     store.close()
     return spent
@@ -371,6 +390,8 @@ from nasd.launch.local import LocalLauncher
 from nasd.record.store import Store
 from nasd.control.tick import Tick
 from nasd.contract.config import load
+from nasd.control.pictures import Beside
+from nasd.record.readings import Readings
 
 class Idle(LocalLauncher):
     # what is started only waits: the daemon watches as it watches training
@@ -385,7 +406,10 @@ class Idle(LocalLauncher):
 state = StateFolder(Path(sys.argv[1]))
 config = load(Path(sys.argv[2]))
 slots = tuple(f"cpu:{n}" for n in range(4))
-daemon._serve(Tick(Store(state.database), config, state.path, state, slots, Idle(1), artist=Board))
+with Beside(Board(state, Readings(state.path))) as pictures:
+    store = Store(state.database)
+    tick = Tick(store, config, state.path, state, slots, Idle(1), pictures=pictures)
+    daemon._serve(tick)
 """
 
 
