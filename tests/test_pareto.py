@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.search.pareto import Point, covers, crowding, hypervolume, ranks, survivors, tournament
+from nasd.search.pareto import (
+    Point,
+    covers,
+    crowding,
+    hypervolume,
+    ranks,
+    spread,
+    survivors,
+    tournament,
+)
 
 INF = math.inf
 SIZE = 1  # the axis that the thesis's tournaments go by
@@ -325,3 +334,30 @@ def test_an_objective_that_is_no_number_is_a_bug(wrong: float) -> None:
 def test_importing_it_brings_neither_numpy_nor_moocore() -> None:
     code = "import sys, nasd.search.pareto; sys.exit(bool({'numpy', 'moocore'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20), st.integers(0, 12))
+def test_those_spread_along_a_front_are_of_the_best_ranks_and_as_many_as_asked(
+    drawn: list[tuple[int, int]], count: int
+) -> None:
+    points = [(float(x), float(y)) for x, y in drawn]
+    found = spread(points, count)
+    assert len(set(found)) == len(found) == min(count, len(points))
+    rank = ranks(points)
+    worst = max((rank[index] for index in found), default=-1)
+    assert all(index in found for index, one in enumerate(rank) if one < worst)
+
+
+def test_few_of_a_front_are_taken_from_all_along_it() -> None:
+    # Two lonely neighbours at one end have the largest distances of the whole front.
+    line = [(0.0, 10.0), (1.0, 9.0), (5.0, 5.0), (5.5, 4.5), (6.0, 4.0), (6.5, 3.5), (10.0, 0.0)]
+    assert spread(line, 3) == [0, 2, 6]
+    sizes = [(float(x), 20.0 - x) for x in range(21)]
+    assert spread(sizes, 2) == [0, 20]
+    gaps = [b - a for a, b in itertools.pairwise(spread(sizes, 6))]
+    assert max(gaps) <= 2 * min(gaps)
+
+
+def test_who_breaks_a_limit_is_not_spread_out_before_those_who_break_none() -> None:
+    points = [(0.0, 9.0), (4.0, 5.0), (9.0, 0.0), (20.0, 20.0)]
+    assert spread(points, 3, [0.0, 0.0, 0.0, 1.0]) == [0, 1, 2]

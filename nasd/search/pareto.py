@@ -106,6 +106,27 @@ def survivors(points: Sequence[Point], mu: int, missed: Sequence[float] = ()) ->
     return order[:mu]
 
 
+def spread(points: Sequence[Point], count: int, missed: Sequence[float] = ()) -> list[int]:
+    """So many of the best, as indices, spread along the last front of theirs: of that the most
+    crowded one goes, again and again, each time by the distances of those that are left (Kukkonen
+    and Deb 2006).
+
+    Where a few of many are taken, the largest distances of the whole front leave gaps: they may all
+    lie side by side.
+    """
+    rank = ranks(points, missed)
+    found: list[int] = []
+    for front in sorted(set(rank)):
+        members = [index for index, one in enumerate(rank) if one == front]
+        while len(members) > max(0, count - len(found)):
+            distance = crowding([points[index] for index in members], [0] * len(members))
+            # Of the ends of a front of more than there is room for, the last.
+            crowded = min(range(len(members)), key=lambda at: (distance[at], -members[at]))
+            del members[crowded]
+        found += members
+    return found
+
+
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """The area, or volume, that the points dominate above the reference.
 

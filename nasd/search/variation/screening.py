@@ -7,7 +7,7 @@ windows, in seconds. Hundreds are tried, and the few that are best for their siz
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nasd.search.pareto import Point, survivors
+from nasd.search.pareto import Point, spread
 
 LEAST = 0.5  # of what its parent knows is what a mutant has to keep
 
@@ -32,7 +32,8 @@ def kept(loss: float, parent: float, ignorance: float) -> float:
 
 
 def best(tried: Sequence[Tried], count: int) -> list[int]:
-    """So many of them, as indices in their order: by NSGA-II's survival over (loss, objectives).
+    """So many of them, as indices in their order: by non-dominated rank over (loss, objectives),
+    and spread along the last front.
 
     Whoever has lost more than half of its parent's knowledge, or breaks a limit of the experiment,
     comes behind all others, and those without a loss only fill up: the smallest would be on the
@@ -41,6 +42,6 @@ def best(tried: Sequence[Tried], count: int) -> list[int]:
     judged = [(index, one.loss) for index, one in enumerate(tried) if one.loss is not None]
     points = [(-loss, *tried[index].known) for index, loss in judged]
     missed = [max(0.0, LEAST - tried[index].kept) + tried[index].missed for index, _ in judged]
-    chosen = [judged[place][0] for place in survivors(points, count, missed)]
+    chosen = [judged[place][0] for place in spread(points, count, missed)]
     chosen += [index for index, one in enumerate(tried) if one.loss is None]
     return sorted(chosen[:count])
