@@ -19,8 +19,9 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
 from nasd.record.state import Snapshot
 from nasd.search.variation.breeding import check_genotype, initial_population
+from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.inherit import born
-from nasd.worker.model.phenotype import Architecture, QuestionAnswering
+from nasd.worker.model.phenotype import QuestionAnswering
 from tests.bench import ablation, child, search, standing
 from tests.bench.following import Follower
 from tests.bench.laboratory import Laboratory, Pace, worked

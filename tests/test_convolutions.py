@@ -32,8 +32,11 @@ from nasd.record.lifecycle import State
 from nasd.search.variation.keeping import informed
 from nasd.worker.measure import table
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import CONFIG, Architecture
+from nasd.worker.model.attention import nearby
 from nasd.worker.model.inherit import born
-from nasd.worker.model.phenotype import Depthwise, QuestionAnswering
+from nasd.worker.model.layers import Depthwise, Packing
+from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.training.progress import quiet
 from tests.conftest import drive, make_tick, without_summaries
 from tests.test_task_lineage import task_dict
@@ -110,7 +113,7 @@ def test_no_example_sees_its_padding_or_whoever_it_is_packed_with(family: str) -
     offsets = torch.tensor([0, 12, 15, 22, 23])
     with torch.no_grad():
         padded = model.encoder(ids, mask)
-        packed = model.encoder.packed(ids, phenotype.Packing(places, offsets))
+        packed = model.encoder.packed(ids, Packing(places, offsets))
         chosen = torch.tensor([[0, 2], [0, 2], [6, 1], [0, 0]])
         some = model.encoder(ids, mask, chosen)
         for one, length in enumerate(lengths):
@@ -186,10 +189,10 @@ def test_parameters_bytes_and_operations_are_those_of_the_model(tmp_path: Path) 
 def test_a_local_attention_counts_the_tokens_that_it_looks_at() -> None:
     local = Genotype(tuple(replace(one, role="local") for one in PLAIN.blocks))
     for window in (1, 2, 5, 11, 40):
-        nearby = phenotype.nearby(torch.arange(12), 12, window).sum()
+        pairs = nearby(torch.arange(12), 12, window).sum()
         known = replace(BACKBONE, window=window)
         less = flop(PLAIN, known, 3, 12) - flop(local, known, 3, 12)
-        assert less == 3 * 3 * 4 * 24 * (12 * 12 - int(nearby))
+        assert less == 3 * 3 * 4 * 24 * (12 * 12 - int(pairs))
     assert flop(local, BACKBONE, 3, 12) == flop(PLAIN, BACKBONE, 3, 12)  # it is not known of
 
 
@@ -215,7 +218,7 @@ def test_a_latency_table_has_convolutions_and_local_attentions_by_themselves() -
 
 
 def test_each_of_these_parts_can_be_measured() -> None:
-    arch = phenotype.Architecture(50, 12, 24, (), **FAMILIES["modernbert"])
+    arch = Architecture(50, 12, 24, (), **FAMILIES["modernbert"])
     calls, _ = table._parts(arch, SPACE, Measure(tokens=12), quiet)
     assert calls.keys() - {table.NOTHING} == latency.measured(SPACE, local=True).keys()
     for call in calls.values():
@@ -252,7 +255,7 @@ def test_an_exported_model_has_them_in_transformers_and_in_onnx(tmp_path: Path) 
 @pytest.mark.parametrize("kernel", [2, 101, "x"])
 def test_a_folder_with_an_impossible_kernel_is_refused(tmp_path: Path, kernel: Any) -> None:
     phenotype.save(model_of(CONVOLVED), tmp_path)
-    path = tmp_path / phenotype.CONFIG
+    path = tmp_path / CONFIG
     told = json.loads(path.read_text())
     told["blocks"][0]["convolution"] = kernel
     path.write_text(json.dumps(told))

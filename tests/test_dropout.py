@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nasd.worker.model.phenotype import LOTS, Dropout, attend, dropped, scale_of
+from nasd.worker.model.attention import attend
+from nasd.worker.model.layers import LOTS, Dropout, dropped, scale_of
 
 
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(0, LOTS))

@@ -16,7 +16,8 @@ from nasd.contract.genotype import Genotype, unchanged
 from nasd.contract.squad import Question
 from nasd.worker.model import families, phenotype, seed, spans
 from nasd.worker.model.inherit import born
-from nasd.worker.model.phenotype import Packing, QuestionAnswering
+from nasd.worker.model.layers import Packing
+from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.tasks.passages import build_features
 from tests import encoders

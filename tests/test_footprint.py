@@ -12,6 +12,7 @@ from nasd.contract.footprint import exported_bytes, flop
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.search.objectives.figures import figures
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import Architecture
 
 BACKBONE = Backbone(vocab_size=120, positions=40, width=48)
 GENOTYPES = [
@@ -26,7 +27,7 @@ GENOTYPES = [
 
 
 def model_of(genotype: Genotype) -> phenotype.QuestionAnswering:
-    plain = phenotype.Architecture(BACKBONE.vocab_size, BACKBONE.positions, BACKBONE.width, ())
+    plain = Architecture(BACKBONE.vocab_size, BACKBONE.positions, BACKBONE.width, ())
     model = phenotype.QuestionAnswering(plain.with_blocks(genotype.to_json()["blocks"]))
     phenotype.initialise(model, torch.Generator().manual_seed(0))
     return model

@@ -9,8 +9,9 @@ from torch import Tensor
 from nasd.contract.genotype import Block, BlockLineage, FeedForward, Genotype, Lineage, unchanged
 from nasd.search.variation.breeding import align
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.inherit import inherit, new_parameters
-from nasd.worker.model.phenotype import Architecture, MaskedLM
+from nasd.worker.model.phenotype import MaskedLM
 
 A, B, C = FeedForward("gelu", (20,)), FeedForward("relu", (8, 24)), FeedForward("gelu", (16,))
 PARENT = Genotype((Block(3, (A,)), Block(4, (B, C)), Block(6, (C,))))

@@ -27,7 +27,8 @@ from nasd.worker import profile
 from nasd.worker.measure import engines, table, timing
 from nasd.worker.measure.engines import ENGINES
 from nasd.worker.measure.timing import Timing, by_turns
-from nasd.worker.model.phenotype import Architecture, QuestionAnswering
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.training.progress import quiet
 from tests.conftest import ROOT, drive, make_tick, small_config, without_summaries
 

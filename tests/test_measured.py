@@ -17,7 +17,8 @@ from nasd.views.doctor import sources
 from nasd.views.doctor.case import Case
 from nasd.worker import stage as worker
 from nasd.worker.measure import energy, quiet, stage
-from nasd.worker.model.phenotype import Architecture, QuestionAnswering, save
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.phenotype import QuestionAnswering, save
 from nasd.worker.training.progress import quiet as silent
 from tests.conftest import drive, make_tick, small_config, small_dict, without_summaries
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,11 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from nasd.contract import genotype
 from nasd.contract.genotype import Backbone, Genotype
 from nasd.worker.model import phenotype, seed
-from nasd.worker.model.phenotype import Architecture, Encoder, MaskedLM, QuestionAnswering
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.encoder import Encoder
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 
 ARCH = Architecture(vocab_size=31, positions=16, width=12, blocks=()).with_blocks(
     [
@@ -341,16 +345,27 @@ def test_files_are_on_disk_before_they_get_their_names(
     ]
 
 
-def test_the_phenotype_needs_neither_nasd_nor_transformers() -> None:
+def test_the_phenotype_and_its_neighbours_need_neither_nasd_nor_transformers(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "alone").mkdir()
+    for path in (phenotype.__file__, *get_relative_import_files(phenotype.__file__)):
+        shutil.copy(path, tmp_path / "alone")
     code = (
-        "import importlib.util, sys;"
-        f"spec = importlib.util.spec_from_file_location('alone', {phenotype.__file__!r});"
-        "sys.modules['alone'] = module = importlib.util.module_from_spec(spec);"
-        "spec.loader.exec_module(module);"
+        "import sys, alone.phenotype;"
         "print([name for name in sys.modules if name.split('.')[0] in ('nasd', 'transformers')])"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert shown.stdout.strip() == "[]"
+
+
+def test_the_modelling_code_names_each_file_that_travels() -> None:
+    """transformers 4 copies what the first file imports, and not what those files do."""
+    code = Path(phenotype.__file__).with_name("pretrained.py")
+    named = {f"{code.parent / name}.py" for name in get_relative_imports(code)}
+    assert named == set(get_relative_import_files(code))
 
 
 # --- transformers ---------------------------------------------------------------------------

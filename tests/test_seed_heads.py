@@ -12,6 +12,7 @@ from nasd.contract import seed_head, tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Verdict
 from nasd.worker.model import phenotype, seed
+from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.pretrained import NasdForQuestionAnswering
 from tests.test_seed import CLOSE, change, examples, random_model
 from tests.training import Workshop, demo_config, exported, make_workshop, stage, work
@@ -43,7 +44,7 @@ def test_a_fine_tuned_checkpoint_gives_the_same_answers(kind: str, tmp_path: Pat
 
 
 def test_an_export_is_a_seed_with_its_own_blocks_and_head(tmp_path: Path) -> None:
-    arch = phenotype.Architecture(97, 32, 24, ()).with_blocks(
+    arch = Architecture(97, 32, 24, ()).with_blocks(
         [
             {"heads": 3, "ffns": [{"activation": "gelu", "sizes": [40]}]},
             {"heads": 2, "ffns": [{"activation": "relu", "sizes": [8, 16]}] * 2},

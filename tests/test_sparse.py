@@ -24,8 +24,9 @@ from nasd.contract.squad import Question
 from nasd.contract.streams import stream_seed
 from nasd.search.variation.breeding import mutate
 from nasd.worker.model import phenotype
+from nasd.worker.model.encoder import Block
 from nasd.worker.model.inherit import inherit, new_parameters
-from nasd.worker.model.phenotype import Block, MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.tasks.corpus import MlmCorpus, SpecialTokens
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.passages import QaFeatures

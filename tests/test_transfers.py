@@ -19,9 +19,12 @@ from nasd.contract.genotype import (
     unchanged,
 )
 from nasd.search.variation.keeping import holds, informed
-from nasd.worker.model import phenotype, transfers
+from nasd.worker.model import feedforward, phenotype, transfers
+from nasd.worker.model.architecture import Architecture, FeedForwardShape
+from nasd.worker.model.attention import rotated
 from nasd.worker.model.inherit import Windows, born
-from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
+from nasd.worker.model.layers import Depthwise
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 
 WIDTH, VOCABULARY, TOKENS = 24, 50, 12
 SIZES = st.sampled_from([8, 16, 24, 48])
@@ -99,7 +102,7 @@ def model_of(
             if weight.ndim == 1:
                 weight.add_(torch.empty_like(weight).normal_(0, 0.2, generator=draws))
         for part in model.modules():  # which begin as passing through
-            if isinstance(part, phenotype.Depthwise):
+            if isinstance(part, Depthwise):
                 drawn = torch.empty_like(part.weight).normal_(0, 0.3, generator=draws)
                 part.weight.add_(drawn)
     return model.eval()
@@ -216,10 +219,8 @@ def test_children_of_children_that_only_grew_do_so_too(data: Any) -> None:
 def test_what_is_said_to_hold_another_network_can_be_grown_from_it(one: Any, other: Any) -> None:
     arch = Architecture(VOCABULARY, TOKENS, WIDTH, ())
 
-    def network(shape: FeedForward) -> phenotype.FeedForward:
-        return phenotype.FeedForward(
-            phenotype.FeedForwardShape(shape.activation, shape.sizes), arch
-        )
+    def network(shape: FeedForward) -> feedforward.FeedForward:
+        return feedforward.FeedForward(FeedForwardShape(shape.activation, shape.sizes), arch)
 
     grown = transfers.grow(
         network(other), network(one), lambda rows, columns: torch.zeros(rows, columns)
@@ -340,13 +341,13 @@ def test_a_wider_rotary_head_looks_where_the_narrower_one_did() -> None:
     assert other == [0, 2, 4, 6]
     states = torch.randn(2, TOKENS, WIDTH, generator=generator())
     places = torch.arange(TOKENS)
-    q, k = (phenotype.rotated(one._split(part(states)), places, 20.0) for part in (one.q, one.k))
+    q, k = (rotated(one._split(part(states)), places, 20.0) for part in (one.q, one.k))
     wide = []
     for part in (one.q, one.k):
         narrow = one._split(part(states))
         room = torch.zeros(*narrow.shape[:-1], 8)
         room[..., other] = narrow
-        wide.append(phenotype.rotated(room, places, 20.0))
+        wide.append(rotated(room, places, 20.0))
     torch.testing.assert_close(
         q @ k.transpose(-1, -2), wide[0] @ wide[1].transpose(-1, -2), atol=1e-4, rtol=1e-4
     )

@@ -74,6 +74,7 @@ def write(
     from transformers import AutoTokenizer
 
     from nasd.worker.model import phenotype, pretrained
+    from nasd.worker.model.architecture import CONFIG
     from nasd.worker.model.pretrained import NasdConfig
     from nasd.worker.model.seed_heads import KINDS
 
@@ -81,7 +82,7 @@ def write(
     ours = getattr(pretrained, f"NasdFor{kind.__name__}")
     try:
         if digests.sealed(model):
-            digests.check(model, (phenotype.CONFIG, phenotype.WEIGHTS))
+            digests.check(model, (CONFIG, phenotype.WEIGHTS))
         source: phenotype.AnyModel = phenotype.load(kind, model)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise NasdError(f"the model in {model} is missing or damaged: {error}") from error
@@ -206,19 +207,19 @@ def write_int8(folder: Path, scoring: dict[str, Any]) -> dict[str, Any]:
 def _nothing_where_all_is_masked() -> Iterator[None]:
     """Meanwhile attention says itself that a row masked everywhere attends to nothing: so it is in
     torch, but the graph of torch's own attention gives the mean of the values there."""
-    from nasd.worker.model import phenotype
+    from nasd.worker.model import attention
 
-    plain = phenotype.attend
+    plain = attention.attend
 
     def attend(q: Any, k: Any, v: Any, mask: Any, dropout: float) -> Any:
         attended = plain(q, k, v, mask, dropout)
         return attended if mask is None else attended * mask.any(-1, keepdim=True)
 
-    phenotype.attend = attend
+    attention.attend = attend
     try:
         yield
     finally:
-        phenotype.attend = plain
+        attention.attend = plain
 
 
 def _example(arch: Any, examples: int, tokens: int) -> tuple[Any, Any]:

@@ -15,11 +15,12 @@ from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, sync_folder
 from nasd.worker import caches, prepare
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import CONFIG
 from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.training.progress import Progress
 
-WEIGHTS = (phenotype.CONFIG, phenotype.WEIGHTS)
+WEIGHTS = (CONFIG, phenotype.WEIGHTS)
 REMEDY = "put it back from a copy, or take a backup of the database from before it was made"
 
 

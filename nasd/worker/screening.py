@@ -20,8 +20,9 @@ from nasd.contract.protocol import IGNORANCE, PARENT, Spec, Untried
 from nasd.contract.schedule import halved
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import phenotype
+from nasd.worker.model.encoder import Block
 from nasd.worker.model.inherit import Trace, Windows, born, shared
-from nasd.worker.model.phenotype import AnyModel, Block
+from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nasd.contract.genotype import Backbone, FeedForward, Genotype
 from nasd.worker.model import phenotype
+from nasd.worker.model.encoder import Block
 from nasd.worker.model.phenotype import QuestionAnswering
 from tests.bench.standing import share_of_blocks
 
@@ -52,7 +53,7 @@ def pruned(model: QuestionAnswering, into: Genotype) -> QuestionAnswering:
     made = phenotype.empty(QuestionAnswering, arch)
     state = dict(model.state_dict())
     for index, block in enumerate(into.blocks):
-        source = cast("phenotype.Block", model.encoder.blocks[index])
+        source = cast("Block", model.encoder.blocks[index])
         for place, ffn in enumerate(block.ffns):
             linears = [cast("nn.Linear", one) for one in source.ffns[place].linears]
             here = f"encoder.blocks.{index}.ffns.{place}.linears"

@@ -22,17 +22,12 @@ from nasd.contract.latency import Table
 from nasd.contract.protocol import write_atomically
 from nasd.worker.measure.engines import ENGINES, Call
 from nasd.worker.measure.timing import WITHIN, Timing, by_turns, clock_of
-from nasd.worker.model.phenotype import (
-    Architecture,
-    Block,
-    BlockShape,
-    Branch,
-    Depthwise,
-    Embeddings,
-    FeedForwardShape,
-    QuestionAnswering,
-    initialise,
-)
+from nasd.worker.model.architecture import Architecture, BlockShape, FeedForwardShape
+from nasd.worker.model.attention import Branch
+from nasd.worker.model.embeddings import Embeddings
+from nasd.worker.model.encoder import Block
+from nasd.worker.model.layers import Depthwise
+from nasd.worker.model.phenotype import QuestionAnswering, initialise
 from nasd.worker.training.progress import LONG, Progress
 
 MODELS = 5  # whole ones, to which the sum is fitted

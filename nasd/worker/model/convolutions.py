@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasd.worker.model.phenotype import Attention, Branch, Depthwise
+from nasd.worker.model.attention import Attention, Branch
+from nasd.worker.model.layers import Depthwise
 
 LAYERS = ("q", "k", "v", "out")
 

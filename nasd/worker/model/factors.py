@@ -13,7 +13,7 @@ Shapes: v words, r their rank, w the backbone's width.
 import torch
 from torch import Tensor
 
-from nasd.worker.model.phenotype import Embeddings
+from nasd.worker.model.embeddings import Embeddings
 
 UNSEEN = 0.1  # of an occurrence, that a word counts for which the texts do not have
 

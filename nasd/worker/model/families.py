@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import MODEL_TYPE
+from nasd.worker.model.layers import ACTIVATIONS
 
 POSITIONS = "embeddings.position_embeddings.weight"
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
@@ -63,7 +65,7 @@ class Family:
     qa: Head = Head({"qa_outputs": "qa_outputs"})
     settled: Mapping[str, Any] = field(default_factory=dict)
     activations: Mapping[str, str] = field(
-        default_factory=lambda: {name: name for name in phenotype.ACTIVATIONS}
+        default_factory=lambda: {name: name for name in ACTIVATIONS}
     )
     optional: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -230,7 +232,7 @@ def _unfit_modernbert(config: Mapping[str, Any]) -> str:
     for one in (config.get("rope_parameters") or {}).values():
         if isinstance(one, dict) and (kind := one.get("rope_type", "default")) != "default":
             return f"its rotary positions are scaled ({kind})"
-    if (act := config.get("classifier_activation", "gelu")) not in phenotype.ACTIVATIONS:
+    if (act := config.get("classifier_activation", "gelu")) not in ACTIVATIONS:
         return f"its heads' activation is {act!r}"
     if int(config["local_attention"]) < 2:
         return "its local attention sees no neighbours"
@@ -261,7 +263,7 @@ def _roberta(name: str) -> Family:
 
 
 OWN = Family(  # of an export, whose names are ours
-    name=phenotype.MODEL_TYPE,
+    name=MODEL_TYPE,
     prefix="",
     keys={},
     embeddings={},

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from nasd.worker.model.phenotype import CONFIG, Architecture
+from nasd.worker.model.architecture import CONFIG, Architecture
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nasd.worker.model.attention import Attention, rotated
 from nasd.worker.model.convolutions import take_branch, take_kernels
-from nasd.worker.model.phenotype import Attention, rotated
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refitted
 
 

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from nasd.contract.genotype import BlockLineage, Genotype, Lineage, ModuleLineage
 from nasd.worker.model import factors, phenotype, transfers
-from nasd.worker.model.phenotype import Architecture, Block, Encoder, MaskedLM, Model
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.attention import Attention
+from nasd.worker.model.encoder import Block, Encoder
+from nasd.worker.model.phenotype import MaskedLM, Model
 from nasd.worker.model.site import Part, Site
 
 
@@ -150,7 +153,7 @@ class Trace:
             else:
                 read, module = self.read(number), self.layers[number][0]
                 mask = self.windows.attention_mask.bool()[:, None, None, :]
-                attends = isinstance(module, phenotype.Attention)
+                attends = isinstance(module, Attention)
                 added = module(read, read, mask) if attends else module(read)
                 states = self.carried(number - 1) + added
             self._sums[number] = states

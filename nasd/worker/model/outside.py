@@ -22,8 +22,10 @@ from nasd.contract import tasks
 from nasd.contract.config import Teacher
 from nasd.contract.errors import NasdError
 from nasd.worker.model import phenotype, seed, seed_heads
+from nasd.worker.model.architecture import MODEL_TYPE
 from nasd.worker.model.families import FAMILIES
-from nasd.worker.model.phenotype import Packing, QuestionAnswering, SequenceClassification
+from nasd.worker.model.layers import Packing
+from nasd.worker.model.phenotype import QuestionAnswering, SequenceClassification
 from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.training import distance
 
@@ -413,7 +415,7 @@ def _is_ours(folder: Path) -> bool:
         content = json.loads((folder / seed.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("model_type") == phenotype.MODEL_TYPE
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
 @contextmanager

@@ -35,16 +35,15 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-# In this form only: transformers finds the files that have to travel by a pattern.
-from .phenotype import (
-    MODEL_TYPE,
-    Architecture,
-    Block,
-    ClassificationHead,
-    Encoder,
-    MaskedLMHead,
-    answering_head,
-)
+# In this form only: transformers finds the files that have to travel by a pattern. All of them are
+# named here, also those that only others need, as transformers 4 looks into this file alone.
+from .architecture import MODEL_TYPE, Architecture
+from .attention import Attention  # noqa: F401
+from .embeddings import Embeddings  # noqa: F401
+from .encoder import Block, Encoder
+from .feedforward import FeedForward  # noqa: F401
+from .layers import Dropout  # noqa: F401
+from .phenotype import ClassificationHead, MaskedLMHead, answering_head
 from .spans import (
     Judged,
     Window,

@@ -23,8 +23,10 @@ from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
 from nasd.worker.model import families, header, phenotype, seed_heads, spans
+from nasd.worker.model.architecture import MOST, Architecture, check_size
 from nasd.worker.model.families import FAMILIES, OWN, Family
-from nasd.worker.model.phenotype import Architecture, MaskedLM, QuestionAnswering
+from nasd.worker.model.layers import ACTIVATIONS
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -413,12 +415,12 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
     }
     with _reading(source, path):  # the sizes first: nothing of an absurd one is made
         for key in ("vocab_size", "max_position_embeddings"):
-            phenotype.check_size(key, config[key])
+            check_size(key, config[key])
         positions = config["max_position_embeddings"] - family.first(config)
-        phenotype.check_size("max_position_embeddings", positions)
-        phenotype.check_size(family.keys["width"], own("width"))
+        check_size("max_position_embeddings", positions)
+        check_size(family.keys["width"], own("width"))
         if own("blocks") != 0:  # which the genotype tells of
-            phenotype.check_size(family.keys["blocks"], own("blocks"), phenotype.MOST["blocks"])
+            check_size(family.keys["blocks"], own("blocks"), MOST["blocks"])
         blocks = [{**block, **more} for more in family.blocks(config, own("blocks"))]
         genotype = Genotype.from_json({"blocks": blocks})
         if own("width") % own("heads"):
@@ -455,7 +457,7 @@ def _own_architecture(source: str, path: Path, config: Mapping[str, Any]) -> Arc
         for block in Genotype.from_json(arch.to_json()).blocks:
             if arch.width % block.heads:
                 raise ValueError(f"{block.heads} heads do not divide the width {arch.width}")
-        if arch.head_activation not in phenotype.ACTIVATIONS:
+        if arch.head_activation not in ACTIVATIONS:
             raise ValueError(f"its activation is {arch.head_activation!r}")
     return arch
 

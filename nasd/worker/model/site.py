@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nasd.worker.model.phenotype import Attention, FeedForward
+from nasd.worker.model.attention import Attention
+from nasd.worker.model.feedforward import FeedForward
 
 Part = Attention | FeedForward
 RIDGE = 0.01  # of the mean square of the units: how strongly a refit holds to what it starts from

@@ -21,9 +21,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nasd.worker.model.attention import Attention
 from nasd.worker.model.convolutions import convolved, quiet
+from nasd.worker.model.feedforward import FeedForward
 from nasd.worker.model.heads import ranked_attention
-from nasd.worker.model.phenotype import ACTIVATIONS, Attention, FeedForward, initialise
+from nasd.worker.model.layers import ACTIVATIONS
+from nasd.worker.model.phenotype import initialise
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refit, refitted
 
 SHIFT = 6.0  # gelu(x + SHIFT) - SHIFT = x to 2e-8, for x that a gelu has given

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 
 from nasd.contract import tasks
 from nasd.contract.protocol import Spec
-from nasd.worker.model.phenotype import SPAN_WIDTH, Architecture, Packing
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.attention import SPAN_WIDTH
+from nasd.worker.model.layers import Packing
 from nasd.worker.tasks.task import Batch, Ranks
 
 

@@ -18,12 +18,13 @@ from nasd.contract.protocol import Spec, Teaching
 from nasd.worker import caches
 from nasd.worker.caches import Kind
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import CONFIG
 from nasd.worker.tasks.beginning import reading
 from nasd.worker.tasks.by_character import ByCharacter
 from nasd.worker.tasks.by_text import ByText
 from nasd.worker.training.progress import DOWNLOAD, LONG, Progress
 
-COPY = Kind((phenotype.CONFIG, phenotype.WEIGHTS), digests.unproven)
+COPY = Kind((CONFIG, phenotype.WEIGHTS), digests.unproven)
 
 
 def load(teaching: Teaching, kind: Any) -> Any:

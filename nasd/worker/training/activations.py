@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nasd.contract import digests
 from nasd.contract.digests import Damaged
-from nasd.worker.model.phenotype import BlockShape
+from nasd.worker.model.architecture import BlockShape
 from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
 from nasd.worker.training.progress import LONG, Progress
 from nasd.worker.training.stop import Stopped, StopRequest

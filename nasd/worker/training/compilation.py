@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nasd.worker.model.phenotype import Encoder
+from nasd.worker.model.encoder import Encoder
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import LONG, Progress
 
