@@ -354,9 +354,14 @@ class Individual:
         folder = _trained(self.search.path, config, self.candidate)
         return loaded(folder, config.ladder("candidates")[-1].task)
 
-    def export(self, folder: str | Path, onnx: bool = False, force: bool = False) -> Path:
+    def export(
+        self, folder: str | Path, onnx: bool = False, force: bool = False, native: bool = False
+    ) -> Path:
         """As `nasd export`: a folder that transformers loads by itself."""
-        return exporting.export(self.search.path, str(self.id), Path(folder), onnx, force).folder
+        done = exporting.export(
+            self.search.path, str(self.id), Path(folder), onnx, force, native=native
+        )
+        return done.folder
 
 
 @dataclass(frozen=True)

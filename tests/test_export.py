@@ -574,6 +574,46 @@ def test_the_baseline_can_be_taken_too(finished: StateFolder, tmp_path: Path) ->
     assert read_card(tmp_path / "b")[1].startswith("\n# small, baseline")
 
 
+def test_it_can_be_taken_as_a_class_of_transformers_own_as_well(
+    finished: StateFolder, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    from nasd.worker.model import phenotype
+
+    folder = tmp_path / "b"
+    done = invoke("export", "baseline", str(folder), "--native", "--state", str(finished.path))
+    assert "native/ holds it as a DistilBertForQuestionAnswering, of 0.0 M parameters" in done
+    assert "own `DistilBertForQuestionAnswering`" in read_card(folder)[1]
+    own = transformers.AutoModelForQuestionAnswering.from_pretrained(folder / "native").eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder / "native")
+    asked = words(QUESTION, CONTEXT, return_tensors="pt")
+    ours = phenotype.load(phenotype.QuestionAnswering, folder).eval()
+    with torch.no_grad():
+        said = own(**asked)
+        starts, ends = ours(asked["input_ids"], asked["attention_mask"])
+    torch.testing.assert_close(said.start_logits, starts, atol=1e-4, rtol=0)
+    torch.testing.assert_close(said.end_logits, ends, atol=1e-4, rtol=0)
+    assert not list((folder / "native").glob("*.py"))
+    assert written.stranger(folder) is None
+
+
+def test_a_model_that_no_class_of_transformers_own_computes_is_refused_whole(
+    finished: StateFolder, tmp_path: Path
+) -> None:
+    with snapshot.opened(finished.path) as connection:
+        snap = snapshot.read(connection)
+    kept = [
+        one
+        for one in snap.individuals
+        if one.state is State.SCORED and (finished.result(one.id, "finetune")).is_dir()
+    ]
+    uneven = next(one for one in kept if len({b.heads for b in one.genotype.blocks}) > 1)
+    sentence = refused(finished, str(uneven.id), tmp_path / "x", native=True)
+    assert sentence.startswith("--native: its blocks have different attention heads")
+
+
 def refused(state: StateFolder, name: str, folder: Path, **options: bool) -> str:
     """The sentence; nothing may have been written."""
     before = sorted(folder.parent.rglob("*")) if folder.parent.is_dir() else None

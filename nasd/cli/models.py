@@ -35,6 +35,10 @@ def export(
             "--int8", help="And as model-int8.onnx, both scored on the test data: minutes."
         ),
     ] = False,
+    native: Annotated[
+        bool,
+        typer.Option("--native", help="And as a class of transformers' own, without other code."),
+    ] = False,
     task: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +82,7 @@ def export(
 
     wish = Wish(smallest_within, max_parameters)
     place = state_folder(config, state)
-    done = door.export(place, candidate, folder, onnx, force, wish, int8, task)
+    done = door.export(place, candidate, folder, onnx, force, wish, int8, task, native)
     print(
         f"{_named(done.candidate)} (quality {done.quality:.2f}, {of_baseline(done.size)} of the"
         f" baseline's parameters) stands in"
@@ -86,6 +90,11 @@ def export(
     )
     if done.files.onnx_difference is not None:
         print(f"model.onnx is beside it; its logits differ by {done.files.onnx_difference:.0e}")
+    if (own := done.files.native) is not None:
+        print(
+            f"native/ holds it as a {own.auto}, of {own.parameters / 1e6:.1f} M parameters; its"
+            f" logits differ by {own.difference:.0e}"
+        )
     if done.files.int8 is not None:
         print("model-int8.onnx is beside it, too; on the test data:")
         for row in (("", "float32", "int8"), *done.files.int8.rows()):

@@ -56,12 +56,13 @@ def export(
     wish: lookup.Wish = lookup.ANY,
     int8: bool = False,
     task: str | None = None,
+    native: bool = False,
 ) -> Exported:
     """Writes the candidate of that name into `folder`; raises NasdError, and writes nothing then.
 
     name: its number, `baseline`, or `best`. wish: what `best` is to mean. int8: for ONNX Runtime in
     float32 and in int8, both scored on the test data, which takes minutes. task: of the search's,
-    by its name; None: it has one alone.
+    by its name; None: it has one alone. native: as one of transformers' own classes, too.
     force: replace an exported model that stands there.
     """
     folder = _expanded(folder)
@@ -82,13 +83,15 @@ def export(
         with written.beside(folder) as beside:
             made = beside / "model"
             made.mkdir()
-            told = _write(state, snap, config, candidate, made, onnx or int8, int8)
-            compared = told.pop("compared")
+            told = _write(state, snap, config, candidate, made, onnx or int8, int8, native)
+            compared, own = told.pop("compared"), told.pop("native")
             # As all other files: safetensors lets none but the owner read its own.
-            (made / WEIGHTS).chmod((made / "config.json").stat().st_mode)
+            for weights in made.rglob(WEIGHTS):
+                weights.chmod((made / "config.json").stat().st_mode)
             files = card.Files(
                 weights_bytes=(made / WEIGHTS).stat().st_size,
                 int8=None if compared is None else _runtimes(snap, candidate, made, compared),
+                native=None if own is None else card.Native(**own),
                 **told,
             )
             about = card.text(snap, config, candidate, files, time.time())
@@ -206,6 +209,7 @@ def _write(
     folder: Path,
     onnx: bool,
     int8: bool,
+    native: bool,
 ) -> dict[str, Any]:
     """Has a child write all but the card; what it tells."""
     model = _model(state, config, candidate)
@@ -219,6 +223,7 @@ def _write(
         "source": config.seed_model.source,
         "base": config_folder(state, snap),
         "onnx": onnx,
+        "native": native,
         "scoring": _scoring(state, snap, config, candidate) if int8 else None,
     }
     try:

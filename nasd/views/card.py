@@ -66,6 +66,16 @@ class Runtimes:
 
 
 @dataclass(frozen=True)
+class Native:
+    """The model as one of transformers' own classes, below the other: its class, and parameters
+    with the zeros that make its blocks alike. difference: the largest of a logit."""
+
+    auto: str
+    parameters: int
+    difference: float
+
+
+@dataclass(frozen=True)
 class Files:
     """What the exported files say. parameters: of the whole model, with its head. seed_licence: as
     the seed's own card has it. onnx_difference: the largest of a logit between model.onnx and the
@@ -77,6 +87,7 @@ class Files:
     seed_licence: str | None
     onnx_difference: float | None
     int8: Runtimes | None = None
+    native: Native | None = None
 
 
 def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files, now: float) -> str:
@@ -112,6 +123,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         " gives.",
         *_onnx(files.onnx_difference, task),
         *_int8(files.int8),
+        *_native(files.native, files.parameters),
         NO_ANSWER if config.data.qa is not None and config.data.qa.no_answer else words.known,
         "## Scores",
         _scores(snapshot, candidate, task),
@@ -250,6 +262,22 @@ def _int8(found: Runtimes | None) -> Iterable[str]:
             " depend a little on what else is in it. Scored one by one on the test data:"
         )
         yield table(("", "model.onnx", "model-int8.onnx"), found.rows())
+
+
+def _native(found: Native | None, parameters: int) -> Iterable[str]:
+    if found is None:
+        return
+    more = found.parameters - parameters
+    yield (
+        f"`native/` is the same model as transformers' own `{found.auto}`, for what runs no code of"
+        f" others; its logits differ by {found.difference:.0e} at most."
+        + (
+            f" The blocks of that class are alike, so {more:,} parameters more,"
+            " which are zeros or written out, make these so."
+            if more > 0
+            else ""
+        )
+    )
 
 
 def _scores(snapshot: Snapshot, candidate: Candidate, task: tasks.Task) -> str:

@@ -1,11 +1,11 @@
 """`python -m nasd.worker.export`: a trained model as a folder that transformers loads by itself.
 
 Reads one JSON object from standard input, {"model", "tokenizer", "folder", "task", "settings",
-"source", "base", "onnx", "scoring"}: the folders of the model and of the tokenizer, the one to
-write, the task that it was trained for, how it is asked (see pretrained.NasdConfig), the seed and
-where its relative paths start, whether for ONNX Runtime, and for int8 the spec by which it is
-scored, or null. Prints one JSON line: the fields of nasd.views.card.Files but for the sizes, what
-nasd.worker.int8 compared, or
+"source", "base", "onnx", "native", "scoring"}: the folders of the model and of the tokenizer, the
+one to write, the task that it was trained for, how it is asked (see pretrained.NasdConfig), the
+seed and where its relative paths start, whether for ONNX Runtime and as one of transformers' own
+classes, and for int8 the spec by which it is scored, or null. Prints one JSON line: the fields of
+nasd.views.card.Files but for the sizes, what nasd.worker.int8 compared, or
 {"error": one sentence}.
 """
 
@@ -47,6 +47,7 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
         question["settings"],
         question["task"],
     )
+    native = write_native(folder, question["task"]) if question["native"] else None
     difference = write_onnx(folder, question["task"]) if question["onnx"] else None
     scoring = question["scoring"]
     compared = None if scoring is None else write_int8(folder, scoring)
@@ -55,6 +56,7 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
         "parameters": parameters,
         "onnx_difference": difference,
         "compared": compared,
+        "native": native,
         **about_seed(question["source"], Path(question["base"])),
     }
 
@@ -146,6 +148,24 @@ def _licence(card: Path) -> str | None:
         return None
     found = front and re.search(r"^license: *([\w.-]+)", front[1], re.MULTILINE)
     return found[1] if found else None
+
+
+def write_native(folder: Path, task: str = tasks.QA.name) -> dict[str, Any]:
+    """Writes the model that stands in `folder` below it, as one of transformers' own classes; the
+    fields of nasd.worker.native.Native. Raises NasdError where there is none for it."""
+    from dataclasses import asdict
+
+    from transformers import AutoTokenizer
+
+    from nasd.worker import native
+    from nasd.worker.model import phenotype
+    from nasd.worker.model.seed_heads import KINDS
+
+    model: phenotype.AnyModel = phenotype.load(KINDS[task], folder)
+    below = folder / native.FOLDER
+    found = native.write(model, AutoTokenizer.from_pretrained(folder), below, task)
+    name_the_tokenizer(below)
+    return asdict(found)
 
 
 def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
