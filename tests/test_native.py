@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nasd.contract.errors import NasdError
 from nasd.worker import native
 from nasd.worker.model import phenotype
-from nasd.worker.model.phenotype import Architecture
+from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.seed_heads import KINDS
 
 WORDS = 40
