@@ -1,6 +1,7 @@
 """The commands: what they print, what they refuse, and that they start fast."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -77,6 +78,15 @@ def test_the_lines_of_every_help_fit_80_columns_as_they_are(name: str):
     command: Command = get_command(app).commands[name]  # type: ignore[attr-defined]
     _, *others = (command.help or "").split("\n\n")
     assert all(len(line) <= 78 for part in others for line in part.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_shows_all_of_its_words(name: str):
+    """What stands in square brackets is taken for a style, and not shown."""
+    command: Any = get_command(app).commands[name]  # type: ignore[attr-defined]
+    shown = set(re.findall(r"\w+", invoke(name, "--help").stdout))
+    wanted = " ".join([command.help or "", *(one.help or "" for one in command.params)])
+    assert set(re.findall(r"\w+", wanted)) <= shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)

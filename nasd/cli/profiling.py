@@ -27,7 +27,7 @@ def profile(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure what each kind of module of the search space takes, as [measure] says.
+    """Measure what each kind of module of the search space takes, as the section measure says.
 
     From that table the latency of any candidate is known when it is born. It is
     kept in the state folder; a search that goes by latency makes it by itself, or

@@ -19,8 +19,8 @@ from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import GATED
 from nasd.worker.model import phenotype
-from nasd.worker.model.families import FAMILIES, TOKEN_TYPES
 from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.families import FAMILIES, TOKEN_TYPES
 from nasd.worker.model.seed import SECOND
 from nasd.worker.model.seed_heads import KINDS
 
