@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from nasd.cli.options import state_folder
 from nasd.contract import config as config_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
@@ -68,8 +69,7 @@ class Search:
         if path.is_dir():
             self.path = path.resolve()
         else:
-            settings = config_module.load(path)
-            self.path = (path.resolve().parent / settings.experiment.state).resolve()
+            self.path = state_folder(path, None).resolve()
         self._snapshot()
 
     @classmethod
@@ -81,8 +81,7 @@ class Search:
         sentence, where it does not come up.
         """
         path = Path(config).resolve()
-        settings = config_module.load(path)
-        state = StateFolder((path.parent / settings.experiment.state).resolve())
+        state = StateFolder(state_folder(path, None).resolve())
         if daemon_lock.held(state.lock):
             return cls(state.path)
         words = ["run", "--config", str(path), *(["--fresh"] if fresh else [])]

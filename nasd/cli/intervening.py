@@ -174,7 +174,7 @@ def inject(
 
     Example: nasd inject genotype.json --why "what if it were narrow"
     """
-    from nasd.contract.config import load
+    from nasd.views.forecast.planning import load
 
     wanted = strangers.json_object(genotype, "genotype: that is an object with blocks")
     settings = load(config) if state is None else None

@@ -337,6 +337,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
     from nasd.launch import launchers
     from nasd.record import daemon_lock
     from nasd.record.folders import StateFolder
+    from nasd.views.forecast import planning
     from nasd.views.report.regret import offer
     from nasd.views.report.write import read
 
@@ -345,7 +346,7 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
     if served or config is None:
         settings = config_module.parse(facts.config, str(folder))
     else:
-        settings = config_module.load(config)
+        settings = planning.load(config)
     if not served and config is None:
         raise NasdError(
             f"no daemon serves {folder}, so this command would be one: name the experiment by its"

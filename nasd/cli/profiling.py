@@ -35,11 +35,11 @@ def profile(
 
     Example: nasd profile --check 30
     """
-    from nasd.contract import config as config_module
     from nasd.record import privacy
     from nasd.views import profiling
+    from nasd.views.forecast.planning import load
 
-    settings = config_module.load(config)
+    settings = load(config)
     privacy.make(config.resolve().parent / settings.experiment.state)
     print("measuring, which takes minutes", file=sys.stderr, flush=True)
     found = profiling.read(settings, config, check, again)

@@ -92,9 +92,12 @@ def run(
 
     Example: nasd run --config config.toml
     """
-    from nasd.contract.config import load
+    from nasd.views.forecast.planning import plan as made_whole
 
-    settings = load(config)
+    planned = made_whole(config, fresh)
+    for line in planned.told:
+        print(line, file=sys.stderr, flush=True)
+    settings = planned.config
     state = config.resolve().parent / settings.experiment.state
     if fresh or not (state / "nasd.db").exists():
         print("checking the seed and the data ...", file=sys.stderr, flush=True)
@@ -180,8 +183,8 @@ def simulate(
     """
     from rich.console import Console
 
-    from nasd.contract.config import load
     from nasd.views.forecast.as_json import forecast
+    from nasd.views.forecast.planning import load
     from nasd.views.forecast.view import render
 
     settings = load(config)
@@ -201,6 +204,58 @@ def simulate(
         print(json.dumps(data, indent=1))
     else:
         Console().print(render(data))
+
+
+@app.command(cls=Command, rich_help_panel=SEARCH)
+def plan(
+    config: ConfigOption = Path("config.toml"),
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="The state folder of a search on the same slots, which are as fast as it found"
+            " them; else as the config's own found them, or as is known of their kind."
+        ),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put what is chosen into the config.")
+    ] = False,
+    runs: Annotated[
+        int,
+        typer.Option(
+            help="How many searches are simulated, each with another seed.",
+            parser=whole("--runs", 1, 1000),
+        ),
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show which search a budget pays for, why, and what it will take.
+
+    With experiment.budget_gpu_hours, a config may leave out the population, the
+    generations and the rungs: they follow from it, and from how fast the slots
+    are. `nasd run` chooses the same, once, when the search begins.
+
+    Example: nasd plan --measured old-search/state --write
+    """
+    from rich.console import Console
+
+    from nasd.views.forecast.planning import described
+
+    with Console(stderr=True).status("planning") as shown:
+        found = described(config, measured, runs, shown.update)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from nasd.views.forecast.view import render
+
+        for line in found["told"]:
+            print(line)
+        print()
+        Console().print(render(found["forecast"], "what is known of such slots"))
+    if write:
+        from nasd.presets import put_into
+
+        put_into(config, found["chosen"])
+        print(f"wrote {config}", file=sys.stderr)
 
 
 @app.command(cls=Command, rich_help_panel=SEARCH)

@@ -1011,6 +1011,11 @@ SCREEN = "screen"  # a parent's mutants are tried untrained
 
 def load(path: Path) -> Config:
     """Reads and checks a config file; raises NasdError naming the file and the key."""
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A config file as it is written, not checked yet; raises NasdError naming the file."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors put a mark before the first line
     except FileNotFoundError:
@@ -1020,7 +1025,7 @@ def load(path: Path) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NasdError(f"{path} cannot be read: {error}") from error
-    return parse(toml.parse(text, str(path)), str(path))
+    return toml.parse(text, str(path))
 
 
 def parse(data: dict[str, Any], origin: str) -> Config:

@@ -1,6 +1,8 @@
 """TOML that a person wrote, as Python's own parser reads it, with every mistake one sentence."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from nasd.contract.errors import NasdError
@@ -21,3 +23,12 @@ def parse(text: str, origin: str) -> dict[str, Any]:
             f"{origin}: line {line + 1}: a number of thousands of digits is out of every key's"
             " range; docs/config.md shows the ranges"
         ) from None
+
+
+def written(value: Any) -> str:
+    """A value as it is written in TOML, of one line."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {written(one)}' for key, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)

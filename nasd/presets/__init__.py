@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nasd.contract import config, written
+from nasd.contract import config, toml, written
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import write_atomically
 
@@ -103,6 +103,21 @@ def rewritten(name: str, head: str, values: Mapping[str, Any]) -> str:
             continue
         _set(document, f"{key}={json.dumps(value, ensure_ascii=False)}")
     return tomlkit.dumps(document)
+
+
+def put_into(path: Path, values: Mapping[str, Any]) -> None:
+    """These keys into a config file, the rest of which stays as it is written."""
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8-sig"))
+    for key, value in values.items():
+        _set(document, f"{key}={toml.written(value)}")
+    text = tomlkit.dumps(document)
+    config.parse(tomllib.loads(text), str(path))
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise NasdError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _set(document: Any, setting: str) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nasd.contract.config import load
 from nasd.contract.errors import NasdError
 from nasd.launch import home
 from nasd.views.doctor import cluster, machine, search, service, sources
 from nasd.views.doctor.case import Case, Finding
+from nasd.views.forecast.planning import load
 
 Check = Callable[[Case], Iterator[Finding]]
 

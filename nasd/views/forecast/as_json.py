@@ -25,11 +25,13 @@ def forecast(
     qa_questions: int | None = None,
     runs: int = 3,
     progress: Progress = lambda text: None,
+    measured: Path | None = None,
 ) -> dict[str, Any]:
     """The forecast as plain JSON values; raises NasdError for what makes no sense.
 
     tflops: that a slot sustains. slots: instead of the config's. mlm_sequences: to train on.
     qa_questions: in all, before they are split. runs: search seeds, from the config's on.
+    measured: a state folder that tells how fast slots are, if not the config's own.
     """
     for option, value in (
         ("--tflops", tflops),
@@ -40,7 +42,9 @@ def forecast(
     ):
         if value is not None and not 0 < value < math.inf:
             raise NasdError(f"{option}: {value} makes no sense, it must be above 0")
-    subject = gather(config, config_path, tflops, slots, mlm_sequences, qa_questions)
+    subject = gather(
+        config, config_path, tflops, slots, mlm_sequences, qa_questions, measured=measured
+    )
 
     def one(number: int) -> Run:
         def say(text: str) -> None:

@@ -1,24 +1,27 @@
 """A search that a budget pays for: which population, ladder and data, with a word on each.
 
 `choose` is pure: of the sizes in SIZES it takes the largest that leaves each candidate enough steps
-of MLM, and then as many sequences as the budget pays. `fit` has its choice simulated, and makes it
-again for less where the simulated search takes more than the budget.
+of MLM, and then as many sequences as the budget pays. Rungs, where they are asked for, follow from
+the size (`rungs_for`). `fit` has its choice simulated, and makes it again for less where the
+simulated search takes more than the budget.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd.contract import readable, tasks
+from nasd.contract import readable, tasks, toml
 from nasd.contract import slots as slots_module
-from nasd.contract.config import Config
+from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Block, BlockLineage
+from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage
+from nasd.contract.volumes import Volumes
 from nasd.control.preflight import Seed
-from nasd.estimate.cost import attempt_seconds, prepare_seconds
+from nasd.estimate.cost import Timeline, Work, prepare_seconds, work
+from nasd.search.fidelity.promotion import Budget
 from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
 
@@ -31,6 +34,12 @@ FINETUNE = (1.0, 0.5, 0.25, 0.1)  # of the ladder's epochs of questions
 FEW = 2  # of these shares: where there is nothing else to train, the others come last
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
 AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget: what is done again needs some, and luck differs
+# Where half goes on, by the fewest offspring that leave somebody to choose among at the last of
+# them: as `bin/bench fidelity` has tried them on recorded curves.
+RUNGS = ((16, (0.125, 0.25, 0.5)), (8, (0.25, 0.5)), (4, (0.5,)))
+KEEP = 0.5
+RULE = "halving"
+FEWEST_STEPS = 25  # up to a rung: behind fewer, losses tell of the warm-up
 
 
 @dataclass(frozen=True)
@@ -48,16 +57,19 @@ Wish = tuple[tuple[int, int, int], float]  # one of the sizes, and a share of FI
 WISHES: tuple[Wish, ...] = tuple(itertools.product(SIZES, FINETUNE))
 
 
-def wishes_of(config: Config) -> tuple[Wish, ...]:
+def wishes_of(config: Config, fixed: frozenset[str] = frozenset()) -> tuple[Wish, ...]:
     """What is wanted of a plan for the config, the best first."""
     if tasks.reading(config.stages, tasks.MLM.data):
-        return WISHES
-    sizes = (*MANY_SIZES, *SIZES)
-    return tuple(
-        wish
-        for shares in (FINETUNE[:FEW], FINETUNE[FEW:])
-        for wish in itertools.product(sizes, shares)
-    )
+        found = WISHES
+    else:
+        sizes = (*MANY_SIZES, *SIZES)
+        found = tuple(
+            wish
+            for shares in (FINETUNE[:FEW], FINETUNE[FEW:])
+            for wish in itertools.product(sizes, shares)
+        )
+    least = config.population.finishing if "population.finishing" in fixed else 0
+    return tuple(wish for wish in found if wish[0][2] >= least)
 
 
 def choose(
@@ -104,8 +116,39 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
     return {key: value for key, value in found.items() if key not in fixed}
 
 
-def applied(config: Config, keys: dict[str, Any]) -> Config:
+def rungs_for(config: Config, subject: Subject) -> tuple[dict[str, Any], str]:
+    """Rungs within the stage in which a candidate takes longest, and a rule, as keys of the config;
+    where there are none, why not."""
+    climbed = [one for one in config.ladder("candidates") if one.train in ("new", "all")]
+    if any(one.cuts for one in climbed):
+        return {}, "some cutoff stands in the config"
+    stage = max(climbed, key=lambda one: _seconds(config, subject, one))
+    steps, start = _work(config, subject, stage).steps, subject.machine.start_seconds
+    wanted = next((at for least, at in RUNGS if config.population.lambda_ >= least), ())
+    if not wanted:
+        return {}, f"of {config.population.lambda_} offspring there is little to choose"
+    busy = _seconds(config, subject, stage) - start
+    found = [
+        {"at": at, "keep": KEEP}
+        for at in wanted
+        if at * steps >= FEWEST_STEPS and at * busy >= start
+    ]
+    if not found:
+        return {}, (
+            f"{stage.name} takes {steps} steps in {readable.duration(busy)}, and an attempt"
+            f" {start:.0f} s to start"
+        )
+    return {f"stages.{stage.name}.rungs": found, "promotion.rule": RULE}, ""
+
+
+def applied(config: Config, keys: Mapping[str, Any]) -> Config:
     data = config.model_dump(by_alias=True)
+    put(data, keys)
+    return Config.model_validate(data)
+
+
+def put(data: dict[str, Any], keys: Mapping[str, Any]) -> None:
+    """Into a config as it is written down; a stage goes by its name."""
     for key, value in keys.items():
         *above, last = key.split(".")
         place: Any = data
@@ -113,9 +156,8 @@ def applied(config: Config, keys: dict[str, Any]) -> Config:
             if isinstance(place, list | tuple):
                 place = next(one for one in place if one["name"] == part)
             else:
-                place = place[part]
+                place = place.setdefault(part, {})
         place[last] = value
-    return Config.model_validate(data)
 
 
 def _all_added(block: Block) -> tuple[Literal["added"], ...]:
@@ -125,32 +167,48 @@ def _all_added(block: Block) -> tuple[Literal["added"], ...]:
 def hours_of(config: Config, subject: Subject) -> float:
     """Slot-hours of the whole search, if every candidate were of the baseline's size and had all
     its modules new."""
-    baseline, volumes = subject.seed.baseline, subject.volumes
-    if config.data.mlm is not None and config.data.mlm.max_sequences is not None:
-        volumes = replace(volumes, mlm_train_sequences=config.data.mlm.max_sequences)
-    lineage = tuple(BlockLineage.of(None, True, _all_added(one)) for one in baseline.blocks)
     population = config.population
-    total = prepare_seconds(subject.machine, config.data.mlm, volumes)
+    total = prepare_seconds(subject.machine, config.data.mlm, _volumes(config, subject))
     founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)
     for stage in config.parts:
         there = {"candidates": founders + bred, "all": founders + bred + 1, "baseline": 1.0}
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue
-        seconds = attempt_seconds(
-            stage,
-            baseline,
-            lineage,
-            subject.seed.backbone,
-            config.data,
-            volumes,
-            subject.machine,
-            config.daemon.checkpoint_minutes,
-            config.taught_along(stage, baseline=stage.who == "baseline"),
-        )
-        total += there[stage.who] * stage.slots * seconds
+        total += there[stage.who] * stage.slots * _seconds(config, subject, stage)
         if stage.keep is not None:
             bred *= stage.keep
     return total / 3600
+
+
+def _volumes(config: Config, subject: Subject) -> Volumes:
+    mlm, found = config.data.mlm, subject.volumes
+    most = None if mlm is None else mlm.max_sequences
+    return found if most is None else replace(found, mlm_train_sequences=most)
+
+
+def _all_new(genotype: Genotype) -> Lineage:
+    return tuple(BlockLineage.of(None, True, _all_added(one)) for one in genotype.blocks)
+
+
+def _work(config: Config, subject: Subject, stage: Stage) -> Work:
+    """Of the stage, for a candidate of the baseline's size that has all its modules new."""
+    baseline = subject.seed.baseline
+    lineage, backbone = _all_new(baseline), subject.seed.backbone
+    along = config.taught_along(stage, baseline=stage.who == "baseline")
+    volumes = _volumes(config, subject)
+    return work(stage, baseline, lineage, backbone, config.data, volumes, along)
+
+
+def _seconds(config: Config, subject: Subject, stage: Stage) -> float:
+    asked, every = _work(config, subject, stage), config.daemon.checkpoint_minutes
+    return Timeline.of(asked, subject.machine, stage.name, stage.slots, every).end
+
+
+def one_candidate(config: Config, subject: Subject) -> float:
+    """Slot-hours without which nothing is found: what has to be prepared, the baseline, and one
+    candidate."""
+    single = {"population.mu": 1, "experiment.generations": 0, "population.finishing": 0}
+    return hours_of(applied(config, single), subject)
 
 
 def fit(
@@ -159,15 +217,19 @@ def fit(
     fixed: frozenset[str],
     budget: float,
     seed: Seed | None = None,
+    rungs: bool = False,
+    measured: Path | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
     budget does not pay the smallest search. fixed: keys that the person has set. seed: where it
-    was looked at already."""
+    was looked at already. rungs: whether there may be some, where nothing cuts yet. measured: a
+    state folder that tells how fast slots are, if not the config's own."""
     if not 0 < budget < math.inf:
         raise NasdError(
             f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
         )
-    subject = gather(config, config_path, seed=seed)
+    subject = gather(config, config_path, seed=seed, measured=measured)
+    seed = seed or subject.seed
     unit = slots_module.unit(subject.slots)
     trained = [one for one in config.stages if tasks.of(one.task).ranks and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
@@ -177,28 +239,61 @@ def fit(
     most = subject.volumes.mlm_train_sequences
     enough, least = max(1, round(ENOUGH * batch / epochs)), max(batch, slots)
 
+    wishes = wishes_of(config, fixed)
+
+    def keys_of(plan: Plan) -> dict[str, Any]:
+        keys = changed(config, plan, fixed)
+        more = rungs_for(applied(config, keys), subject)[0] if rungs else {}
+        return keys | {key: value for key, value in more.items() if key not in fixed}
+
     def price(plan: Plan) -> float:
-        return hours_of(applied(config, changed(config, plan, fixed)), subject)
+        return hours_of(applied(config, keys_of(plan)), subject)
 
     spent = 0.0
-    smallest = Plan(*SIZES[-1], min(most, least), FINETUNE[-1])
+    smallest = Plan(*wishes[-1][0], min(most, least), FINETUNE[-1])
     for aim in AIM:
-        plan = choose(aim * budget, most, enough, least, price, wishes_of(config)) or smallest
-        keys = changed(config, plan, fixed)
+        plan = choose(aim * budget, most, enough, least, price, wishes) or smallest
+        keys = keys_of(plan)
         tried = applied(config, keys)
         found = simulate(
-            tried, gather(tried, config_path, seed=seed), tried.experiment.seed, lambda text: None
+            tried,
+            gather(tried, config_path, seed=seed, measured=measured),
+            tried.experiment.seed,
+            lambda text: None,
         )
         spent = found.snapshot.gpu_hours(found.ended)
         if spent <= budget:
             capped = {} if KEY in fixed else {KEY: budget}
-            return keys | capped, _told(tried, subject, keys, fixed, budget, spent, unit)
+            told = _told(tried, subject, keys, fixed, budget, spent, unit)
+            if rungs and not any(one.rungs for one in tried.stages):
+                told.insert(len(keys), f"no rungs: {rungs_for(tried, subject)[1]}")
+            return keys | capped, told + _dearer(config, plan, fixed, wishes, price, unit)
         if plan == smallest:
             break
     raise NasdError(
         f"{KEY}: {budget:g} {unit} do not pay the smallest search of this config, which takes about"
-        f" {readable.hours(spent)}: give more (--budget-gpu-hours), or fix less (--set)"
+        f" {readable.hours(spent)}: give more, or fix fewer of the keys that follow from it"
     )
+
+
+def _dearer(
+    config: Config,
+    plan: Plan,
+    fixed: frozenset[str],
+    wishes: Sequence[Wish],
+    price: Callable[[Plan], float],
+    unit: str,
+) -> list[str]:
+    """Why it is no larger: a line on the next size, if any."""
+    own, paid = changed(config, plan, fixed), price(plan)
+    place = wishes.index(((plan.mu, plan.lambda_, plan.generations), plan.finetune))
+    for (mu, lambda_, generations), _ in reversed(wishes[:place]):
+        larger = replace(plan, mu=mu, lambda_=lambda_, generations=generations)
+        keys = changed(config, larger, fixed)
+        more = ", ".join(f"{key} = {value}" for key, value in keys.items() if own[key] != value)
+        if more and (hours := price(larger)) > paid:
+            return [f"the next larger search ({more}) takes about {readable.hours(hours)} {unit}"]
+    return []
 
 
 def _told(
@@ -216,9 +311,23 @@ def _told(
         "population.lambda": "offspring of each generation",
         "experiment.generations": "behind the initial population",
         "population.finishing": "of them train the front on, and breed nobody",
+        "population.tournament": "are drawn for each parent, and the best of them is it",
         "data.mlm.max_sequences": f"to train on, of {most:,} that there are",
+        "promotion.rule": "goes by loss and size",
     }
-    lines = [f"{key} = {value}: {why.get(key, 'of questions')}" for key, value in keys.items()]
+    why |= {f"stages.{one.name}.rungs": _left_at(config, one) for one in config.stages if one.rungs}
+    lines = [
+        f"{key} = {toml.written(value)}: {why.get(key, 'of questions')}"
+        for key, value in keys.items()
+    ]
     lines += [f"{one} as set" for one in sorted(fixed)]
     lines.append(f"simulated: {readable.hours(spent)} {unit}, within {KEY} = {budget:g}")
     return lines + [f"rests on: {one}" for one in subject.assumptions[:3]]
+
+
+def _left_at(config: Config, stage: Stage) -> str:
+    left, found = config.population.lambda_, []
+    for rung in stage.rungs:
+        left = Budget(rung.keep).places(left)
+        found.append(str(left))
+    return f"of {config.population.lambda_} offspring {', then '.join(found)} go on"

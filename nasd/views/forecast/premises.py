@@ -56,19 +56,24 @@ def gather(
     mlm_sequences: int | None = None,
     qa_questions: int | None = None,
     seed: Seed | None = None,
+    measured: Path | None = None,
 ) -> Subject:
     """Seed, data, slots and rate: as given, as measured, as known, or as can be looked up.
 
-    seed: where who asks has looked at it.
+    seed: where who asks has looked at it. measured: the state folder of another experiment, by
+    which slots are as fast as they were in it.
     """
     folder, origin = config_path.resolve().parent, str(config_path)
     names, about_slots = _slots(config, slots, origin)
-    measured = _experiment(folder / config.experiment.state)
-    seed, about_seed = _seed(config, folder, measured, seed)
+    own = _experiment(folder / config.experiment.state)
+    seed, about_seed = _seed(config, folder, own, seed)
     preflight.check_seed(config, seed, origin)
-    prepared = data.prepared(config, measured)
+    prepared = data.prepared(config, own)
     volumes, about_data = data.volumes(config, folder, prepared, mlm_sequences, qa_questions)
-    machine, about_rate = rates.machine(config, names, tflops, measured)
+    theirs = own if measured is None else _experiment(measured)
+    if theirs is None and measured is not None:
+        raise NasdError(f"{measured} holds no experiment: name the state folder of one")
+    machine, about_rate = rates.machine(config, names, tflops, theirs)
     return Subject(
         seed, volumes, names, machine, (about_seed, about_data, about_slots + about_rate, _LUCK)
     )

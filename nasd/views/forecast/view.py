@@ -6,8 +6,9 @@ from typing import Any
 from nasd.contract import readable
 
 
-def render(data: dict[str, Any]) -> Any:
-    """The forecast as a rich renderable, within 80 columns."""
+def render(data: dict[str, Any], guess: str = "--tflops") -> Any:
+    """The forecast as a rich renderable, within 80 columns. guess: what it is as good as where no
+    rates were measured."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -33,7 +34,7 @@ def render(data: dict[str, Any]) -> Any:
     rests = Table.grid(padding=(0, 1))
     for line in data["assumptions"]:
         rests.add_row("  -", Text(line))
-    rate = "the measured rates" if data["inputs"]["rates"] else "--tflops"
+    rate = "the measured rates" if data["inputs"]["rates"] else guess
     parts += [
         Text("This rests on", style="bold"),
         rests,
