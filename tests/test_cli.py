@@ -57,8 +57,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def test_the_commands_are_those_that_are_documented():
     assert COMMANDS == [
         "answer", "budget", "compress", "cut", "doctor", "drain", "events", "export", "init",
-        "inject", "log", "metrics", "pause", "predict", "profile", "report", "resume", "retry",
-        "run", "score", "serve", "show", "simulate", "status", "stop", "tensorboard",
+        "inject", "log", "metrics", "pause", "plan", "predict", "profile", "report", "resume",
+        "retry", "run", "score", "serve", "show", "simulate", "status", "stop", "tensorboard",
     ]  # fmt: skip
 
 

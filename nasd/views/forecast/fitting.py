@@ -311,7 +311,6 @@ def _told(
         "population.lambda": "offspring of each generation",
         "experiment.generations": "behind the initial population",
         "population.finishing": "of them train the front on, and breed nobody",
-        "population.tournament": "are drawn for each parent, and the best of them is it",
         "data.mlm.max_sequences": f"to train on, of {most:,} that there are",
         "promotion.rule": "goes by loss and size",
     }

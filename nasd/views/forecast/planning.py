@@ -78,9 +78,11 @@ def plan(path: Path, fresh: bool = False, measured: Path | None = None) -> Plan:
             keys, told = fitting.fit(*(there, path, fixed, budget), rungs=True, measured=measured)
         except NasdError as error:
             raise NasdError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from None
-        for key in missing:
-            keys.setdefault(key, NEEDED[key])
         told = [line for line in told if not line.endswith(" as set")]
+        for key in missing:
+            if key not in keys:
+                keys[key] = NEEDED[key]
+                told.insert(len(keys) - 1, f"{key} = {keys[key]}: as is usual")
     whole = copy.deepcopy(data)
     fitting.put(whole, keys)
     return Plan(config_module.parse(whole, origin), keys, tuple(told), began is not None)

@@ -1,6 +1,8 @@
 """The simulated search: all of nasd but its workers, in virtual time and in a temporary folder."""
 
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from nasd.views.forecast.premises import Subject
 from nasd.views.forecast.virtual_time import VirtualClock, run
 
 Progress = Callable[[str], None]
+# Where files are of memory: nothing of a simulation has to outlive it, and a disk that many use
+# makes it ten times as long. With less free than that it is left to others.
+MEMORY, LEAST_FREE = "/dev/shm", 2e9
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def simulate(config: Config, subject: Subject, seed: int, progress: Progress) ->
     config = config.model_copy(update={"experiment": experiment})
     clock = VirtualClock()
     began = clock()
-    with tempfile.TemporaryDirectory(prefix="nasd-simulate-") as folder, _silence():
+    with tempfile.TemporaryDirectory(prefix="nasd-simulate-", dir=_place()) as folder, _silence():
         state = StateFolder(Path(folder) / "state")
         store = Store(state.database)
         try:
@@ -82,6 +87,13 @@ def simulate(config: Config, subject: Subject, seed: int, progress: Progress) ->
     if end.experiment.state is not ExperimentState.COMPLETE:
         raise NasdError(f"the simulated search does not get to its end: {end.experiment.reason}")
     return Run(seed, began, clock(), end)
+
+
+def _place() -> str | None:
+    """Where its folder is made; None: where temporary ones are."""
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
+        return None
+    return MEMORY if shutil.disk_usage(MEMORY).free > LEAST_FREE else None
 
 
 def _where(snap: Snapshot, seconds: float) -> str:
