@@ -26,7 +26,7 @@ from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT, FEWEST, LATENCY, MEASURED, MOST, OBJECTIVES
 from nasd.contract.readable import shown
-from nasd.contract.slots import Slot
+from nasd.contract.slots import Slot, on_gpus
 
 
 def _plain(value: str) -> str:
@@ -86,7 +86,7 @@ def _devices(value: Any) -> Any:
 
 def _is_slot(name: str) -> bool:
     try:
-        return bool(Slot.parse(name))
+        return Slot.parse(name).device == name
     except ValueError:
         return False
 
@@ -189,6 +189,9 @@ class Slots(Section):
     devices: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)] = "auto"
     """One slot each: GPUs as `"cuda:0"`, CPU shares as `"cpu:0"`; `"auto"` takes all GPUs, or the
     whole CPU where there is none, and of a cluster as many as `slurm.slots`."""
+    share: Annotated[Whole, Field(ge=1, le=64)] = 1
+    """So many attempts share each GPU, which then is as many slots, with an equal part of its
+    memory each: for small models, whose steps wait for Python and not for the GPU."""
     threads: Places = 1
     """Threads of each slot's process."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -200,6 +203,26 @@ class Slots(Section):
     """Compute nothing for questions' padding; `"auto"`: wherever the device is fast at that."""
     widen: Annotated[bool, Field(strict=True)] = False
     """Give slots that would idle to attempts that run, at a checkpoint of theirs."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.share == 1:
+            return self
+        if self.launcher != "local":
+            raise ValueError(
+                f"share: {self.launcher} deals out GPUs itself (its gres can name parts of them):"
+                " leave it out"
+            )
+        if self.devices != "auto" and not on_gpus(self.devices):
+            raise ValueError(
+                "share: only GPUs are shared; list more CPU shares as slots.devices instead"
+            )
+        if self.widen:
+            raise ValueError(
+                "share: slots.widen gives several GPUs to one attempt, and this one GPU to several:"
+                " take one of them"
+            )
+        return self
 
 
 class Job(Section):
@@ -1078,13 +1101,14 @@ def check_against_seed(
             )
 
 
-def check_against_slots(config: Config, slots: int, origin: str) -> None:
-    """Raises NasdError if a stage asks for more slots than there are."""
+def check_against_slots(config: Config, devices: int, origin: str) -> None:
+    """Raises NasdError if a stage asks for more slots than there are devices: those of one attempt
+    are of different ones."""
     for stage in config.stages:
-        if stage.slots > slots:
+        if stage.slots > devices:
             raise NasdError(
                 f"{origin}: stages.{stage.name}.slots: {stage.slots} slots are asked for, but"
-                f" slots.devices has {slots}"
+                f" slots.devices has {devices}"
             )
         if stage.train != "none" and stage.batch < stage.slots:
             raise NasdError(

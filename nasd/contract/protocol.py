@@ -87,6 +87,7 @@ class Spec(Message):
     tensorboard: str  # the run that the curves go to
     precision: Literal["float32", "bfloat16"]
     threads: int
+    share: int = 1  # attempts that each of its devices, and the memory there, is for
     checkpoint_minutes: float
     log_steps: int
     stall_minutes: float  # silence after which the attempt is taken for stalled

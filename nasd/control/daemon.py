@@ -88,7 +88,7 @@ def _run(
     if began is not None:
         _changes(began, state, config, config_path)
     else:
-        check_against_slots(config, len(slots), str(config_path))
+        check_against_slots(config, len({slot.device for slot in slots}), str(config_path))
     seed = preflight.check(config, folder, str(config_path)) if began is None else None
     try:
         privacy.make(state.path)

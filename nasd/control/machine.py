@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nasd.contract.config import Config
+from nasd.contract.slots import devices
 from nasd.launch import gpus
 from nasd.launch.gpus import Gpu
 from nasd.policy import endings
@@ -45,6 +46,7 @@ class MachineWatch:
         self._store = store
         self._state = state
         self._slots = slots
+        self._devices = devices(slots)
         self._owns = owns
         self._clock = clock
         self._monotonic = monotonic
@@ -58,7 +60,7 @@ class MachineWatch:
     def begin(self) -> None:
         """Once: a person has had a look."""
         for one in self._store.in_play().quarantine.values():
-            if one.kind is QuarantineKind.SUSPECT or one.slot not in self._slots:
+            if one.kind is QuarantineKind.SUSPECT or one.slot not in self._devices:
                 self._store.release(one.slot, self._clock())
 
     def is_short(self, free: float) -> bool:
@@ -70,9 +72,9 @@ class MachineWatch:
         self._look_at_disk(free)
         if health and health is not self._answer:  # a new one, each 30 s or so
             self._answer = health
-            for slot in self._slots:
-                if slot in health:
-                    self._look_at_gpu(health[slot])
+            for device in self._devices:
+                if device in health:
+                    self._look_at_gpu(health[device])
         suspects = endings.suspects(self._store.in_play(), self._slots, self._trusts_after)
         for slot, reason in suspects.items():
             self._quarantine(slot, QuarantineKind.SUSPECT, reason)
@@ -111,7 +113,7 @@ class MachineWatch:
             return
         self._faults.pop(gpu.slot, None)
         since = self._healthy_since.setdefault(gpu.slot, self._monotonic())
-        leased = gpu.slot in snapshot.leases
+        leased = gpu.slot in devices(snapshot.leases)
         foreign = gpus.foreign(gpu, self._owns, leased)
         recovered = known is not None and (
             known.kind in (QuarantineKind.FOREIGN, QuarantineKind.UNKNOWN)

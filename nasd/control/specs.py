@@ -20,9 +20,10 @@ def spec(
     candidate: Candidate,
     attempt: int,
     slots: int,
+    share: int = 1,
 ) -> Spec:
-    """Of an attempt of the candidate at its stage, on so many slots. config_folder: where relative
-    data paths start."""
+    """Of an attempt of the candidate at its stage, with a rank on so many slots. config_folder:
+    where relative data paths start. share: how many attempts may share each of its devices."""
     prepared = snapshot.experiment.prepared or {}
     origin, inherits = ladder.weights_of(snapshot, config, candidate)
     second = ladder.second_weights_of(snapshot, config, candidate)
@@ -64,6 +65,7 @@ def spec(
         shared_curve=curves.shared_curve(candidate, task),
         precision=config.slots.precision,
         threads=config.slots.threads,
+        share=share,
         checkpoint_minutes=config.daemon.checkpoint_minutes,
         log_steps=config.daemon.log_steps,
         stall_minutes=config.daemon.stall_minutes,

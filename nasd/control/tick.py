@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nasd.contract import digests
+from nasd.contract import digests, slots
 from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import (
@@ -175,9 +175,9 @@ class Tick:
             late = self.clock() - folder.outcome.stat().st_mtime
             return "it did not leave" if not 0 <= late <= EXIT_SECONDS else None
         known = self.store.in_play().quarantine
-        for slot in attempt.slots:
-            if slot in known and known[slot].kind is QuarantineKind.LOST:
-                return f"{slot}: {known[slot].reason}"
+        for device in slots.devices(attempt.slots):
+            if device in known and known[device].kind is QuarantineKind.LOST:
+                return f"{device}: {known[device].reason}"
         return self._silence.too_long(attempt.id, folder)
 
     def _begun(self, attempt: Attempt) -> Attempt:
@@ -218,7 +218,7 @@ class Tick:
             crowded = [
                 one.reason
                 for slot in attempt.slots
-                if (one := snapshot.quarantine.get(slot)) and one.kind is QuarantineKind.FOREIGN
+                if (one := snapshot.left_alone(slot)) and one.kind is QuarantineKind.FOREIGN
             ]
             if crowded:  # somebody else had the memory
                 outcome, lost = None, f"out of memory on a GPU {crowded[0]}"
@@ -470,9 +470,11 @@ class Tick:
         if folder.path.exists():  # of a search that was taken back to a backup
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
+        its = slots.one_a_device(one.slots)
+        ranks = its[:1] if ladder.alone(self.config, one.stage) else its
         spec = specs.spec(
             *(snapshot, self.config, self.config_folder, self.state),
-            *(candidate, attempt, len(one.slots)),
+            *(candidate, attempt, len(its), slots.sharers(one.slots)),
         )
         write(digests.signed(spec), folder.spec)
         home = self.state.candidate(candidate.id)
@@ -480,7 +482,6 @@ class Tick:
             home.mkdir(parents=True, exist_ok=True)
             text = json.dumps(candidate.genotype.to_json(), indent=1)
             write_atomically(home / "genotype.json", text.encode())
-        ranks = one.slots[:1] if ladder.alone(self.config, one.stage) else one.slots
         try:
             process = self.launcher.start(folder, ranks, token)
         except NasdError as error:  # what may have come of it is ended in the next turn

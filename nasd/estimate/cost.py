@@ -27,6 +27,11 @@ from nasd.contract.volumes import Volumes
 # 312 TFLOP/s are the peak of an A100 in bfloat16; a good harness sustains about 24 % of it with
 # Hugging Face's BERT-base, which has the blocks of DistilBERT.
 A100_TFLOPS = 75.0
+# Of the seconds of a step that are not its operations (Python's, and starting kernels), the share
+# in which the GPU is taken all the same. A step of a small model takes 16 ms on an H100 by itself,
+# 31 where eight attempts share it and 38 to 50 where eleven do: 4 ms of the GPU for each step of
+# each (docs/measured.md). A model that keeps the GPU busy gains nothing by sharing it.
+DEVICE_SHARE = 31 / 8 / 16
 # A thread on a server core with AVX-512; half as fast again in bfloat16 (both measured).
 CPU_THREAD_TFLOPS, CPU_BFLOAT16 = 0.05, 1.5
 FLOAT_STEP = 1e-6  # of a step: what differences of instants are off by
@@ -60,6 +65,29 @@ class Machine:
     def beside(self, stage: str) -> float:
         """Seconds of a step that come on top of its operations."""
         return 0.0 if stage in self.rates else self.step_seconds
+
+    def shared(self, seconds: float, flop: float, slots: int, share: int) -> float:
+        """How long what takes so many seconds alone, for so many operations, takes where each of
+        its devices is shared by `share` attempts that are all as busy: as long as it would alone,
+        or until the GPU has served all of them."""
+        if share == 1:
+            return seconds
+        return max(seconds, share * self._served(seconds, flop, slots))
+
+    def alone(self, seconds: float, flop: float, slots: int, share: int) -> float:
+        """What `shared` is of, by what it came to."""
+        if share == 1:
+            return seconds
+        served, least = seconds / share, min(seconds / share, self._operations(flop, slots))
+        return min(seconds, max(served, (served - least) / DEVICE_SHARE + least))
+
+    def _served(self, seconds: float, flop: float, slots: int) -> float:
+        """For how long of them the GPU is taken."""
+        busy = min(seconds, self._operations(flop, slots))
+        return busy + DEVICE_SHARE * (seconds - busy)
+
+    def _operations(self, flop: float, slots: int) -> float:
+        return flop / (1e12 * self.tflops * self.together(slots))
 
     def together(self, slots: int) -> float:
         """How many times one slot's rate so many slots give: rises with each, to `scaling` x 4."""
@@ -196,10 +224,12 @@ def attempt_seconds(
     machine: Machine,
     checkpoint_minutes: float = 15.0,
     along: bool = False,
+    share: int = 1,
 ) -> float:
-    """How long an attempt at the stage takes on the slots that the stage asks for, undisturbed."""
+    """How long an attempt at the stage takes on the slots that the stage asks for, undisturbed.
+    share: how many attempts share each GPU, all of which are busy."""
     asked = work(stage, genotype, lineage, backbone, data, volumes, along)
-    return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes).end
+    return Timeline.of(asked, machine, stage.name, stage.slots, checkpoint_minutes, share=share).end
 
 
 def prepare_seconds(machine: Machine, mlm: MlmData | None, volumes: Volumes) -> float:
@@ -263,13 +293,18 @@ class Timeline:
         slots: int,
         checkpoint_minutes: float,
         first: int = 0,
+        share: int = 1,
     ) -> "Timeline":
+        """share: how many attempts share each of the slots' devices, all of which are busy."""
         flops = machine.flops(stage, slots)
-        evaluation = asked.evaluation_flop / flops
+        evaluation = machine.shared(
+            *(asked.evaluation_flop / flops, asked.evaluation_flop, slots, share)
+        )
         per_step = 0.0
         if asked.steps:
             looks = len(asked.evaluations) * evaluation / asked.steps
-            per_step = asked.step_flop / flops + machine.beside(stage) + looks
+            step = asked.step_flop / flops + machine.beside(stage)
+            per_step = machine.shared(step, asked.step_flop, slots, share) + looks
         return cls(
             start=machine.start_seconds,
             per_step=per_step,

@@ -58,7 +58,7 @@ class Effort:
         held: dict[tuple[int, str], float] = {}
         for one in self._snapshot.attempts:
             if one.ended_at is not None:
-                seconds = len(one.slots) * (one.ended_at - one.started_at)
+                seconds = one.worth * (one.ended_at - one.started_at)
                 key = one.candidate, one.stage
                 held[key] = held.get(key, 0.0) + seconds
         found: dict[str, list[float]] = {}

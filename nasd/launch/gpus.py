@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nasd.contract.slots import Slot, SlotKind, on_gpus
+from nasd.contract.slots import Slot, SlotKind, devices, on_gpus
 from nasd.launch import interpreter
 
 TIMEOUT_SECONDS = 20.0
@@ -191,11 +191,12 @@ class GpuWatch:
 
 @contextmanager
 def watched(slots: Sequence[str]) -> Iterator[Health]:
-    """Within it, how the GPUs among some slots are; of shares of the cores nothing is told."""
+    """Within it, how the GPUs that some slots are of are; of shares of the cores nothing is
+    told."""
     if not on_gpus(slots):
         yield dict
         return
-    watch = GpuWatch(slots)
+    watch = GpuWatch(devices(slots))
     try:
         yield watch.look
     finally:

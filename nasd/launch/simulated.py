@@ -39,7 +39,7 @@ from nasd.contract.protocol import (
     write,
     write_atomically,
 )
-from nasd.contract.slots import Slot, SlotKind
+from nasd.contract.slots import Slot, SlotKind, divided, free
 from nasd.contract.volumes import LABELLED, Volumes
 from nasd.estimate.cost import (
     Machine,
@@ -269,7 +269,8 @@ class SimulatedLauncher(Launcher):
             tried = [Genotype.from_json(one.genotype) for one in spec.mutants]
             asked = screening(spec.stage, tried, surrogate.backbone, spec.data, self.volumes)
             timeline = Timeline.of(
-                asked, self.machine, spec.stage.name, slots, spec.checkpoint_minutes
+                *(asked, self.machine, spec.stage.name, slots, spec.checkpoint_minutes),
+                share=spec.share,
             )
         else:
             genotype = Genotype.from_json(spec.genotype)
@@ -291,6 +292,7 @@ class SimulatedLauncher(Launcher):
                 slots,
                 spec.checkpoint_minutes,
                 note["first"],
+                spec.share,
             )
         lines, read_upto = read_metrics(folder.metrics)
         with contextlib.suppress(FileNotFoundError):
@@ -321,7 +323,7 @@ class SimulatedLauncher(Launcher):
                 spec.precision,
                 spec.halvings,
             )
-            if need > self.machine.memory_gb:
+            if need > self.machine.memory_gb / spec.share:
                 fate = Fate("out_of_memory")
         if fate.kind == "succeed" and stage is not None and timeline.steps:
             share = job.surrogate.diverges(job.genotype)
@@ -349,7 +351,8 @@ class SimulatedLauncher(Launcher):
     def _hold(self, job: _Job) -> None:
         now = self.clock()
         for other in self._jobs.values():
-            shared = set(job.note["slots"]) & set(other.note["slots"])
+            held = other.note["slots"]
+            shared = set(job.note["slots"]) - set(free(job.note["slots"], held))
             over = now >= other.ends and other.kind != "stall"
             assert not shared or over, f"{job.folder.path} and {other.folder.path} share {shared}"
         self._jobs[job.note["token"]] = job
@@ -544,11 +547,11 @@ def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
     """As listed, as none of them has to be there; in place of all there are, the reference box."""
     listed = config.slots.devices
     if listed == "auto":
-        return tuple(Slot.of(SlotKind.CUDA, number) for number in range(AUTO_SLOTS))
-    return tuple(Slot.parse(name) for name in listed)
+        listed = tuple(str(Slot.of(SlotKind.CUDA, number)) for number in range(AUTO_SLOTS))
+    return tuple(map(Slot.parse, divided(listed, config.slots.share)))
 
 
-ENTRY = Entry(devices=devices, open=None, health=lambda slots: nullcontext(dict), leashed=False)
+ENTRY = Entry(devices=devices, open=None, health=lambda names: nullcontext(dict), leashed=False)
 
 
 def save_checkpoint(folder: Path, step: int) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome, Verdict
-from nasd.contract.slots import is_gpu
+from nasd.contract.slots import devices, is_gpu
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
 from nasd.record.state import Attempt, Because, Candidate, Ending, Snapshot, Word
@@ -96,14 +96,16 @@ def suspects(snapshot: Snapshot, slots: Sequence[str], after: int = 0) -> dict[s
 
     after: the attempt behind which they count.
     """
-    fit = [s for s in slots if is_gpu(s) and s not in snapshot.quarantine]
+    fit = [one for one in devices(slots) if is_gpu(one) and not snapshot.left_alone(one)]
     found = {}
     good = set()
     for slot in fit:
         ended = [
             a
             for a in snapshot.attempts
-            if slot in a.slots and not a.live and a.verdict is not AttemptVerdict.INTERRUPTED
+            if slot in devices(a.slots)
+            and not a.live
+            and a.verdict is not AttemptVerdict.INTERRUPTED
             if a.id > after
         ]
         last = ended[-SUSPICIOUS:]

@@ -37,18 +37,28 @@ def stage_named(config: Config, name: str) -> Stage | None:
 
 def slots_needed(config: Config, name: str, fit: int) -> int:
     """How many slots the stage leases, of `fit` that can be used: fewer than it asks for where
-    there are no more. Steps and batches stay what they are; only the ranks share them otherwise."""
+    there are no more, as each is to be of another device. Steps and batches stay what they are;
+    only the ranks share them otherwise."""
     stage = stage_named(config, name)
     if alone(config, name):
         return max(1, fit)
-    return 1 if stage is None else min(stage.slots, max(1, fit))
+    if undivided(config, name):
+        return config.slots.share
+    return 1 if stage is None else min(stage.slots, max(1, fit // config.slots.share))
 
 
 def alone(config: Config, name: str) -> bool:
     """Whether the stage has all slots, though one process works: what it measures on the processor
-    must have that to itself. A GPU is nobody else's anyway."""
+    must have that to itself."""
     stage = stage_named(config, name)
     return stage is not None and stage.measure and config.measure.device == "cpu"
+
+
+def undivided(config: Config, name: str) -> bool:
+    """Whether the stage has all shares of a GPU that others share: what it measures there must have
+    it to itself."""
+    stage = stage_named(config, name)
+    return stage is not None and stage.measure and config.slots.share > 1
 
 
 def after(

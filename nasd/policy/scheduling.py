@@ -5,15 +5,25 @@ functions of a snapshot, the slots and the time. No I/O, no clock of its own.
 anything once the budget is spent.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nasd.contract import tasks
 from nasd.contract.config import Config
 from nasd.contract.protocol import Heartbeat
+from nasd.contract.slots import Slot, free
 from nasd.contract.volumes import Volumes
 from nasd.policy.endings import attempts_at, backs_off, setbacks
-from nasd.policy.ladder import slots_needed, stage_named, steps_of, way, work_ahead
+from nasd.policy.ladder import (
+    alone,
+    slots_needed,
+    stage_named,
+    steps_of,
+    undivided,
+    way,
+    work_ahead,
+)
 from nasd.record.lifecycle import State
 from nasd.record.state import Attempt, Snapshot
 
@@ -38,8 +48,8 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     """
     if not _may_start(snapshot, config, now):
         return []
-    fit = [slot for slot in slots if slot not in snapshot.quarantine]
-    left = [slot for slot in fit if slot not in snapshot.leases]
+    fit = [slot for slot in slots if not snapshot.left_alone(slot)]
+    left = _spread(free(fit, snapshot.leases))
     pending = [c for c in snapshot.candidates.values() if c.state is State.PENDING]
     pending.sort(
         key=lambda c: (
@@ -53,7 +63,9 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     for candidate in pending:
         need = slots_needed(config, candidate.stage, len(fit))
         if need <= len(left) and not backs_off(snapshot, candidate, now):
-            found[candidate.id], left = tuple(left[:need]), left[need:]
+            taken = _take(config, candidate.stage, left, need)
+            if taken is not None:
+                found[candidate.id], left = taken
     if config.slots.widen and len(found) == len(pending):
         held = {one.candidate: len(one.slots) for one in snapshot.live_attempts}
         held |= {number: len(its) for number, its in found.items()}
@@ -62,6 +74,43 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
             more = held[number] - len(its)
             found[number], left = (*its, *left[:more]), left[more:]
     return [Start(number, snapshot.candidates[number].stage, its) for number, its in found.items()]
+
+
+def _spread(left: Sequence[str]) -> list[str]:
+    """Free slots in the order in which they are given away: of devices that are shared, those come
+    first on which the fewest others will run."""
+    counts = Counter(Slot.parse(slot).device for slot in left)
+    busy = {}
+    for slot in left:
+        one = Slot.parse(slot)
+        busy[slot] = one.shares - counts[one.device]
+        counts[one.device] -= 1
+    return sorted(left, key=lambda slot: busy[slot])
+
+
+def _take(
+    config: Config, name: str, left: list[str], need: int
+) -> tuple[tuple[str, ...], list[str]] | None:
+    """As many of the free slots as a stage needs, and the others; None where they do not fit. Those
+    of one attempt are of different devices, where it does not need all of one."""
+    if alone(config, name):
+        return tuple(left[:need]), left[need:]
+    if undivided(config, name):
+        counts = Counter(Slot.parse(slot).device for slot in left)
+        whole = [device for device, count in counts.items() if count == need]
+        own = [slot for slot in left if Slot.parse(slot).device in whole[:1]]
+        return (tuple(own), [slot for slot in left if slot not in own]) if own else None
+    its: dict[str, str] = {}
+    passed = []
+    for at, slot in enumerate(left, 1):
+        device = Slot.parse(slot).device
+        if device in its:
+            passed.append(slot)
+        else:
+            its[device] = slot
+        if len(its) == need:
+            return tuple(its.values()), passed + left[at:]
+    return None
 
 
 def widening(
@@ -80,7 +129,7 @@ def widening(
     pending = any(c.state is State.PENDING for c in snapshot.candidates.values())
     if pending or not config.slots.widen or not _may_start(snapshot, config, now):
         return None
-    fit = [slot for slot in slots if slot not in snapshot.quarantine]
+    fit = [slot for slot in slots if not snapshot.left_alone(slot)]
     held = {one.candidate: len(one.slots) for one in snapshot.live_attempts}
     found = []
     for attempt in snapshot.live_attempts:

@@ -273,6 +273,12 @@ def m007_several_cutoffs(db: Database) -> None:
     _execute(db, statements)
 
 
+@migrations()
+def m008_shares(db: Database) -> None:
+    """A share of a GPU is a part of a slot's time, as its name says: nasd.contract.slots counts."""
+    _execute(db, "ALTER TABLE attempt DROP COLUMN slot_seconds")
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

@@ -47,7 +47,7 @@ from nasd.record.state import (
 )
 from nasd.search.objectives import QUALITY
 
-SCHEMA = 7  # how many migrations this version of nasd knows
+SCHEMA = 8  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):

@@ -208,6 +208,11 @@ class Attempt:
     def live(self) -> bool:
         return self.state in LIVE_ATTEMPT
 
+    @property
+    def worth(self) -> float:
+        """How many whole slots it holds, or held: of a share of a GPU its part."""
+        return slots.worth(self.slots)
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -307,7 +312,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A slot on which nothing new starts."""
+    """A slot on which nothing new starts; of a GPU that attempts share all of it, by its own
+    name."""
 
     slot: str
     kind: QuarantineKind
@@ -437,6 +443,10 @@ class Snapshot:
     @cached_property
     def baseline(self) -> Candidate:
         return next(one for one in self.candidates.values() if one.is_baseline)
+
+    def left_alone(self, slot: str) -> Quarantine | None:
+        """Why nothing starts on a slot: on its device; None where something may."""
+        return self.quarantine.get(slots.Slot.parse(slot).device)
 
     @property
     def live_attempts(self) -> tuple[Attempt, ...]:
@@ -585,9 +595,10 @@ class Snapshot:
         )
 
     def gpu_hours(self, now: float) -> float:
-        """The ledger: slots x hours held, summed over all attempts; live ones up to `now`."""
+        """The ledger: slots x hours held, summed over all attempts; live ones up to `now`. A share
+        of a GPU counts as its part."""
         live = sum(
-            len(one.slots) * max(0.0, now - one.started_at)
+            one.worth * max(0.0, now - one.started_at)
             for one in self.live_attempts
             if one.state is AttemptState.RUNNING  # one that waits in a queue holds nothing yet
         )

@@ -18,6 +18,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, ancestry, parameters, unchanged
 from nasd.contract.latency import Table
 from nasd.contract.protocol import sync_folder
+from nasd.contract.slots import worth
 from nasd.record import snapshot
 from nasd.record.database_file import damaged, fault
 from nasd.record.lifecycle import (
@@ -527,16 +528,16 @@ class Store:
                 " reached = ? WHERE id = ?",
                 (ended.at, str(ending.verdict), ending.message, ended.reached, attempt),
             )
+            candidate, stage, held, seconds = self._row(
+                "SELECT candidate, stage, slots, ended_at - started_at FROM attempt WHERE id = ?",
+                attempt,
+            )
             # The ledger as a running total: a sum over all attempts would be read each turn.
             self._db.execute(
-                "UPDATE experiment SET slot_seconds = slot_seconds"
-                " + (SELECT slot_seconds FROM attempt WHERE id = ?)",
-                (attempt,),
+                "UPDATE experiment SET slot_seconds = slot_seconds + ?",
+                (worth(json.loads(held)) * seconds,),
             )
             self._db.execute("DELETE FROM lease WHERE attempt = ?", (attempt,))
-            candidate, stage = self._row(
-                "SELECT candidate, stage FROM attempt WHERE id = ?", attempt
-            )
             if record is not None:
                 self._insert(
                     "result",

@@ -46,6 +46,7 @@ from nasd.contract import tasks
 from nasd.contract.genotype import Genotype, new_modules
 from nasd.contract.objectives import DEFAULT
 from nasd.contract.readable import of_baseline, share_of_baseline
+from nasd.contract.slots import worth
 from nasd.contract.summaries import scalars, string, text, value, write_run
 from nasd.policy.curves import learning_curve
 from nasd.record.folders import StateFolder, run_name
@@ -432,17 +433,17 @@ class Ledger:
             known = np.array(held)
             for slot in slots:
                 spans.setdefault(slot, []).append(known)
-        self._slots = [_Held(np.concatenate(each)) for each in spans.values()]
+        self._slots = [(worth([slot]), _Held(np.concatenate(each))) for slot, each in spans.items()]
 
     def use(self, begins: Floats, ends: Floats) -> list[dict[str, float]]:
         """What slots did in each stretch (seconds since the epoch), and until its end."""
         until, held = np.zeros_like(ends), np.zeros_like(ends)
-        used = np.zeros(len(ends), dtype=int)
-        for slot in self._slots:
-            until += slot.seconds(ends)
+        used = np.zeros(len(ends))
+        for part, slot in self._slots:
+            until += part * slot.seconds(ends)
             here = slot.met(begins, ends)
-            held += np.where(here, slot.seconds(ends) - slot.seconds(begins), 0.0)
-            used += here
+            held += part * np.where(here, slot.seconds(ends) - slot.seconds(begins), 0.0)
+            used += part * here
         found = []
         for total, within, slots, length in zip(until, held, used, ends - begins, strict=True):
             one = {"search/gpu_hours": float(total) / 3600, "search/hours": float(length) / 3600}

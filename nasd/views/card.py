@@ -464,7 +464,7 @@ def hours(snapshot: Snapshot, of: Iterable[Candidate], stage: str | None = None)
     wanted = {one.id for one in of}
     return (
         sum(
-            len(one.slots) * (one.ended_at - one.started_at)
+            one.worth * (one.ended_at - one.started_at)
             for one in snapshot.attempts
             if one.ended_at is not None and one.candidate in wanted and stage in (None, one.stage)
         )

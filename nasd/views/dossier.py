@@ -332,7 +332,7 @@ class _Compiler:
     def _hours(self, candidates: set[int], stage: str | None = None) -> float:
         return (
             sum(
-                len(tried.slots) * self._held(tried)
+                tried.worth * self._held(tried)
                 for tried in self.snap.attempts
                 if tried.candidate in candidates and stage in (None, tried.stage)
             )

@@ -96,7 +96,13 @@ def _metrics(
     if budget is not None:
         yield _one("budget_slot_hours", "What may be spent of them.", budget)
     yield _one("slots_leased", "Slots that attempts hold.", len(found.leases))
-    yield _one("slots_quarantined", "Slots that are left alone.", len(found.quarantine))
+    yield _one(
+        "slots_quarantined",
+        "Slots that are left alone; a GPU that attempts share counts once.",
+        len(found.quarantine),
+    )
+    share = experiment.config["slots"].get("share", 1)
+    yield _one("slots_share", "How many attempts share each GPU.", share)
     yield from _gained(connection, found)
     beats = []
     for one in found.live_attempts:

@@ -7,6 +7,7 @@ from nasd.contract import rungs
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Heartbeat, read
+from nasd.contract.slots import devices, divided
 from nasd.policy import decisions, ladder, scheduling
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
@@ -109,10 +110,9 @@ def _pending(subject: Subject) -> str:
 
 
 def _slots(subject: Subject) -> tuple[str, ...]:
-    devices = subject.config.slots.devices
-    if devices != "auto":
-        return devices
-    return tuple({slot for tried in subject.snapshot.attempts for slot in tried.slots})
+    listed, share = subject.config.slots.devices, subject.config.slots.share
+    used = (slot for tried in subject.snapshot.attempts for slot in tried.slots)
+    return divided(devices(used) if listed == "auto" else listed, share)
 
 
 def _fate(subject: Subject) -> str:

@@ -18,7 +18,7 @@ from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
 from nasd.worker.tasks.taught import watched
 from nasd.worker.training import checkpoint
-from nasd.worker.training.allocator import bound_programs, keep_freed_memory
+from nasd.worker.training.allocator import bound_programs, keep_freed_memory, keep_to_share
 from nasd.worker.training.compilation import Compilation, why_not
 from nasd.worker.training.divergence import Diverged
 from nasd.worker.training.micro_batch import Memory, TrialGpu, Trials, no_memory
@@ -51,6 +51,8 @@ def _device(spec: Spec) -> torch.device:
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+        if spec.share > 1:
+            keep_to_share(device, spec.share)
         torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
         if spec.stage is not None and tasks.of(spec.stage.task).varies:
             # cuDNN's attention plans anew for each shape: 0.1 s for nearly every batch (H100).
@@ -252,7 +254,7 @@ def _train(
         open_recorder=open_recorder,
         stop=stop,
         progress=pulse,
-        trials=Trials(TrialGpu(ranks.device), Memory(cache)) if gpu else None,
+        trials=Trials(TrialGpu(ranks.device, spec.share), Memory(cache)) if gpu else None,
         compilation=_compilation(task, spec, stage, ranks, cache),
         paused=Path(spec.weights) if stage.span[0] and spec.weights else None,
     )

@@ -122,7 +122,8 @@ def fill(state: StateFolder, candidates: int) -> None:
                 )
             parents, generation = survivors, generation + 1
     store._db.execute(
-        "UPDATE experiment SET slot_seconds = (SELECT sum(slot_seconds) FROM attempt)"
+        "UPDATE experiment SET slot_seconds = (SELECT"
+        " sum(json_array_length(slots) * (ended_at - started_at)) FROM attempt)"
     )
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()

@@ -12,7 +12,7 @@ from nasd.contract import tasks
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
 from nasd.contract.readable import duration
-from nasd.contract.slots import Slot, SlotKind, unit
+from nasd.contract.slots import Slot, SlotKind, devices, divided, part_of, unit
 from nasd.estimate.cost import memory_gb
 from nasd.launch import child, gpus, interpreter, launchers
 from nasd.record import daemon_lock
@@ -32,22 +32,24 @@ CLOCK_SLACK_SECONDS = 60.0
 def slots(case: Case) -> Iterator[Finding]:
     """Whether the devices of the config are there, and enough for each stage."""
     config = case.config
-    if config.slots.devices != "auto":
-        case.devices = list(config.slots.devices)  # for what comes, also where one is missing
+    if config.slots.devices != "auto":  # for what comes, also where one is missing
+        case.devices = list(divided(config.slots.devices, config.slots.share))
     kind = launchers.of(config.slots)
     case.devices = [str(slot) for slot in kind.devices(config, False)]
     if not kind.here:
         yield Finding("slots", "good", f"{len(case.devices)} of {config.slots.launcher}'s")
     elif case.on_gpus:
         for gpu in gpus.list_gpus():
-            device = str(Slot.of(SlotKind.CUDA, gpu["index"]))
-            if device in case.devices:
-                case.gpu_memory[device] = gpu["memory"]
-                yield Finding("slots", "good", f"{device}: {gpu['name']}, {_gb(gpu['memory'])}")
+            device, size = str(Slot.of(SlotKind.CUDA, gpu["index"])), gpu["memory"]
+            if device in devices(case.devices):
+                case.gpu_memory[device] = size
+                share = config.slots.share
+                part = "" if share == 1 else f", {_gb(part_of(size, share))} to each of {share}"
+                yield Finding("slots", "good", f"{device}: {gpu['name']}, {_gb(size)}{part}")
     else:
         cores = config.slots.threads
         yield Finding("slots", "good", f"{len(case.devices)} CPU shares of {cores} cores")
-    check_against_slots(config, len(case.devices), str(case.path))
+    check_against_slots(config, len(devices(case.devices)), str(case.path))
 
 
 def driver(case: Case) -> Iterator[Finding]:
@@ -146,13 +148,17 @@ def memory(case: Case) -> Iterator[Finding]:
         for stage in config.stages
     }
     stage = max(needs, key=lambda name: needs[name])
-    for device, size in case.gpu_memory.items():
+    share = config.slots.share
+    for device, whole in case.gpu_memory.items():
+        size = whole if share == 1 else part_of(whole, share)
         if needs[stage] * GB > size:
+            each = "" if share == 1 else " for each"
+            mend = "take another GPU" if share == 1 else "lower slots.share"
             yield Finding(
                 "memory",
                 "bad",
-                f"{device} has {_gb(size)}, and the seed at {stage} takes about"
-                f" {needs[stage]:.1f} GB: take another GPU, or lower stages.{stage}.micro_batch",
+                f"{device} has {_gb(size)}{each}, and the seed at {stage} takes"
+                f" about {needs[stage]:.1f} GB: {mend}, or lower stages.{stage}.micro_batch",
             )
     there = psutil.virtual_memory().total
     each = RANK_GB[kind]

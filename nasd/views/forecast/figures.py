@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from nasd.contract.config import PREPARE, SCREEN, Config
+from nasd.contract.slots import worth
 from nasd.estimate.cost import attempt_seconds, prepare_seconds
 from nasd.policy import ladder
 from nasd.record.lifecycle import AttemptState
@@ -42,7 +43,7 @@ def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
             "attempts": len(attempts),
             "slots": min((len(attempt.slots) for attempt in attempts), default=0),
             "hours": median(_by_candidate(attempts).values() or [0.0]),
-            "gpu_hours": sum(len(attempt.slots) * _held(attempt) for attempt in attempts),
+            "gpu_hours": sum(attempt.worth * _held(attempt) for attempt in attempts),
         }
     generations = []
     for generation in snap.generations:
@@ -52,9 +53,7 @@ def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
             {
                 "generation": generation.number,
                 "wall_hours": (generation.completed_at - generation.opened_at) / 3600,
-                "gpu_hours": sum(
-                    len(a.slots) * _held(a) for a in snap.attempts if a.candidate in born
-                ),
+                "gpu_hours": sum(a.worth * _held(a) for a in snap.attempts if a.candidate in born),
             }
         )
     asked = _asked(config, subject, snap)
@@ -64,7 +63,7 @@ def told(config: Config, subject: Subject, one: Run) -> dict[str, Any]:
         "seed": one.seed,
         "wall_hours": wall,
         "gpu_hours": used,
-        "slot_use": used / (wall * len(subject.slots)),
+        "slot_use": used / (wall * worth(subject.slots)),
         "work_hours": share,
         "chain_hours": chain,
         "over_bound": wall / max(share, chain),
@@ -98,6 +97,7 @@ def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, 
             seconds = prepare_seconds(subject.machine, config.data.mlm, subject.volumes)
             found[owner, name] = Asked(1, seconds, seconds)
             continue
+        undivided = ladder.undivided(config, name)
         usual, wide = (
             attempt_seconds(
                 stage.model_copy(update={"slots": slots}),
@@ -109,10 +109,12 @@ def _asked(config: Config, subject: Subject, snap: Snapshot) -> dict[tuple[int, 
                 subject.machine,
                 config.daemon.checkpoint_minutes,
                 config.taught_along(stage, candidate.is_baseline),
+                1 if undivided else config.slots.share,
             )
             for slots in (stage.slots, max(stage.slots, widest))
         )
-        found[owner, name] = Asked(stage.slots, usual, wide)
+        leased = config.slots.share if undivided else stage.slots
+        found[owner, name] = Asked(leased, usual, wide)
     return found
 
 
@@ -158,7 +160,7 @@ def _budget_spent(budget: float | None, one: Run) -> dict[str, Any] | None:
     used = 0.0
     for since, until in pairwise(moments):
         busy = sum(
-            len(a.slots)
+            a.worth
             for a in one.snapshot.attempts
             if a.started_at <= since and (a.ended_at or one.ended) >= until
         )

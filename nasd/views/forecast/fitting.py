@@ -21,6 +21,7 @@ from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage
 from nasd.contract.volumes import Volumes
 from nasd.control.preflight import Seed
 from nasd.estimate.cost import Timeline, Work, prepare_seconds, work
+from nasd.policy.ladder import undivided
 from nasd.search.fidelity.promotion import Budget
 from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
@@ -169,12 +170,14 @@ def hours_of(config: Config, subject: Subject) -> float:
     its modules new."""
     population = config.population
     total = prepare_seconds(subject.machine, config.data.mlm, _volumes(config, subject))
+    total /= config.slots.share
     founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)
     for stage in config.parts:
         there = {"candidates": founders + bred, "all": founders + bred + 1, "baseline": 1.0}
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue
-        total += there[stage.who] * stage.slots * _seconds(config, subject, stage)
+        held = stage.slots / _share(config, stage)
+        total += there[stage.who] * held * _seconds(config, subject, stage)
         if stage.keep is not None:
             bred *= stage.keep
     return total / 3600
@@ -201,7 +204,13 @@ def _work(config: Config, subject: Subject, stage: Stage) -> Work:
 
 def _seconds(config: Config, subject: Subject, stage: Stage) -> float:
     asked, every = _work(config, subject, stage), config.daemon.checkpoint_minutes
-    return Timeline.of(asked, subject.machine, stage.name, stage.slots, every).end
+    about = (asked, subject.machine, stage.name, stage.slots, every)
+    return Timeline.of(*about, share=_share(config, stage)).end
+
+
+def _share(config: Config, stage: Stage) -> int:
+    """How many attempts share each GPU that one at the stage has."""
+    return 1 if undivided(config, stage.name) else config.slots.share
 
 
 def one_candidate(config: Config, subject: Subject) -> float:

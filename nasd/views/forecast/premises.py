@@ -7,7 +7,7 @@ from nasd.contract import tasks
 from nasd.contract.config import Config, check_against_slots
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
-from nasd.contract.slots import Slot
+from nasd.contract.slots import Slot, divided
 from nasd.contract.volumes import Volumes
 from nasd.control import preflight
 from nasd.control.preflight import Seed
@@ -83,17 +83,25 @@ def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, .
     listed = config.slots.devices
     if count is None and listed != "auto":
         check_against_slots(config, len(listed), origin)
-        return listed, f"{len(listed)} slots as listed, "
+        names = divided(listed, config.slots.share)
+        return names, f"{len(names)} slots as listed, {_shared(config)}"
     found = simulated.devices(config, begun=False)
-    number = count or len(found)
+    number = count or len({one.device for one in found})
     for stage in config.stages:
         if stage.slots > number:
             raise NasdError(
                 f"--slots: stages.{stage.name} asks for {stage.slots} slots, more than {number}"
             )
     check_against_slots(config, number, origin)
-    names = tuple(str(Slot.of(found[0].kind, index)) for index in range(number))
-    return names, f"{number} slots{'' if count else ' (slots.devices is auto: a guess)'}, "
+    devices = [str(Slot.of(found[0].kind, index)) for index in range(number)]
+    names = divided(devices, config.slots.share)
+    guessed = "" if count else " (slots.devices is auto: a guess)"
+    return names, f"{len(names)} slots{guessed}, {_shared(config)}"
+
+
+def _shared(config: Config) -> str:
+    share = config.slots.share
+    return "" if share == 1 else f"{share} on each GPU, "
 
 
 def _experiment(state: Path) -> Snapshot | None:

@@ -7,9 +7,9 @@ from statistics import median
 from nasd.contract import config as config_module
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
-from nasd.contract.slots import on_gpus
+from nasd.contract.slots import devices, on_gpus, sharers
 from nasd.contract.volumes import Volumes
-from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, Machine, work
+from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, DEVICE_SHARE, Machine, work
 from nasd.record.state import Snapshot
 
 LEAST_MEASURED = 3  # attempts, before the time they take to start is believed
@@ -35,6 +35,12 @@ def machine(
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in machine.rates.items())
         rest = any(stage.name not in machine.rates for stage in config.parts)
         told = f"TFLOP/s each as the experiment shows: {rates}" + (f"; else {told}" if rest else "")
+    if config.slots.share > 1:
+        told += (
+            f", for one alone; {config.slots.share} that share a GPU take as long each until it is"
+            f" busy all the time, as it is for {DEVICE_SHARE:.0%} of what a small step waits for"
+            " (measured on an H100)"
+        )
     return machine, (
         f"{told}, {machine.scaling:.0%} of it where four work together;"
         f" {machine.start_seconds:.0f} s to start an attempt, {machine.checkpoint_seconds:.0f} s"
@@ -76,8 +82,9 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
         untrained = stages[name].train != "none" and not asked.steps
         if result.steps != asked.steps or untrained:
             continue
-        together = machine.together(len(attempt.slots))
-        rates.setdefault(name, []).append(asked.flop / result.seconds / together / 1e12)
+        ranks = len(devices(attempt.slots))
+        seconds = machine.alone(result.seconds, asked.flop, ranks, sharers(attempt.slots))
+        rates.setdefault(name, []).append(asked.flop / seconds / machine.together(ranks) / 1e12)
     found = {name: median(values) for name, values in rates.items()}
     for stage in config.parts:
         alike = [

@@ -74,7 +74,7 @@ def _next(tick: Tick, snapshot: Snapshot, launcher: SimulatedLauncher, now: floa
             since = now + attempt.ended_at - wall
             times += [since + seconds for seconds in BACKOFF_SECONDS]
     hours = budget(snapshot, tick.config)
-    busy = sum(len(attempt.slots) for attempt in snapshot.live_attempts)
+    busy = sum(attempt.worth for attempt in snapshot.live_attempts)
     if hours is not None and busy:
         times.append(now + 3600 * (hours - snapshot.gpu_hours(wall)) / busy)
     if tick.config.slots.widen:

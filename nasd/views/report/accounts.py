@@ -34,7 +34,7 @@ def attempts(snapshot: Snapshot, now: float) -> tuple[AttemptRow, ...]:
 def _held(attempt: Attempt, now: float) -> float:
     """Slot-seconds."""
     end = now if attempt.ended_at is None else attempt.ended_at
-    return len(attempt.slots) * max(0.0, end - attempt.started_at)
+    return attempt.worth * max(0.0, end - attempt.started_at)
 
 
 def _lost(snapshot: Snapshot, now: float) -> Iterator[tuple[int, float]]:

@@ -286,7 +286,7 @@ class Findings:
         tried = self.snapshot.attempts
         ends = [self.now if one.ended_at is None else one.ended_at for one in tried]
         return (
-            np.array([len(one.slots) for one in tried], dtype=float),
+            np.array([one.worth for one in tried], dtype=float),
             np.array([one.started_at for one in tried], dtype=float),
             np.array(ends, dtype=float),
         )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from nasd.contract.config import Config
+from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import counted, hours
 from nasd.estimate.pace import Effort
+from nasd.policy.ladder import undivided
 from nasd.record.state import Candidate, Snapshot
 
 
@@ -26,8 +27,9 @@ class Price:
     stages: dict[str, float]
     longest: float
 
-    def hours(self, slots: int) -> float:
-        """Until all of them are through, on so many slots; at best."""
+    def hours(self, slots: float) -> float:
+        """Until all of them are through, on so many slots, a share of a GPU being a part of one; at
+        best."""
         return max(self.longest, self.gpu_hours / slots)
 
 
@@ -62,13 +64,18 @@ def price(snapshot: Snapshot, config: Config, candidates: Sequence[Candidate]) -
             operations = effort.operations(candidate, name)
             usual = operations * median(paces) / 3600
             stages[name] = stages.get(name, 0.0) + usual
-            takes += usual / next(stage.slots for stage in ladder if stage.name == name)
+            takes += usual / _held(config, next(one for one in ladder if one.name == name))
             total["median"] += usual
             total["low"] += operations * min(paces) / 3600
             total["high"] += operations * max(paces) / 3600
         longest = max(longest, takes)
     ids = tuple(one.id for one in candidates)
     return Price(ids, total["median"], total["low"], total["high"], stages, longest)
+
+
+def _held(config: Config, stage: Stage) -> float:
+    """Whole slots that an attempt at the stage holds."""
+    return 1.0 if undivided(config, stage.name) else stage.slots / config.slots.share
 
 
 def offer(snapshot: Snapshot, config: Config, slots: int, unit: str, now: float) -> str:
@@ -90,6 +97,6 @@ def offer(snapshot: Snapshot, config: Config, slots: int, unit: str, now: float)
         f"To train {counted(len(candidates), 'cut candidate')} of generation"
         f" {candidates[0].generation} to the end takes about {hours(asked.gpu_hours)} {unit}"
         f" ({shares}; {hours(asked.low)} at the quickest pace measured, {hours(asked.high)} at the"
-        f" slowest), and at least {hours(asked.hours(slots))} hours on"
+        f" slowest), and at least {hours(asked.hours(slots / config.slots.share))} hours on"
         f" {counted(slots, 'slot')}. Nothing of it changes the selection."
     )

@@ -121,7 +121,7 @@ class _Tables:
 
 
 def _slot(facts: Facts, slot: str) -> dict[str, Any]:
-    quarantine = facts.snapshot.quarantine.get(slot)
+    quarantine = facts.snapshot.left_alone(slot)
     holder = facts.holders.get(slot)
     device = facts.devices.get(slot)
     return {

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from nasd.contract.readable import counted, of_baseline, share_of_baseline
-from nasd.contract.slots import on_gpus
+from nasd.contract.slots import Slot, on_gpus
 from nasd.search.objectives import OBJECTIVES
 from nasd.views.status import marks
+from nasd.views.status.devices import Device
 from nasd.views.status.events import together
 from nasd.views.status.facts import Facts
 from nasd.views.status.table import others
@@ -44,7 +45,7 @@ def _in_a_line(facts: Facts) -> Text:
     for slot in facts.slots:
         holder = facts.holders.get(slot)
         on_it = "idle" if holder is None else str(holder.attempt.candidate)
-        on_it = "left alone" if slot in facts.snapshot.quarantine else on_it
+        on_it = "left alone" if facts.snapshot.left_alone(slot) else on_it
         found.append_text(line(f" {slot} ", (on_it, "dim" if holder is None else "")))
     return found
 
@@ -52,7 +53,7 @@ def _in_a_line(facts: Facts) -> Text:
 def _slot(facts: Facts, slot: str) -> Text:
     name = max(len(one) for one in facts.slots)
     gpus = on_gpus(facts.slots)
-    device = facts.devices.get(slot)
+    device = _device(facts, slot)
     use = "" if device is None or device.use is None else f"{device.use:.0f} %"
     memory = "" if device is None or device.memory is None else _gigabytes(device.memory)
     if gpus:
@@ -64,10 +65,15 @@ def _slot(facts: Facts, slot: str) -> Text:
     return line(f"{slot:<{name}}  {use:>5} {memory}  ", _on_it(facts, slot))
 
 
+def _device(facts: Facts, slot: str) -> Device | None:
+    """What is told of its device; of a GPU that attempts share once, beside the first of them."""
+    return facts.devices.get(slot) if Slot.parse(slot).place == 1 else None
+
+
 def _on_it(facts: Facts, slot: str) -> Text:
-    quarantine = facts.snapshot.quarantine.get(slot)
+    quarantine = facts.snapshot.left_alone(slot)
     holder = facts.holders.get(slot)
-    device = facts.devices.get(slot)
+    device = _device(facts, slot)
     text = line(("idle", "dim"))
     if holder is not None:
         who = "baseline" if holder.attempt.candidate == _baseline(facts) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from nasd.contract.slots import is_gpu
+from nasd.contract.slots import Slot, devices, is_gpu
 from nasd.launch.gpus import Gpu, GpuProcess, GpuWatch, foreign
 from nasd.record.state import Attempt
 
@@ -100,10 +100,10 @@ class Devices:
         found = {}
         if gpus := tuple(slot for slot in question.slots if is_gpu(slot)):
             ours = {process.pid for tree in trees.values() for process in tree}
-            answer = self._ask(gpus) or {}
-            for slot in gpus:
-                if slot in answer:
-                    found[slot] = _of_gpu(answer[slot], ours, slot in holder)
+            answer, leased = self._ask(devices(gpus)) or {}, set(devices(holder))
+            for slot in gpus:  # of a share it is told what its GPU does
+                if (device := Slot.parse(slot).device) in answer:
+                    found[slot] = _of_gpu(answer[device], ours, device in leased)
         used = {
             one.id: self._cpu_share(trees[one.id], len(one.slots), question.threads)
             for one in question.attempts

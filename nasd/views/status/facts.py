@@ -119,8 +119,14 @@ class Facts:
         snap = self.snapshot
         listed = snap.experiment.config["slots"]["devices"]
         used = {slot for attempt in snap.attempts for slot in attempt.slots}
-        found = {*(used if listed == "auto" else listed), *snap.leases, *snap.quarantine}
-        return tuple(sorted(found, key=_by_kind_and_number))
+        known = {*slots.devices(used if listed == "auto" else listed), *snap.quarantine}
+        found = {*slots.divided(tuple(known), self.share), *snap.leases}
+        return tuple(sorted(found, key=_in_order))
+
+    @property
+    def share(self) -> int:
+        """How many attempts share each GPU."""
+        return int(self.snapshot.experiment.config["slots"].get("share", 1))
 
     @property
     def question(self) -> Question:
@@ -130,7 +136,7 @@ class Facts:
 
     @property
     def usable(self) -> int:
-        return sum(slot not in self.snapshot.quarantine for slot in self.slots)
+        return sum(self.snapshot.left_alone(slot) is None for slot in self.slots)
 
     @cached_property
     def holders(self) -> Mapping[str, Where]:
@@ -282,9 +288,9 @@ def read(state: Path, now: float | None = None, whole: bool = False) -> Facts:
     return Reader(state, whole=whole).read(now)
 
 
-def _by_kind_and_number(name: str) -> tuple[str, int]:
+def _in_order(name: str) -> tuple[str, int, int, int]:
     slot = slots.Slot.parse(name)
-    return slot.kind, slot.number
+    return slot.kind, slot.number, slot.shares, slot.place
 
 
 def _in_play(snap: Snapshot) -> Snapshot:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
+from nasd.contract.slots import Slot
 from nasd.policy import endings, scheduling
 from nasd.record.lifecycle import ExperimentState, State
 from nasd.record.state import PAUSED, Snapshot
@@ -73,9 +74,9 @@ def _notices(
         for one in snapshot.quarantine.values()
     ]
     found += [
-        Notice("warning", f"{slot}: {device.fault}")
+        Notice("warning", f"{Slot.parse(slot).device}: {device.fault}")
         for slot, device in devices.items()
-        if device.fault and slot not in snapshot.quarantine
+        if device.fault and not snapshot.left_alone(slot) and Slot.parse(slot).place == 1
     ]
     found += _lost(snapshot)
     if served:

@@ -36,7 +36,8 @@ class Remaining:
 
 @dataclass(frozen=True)
 class _Job:
-    """Stages of one candidate, one after the other. slots: that the widest of them asks for."""
+    """Stages of one candidate, one after the other. slots: that the widest of them asks for.
+    slot_seconds: of whole slots; a share of a GPU is a part of one."""
 
     seconds: float = 0.0
     slot_seconds: float = 0.0
@@ -87,7 +88,7 @@ def _samples(
         first = max((one.reached for one in earlier if not one.live), default=0)
         operations = effort.operations(snapshot.candidates[attempt.candidate], attempt.stage)
         done = operations * (beat.step - first) / beat.steps
-        held = len(attempt.slots) * (beat.age or now - attempt.started_at)
+        held = attempt.worth * (beat.age or now - attempt.started_at)
         if done > 0 and held > 0:
             running.setdefault(attempt.stage, []).append(held / done)
     return samples | running
@@ -233,8 +234,11 @@ class _Work:
         most = 1
         for stage in stages:
             self.asked.add(stage.name)
-            slots = min(stage.slots, self.slots)
-            seconds += expected(stage.name) / slots
+            share = self._config.slots.share
+            slots = min(stage.slots, max(1, self.slots // share))
+            if ladder.undivided(self._config, stage.name):
+                slots = share
+            seconds += share * expected(stage.name) / slots
             slot_seconds += expected(stage.name)
             most = max(most, slots)
         return _Job(seconds, slot_seconds, most)
@@ -244,7 +248,7 @@ class _Work:
         attempt, beat = self._live[candidate.id]
         if beat is not None and beat.steps:
             return slot_seconds * max(0.0, 1 - beat.step / beat.steps)
-        return max(0.0, slot_seconds - len(attempt.slots) * (self._now - attempt.started_at))
+        return max(0.0, slot_seconds - attempt.worth * (self._now - attempt.started_at))
 
 
 def _kept(part: Sequence[Stage], reach: int) -> int:

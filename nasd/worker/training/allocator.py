@@ -2,12 +2,16 @@
 
 glibc asks the kernel for every large block anew and gives it back as soon as it is freed, so that
 each step pays for having its activations mapped and cleared again (figures in docs/decisions.md). A
-GPU's memory is kept by torch itself.
+GPU's memory is kept by torch itself; where attempts share one, each keeps to its part.
 """
 
 import contextlib
 import ctypes
 import os
+
+import torch
+
+from nasd.contract.slots import part_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _NEVER = -1
@@ -29,3 +33,10 @@ def bound_programs() -> None:
     programs, and makes others anew. To be called before the first computation; who has set another
     number keeps it."""
     os.environ.setdefault(_CAPACITY, _FEW)
+
+
+def keep_to_share(device: torch.device, share: int) -> None:
+    """From here on, this process runs out of memory where its tensors would take more than their
+    part of a GPU that so many attempts share."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(part_of(total, share) / total, device)

@@ -27,6 +27,7 @@ from nasd.contract import digests
 from nasd.contract.config import Stage
 from nasd.contract.protocol import write_atomically
 from nasd.contract.schedule import halved, share_of
+from nasd.contract.slots import part_of
 from nasd.worker.tasks.task import Ranks, Task, autocast, to_device
 from nasd.worker.training.progress import LONG, Progress
 
@@ -63,14 +64,17 @@ class Device(Protocol):
 
 
 class TrialGpu:
-    """The GPU that an attempt's trials run on."""
+    """The GPU that an attempt's trials run on. share: how many attempts it is for."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, share: int = 1) -> None:
         self._device = device
         free, total = torch.cuda.mem_get_info(device)
         self.name = f"{torch.cuda.get_device_name(device)}, {total >> 30} GiB"
         # What others hold is theirs.
         self.room = ROOM * (free + torch.cuda.memory_reserved(device))
+        if share > 1:  # the others come and go, and this one's part stays what it is
+            self.name += f", shared by {share}"
+            self.room = ROOM * part_of(total, share)
 
     def run(self, act: Callable[[], None]) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats(self._device)
