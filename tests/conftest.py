@@ -27,6 +27,7 @@ from nasd.contract.protocol import (
     read,
     write,
 )
+from nasd.contract.slots import divided
 from nasd.control.tick import Tick
 from nasd.estimate.latency import measurements, supposed
 from nasd.launch.launcher import Launcher
@@ -423,7 +424,7 @@ def make_tick(
         config,
         state.path,
         state,
-        config.slots.devices,
+        divided(config.slots.devices, config.slots.share),
         FakeLauncher(clock, script),
         clock,
         monotonic=clock,

@@ -14,6 +14,7 @@ from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
 from nasd.contract.protocol import AttemptFolder, Heartbeat, Outcome, Spec, read, write
+from nasd.contract.slots import devices, divided, worth
 from nasd.control import tick as tick_module
 from nasd.control.tick import Tick
 from nasd.launch.gpus import Gpu, GpuProcess
@@ -231,7 +232,7 @@ class RoughLauncher(FakeLauncher):
         self.damaged: set[str] = set()
         self.stuck: set[str] = set()  # processes that do not die
         self.owned: dict[int, str] = {}  # token by pid
-        self.began: dict[str, tuple[float, int]] = {}
+        self.began: dict[str, tuple[float, float]] = {}
         self.held = 0.0
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class RoughLauncher(FakeLauncher):
         self._resumes_its_own(spec)
         process = super().start(folder, slots, token)
         self._starts_from_the_right_weights(spec)
-        self.began[token] = self.clock(), len(slots)
+        self.began[token] = self.clock(), worth(slots)
         self.owned[spec.attempt] = token
         folder.heartbeat.unlink()
         if (spec.candidate, stage_of(spec)) in self.mute:
@@ -343,8 +344,8 @@ class Box:
         self.wall = Wall(self.passed)
         self.launcher = RoughLauncher(self.passed, self.wall, script, checkpoints)
         self.free = 1e15
-        self.faults: dict[str, str] = {}  # what the driver says of a slot's GPU
-        self.strangers: set[str] = set()  # slots that somebody else uses
+        self.faults: dict[str, str] = {}  # what the driver says of a GPU
+        self.strangers: set[str] = set()  # GPUs that somebody else uses
         self.health_age = 0.0  # so old an answer of the driver's may be
         self._answer: tuple[float, dict[str, Gpu]] | None = None
         if not state.database.exists():
@@ -352,9 +353,13 @@ class Box:
             begin(store, config, now=self.wall())
             store.close()
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        assert self.config.slots.devices != "auto"
+        return divided(self.config.slots.devices, self.config.slots.share)
+
     def daemon(self, kind: type[Tick] = Tick) -> Tick:
         """A daemon that comes up, but for its first turn. Monotonic time begins anew with it."""
-        assert self.config.slots.devices != "auto"
         booted = self.passed()
         self._answer = None
         return kind(
@@ -362,7 +367,7 @@ class Box:
             self.config,
             self.state.path,
             self.state,
-            self.config.slots.devices,
+            self.slots,
             self.launcher,
             self.wall,
             monotonic=lambda: self.passed() - booted,
@@ -382,7 +387,7 @@ class Box:
         ours = [
             GpuProcess(pid, 10**9)
             for pid, token in self.launcher.owned.items()
-            if token in self.launcher.jobs and slot in self.launcher.jobs[token][3]
+            if token in self.launcher.jobs and slot in devices(self.launcher.jobs[token][3])
         ]
         stranger = [GpuProcess(STRANGER, 3 * 10**9)] if slot in self.strangers else []
         return Gpu(slot, memory=80 * 10**9, processes=(*ours, *stranger))

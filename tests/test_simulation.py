@@ -36,6 +36,7 @@ from nasd.contract.protocol import (
     write,
 )
 from nasd.contract.schedule import Schedule
+from nasd.contract.slots import divided
 from nasd.contract.volumes import Volumes
 from nasd.control.tick import Tick
 from nasd.estimate.cost import (
@@ -99,7 +100,7 @@ def simulated(
         config,
         state.path,
         state,
-        config.slots.devices,
+        divided(config.slots.devices, config.slots.share),
         launcher,
         clock,
         monotonic=clock,

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Outcome, Spec, read
+from nasd.contract.slots import devices
 from nasd.control import retention
 from nasd.control.daemon import _begin
 from nasd.control.machine import GB
@@ -79,6 +80,11 @@ CONFIGS = {
         "population__lambda": 7,
         "experiment__generations": 3,
     },
+    "shared": {
+        "slots__devices": list(GPUS[:2]),
+        "slots__share": 3,
+        "experiment__generations": 3,
+    },
 }
 TURNS = 20  # of a life that no fuse ends
 CLIMBING = (State.PENDING, State.RUNNING, State.WAITING)
@@ -93,10 +99,12 @@ MADE = [
 
 def config_of(name: str) -> Config:
     return small_config(
-        slots__devices=list(GPUS),
-        daemon__infrastructure_retries=10_000,
-        daemon__stop_grace_seconds=0.001,  # what hangs does not answer anyway
-        **CONFIGS[name],
+        **{
+            "slots__devices": list(GPUS),
+            "daemon__infrastructure_retries": 10_000,
+            "daemon__stop_grace_seconds": 0.001,  # what hangs does not answer anyway
+            **CONFIGS[name],
+        }
     )
 
 
@@ -511,7 +519,7 @@ class Search(RuleBasedStateMachine):
 
     def what_is_paused_starts_nothing(self, found: Snapshot) -> None:
         if found.experiment.pause:
-            slots, now = self.config.slots.devices, self.box.wall()
+            slots, now = self.box.slots, self.box.wall()
             assert scheduling.starts(found, self.config, slots, now) == []
 
     def each_request_is_answered_once(self) -> None:
@@ -524,6 +532,7 @@ class Search(RuleBasedStateMachine):
         live = found.live_attempts
         held = [(slot, one.id) for one in live for slot in one.slots]
         assert len(held) == len(dict(held)), "a slot is leased twice"
+        assert all(len(devices(one.slots)) == len(one.slots) for one in live)
         assert found.leases == dict(held)
         busy = [one.candidate for one in live]
         assert len(busy) == len(set(busy)), "a candidate runs twice"
@@ -551,13 +560,15 @@ class Search(RuleBasedStateMachine):
     def the_ledger_is_right(self, found: Snapshot) -> None:
         now = self.box.wall()
         ended = [one for one in found.attempts if one.ended_at is not None]
+        part = 1 / self.config.slots.share
         spent = sum(len(one.slots) * (one.ended_at - one.started_at) for one in ended)
         spent += sum(len(one.slots) * max(0, now - one.started_at) for one in found.live_attempts)
+        spent *= part
         assert found.gpu_hours(now) == pytest.approx(spent / 3600)
         assert self.tick.store.in_play().gpu_hours(now) == found.gpu_hours(now)
 
     def what_is_in_play_decides(self, found: Snapshot) -> None:
-        now, slots = self.box.wall(), self.config.slots.devices
+        now, slots = self.box.wall(), self.box.slots
         in_play = self.tick.store.in_play()
         assert decisions.next_decision(in_play, self.config) == decisions.next_decision(
             found, self.config

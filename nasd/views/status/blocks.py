@@ -18,7 +18,8 @@ from nasd.views.status.text import fit, fitting, line
 
 
 def width_of_slots(facts: Facts) -> int:
-    return 42 if on_gpus(facts.slots) else 38
+    longer = max((len(one) - len(Slot.parse(one).device) for one in facts.slots), default=0)
+    return 42 + longer if on_gpus(facts.slots) else 38
 
 
 def slots(facts: Facts, width: int, most: int | None) -> list[Text]:
