@@ -4,7 +4,10 @@ bin/test tests/test_on_gpu.py
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from nasd.contract import variables
 from nasd.contract.config import Measure
 from nasd.contract.protocol import Verdict
+from nasd.contract.slots import divided
 from nasd.launch import gpus
+from nasd.presets import write_preset
+from nasd.record import snapshot
 from nasd.worker.measure import energy
 from nasd.worker.measure.engines import ENGINES
 from nasd.worker.model import phenotype
@@ -26,6 +32,7 @@ from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.stage import _meet
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import Ranks, autocast
+from tests.test_end_to_end import TINY
 from tests.test_phenotype import built
 from tests.test_sparse import features
 from tests.training import Workshop, demo_config, launched, losses, make_workshop, stage, work
@@ -201,3 +208,74 @@ def test_gradients_go_through_nccl_and_flags_through_gloo(group: Ranks) -> None:
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     dist.all_reduce(numbers)
     assert flags.item() == 1 and numbers.sum().item() == 3
+
+
+# -- sharing ---------------------------------------------------------------------------------------
+
+
+def test_attempts_that_share_a_gpu_train_as_one_alone_does(shop: Workshop, tmp_path: Path) -> None:
+    spec = shop.spec(stage(CONFIG, "finetune", epochs=0.2, evaluations=4))
+    alone, _ = work(spec, tmp_path / "alone", kind="cuda")
+    shared = spec.model_copy(update={"share": 3})
+    with ExitStack() as stack:
+        attempts = [
+            stack.enter_context(launched(shared, tmp_path / str(number), kind="cuda"))
+            for number in range(3)
+        ]
+        for one in attempts:
+            one.ends()
+    for one in attempts:
+        assert one.outcome is not None, one.log
+        assert one.outcome.verdict is Verdict.SUCCEEDED, one.log
+        np.testing.assert_allclose(
+            losses(one.folder, "evaluation"), losses(alone, "evaluation"), rtol=5e-3
+        )
+
+
+KEPT = """
+import torch
+from nasd.contract.slots import part_of
+from nasd.worker.training.allocator import keep_to_share
+device = torch.device("cuda", 0)
+share = 16
+keep_to_share(device, share)
+part = part_of(torch.cuda.get_device_properties(device).total_memory, share)
+half = torch.empty(part // 2, dtype=torch.uint8, device=device)
+try:
+    torch.empty(part, dtype=torch.uint8, device=device)
+except torch.OutOfMemoryError:
+    print("out of memory")
+"""
+
+
+def test_who_takes_more_than_its_part_is_out_of_memory_though_there_is_some() -> None:
+    free, total = torch.cuda.mem_get_info(GPU)
+    if free < total / 2:
+        pytest.skip("somebody else has taken most of the GPU's memory")
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "out of memory"
+
+
+def test_a_search_runs_on_the_shares_of_a_gpu(tmp_path: Path) -> None:
+    sharing = ('slots.devices=["cuda:0"]', "slots.share=3", "population.lambda=3")
+    config = write_preset("demo-thesis", tmp_path / "search", (*TINY, *sharing), force=False)
+    command = [sys.executable, "-m", "nasd", "run", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with snapshot.opened(config.parent / "state") as connection:
+        found = snapshot.read(connection)
+    assert found.experiment.state == "complete"
+    assert not found.quarantine  # our own are nobody else's
+    trained = [one for one in found.attempts if one.ended_at is not None and one.stage != "prepare"]
+    assert {name for one in trained for name in one.slots} == set(divided(("cuda:0",), 3))
+    together = [
+        (one.id, other.id)
+        for one in trained
+        for other in trained
+        if one.id < other.id
+        and one.started_at < (other.ended_at or 0)
+        and other.started_at < (one.ended_at or 0)
+    ]
+    assert together
+    spent = sum((one.ended_at or 0) - one.started_at for one in found.attempts) / 3 / 3600
+    assert found.gpu_hours(0.0) == pytest.approx(spent)
