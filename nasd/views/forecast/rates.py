@@ -35,16 +35,21 @@ def machine(
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in machine.rates.items())
         rest = any(stage.name not in machine.rates for stage in config.parts)
         told = f"TFLOP/s each as the experiment shows: {rates}" + (f"; else {told}" if rest else "")
-    if config.slots.share > 1:
-        told += (
-            f", for one alone; {config.slots.share} that share a GPU take as long each until it is"
-            f" busy all the time, as it is for {DEVICE_SHARE:.0%} of what a small step waits for"
-            " (measured on an H100)"
-        )
     return machine, (
         f"{told}, {machine.scaling:.0%} of it where four work together;"
         f" {machine.start_seconds:.0f} s to start an attempt, {machine.checkpoint_seconds:.0f} s"
-        f" for a checkpoint every {config.daemon.checkpoint_minutes:g} min."
+        f" for a checkpoint every {config.daemon.checkpoint_minutes:g} min.{_shared(config)}"
+    )
+
+
+def _shared(config: Config) -> str:
+    share = config.slots.share
+    if share == 1:
+        return ""
+    return (
+        f" Each of {share} on a GPU is as fast as one alone until together they keep it busy; a step"
+        f" does so with its operations and {DEVICE_SHARE:.0%} of the rest of its time, as measured"
+        " on an H100."
     )
 
 
