@@ -152,12 +152,12 @@ def memory(case: Case) -> Iterator[Finding]:
     for device, whole in case.gpu_memory.items():
         size = whole if share == 1 else part_of(whole, share)
         if needs[stage] * GB > size:
-            each = "" if share == 1 else " for each"
+            whose = "" if share == 1 else " for each"
             mend = "take another GPU" if share == 1 else "lower slots.share"
             yield Finding(
                 "memory",
                 "bad",
-                f"{device} has {_gb(size)}{each}, and the seed at {stage} takes"
+                f"{device} has {_gb(size)}{whose}, and the seed at {stage} takes"
                 f" about {needs[stage]:.1f} GB: {mend}, or lower stages.{stage}.micro_batch",
             )
     there = psutil.virtual_memory().total

@@ -47,9 +47,9 @@ def _shared(config: Config) -> str:
     if share == 1:
         return ""
     return (
-        f" Each of {share} on a GPU is as fast as one alone until together they keep it busy; a step"
-        f" does so with its operations and {DEVICE_SHARE:.0%} of the rest of its time, as measured"
-        " on an H100."
+        f" Each of {share} on a GPU is as fast as one alone until together they keep it busy; a"
+        f" step does so with its operations and {DEVICE_SHARE:.0%} of the rest of its time, as"
+        " measured on an H100."
     )
 
 
