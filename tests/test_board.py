@@ -135,17 +135,21 @@ def test_gpu_hours_and_slot_use_are_those_of_the_ledger(found: Snapshot, shown: 
 
 
 instants = st.integers(0, 40).map(float)
+A, B = "cuda:0", "cuda:1.2/4"
+PARTS = {A: 1.0, B: 0.25}
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["ab", "a", "b"]), instants, instants | st.just(math.inf))),
+    st.lists(
+        st.tuples(st.sampled_from([(A, B), (A,), (B,)]), instants, instants | st.just(math.inf))
+    ),
     st.lists(st.tuples(instants, instants), min_size=1),
 )
 @settings(deadline=None)
 def test_the_ledger_says_of_any_stretch_what_its_attempts_held(held, stretches):
     holdings: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for slots, begin, end in held:
-        holdings.setdefault(tuple(slots), []).append((begin, end))
+        holdings.setdefault(slots, []).append((begin, end))
     begins, ends = np.array(stretches).T
     for (begin, end), got in zip(stretches, Ledger(holdings).use(begins, ends), strict=True):
 
@@ -154,13 +158,14 @@ def test_the_ledger_says_of_any_stretch_what_its_attempts_held(held, stretches):
             for slots, a, b in held:
                 for slot in slots:
                     met = max(0.0, min(b, until) - max(a, since))
-                    found[slot] = found.get(slot, 0.0) + met
+                    found[slot] = found.get(slot, 0.0) + PARTS[slot] * met
             return {slot: seconds for slot, seconds in found.items() if seconds}
 
         assert got["search/gpu_hours"] == pytest.approx(sum(within(-1.0).values()) / 3600)
         assert got["search/hours"] == (end - begin) / 3600
         used = within(begin)
-        share = sum(used.values()) / (len(used) * (end - begin)) if used else None
+        whole = sum(PARTS[slot] for slot in used)
+        share = sum(used.values()) / (whole * (end - begin)) if used else None
         assert got.get("search/slot_use") == (None if share is None else pytest.approx(share))
 
 
