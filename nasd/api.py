@@ -234,8 +234,16 @@ class Search:
         folder: where the child's model and its answers are left. It is worked out on the CPU, in a
         process of its own; with CUDA_VISIBLE_DEVICES set, on that GPU.
         """
-        found = self._snapshot()
         asked = one if isinstance(one, Individual | Child) else self[one]
+        with tempfile.TemporaryDirectory(prefix="nasd-") as name:
+            place = Path(name) if folder is None else Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            return dict(self._by_hand(asked, place, scores=True)["metrics"])
+
+    def _by_hand(self, asked: "Individual | Child", place: Path, scores: bool) -> dict[str, Any]:
+        """What a process says that makes a child below a folder, or takes a candidate's model, and
+        scores it where it is to; raises NasdError."""
+        found = self._snapshot()
         parent = asked.parent if isinstance(asked, Child) else asked.id
         candidate = found.candidates[parent]
         config = self.config
@@ -254,19 +262,17 @@ class Search:
                 "seed": asked.seed,
             }
         spec = spec.model_copy(update=changes)
-        with tempfile.TemporaryDirectory(prefix="nasd-") as name:
-            place = Path(name) if folder is None else Path(folder)
-            place.mkdir(parents=True, exist_ok=True)
-            question = {
-                "spec": spec.model_dump(mode="json"),
-                "folder": str(place.resolve()),
-                "born": isinstance(asked, Child),
-            }
-            try:
-                told = child.ask("nasd.worker.by_hand", question)
-            except child.NoAnswer as error:
-                raise NasdError(f"it cannot be scored: {error}") from None
-        return dict(told["metrics"])
+        question = {
+            "spec": spec.model_dump(mode="json"),
+            "folder": str(place.resolve()),
+            "born": isinstance(asked, Child),
+            "scores": scores,
+        }
+        try:
+            return child.ask("nasd.worker.by_hand", question)
+        except child.NoAnswer as error:
+            what = "scored" if scores else "made"
+            raise NasdError(f"it cannot be {what}: {error}") from None
 
     # -- asking the daemon ----------------------------------------------------------------------
 
@@ -380,6 +386,16 @@ class Child:
     def parameters(self) -> int:
         """Of the encoder."""
         return parameters(self.genotype, self.search._snapshot().experiment.backbone)
+
+    def model(self) -> "NasdPreTrainedModel":
+        """The untrained child, with what it has of its parent: on the CPU, in evaluation mode, as a
+        class of transformers'. This imports torch. Raises NasdError where the parent's weights are
+        not kept, or not there yet."""
+        from nasd.worker.by_hand import MODEL, loaded
+
+        with tempfile.TemporaryDirectory(prefix="nasd-") as name:
+            self.search._by_hand(self, Path(name), scores=False)
+            return loaded(Path(name) / MODEL, self.search.config.ladder("candidates")[-1].task)
 
 
 def _who(candidate: Candidate) -> Literal["candidates", "baseline"]:

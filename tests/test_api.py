@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import nasd
 from nasd import Search, api
@@ -129,7 +130,13 @@ def test_a_child_by_hand_knows_what_its_parent_does_and_can_be_injected(
     assert search["baseline"].scores is not None
     # What is added begins as doing nothing.
     assert told["f1"] == pytest.approx(search["baseline"].scores["f1"], abs=0.5)
-    assert (tmp_path / "kept" / "model" / "model.safetensors").exists()
+    made = load_file(tmp_path / "kept" / "model" / "model.safetensors")
+    model = child.model()
+    assert not model.training
+    assert {name: one.shape for name, one in model.state_dict().items()}.items() >= {
+        name: one.shape for name, one in made.items()
+    }.items()
+    assert all(one.equal(made[name]) for name, one in model.state_dict().items() if name in made)
     assert isinstance(child.genotype, Genotype)
 
 

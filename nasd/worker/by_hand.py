@@ -1,8 +1,9 @@
 """`python -m nasd.worker.by_hand`: scores a model of a search by hand, or a child that it makes.
 
-Reads one JSON object from standard input: {"spec", "folder", "born"}: the spec of the stage that
-scores, where the answers go, and whether its weights are the parent's, of which the child is made
-and left in "model" below that folder. Prints one JSON line: {"metrics"}, or {"error": a sentence}.
+Reads one JSON object from standard input: {"spec", "folder", "born", "scores"}: the spec of the
+stage that scores, where the answers go, whether its weights are the parent's, of which the child is
+made and left in "model" below that folder, and whether it is scored. Prints one JSON line:
+{"metrics"}, or {"error": a sentence}.
 """
 
 import contextlib
@@ -54,6 +55,8 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
         child = beginning.born(spec, entry.model, fresh, lambda: entry.windows(spec))
         phenotype.save(child, folder / MODEL)
         spec = spec.model_copy(update={"weights": str(folder / MODEL), "inherits": False})
+    if not asked["scores"]:
+        return {"metrics": {}}
     device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
     ranks = Ranks(0, 1, torch.device(device))
     try:
