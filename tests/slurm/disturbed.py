@@ -38,7 +38,9 @@ from tests.conftest import ROOT, story
 from tests.slurm.cluster import KILL_WAIT_SECONDS, Cluster, running
 from tests.soak.report import differences, leases_wrong, unequal
 
-LONGEST_SECONDS = 40 * 60.0
+LONGEST_SECONDS = 20 * 60.0  # of a search that nothing is done to
+MORE_SECONDS = 60.0  # for each thing that is
+KILLS_A_GENERATION = 20  # that there is time for while it climbs
 ENDED_SECONDS = KILL_WAIT_SECONDS + 30.0  # for what belongs to an ended attempt to be gone
 SETTINGS = (
     "population.mu=2",
@@ -65,6 +67,13 @@ LONG = (
     "stages.pretrain_1.epochs=4",
     "stages.finetune.epochs=2",
 )
+
+
+def long_enough(kills: int) -> tuple[str, ...]:
+    """Settings of a search that lasts until so many things were done to it."""
+    return (*LONG, f"experiment.generations={max(1, round(kills / KILLS_A_GENERATION) - 1)}")
+
+
 ON_SLURM = ('slots.launcher="slurm"',)
 
 
@@ -186,8 +195,9 @@ class Disturbed:
         """Until the search is complete. only: these kinds of mischief, in this order, and else all
         of them, shuffled again and again."""
         deck = list(only)
+        longest = LONGEST_SECONDS + MORE_SECONDS * self.wanted
         self.daemon.start()
-        end, next_at = time.monotonic() + LONGEST_SECONDS, time.monotonic() + 4
+        end, next_at = time.monotonic() + longest, time.monotonic() + 4
         while time.monotonic() < end:
             found = self.daemon.read()
             if found is not None:
@@ -215,7 +225,7 @@ class Disturbed:
                         break
             time.sleep(0.2)
         else:
-            self.wrong.append(f"no end within {LONGEST_SECONDS / 60:g} min")
+            self.wrong.append(f"no end within {longest / 60:g} min")
         if self._left() > 0:
             self.wrong.append(f"only {self.killed.total()} of {self.wanted} came before the end")
         gone = wait_until(
@@ -402,11 +412,12 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    local = Daemon(written(folder / "local", *LONG))
+    settings = long_enough(options.kills)
+    local = Daemon(written(folder / "local", *settings))
     local.start()
     assert local.process is not None
     with running() as cluster:
-        daemon = Daemon(written(folder / "slurm", *LONG, *ON_SLURM), cluster.environment)
+        daemon = Daemon(written(folder / "slurm", *settings, *ON_SLURM), cluster.environment)
         disturbed = Disturbed(cluster, daemon, options.kills, random.Random(options.seed), say)
         try:
             disturbed.run()
@@ -415,7 +426,8 @@ def main() -> int:
             for one in (local, daemon):
                 if one.runs:
                     one.end(signal.SIGKILL)
-    wrong = [*disturbed.wrong, *held_against(local.state, daemon.state)]
+    # What is wrong at one look is so at the next one, too.
+    wrong = list(dict.fromkeys([*disturbed.wrong, *held_against(local.state, daemon.state)]))
     numbers = {
         "kills": disturbed.killed.total(),
         "of": dict(disturbed.killed),
