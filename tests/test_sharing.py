@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasd.contract import slots
-from nasd.contract.config import Config
+from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, read
 from nasd.contract.slots import Slot
@@ -23,14 +23,18 @@ from nasd.policy import endings, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, QuarantineKind, State
 from nasd.record.state import Quarantine, Snapshot
+from nasd.views.doctor import machine
+from nasd.views.doctor.case import Case
+from nasd.views.forecast.virtual_time import run
 from nasd.views.status import blocks, facts
 from nasd.views.status.devices import Device
+from nasd.views.status.remaining import remaining
 from nasd.worker.training import allocator
 from nasd.worker.training.micro_batch import ROOM, TrialGpu
 from tests.conftest import drive, make_tick, small_config, story
 from tests.faults import STRANGER, Box
 from tests.snapshots import attempt_of, generation_1, put, with_attempts
-from tests.test_simulation import finished
+from tests.test_simulation import finished, simulated
 
 __all__ = ["generation_1"]  # a fixture
 
@@ -366,15 +370,14 @@ def test_a_process_is_kept_to_its_part(card: Any) -> None:
 
 
 def test_the_pace_of_small_steps_is_as_measured_on_one_gpu() -> None:
-    machine = Machine(tflops=1e6)  # all of a step waits
-    assert machine.shared(0.016, 0.0, 1, 1) == 0.016
-    assert machine.shared(0.016, 0.0, 1, 8) == pytest.approx(0.031)
-    assert 0.038 < machine.shared(0.016, 0.0, 1, 11) < 0.050
+    told = Machine(tflops=1e6).shared  # all of a step waits
+    assert told(0.016, 0.0, 1, 1) == 0.016
+    assert told(0.016, 0.0, 1, 8) == pytest.approx(0.031)
+    assert 0.038 < told(0.016, 0.0, 1, 11) < 0.050
 
 
 def test_who_keeps_a_gpu_busy_gains_nothing_by_sharing_it() -> None:
-    machine = Machine(tflops=100.0)
-    assert machine.shared(2.0, 2e14, 1, 4) == pytest.approx(8.0)
+    assert Machine(tflops=100.0).shared(2.0, 2e14, 1, 4) == pytest.approx(8.0)
 
 
 @given(
@@ -386,13 +389,13 @@ def test_who_keeps_a_gpu_busy_gains_nothing_by_sharing_it() -> None:
 def test_what_is_measured_while_shared_is_told_alone_and_back(
     waits: float, works: float, count: int, share: int
 ) -> None:
-    machine = Machine(tflops=1.0)
-    flop = works * 1e12 * machine.together(count)
-    longer = machine.shared(waits + works, flop, count, share)
+    one = Machine(tflops=1.0)
+    flop = works * 1e12 * one.together(count)
+    longer = one.shared(waits + works, flop, count, share)
     assert waits + works <= longer <= share * (waits + works) * (1 + 1e-9)
-    alone = machine.alone(longer, flop, count, share)
+    alone = one.alone(longer, flop, count, share)
     assert alone <= longer
-    assert machine.shared(alone, flop, count, share) == pytest.approx(longer)
+    assert one.shared(alone, flop, count, share) == pytest.approx(longer)
     assert 0 < DEVICE_SHARE < 1
 
 
@@ -417,7 +420,48 @@ def test_in_a_simulation_small_candidates_come_further_with_shared_gpus(
     assert ends[4][2] == ends[1][2]
 
 
+def test_what_is_left_is_told_in_the_hours_of_whole_gpus(folder: Any) -> None:
+    config = small_config(
+        slots__devices=["cuda:0", "cuda:1"],
+        slots__share=4,
+        population__mu=6,
+        population__lambda=12,
+        experiment__generations=2,
+    )
+    tick, clock, launcher = simulated(folder(), config=config)
+    told: list[tuple[float, float, float]] = []
+
+    def ask(snapshot: Snapshot, now: float) -> None:
+        number = -1 if snapshot.generation is None else snapshot.generation.number
+        left = remaining(tick.store.read(), config, 8, now, {}) if number == 1 else None
+        if left is not None:
+            told.append((now, left.seconds, snapshot.gpu_hours(now) + left.slot_hours))
+
+    end = run(tick, clock, launcher, progress=ask)
+    spent, ended = end.gpu_hours(clock()), clock()
+    assert len(told) > 3
+    for now, seconds, hours in told:
+        assert hours == pytest.approx(spent, rel=0.4)
+        assert 0.5 < seconds / (ended - now) < 2
+
+
 # -- what people see -------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_of_a_gpu_each_attempt_gets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there(monkeypatch, 80 * GB, 80 * GB)
+    case = Case(tmp_path / "config.toml", SHARED)
+    found = [one.text for one in machine.slots(case)]
+    assert found[0] == "cuda:0: Stub, 80 GB, 19 GB to each of 4"
+    assert tuple(case.devices) == NAMES
+    wide = {**SHARED.model_dump(by_alias=True)}
+    for one in wide["stages"]:
+        one["slots"] = 4
+    case = Case(tmp_path / "config.toml", parse(wide, "config.toml"))
+    with pytest.raises(NasdError, match=r"4 slots are asked for, but\n?.* has 2"):
+        list(machine.slots(case))
 
 
 def seen(folder: Path, told: Mapping[str, Device]) -> facts.Facts:
