@@ -19,6 +19,7 @@ WIDTH = 24
 SPACE = SearchSpace(
     blocks=(1, 4),
     heads=(2, 3, 4, 6),
+    remaining_heads=(1, 2, 3),
     ffns=2,
     layers=(2, 3),
     sizes=(8, 16, 24),
@@ -37,6 +38,7 @@ BLOCK = st.builds(
     st.lists(FFN, min_size=1, max_size=2).map(tuple),
     convolution=st.sampled_from([None, *SPACE.convolutions]),
     branch=st.sampled_from([None, *SPACE.branches]),
+    remaining=st.sampled_from([None, 1]),
 )
 GENOTYPE = st.builds(
     Genotype,

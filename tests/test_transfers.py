@@ -56,11 +56,13 @@ def ffn_of(family: str, layers: int = 2) -> Any:
 GATED_FFN = st.builds(FeedForward, st.just("geglu"), SIZES.map(lambda size: (size,)))
 KERNELS = st.sampled_from([None, None, 3, 5])
 CONVOLVED = {"convolution": KERNELS, "branch": KERNELS}
+REMAINING = {"remaining": st.sampled_from([None, None, 1])}
 BLOCK = st.builds(
     Block,
     st.sampled_from([2, 3, 4, 6]),
     st.lists(ffn(), min_size=1, max_size=2).map(tuple),
     **CONVOLVED,
+    **REMAINING,
 )
 GATED_BLOCK = st.builds(
     Block,
@@ -68,6 +70,7 @@ GATED_BLOCK = st.builds(
     st.lists(GATED_FFN, min_size=1, max_size=2).map(tuple),
     st.sampled_from(["local", "global"]),
     **CONVOLVED,
+    **REMAINING,
 )
 GENOTYPE = st.builds(Genotype, st.lists(BLOCK, min_size=1, max_size=3).map(tuple))
 
@@ -121,6 +124,11 @@ def outputs(model: Any, seen: Windows) -> torch.Tensor:
     return states[seen.attention_mask.bool()]
 
 
+def fewer_than(heads: int) -> Any:
+    """How many of them remain; None: all."""
+    return st.sampled_from([None, *range(1, heads)])
+
+
 def grown_kernel(kernel: int | None) -> Any:
     """The same, or one that reaches farther."""
     return st.sampled_from([kernel, *(one for one in (3, 5, 7) if one > (kernel or 0))])
@@ -128,7 +136,7 @@ def grown_kernel(kernel: int | None) -> Any:
 
 @st.composite
 def growths(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
-    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper. Right above
+    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper, heads and convolutions. Right above
     embeddings that are mapped to the width nothing is added, as no operator does either."""
     parent = draw(genotypes(family))
     blocks, lines = [], []
@@ -152,7 +160,8 @@ def growths(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[
                 ffns.append(draw(ffn_of(family)))
                 modules.append(ModuleLineage("fresh", 0, index, None))
         reach = {name: draw(grown_kernel(getattr(block, name))) for name in CONVOLVED}
-        longer = replace(block, **reach)
+        more = draw(st.sampled_from([None, *range(block.present, block.heads)]))
+        longer = replace(block, **reach, remaining=more)
         how: Any = "kept" if longer == block else "fresh"
         blocks.append(replace(longer, ffns=tuple(ffns)))
         lines.append(BlockLineage(ModuleLineage(how, 0, index), tuple(modules)))
@@ -230,7 +239,7 @@ def test_what_is_said_to_hold_another_network_can_be_grown_from_it(one: Any, oth
 
 @st.composite
 def changes(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
-    """Any child: blocks gone, other heads, other FFNs, some gone, some added."""
+    """Any child: blocks gone, other heads and fewer or more, other FFNs, some gone, some added."""
     parent = draw(genotypes(family))
     kept = draw(
         st.lists(st.sampled_from(range(len(parent.blocks))), min_size=1, unique=True).map(sorted)
@@ -248,7 +257,7 @@ def changes(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[
             ffns.append(drawn)
             modules.append(ModuleLineage("kept" if drawn == one else "fresh", 0, index, place))
         reach = {name: draw(KERNELS) for name in CONVOLVED} if draw(st.booleans()) else {}
-        attends = replace(source, heads=heads, **reach)
+        attends = replace(source, heads=heads, **reach, remaining=draw(fewer_than(heads)))
         blocks.append(replace(attends, ffns=tuple(ffns)))
         attention = ModuleLineage("kept" if attends == source else "fresh", 0, index)
         lines.append(BlockLineage(attention, tuple(modules)))
@@ -300,6 +309,9 @@ SMALLER = {
     "another activation": Block(6, (FeedForward("relu", (48,)),)),
     "fewer heads": Block(3, (FeedForward("gelu", (48,)),)),
     "more heads": Block(12, (FeedForward("gelu", (48,)),)),
+    "heads gone": Block(6, (FeedForward("gelu", (48,)),), remaining=3),
+    "heads gone, the others wider": Block(3, (FeedForward("gelu", (48,)),), remaining=2),
+    "heads gone, the others narrower": Block(12, (FeedForward("gelu", (48,)),), remaining=4),
     "deeper and narrower": Block(6, (FeedForward("gelu", (24, 16)),)),
 }
 
@@ -315,6 +327,9 @@ MODERN_SMALLER = {
     "no gates": replace(MODERN_RICH.blocks[1], ffns=(FeedForward("gelu", (48,)),)),
     "fewer heads": replace(MODERN_RICH.blocks[1], heads=3),
     "more heads": replace(MODERN_RICH.blocks[1], heads=12),
+    "heads gone": replace(MODERN_RICH.blocks[1], remaining=3),
+    "heads gone, the others wider": replace(MODERN_RICH.blocks[1], heads=3, remaining=2),
+    "heads gone, the others narrower": replace(MODERN_RICH.blocks[1], heads=12, remaining=4),
 }
 
 
@@ -327,7 +342,7 @@ def test_so_it_is_where_norms_stand_first_positions_turn_and_networks_are_gated(
     block = MODERN_SMALLER[name]
     fresh = BlockLineage.of(
         1,
-        block.heads != 6,
+        block.attends != MODERN_RICH.blocks[1].attends,
         ["kept" if block.ffns == MODERN_RICH.blocks[1].ffns else "altered"],
     )
     _nearer(MODERN_RICH, block, fresh, model_of(MODERN_RICH, 5, family=family))
@@ -382,7 +397,9 @@ def test_what_is_ranked_is_nearer_to_the_parent_than_what_is_drawn_anew_and_refi
     parent = model_of(RICH, 5)
     block = SMALLER[name]
     thesis = BlockLineage.of(
-        1, block.heads != 6, ["kept" if block.ffns == RICH.blocks[1].ffns else "altered"]
+        1,
+        block.attends != RICH.blocks[1].attends,
+        ["kept" if block.ffns == RICH.blocks[1].ffns else "altered"],
     )
     _nearer(RICH, block, thesis, parent)
 

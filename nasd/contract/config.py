@@ -277,6 +277,10 @@ class SearchSpace(Section):
     """The fewest and the most encoder blocks."""
     heads: Annotated[tuple[Size, ...], Field(min_length=1)]
     """An attention's numbers of heads; divisors of the seed's width."""
+    remaining_heads: tuple[Size, ...] = ()
+    """How many of these may remain, besides all: an attention that loses heads becomes narrower, as
+    the others stay as wide as they are (as AutoTinyBERT's). The operators `drop_heads` and
+    `restore_heads` go from one to the next."""
     ffns: Annotated[Whole, Field(ge=1, le=genotype.MOST_FFNS)]
     """The most feed-forward networks of a block."""
     layers: Annotated[tuple[Layers, ...], Field(min_length=1)]
@@ -318,7 +322,7 @@ class Mutation(Section):
 
 OPERATORS = (
     "widen", "narrow", "deepen", "flatten", "switch", "add_ffn", "drop_ffn",
-    "more_heads", "fewer_heads", "add_block", "drop_block", "cross", "factorise", "unfactorise",
+    "more_heads", "fewer_heads", "drop_heads", "restore_heads", "add_block", "drop_block", "cross", "factorise", "unfactorise",
     "convolve", "unconvolve", "branch", "unbranch",
 )  # fmt: skip
 
@@ -1086,6 +1090,21 @@ def check_against_seed(
             f"{origin}: teacher.relation_heads: {relations} heads do not divide the seed's width"
             f" {width}; take a divisor of {width}"
         )
+    if relations is not None:
+        _check_relations(config.search_space, width, relations, origin)
+
+
+def _check_relations(space: SearchSpace, width: int, relations: int, origin: str) -> None:
+    """Raises NasdError where some of an attention's heads could remain that cannot be divided so."""
+    for heads in space.heads:
+        for remaining in space.remaining_heads:
+            inner = width // heads * remaining
+            if remaining < heads and inner % relations:
+                raise NasdError(
+                    f"{origin}: teacher.relation_heads: {relations} heads do not divide {inner}, the"
+                    f" width of {remaining} of {heads} heads: leave it out, or take other"
+                    " search_space.remaining_heads"
+                )
     if config.goes_by(LATENCY) and config.measure.tokens > positions:
         raise NasdError(
             f"{origin}: measure.tokens: {config.measure.tokens} tokens are more than the seed's"

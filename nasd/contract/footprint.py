@@ -2,7 +2,14 @@
 
 from itertools import pairwise
 
-from nasd.contract.genotype import Backbone, Block, Genotype, parameters, weights_of_ffn
+from nasd.contract.genotype import (
+    Backbone,
+    Block,
+    Genotype,
+    parameters,
+    weights_of_attention,
+    weights_of_ffn,
+)
 
 FLOAT32 = 4  # bytes
 ANSWERS = 2  # outputs of the head for questions: an answer's start and its end
@@ -19,16 +26,18 @@ def flop(genotype: Genotype, backbone: Backbone, batch: int, tokens: int) -> int
     each = 0 if genotype.rank is None else 2 * genotype.rank * inner
     each += 0 if backbone.embedding_width is None else 2 * inner * width
     for block in genotype.blocks:
-        each += 8 * width**2
+        each += 2 * weights_of_attention(block, width)
         each += convolutions_flop(block, width)
         each += sum(2 * weights_of_ffn(ffn, width) for ffn in block.ffns)
-    pairs = sum(_pairs(block, backbone.window, tokens) for block in genotype.blocks)
-    return batch * (tokens * each + 4 * width * pairs)
+    compared = sum(
+        block.inner(width) * _pairs(block, backbone.window, tokens) for block in genotype.blocks
+    )
+    return batch * (tokens * each + 4 * compared)
 
 
 def convolutions_flop(block: Block, width: int) -> int:
     """Of those in and beside its attention, for a token."""
-    found = 0 if block.convolution is None else 6 * block.convolution * width
+    found = 0 if block.convolution is None else 6 * block.convolution * block.inner(width)
     return found + (0 if block.branch is None else 2 * (block.branch * width + width**2))
 
 
@@ -60,8 +69,9 @@ def int8_bytes(genotype: Genotype, backbone: Backbone) -> int:
         found += _int8_matrix(rank, width)
     norm = 2 * FLOAT32 * width
     for block in genotype.blocks:
-        found += norm + 4 * _int8_layer(width, width)
-        found += 0 if block.convolution is None else 3 * FLOAT32 * block.convolution * width
+        inner = block.inner(width)
+        found += norm + 3 * _int8_layer(width, inner) + _int8_layer(inner, width)
+        found += 0 if block.convolution is None else 3 * FLOAT32 * block.convolution * inner
         if block.branch is not None:
             found += FLOAT32 * block.branch * width + _int8_layer(width, width)
         for ffn in block.ffns:

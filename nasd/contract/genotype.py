@@ -69,6 +69,10 @@ class Block:
     convolution: tokens that the depthwise convolutions of its queries, keys and values reach over,
     an odd number (Primer, So et al. 2021); None where there are none. branch: likewise of a
     convolution beside the attention, to whose output it is added (AutoBERT-Zero, Gao et al. 2022).
+
+    heads: into how many parts the backbone's width is divided, and so how wide a head is.
+    remaining: how many of these heads there are, fewer than that; None where all are. With fewer,
+    queries, keys and values are narrower than the backbone (as in AutoTinyBERT, Yin et al. 2021).
     """
 
     heads: int
@@ -77,15 +81,30 @@ class Block:
     bare: bool = False
     convolution: int | None = None
     branch: int | None = None
+    remaining: int | None = None
 
     def __str__(self) -> str:
         marks = _marks(self.role, self.bare, self.convolution, self.branch)
-        return _block_text(self.heads, marks, [str(ffn) for ffn in self.ffns])
+        return _block_text(self.heads, self.remaining, marks, [str(ffn) for ffn in self.ffns])
 
     @property
     def attends(self) -> tuple[object, ...]:
         """All that its attention is: where it is equal, one can take the place of another."""
-        return self.heads, self.role, self.bare, self.convolution, self.branch
+        return self.heads, self.remaining, self.role, self.bare, self.convolution, self.branch
+
+    @property
+    def present(self) -> int:
+        """How many heads there are."""
+        return self.heads if self.remaining is None else self.remaining
+
+    def inner(self, width: int) -> int:
+        """The width of its queries, of all heads together, in a backbone of this width."""
+        return width if self.remaining is None else width // self.heads * self.remaining
+
+    @property
+    def heads_in_words(self) -> str:
+        """`12`, `6 of 12`."""
+        return heads_in_words(self.heads, self.remaining)
 
     @property
     def convolves(self) -> str:
@@ -102,6 +121,7 @@ class Block:
             **({"bare": True} if self.bare else {}),
             **({} if self.convolution is None else {"convolution": self.convolution}),
             **({} if self.branch is None else {"branch": self.branch}),
+            **({} if self.remaining is None else {"remaining": self.remaining}),
         }
 
 
@@ -118,8 +138,8 @@ class Genotype:
 
     def __str__(self) -> str:
         """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`,
-        with `e96` before it where the embeddings' rank is 96, and `c3` or `b5` behind heads with
-        convolutions."""
+        with `e96` before it where the embeddings' rank is 96, `6/12h` where 6 of 12 heads remain, and
+        `c3` or `b5` behind heads with convolutions."""
         return _in_line([str(block) for block in self.blocks], self.rank)
 
     @property
@@ -153,6 +173,7 @@ class Genotype:
                     bare=bool(block.get("bare", False)),
                     convolution=_kernel(block.get("convolution")),
                     branch=_kernel(block.get("branch")),
+                    remaining=_remaining(block.get("remaining"), block["heads"]),
                 )
                 for block in data["blocks"]
             )
@@ -306,13 +327,14 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
         here = f"block {number}"
         ffns = "; ".join(ffn.in_words for ffn in block.ffns)
         if origin.source is None:
-            found.append(f"{here} added: {block.heads} heads, {ffns}")
+            found.append(f"{here} added: {block.heads_in_words} heads, {ffns}")
             continue
         before = parent.blocks[origin.source]
         if origin.attention_new:
             role = f", {block.role}" if block.role != before.role else ""
             now, then = block.convolves, before.convolves
-            found.append(f"{here}: {block.heads} heads{role}{now} instead of {before.heads}{then}")
+            own, theirs = block.heads_in_words, before.heads_in_words
+            found.append(f"{here}: {own} heads{role}{now} instead of {theirs}{then}")
         for ffn, origin_of in zip(block.ffns, origin.ffns, strict=True):
             if origin_of.new and origin_of.place is None:
                 found.append(f"{here}: FFN {ffn.in_words} added")
@@ -323,6 +345,11 @@ def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]
     kept = {origin.source for origin in lineage}
     gone = [index for index in range(len(parent.blocks)) if index not in kept]
     return found + [f"the parent's block {index + 1} removed" for index in gone]
+
+
+def heads_in_words(heads: int, remaining: int | None) -> str:
+    """`12`, `6 of 12`."""
+    return str(heads) if remaining is None else f"{remaining} of {heads}"
 
 
 def _rank_in_words(genotype: Genotype) -> str:
@@ -359,7 +386,7 @@ def parameters(genotype: Genotype, backbone: Backbone) -> int:
     norm = (1 + biases) * width
     total = weights_of_words(genotype, backbone) + parameters_around(backbone)
     for block in genotype.blocks:
-        total += parameters_of_attention(width, biases) + norm * (not block.bare)
+        total += parameters_of_attention(block, width, biases) + norm * (not block.bare)
         total += parameters_of_convolutions(block, width, biases)
         total += sum(parameters_of_ffn(ffn, width, biases) + norm for ffn in block.ffns)
     return total
@@ -387,14 +414,20 @@ def weights_of_words(genotype: Genotype, backbone: Backbone) -> int:
     return genotype.rank * (backbone.vocab_size + columns)
 
 
-def parameters_of_attention(width: int, biases: bool = True) -> int:
-    """Without its norm."""
-    return 4 * (width * width + biases * width)
+def weights_of_attention(block: Block, width: int) -> int:
+    """Entries of its four weight matrices, without biases, convolutions and branch."""
+    return 4 * width * block.inner(width)
+
+
+def parameters_of_attention(block: Block, width: int, biases: bool = True) -> int:
+    """Without its norm, convolutions and branch."""
+    outputs = 3 * block.inner(width) + width
+    return weights_of_attention(block, width) + biases * outputs
 
 
 def parameters_of_convolutions(block: Block, width: int, biases: bool = True) -> int:
     """Of those in its attention and beside it."""
-    total = 0 if block.convolution is None else 3 * block.convolution * width
+    total = 0 if block.convolution is None else 3 * block.convolution * block.inner(width)
     if block.branch is not None:
         total += block.branch * width + width * width + biases * width
     return total
@@ -439,6 +472,7 @@ def text_of(data: Mapping[str, Any]) -> str:
         [
             _block_text(
                 block["heads"],
+                block.get("remaining"),
                 _marks(
                     block.get("role"),
                     block.get("bare", False),
@@ -465,8 +499,9 @@ def _marks(role: str | None, bare: bool, convolution: int | None, branch: int | 
     return f"{local}{' bare' if bare else ''}{more}"
 
 
-def _block_text(heads: int, marks: str, ffns: Iterable[str]) -> str:
-    return f"{heads}h{marks} {'+'.join(ffns)}"
+def _block_text(heads: int, remaining: int | None, marks: str, ffns: Iterable[str]) -> str:
+    there = heads if remaining is None else f"{remaining}/{heads}"
+    return f"{there}h{marks} {'+'.join(ffns)}"
 
 
 def _in_line(blocks: Iterable[str], rank: int | None) -> str:
@@ -485,6 +520,12 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise ValueError(f"{shown(value)} is not a whole number from 1 to {LARGEST:,}")
     return value
+
+
+def _remaining(value: Any, heads: int) -> int | None:
+    if value is not None and _count(value) >= heads:
+        raise ValueError(f"{value} of {heads} heads are not fewer")
+    return None if value is None else int(value)
 
 
 def _kernel(value: Any) -> int | None:

@@ -36,6 +36,14 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
+class Fewer:
+    """An attention of whose heads so many remain."""
+
+    heads: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
 class Convolutions:
     """What queries, keys and values of one attention go through."""
 
@@ -49,8 +57,9 @@ class Beside:
     kernel: int
 
 
-Part = int | FeedForward | Words | Local | Convolutions | Beside
+Part = int | FeedForward | Words | Local | Fewer | Convolutions | Beside
 LOCAL, CONVOLUTION, BRANCH = "local attention", "convolution", "branch"
+FEWER = "fewest heads"  # of one number
 
 
 def attention(heads: int) -> str:
@@ -64,10 +73,14 @@ def network(ffn: FeedForward) -> str:
 def measured(space: "SearchSpace", local: bool = False) -> dict[str, Part]:
     """What a table of the space holds, by name: a number of heads, a feed-forward network,
     embeddings, or convolutions. Of deep networks only those whose layers are of one size: what one
-    layer more takes follows from them. local: whether blocks may look at neighbours alone."""
+    layer more takes follows from them; and of attentions that lose heads those that lose most.
+    local: whether blocks may look at neighbours alone."""
     found: dict[str, Part] = {EMBEDDINGS: Words(None)}
     found |= {f"{EMBEDDINGS} {rank}": Words(rank) for rank in sorted(space.ranks)}
     found |= {attention(heads): heads for heads in sorted(space.heads)}
+    if (least := fewest(space)) is not None:
+        lose = [heads for heads in sorted(space.heads) if heads > least]
+        found |= {f"{FEWER} {heads}": Fewer(heads, least) for heads in lose}
     if local:
         found |= {f"{LOCAL} {heads}": Local(heads) for heads in sorted(space.heads)}
     found |= {f"{CONVOLUTION} {one}": Convolutions(one) for one in sorted(space.convolutions)}
@@ -79,6 +92,11 @@ def measured(space: "SearchSpace", local: bool = False) -> dict[str, Part]:
                 ffn = FeedForward(activation, (size,) * (layers - 1))
                 found[network(ffn)] = ffn
     return found
+
+
+def fewest(space: "SearchSpace") -> int | None:
+    """Heads that remain where most are lost; None where none may be."""
+    return min(space.remaining_heads, default=None)
 
 
 def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
@@ -93,14 +111,17 @@ def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
             for _ in range(rng.randint(1, space.ffns))
         ]
         block = Block(rng.choice(space.heads), tuple(ffns))
-        convolution, branch = (_kernel(one, rng) for one in (space.convolutions, space.branches))
-        blocks.append(replace(block, convolution=convolution, branch=branch))
+        convolution, branch = (_one_of(one, rng) for one in (space.convolutions, space.branches))
+        fewer = [one for one in space.remaining_heads if one < block.heads]
+        remaining = _one_of(fewer, rng)
+        made = replace(block, convolution=convolution, branch=branch, remaining=remaining)
+        blocks.append(made)
     return Genotype(tuple(blocks), rng.choice((None, *space.ranks)))
 
 
-def _kernel(kernels: Sequence[int], rng: random.Random) -> int | None:
-    """Nothing is drawn where there are none."""
-    return rng.choice((None, *kernels)) if kernels else None
+def _one_of(values: Sequence[int], rng: random.Random) -> int | None:
+    """Or none of them; nothing is drawn where there are none."""
+    return rng.choice((None, *values)) if values else None
 
 
 @dataclass(frozen=True)
@@ -108,13 +129,14 @@ class Table:
     """parts: milliseconds of each module by itself, by name. overhead, scale: a model takes the
     overhead, and this times the sum of its parts; fitted to whole models. about: what it was
     measured on and how. unsure: of parts whose median is not known within what was asked for, the
-    half of its interval as a share of it."""
+    half of its interval as a share of it. fewest: heads that remain in those that lose most."""
 
     parts: Mapping[str, float]
     overhead: float
     scale: float
     about: Mapping[str, Any]
     unsure: Mapping[str, float]
+    fewest: int | None = None
 
     def predict(self, genotype: Genotype) -> float:
         """Milliseconds of a forward pass."""
@@ -127,15 +149,31 @@ class Table:
         if genotype.rank is not None and factorised:
             found = self._between(factorised, genotype.rank)
         heads, local = self._sizes("attention"), self._sizes(LOCAL)
+        fewer = self._sizes(FEWER)
         kernels = self._sizes(CONVOLUTION), self._sizes(BRANCH)
         for block in genotype.blocks:
             # A table of an earlier nasd has no local ones.
             nearby = block.role == "local" and local
-            found += self._between(local if nearby else heads, block.heads)
+            whole = self._between(local if nearby else heads, block.heads)
+            found += whole * self._left(block, heads, fewer)
             for known, kernel in zip(kernels, (block.convolution, block.branch), strict=True):
                 found += 0.0 if kernel is None else self._between(known, kernel)
             found += sum(self._ffn(ffn) for ffn in block.ffns)
         return found
+
+    def _left(
+        self,
+        block: Block,
+        heads: Sequence[tuple[int, float]],
+        fewer: Sequence[tuple[int, float]],
+    ) -> float:
+        """What share of an attention's time its remaining heads take: on the line between all of
+        them and the fewest; in a table without such, as many take as much."""
+        gone = block.heads - block.present
+        if not gone or self.fewest is None or not fewer or block.heads <= self.fewest:
+            return block.present / block.heads
+        least = self._between(fewer, block.heads) / self._between(heads, block.heads)
+        return 1 - (1 - least) * gone / (block.heads - self.fewest)
 
     def _ffn(self, ffn: FeedForward) -> float:
         """A layer more between two of one size takes what a third one adds there; between two
@@ -180,7 +218,10 @@ class Table:
         return max(0.0, here + (there - here) * (size - one) / (other - one))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        if self.fewest is None:  # as it was before heads could be lost
+            del plain["fewest"]
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -18,6 +18,7 @@ from nasd.contract.genotype import (
     new_modules,
     parameters,
     unchanged,
+    weights_of_attention,
     weights_of_ffn,
     weights_of_words,
 )
@@ -190,7 +191,8 @@ def example_flop(
     for index, (block, origin) in enumerate(zip(genotype.blocks, lineage, strict=True)):
         last = index == len(genotype.blocks) - 1
         seen = masks if last and masks is not None else tokens
-        attention = 4 * width**2 * tokens + (4 * width**2 + 4 * width * tokens) * seen
+        inner = block.inner(width)
+        attention = 4 * width * inner * tokens + (4 * width * inner + 4 * inner * tokens) * seen
         attention += convolutions_flop(block, width) * tokens
         modules.append((attention, origin.attention_new))
         modules += [
@@ -260,8 +262,8 @@ def memory_gb(
     kept = 0  # numbers a token leaves behind in all blocks
     new = 0
     for block, origin in zip(genotype.blocks, lineage, strict=True):
-        kept += 10 * width + sum(2 * sum(ffn.sizes) + 4 * width for ffn in block.ffns)
-        new += 4 * width**2 * origin.attention_new
+        kept += 6 * width + 4 * block.inner(width) + sum(2 * sum(ffn.sizes) + 4 * width for ffn in block.ffns)
+        new += weights_of_attention(block, width) * origin.attention_new
         new += sum(
             weights_of_ffn(ffn, width)
             for ffn, made in zip(block.ffns, origin.ffns, strict=True)

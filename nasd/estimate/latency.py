@@ -41,6 +41,8 @@ def supposed(space: SearchSpace, backbone: Backbone, measure: Measure) -> Table:
                 return took(Block(what, ()))
             case latency.Local():
                 return took(Block(what.heads, (), "local"))
+            case latency.Fewer():
+                return took(Block(what.heads, (), remaining=what.remaining))
             case FeedForward():
                 return took(Block(1, (what,))) - bare
             case latency.Convolutions():
@@ -52,4 +54,5 @@ def supposed(space: SearchSpace, backbone: Backbone, measure: Measure) -> Table:
 
     known = latency.measured(space, backbone.window is not None)
     parts = {name: part(what) for name, what in known.items()}
-    return Table(parts, 0.0, 1.0, {"device": "none"}, {})
+    fewest = latency.fewest(space)
+    return Table(parts, 0.0, 1.0, {"device": "none"}, {}, fewest)

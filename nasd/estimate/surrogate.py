@@ -9,7 +9,13 @@ from functools import lru_cache
 from statistics import mean
 
 from nasd.contract import tasks
-from nasd.contract.genotype import Backbone, Genotype, distance, weights_of_ffn
+from nasd.contract.genotype import (
+    Backbone,
+    Genotype,
+    distance,
+    weights_of_attention,
+    weights_of_ffn,
+)
 from nasd.contract.streams import stream
 
 # Masked-LM perplexities of BERT with 768 wide blocks, by number of blocks: 5.84 with 3, 4.68 with
@@ -157,8 +163,8 @@ def _traits(surrogate: Surrogate, genotype: Genotype) -> _Traits:
     baseline, name = surrogate.baseline, genotype.hash
     ratio = _capacity(genotype, surrogate.backbone) / _capacity(baseline, surrogate.backbone)
     short = CAPACITY_LOSS * (ratio**CAPACITY_EXPONENT - 1)
-    usual = mean(block.heads for block in baseline.blocks)
-    fewer = mean(max(0.0, math.log2(usual / block.heads)) for block in genotype.blocks)
+    usual = mean(block.present for block in baseline.blocks)
+    fewer = mean(max(0.0, math.log2(usual / block.present)) for block in genotype.blocks)
     luck = stream(surrogate.seed, 0, f"surrogate/{name}/luck").gauss(0.0, LUCK)
     return _Traits(
         hash=name,
@@ -185,5 +191,5 @@ def _capacity(genotype: Genotype, backbone: Backbone) -> float:
     total = 0.0
     for block in genotype.blocks:
         sizes = sorted((weights_of_ffn(ffn, backbone.width) for ffn in block.ffns), reverse=True)
-        total += 4 * backbone.width**2 + sizes[0] + sum(sizes[1:]) / 2
+        total += weights_of_attention(block, backbone.width) + sizes[0] + sum(sizes[1:]) / 2
     return total

@@ -72,6 +72,7 @@ FEATURES = {
     "heads_mean": "attention heads, mean of the blocks",
     "heads_least": "attention heads, least",
     "heads_most": "attention heads, most",
+    "attention_width_mean": "width of all heads together, mean of the blocks",
     "ffns": "feed-forward networks",
     "ffn_layers": "linear layers of all feed-forward networks",
     "ffn_size_mean": "intermediate size, mean of all",
@@ -168,7 +169,7 @@ def candidate_events(snapshot: Snapshot, number: int) -> Iterator[Event]:
 def features(snapshot: Snapshot, candidate: Candidate) -> dict[str, float | str]:
     """What sets a genotype apart, by the names in FEATURES."""
     genotype: Genotype = candidate.genotype
-    heads = [block.heads for block in genotype.blocks]
+    heads = [block.present for block in genotype.blocks]
     ffns = [ffn for block in genotype.blocks for ffn in block.ffns]
     found: dict[str, float | str] = {
         "generation": -1.0 if candidate.generation is None else candidate.generation,
@@ -179,6 +180,9 @@ def features(snapshot: Snapshot, candidate: Candidate) -> dict[str, float | str]
         "heads_mean": fmean(heads),
         "heads_least": min(heads),
         "heads_most": max(heads),
+        "attention_width_mean": fmean(
+            block.inner(snapshot.experiment.backbone.width) for block in genotype.blocks
+        ),
         "ffns": len(ffns),
         "ffn_layers": sum(len(ffn.sizes) + 1 for ffn in ffns),
         "ffn_size_mean": fmean(chain.from_iterable(ffn.sizes for ffn in ffns)),

@@ -357,7 +357,7 @@ def architecture(candidate: Candidate) -> str:
     return table(
         ("block", "attention heads", "feed-forward networks", "new in it"),
         [
-            (number, f"{block.heads}{block.convolves}", _networks(block), _new(origin))
+            (number, f"{block.heads_in_words}{block.convolves}", _networks(block), _new(origin))
             for number, (block, origin) in enumerate(blocks, start=1)
         ],
     )

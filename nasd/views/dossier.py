@@ -46,6 +46,7 @@ class BlockRow:
     attention: Origin
     networks: tuple[Network, ...]
     convolves: str = ""
+    remaining: int | None = None
 
 
 @dataclass(frozen=True)
@@ -466,6 +467,7 @@ def _blocks(candidate: Candidate) -> Iterator[BlockRow]:
                 for ffn, made in zip(block.ffns, origin.origins, strict=True)
             ),
             convolves=block.convolves,
+            remaining=block.remaining,
         )
 
 

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nasd.contract.genotype import heads_in_words
 from nasd.contract.readable import (
     duration,
     listed,
@@ -97,7 +98,8 @@ def _source(found: Dossier, row: BlockRow) -> str | Text:
 
 def _attention(row: BlockRow) -> Text:
     style = "" if row.attention == "kept" else FRESH
-    return Text(f"{MARK[row.attention]}{row.heads} heads{row.convolves}", style=style)
+    heads = heads_in_words(row.heads, row.remaining)
+    return Text(f"{MARK[row.attention]}{heads} heads{row.convolves}", style=style)
 
 
 def _networks(row: BlockRow) -> Text:

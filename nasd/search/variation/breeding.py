@@ -167,7 +167,8 @@ def _alter_attention(
         return block, lineage
     while (heads := draw_heads(space, rng)) == block.heads:
         pass
-    return replace(block, heads=heads), replace(
+    remaining = block.remaining if (block.remaining or heads) < heads else None
+    return replace(block, heads=heads, remaining=remaining), replace(
         lineage, attention=replace(lineage.attention, transfer="fresh")
     )
 
@@ -410,7 +411,7 @@ def _carry(block: Block, source: Block, index: int, width: int) -> tuple[int, Bl
     if best[0] < 0:
         return 0, None
     same = block.attends == source.attends
-    attention = parameters_of_attention(width) + parameters_of_convolutions(block, width)
+    attention = parameters_of_attention(block, width) + parameters_of_convolutions(block, width)
     gain = best[0] + norm + same * attention
     return gain, BlockLineage.of(index, not same, best[1])
 
@@ -457,6 +458,9 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
             )
         if block.heads not in space.heads:
             raise _outside(f"block {index} has {block.heads} heads", "heads", space.heads)
+        if block.remaining is not None and block.remaining not in space.remaining_heads:
+            what = f"block {index} has {block.heads_in_words} heads"
+            raise _outside(what, "remaining_heads", (*space.remaining_heads, "all"))
         for what, kernel, kernels in (
             ("convolutions", block.convolution, space.convolutions),
             ("branches", block.branch, space.branches),

@@ -7,7 +7,7 @@ is pure.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -172,20 +172,47 @@ def network_removed(draft: Draft, space: SearchSpace, rng: random.Random) -> boo
 
 
 def heads_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool) -> bool:
-    """An attention with the next number of heads in the space."""
+    """An attention with the next number of heads in the space, which are as wide together: where
+    heads are gone, so many remain as come to that."""
     heads = sorted(set(space.heads))
     places = [
-        (index, other)
+        (index, other, remaining)
         for index, (block, _) in enumerate(draft.blocks)
         for other in [_next(heads, block.heads, up)]
+        if other is not None
+        for remaining in _as_wide(block, other, space)
+    ]
+    if not places:
+        return False
+    index, other, remaining = rng.choice(places)
+    _alter_attention(draft, index, heads=other, remaining=remaining)
+    return True
+
+
+def _as_wide(block: Block, heads: int, space: SearchSpace) -> list[int | None]:
+    """How many of so many heads are together as wide as those of the block; none where no number
+    in the space is."""
+    if block.remaining is None:
+        return [None]
+    exact, rest = divmod(block.remaining * heads, block.heads)
+    return [exact] if not rest and exact in space.remaining_heads else []
+
+
+def heads_dropped(draft: Draft, space: SearchSpace, rng: random.Random, up: bool) -> bool:
+    """An attention with the next lower number of remaining heads in the space, or up the next
+    higher, above whose highest all are there. How wide a head is stays."""
+    remaining = sorted(set(space.remaining_heads))
+    places = [
+        (index, other if other < block.heads else None)
+        for index, (block, _) in enumerate(draft.blocks)
+        if not up or block.remaining is not None
+        for other in [_next([*remaining, block.heads], block.present, up)]
         if other is not None
     ]
     if not places:
         return False
     index, other = rng.choice(places)
-    block, line = draft.blocks[index]
-    attention = replace(line.attention, transfer="fresh")
-    draft.blocks[index] = replace(block, heads=other), replace(line, attention=attention)
+    _alter_attention(draft, index, remaining=other)
     return True
 
 
@@ -265,10 +292,7 @@ def kernel_changed(
     if not places:
         return False
     index, other = rng.choice(places)
-    block, line = draft.blocks[index]
-    changed: Mapping[str, Any] = {where: other or None}
-    attention = replace(line.attention, transfer="fresh")
-    draft.blocks[index] = replace(block, **changed), replace(line, attention=attention)
+    _alter_attention(draft, index, **{where: other or None})
     return True
 
 
@@ -291,6 +315,14 @@ OPERATORS = {
         Operator(
             "fewer_heads", "an attention with fewer heads", 1,
             lambda d, s, r: heads_changed(d, s, r, False),
+        ),
+        Operator(
+            "drop_heads", "an attention that loses heads", 1,
+            lambda d, s, r: heads_dropped(d, s, r, False),
+        ),
+        Operator(
+            "restore_heads", "an attention that gets lost heads again", 1,
+            lambda d, s, r: heads_dropped(d, s, r, True),
         ),
         Operator("add_block", "a block added", 1, block_added),
         Operator("drop_block", "a block removed", 1, block_removed),
@@ -376,6 +408,12 @@ def _alter_ffn(draft: Draft, index: int, place: int, ffn: FeedForward) -> None:
         replace(block, ffns=_with(block.ffns, place, ffn)),
         replace(line, ffns=_with(line.ffns, place, replace(made, transfer="fresh"))),
     )
+
+
+def _alter_attention(draft: Draft, index: int, **changed: Any) -> None:
+    block, line = draft.blocks[index]
+    attention = replace(line.attention, transfer="fresh")
+    draft.blocks[index] = replace(block, **changed), replace(line, attention=attention)
 
 
 def _stays(line: BlockLineage, place: int) -> bool:

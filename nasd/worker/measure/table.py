@@ -36,7 +36,7 @@ SECONDS = 240.0  # of measuring, at most
 # find its weights in the cache.
 ROW_BYTES, SHORTEST, LONGEST = 8 << 20, 2, 8
 NOTHING = "nothing"
-LATER = ("convolutions", "branches")  # of a space
+LATER = ("convolutions", "branches", "remaining_heads")  # of a space
 
 
 class Row(nn.Module):
@@ -167,7 +167,8 @@ def make(arch: Architecture, space: SearchSpace, measure: Measure, progress: Pro
         for name, timing in timings.items()
         if name not in models
     }
-    plain = Table(parts, nothing, 1.0, {}, {})
+    fewest = latency.fewest(space)
+    plain = Table(parts, nothing, 1.0, {}, {}, fewest)
     overhead, scale = latency.fitted(
         [plain.total(one) for one in models.values()], [timings[name].median for name in models]
     )
@@ -178,6 +179,7 @@ def make(arch: Architecture, space: SearchSpace, measure: Measure, progress: Pro
         scale=scale,
         about={**about(measure), "at": time.time(), "spread": sorted(spreads)[len(spreads) // 2]},
         unsure={n: one.error for n, one in timings.items() if one.error > WITHIN},
+        fewest=fewest,
     )
 
 
@@ -240,11 +242,17 @@ def _parts(
             pieces = [_piece(what, arch) for _ in range(SHORTEST)]
             calls[name] = load(Chain(pieces), (states,), measure)
             continue
-        role = "local" if isinstance(what, latency.Local) else None
-        heads = what if isinstance(what, int) else min(space.heads)
-        heads = what.heads if isinstance(what, latency.Local) else heads
         ffn = what if isinstance(what, FeedForward) else small
-        shape = BlockShape(heads, (FeedForwardShape(ffn.activation, ffn.sizes),), role)
+        network = FeedForwardShape(ffn.activation, ffn.sizes)
+        match what:
+            case int():
+                shape = BlockShape(what, (network,))
+            case latency.Local():
+                shape = BlockShape(what.heads, (network,), "local")
+            case latency.Fewer():
+                shape = BlockShape(what.heads, (network,), remaining=what.remaining)
+            case FeedForward():
+                shape = BlockShape(min(space.heads), (network,))
         layers = (1, 2) if isinstance(what, FeedForward) else (0, 1)
         one = Block(shape, arch)
         size = sum(4 * w.numel() for part in one.layers()[layers[0]] for w in part.parameters())

@@ -36,7 +36,8 @@ class FeedForwardShape:
 class BlockShape:
     """role: `local` where its attention looks at neighbours alone. bare: without the attention's
     norm. convolution: tokens that the depthwise convolutions of its queries, keys and values reach
-    over; branch: likewise of the convolution beside it; None where there are none."""
+    over; branch: likewise of the convolution beside it; None where there are none. heads: into how
+    many the width is divided; remaining: how many of these there are, None where all are."""
 
     heads: int
     ffns: tuple[FeedForwardShape, ...]
@@ -44,6 +45,11 @@ class BlockShape:
     bare: bool = False
     convolution: int | None = None
     branch: int | None = None
+    remaining: int | None = None
+
+    def inner(self, width: int) -> int:
+        """The width of its queries, of all heads together, in a backbone of this width."""
+        return width if self.remaining is None else width // self.heads * self.remaining
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +153,9 @@ class Architecture:
         total = self.vocab_size * (self.rank or inner) + (self.rank or 0) * inner
         total += 0 if self.embedding_width is None else inner * width
         total += 0 if self.theta is not None else self.positions * inner
-        total += 4 * width**2 * len(self.blocks)
         for block in self.blocks:
-            total += 3 * width * (block.convolution or 0)
+            inner = block.inner(width)
+            total += 4 * width * inner + 3 * inner * (block.convolution or 0)
             total += 0 if block.branch is None else width * (block.branch + width)
         for ffn in (ffn for block in self.blocks for ffn in block.ffns):
             total += sum(into * out for into, out in pairwise((width, *ffn.sizes, width)))
@@ -177,6 +183,8 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
                 check_size(f"blocks[{number}].{key}", block[key], LONGEST_KERNEL)
                 if block[key] % 2 == 0:
                     raise ValueError(f"blocks[{number}].{key} in {CONFIG} is no odd number")
+        if block.get("remaining") is not None:
+            check_size(f"blocks[{number}].remaining", block["remaining"], block["heads"] - 1)
         for ffn in _short("ffns", block["ffns"]):
             for size in _short("sizes", ffn["sizes"]):
                 check_size(f"blocks[{number}].ffns sizes", size)
@@ -205,6 +213,7 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
             bare=bool(block.get("bare", False)),
             convolution=block.get("convolution"),
             branch=block.get("branch"),
+            remaining=block.get("remaining"),
         )
         for block in blocks
     )

@@ -2,7 +2,8 @@
 local attention, convolutions within it and beside it.
 
 It travels with exported models. Needs only torch. Shapes: b = examples, l = tokens of an example,
-n = tokens of a batch end to end, k = chosen tokens of an example, w = the backbone's width.
+n = tokens of a batch end to end, k = chosen tokens of an example, w = the backbone's width,
+i = that of all heads together.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def takes_spans(states: Tensor, heads: int) -> bool:
 def attend_spans(
     q: Tensor, k: Tensor, v: Tensor, spans: "Spans", window: int | None, dropout: float
 ) -> Tensor:
-    """Attention within each example of [n, heads, w / heads], and within a window where it is
+    """Attention within each example of [n, heads, width of a head], and within a window where it is
     local: FlashAttention for variable lengths (Dao 2023).
 
     By torch's operation itself: nested tensors, its other way there, spend milliseconds of Python
@@ -104,7 +105,8 @@ class Attention(nn.Module):
 
     With a convolution each channel of queries, keys and values is convolved over the tokens before
     they are compared (Primer, So et al. 2021); with a branch, a convolution of what is read is
-    added to what is attended (AutoBERT-Zero, Gao et al. 2022).
+    added to what is attended (AutoBERT-Zero, Gao et al. 2022). Where only some heads remain, queries,
+    keys and values have the channels of these.
 
     Raises ValueError where the heads do not divide the width, or rotary ones have an odd width.
     """
@@ -116,6 +118,7 @@ class Attention(nn.Module):
         role: str | None = None,
         convolution: int | None = None,
         branch: int | None = None,
+        remaining: int | None = None,
     ) -> None:
         super().__init__()
         width = arch.width
@@ -126,16 +129,18 @@ class Attention(nn.Module):
         self.window = arch.window if local else None
         if self.theta is not None and width // heads % 2:
             raise ValueError(f"{heads} attention heads of the width {width} cannot be rotary")
-        self.heads = heads
+        self.heads = heads if remaining is None else remaining  # that there are
+        self.head_width = width // heads
+        inner = self.heads * self.head_width
         self.dropout = arch.attention_dropout
-        self.q = nn.Linear(width, width, bias=arch.biases)
-        self.k = nn.Linear(width, width, bias=arch.biases)
-        self.v = nn.Linear(width, width, bias=arch.biases)
-        self.out = nn.Linear(width, width, bias=arch.biases)
+        self.q = nn.Linear(width, inner, bias=arch.biases)
+        self.k = nn.Linear(width, inner, bias=arch.biases)
+        self.v = nn.Linear(width, inner, bias=arch.biases)
+        self.out = nn.Linear(inner, width, bias=arch.biases)
         self.convolutions: nn.ModuleDict | None = None
         if convolution is not None:
             self.convolutions = nn.ModuleDict(
-                {name: Depthwise(width, convolution) for name in ("q", "k", "v")}
+                {name: Depthwise(inner, convolution) for name in ("q", "k", "v")}
             )
         self.branch = None if branch is None else Branch(width, branch, arch.biases)
 
@@ -156,7 +161,8 @@ class Attention(nn.Module):
         owners: Tensor | None,
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b, k, w], and keys and values [b, l, w], as they are compared."""
+        """Of [b, k, w] the queries [b, k, i], and of the context [b, l, w] keys and values
+        [b, l, i], as they are compared."""
         if self.convolutions is None:
             return self.q(queries), self.k(context), self.v(context)
         q, k, v = (
@@ -184,7 +190,7 @@ class Attention(nn.Module):
             if self.theta is not None:
                 given = (*self._turned(given[0], given[1], mask.places(queries.shape[1])), given[2])
             if takes_spans(given[0], self.heads):
-                # [1, n, w] to [n, heads, w / heads]
+                # [1, n, i] to [n, heads, i / heads]
                 shape = (queries.shape[1], self.heads, -1)
                 q, k, v = (states[0].view(shape) for states in given)
                 attended = attend_spans(q, k, v, mask, self.window, dropout).flatten(1)[None]
@@ -213,14 +219,14 @@ class Attention(nn.Module):
         return near if mask is None else (near & mask) | nearby(where, tokens, 0)
 
     def _turned(self, q: Tensor, k: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [1, n, w] at these places [n]."""
+        """Queries and keys [1, n, i] at these places [n]."""
         assert self.theta is not None
         turned = (rotated(self._split(one), places, self.theta) for one in (q, k))
         one, other = (states.transpose(1, 2).flatten(2) for states in turned)
         return one, other
 
     def _each(self, given: Sequence[Tensor], spans: Spans, dropout: float) -> Tensor:
-        """Example after example, each [1, n, w], for which the device is waited for."""
+        """Example after example, each [1, n, i], for which the device is waited for."""
         lengths = spans.offsets.diff().tolist()
         parts = [self._split(states).split_with_sizes(lengths, 2) for states in given]
         each = [
@@ -230,6 +236,6 @@ class Attention(nn.Module):
         return torch.cat(each, dim=2).transpose(1, 2).flatten(2)
 
     def _split(self, states: Tensor) -> Tensor:
-        """[b, k, w] to [b, heads, k, w / heads]."""
+        """[b, k, i] to [b, heads, k, i / heads]."""
         examples, tokens, _ = states.shape
         return states.view(examples, tokens, self.heads, -1).transpose(1, 2)

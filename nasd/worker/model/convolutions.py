@@ -6,42 +6,23 @@ Shapes: w = the backbone's width; a kernel is [tokens that it reaches over, w].
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasd.worker.model.attention import Attention, Branch
 from nasd.worker.model.layers import Depthwise
 
-LAYERS = ("q", "k", "v", "out")
-
-
-@torch.no_grad()
-def convolved(source: Attention, into: Attention) -> None:
-    """The same attention with the convolutions of `into`: a kernel grows by zeros at its ends, one
-    that is new passes through what it is given, and a new branch gives zero. Raises ValueError
-    where what the source has finds no room."""
-    if (source.heads, source.window, source.theta) != (into.heads, into.window, into.theta):
-        raise ValueError("an attention with another number of heads is not what it was")
-    if any((new or 0) < (old or 0) for new, old in zip(into.kernels, source.kernels, strict=True)):
-        raise ValueError(f"kernels of {into.kernels} cannot hold those of {source.kernels}")
-    for name in LAYERS:
-        getattr(into, name).load_state_dict(getattr(source, name).state_dict())
-    take_kernels(source.convolutions, into)
-    take_branch(source.branch, into.branch)
-
-
-def take_kernels(source: nn.ModuleDict | None, into: Attention) -> None:
-    """Of queries, keys and values; None: there were none."""
+def take_kernels(source: nn.ModuleDict | None, into: Attention, channels: Tensor) -> None:
+    """Of queries, keys and values; None: there were none. channels: of the source, that the first
+    of `into` are; the others pass through."""
     if into.convolutions is None:
         return
     for name, one in into.convolutions.items():
         mine = cast("Depthwise", one)
-        if source is None:
-            mine.pass_through()
-        else:
-            theirs = cast("Depthwise", source[name])
-            mine.weight.copy_(resized(theirs.weight, len(mine.weight)))
+        mine.pass_through()
+        if source is not None:
+            theirs = cast("Depthwise", source[name]).weight[:, channels]
+            mine.weight[:, : len(channels)] = resized(theirs, len(mine.weight))
 
 
 def take_branch(source: Branch | None, into: Branch | None) -> None:

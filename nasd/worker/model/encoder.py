@@ -27,7 +27,9 @@ class Block(nn.Module):
     def __init__(self, shape: BlockShape, arch: Architecture) -> None:
         super().__init__()
         self.pre_norm = arch.pre_norm
-        self.attention = Attention(shape.heads, arch, shape.role, shape.convolution, shape.branch)
+        self.attention = Attention(
+            shape.heads, arch, shape.role, shape.convolution, shape.branch, shape.remaining
+        )
         self.attention_norm = nn.Identity() if shape.bare else norm_of(arch.width, arch)
         self.ffns = nn.ModuleList(FeedForward(ffn, arch) for ffn in shape.ffns)
         self.ffn_norms = nn.ModuleList(norm_of(arch.width, arch) for _ in shape.ffns)

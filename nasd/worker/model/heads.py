@@ -1,7 +1,7 @@
-"""Another number of heads: what an attention keeps of one that had more of them, or fewer.
+"""Other heads: what an attention keeps of one that had more of them, or fewer, or wider ones.
 
 Patterns and values are told apart on windows of text; the output layer is refitted at the end.
-Shapes: n windows of l tokens, t of them no padding; w = the backbone's width.
+Shapes: n windows of l tokens, t of them no padding; w = the backbone's width, d = that of a head.
 """
 
 import math
@@ -18,7 +18,7 @@ from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refitted
 
 class _Heads(NamedTuple):
     """What an attention computes on the windows: queries, keys, values and what is attended, each
-    [n, heads, l, w / heads], and the shares that attend [n, heads, l, l]."""
+    [n, heads, l, d], and the shares that attend [n, heads, l, l]."""
 
     q: Tensor
     k: Tensor
@@ -27,39 +27,82 @@ class _Heads(NamedTuple):
     attended: Tensor
 
 
-def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
-    parts = {name: Linear.of(getattr(source, name)) for name in ("q", "k", "v", "out")}
-    # Heads that are put together otherwise have their channels mixed, and begin unconvolved.
-    plain = source.heads != into.heads
-    take_kernels(None if plain else source.convolutions, into)
+def grown_attention(source: Attention, into: Attention, site: Site) -> None:
+    """The same attention with the heads and convolutions of `into`: heads that are new are drawn,
+    and nothing reads them yet; a kernel grows by zeros at its ends, one that is new passes through
+    what it is given, and a new branch gives zero. Raises ValueError where what the source has finds
+    no room."""
+    kinds = [(one.head_width, one.window, one.theta) for one in (source, into)]
+    if kinds[0] != kinds[1] or into.heads < source.heads:
+        raise ValueError("an attention with other heads is not what it was")
+    if any((new or 0) < (old or 0) for new, old in zip(into.kernels, source.kernels, strict=True)):
+        raise ValueError(f"kernels of {into.kernels} cannot hold those of {source.kernels}")
+    parts = _restored(_parts(source), (into.heads - source.heads) * into.head_width, site)
+    take_kernels(source.convolutions, into, torch.arange(source.q.out_features))
     take_branch(source.branch, into.branch)
-    seen = None
-    if site.states is not None and site.mask is not None and int(site.mask.sum()) >= LEAST_ROWS:
-        seen = _seen(parts, source, site.states(), site.mask, plain)
-    if into.heads < source.heads:
-        parts = _fewer(parts, source, into.heads, seen, site)
-    elif into.heads > source.heads:
-        parts = _more(parts, source, into.heads, seen, site)
+    _put(parts, into)
+
+
+def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
+    """The heads that tell most, regrouped where they are to be wider or narrower."""
+    parts, heads, size = _parts(source), source.heads, source.head_width
+    # Heads that are put together otherwise have their channels mixed, and begin unconvolved.
+    mixed = size != into.head_width
+    kept = torch.arange(source.q.out_features)  # channels, where they are not mixed
+
+    def look() -> _Heads | None:
+        if site.states is None or site.mask is None or int(site.mask.sum()) < LEAST_ROWS:
+            return None
+        return _seen(parts, heads, source, site.states(), site.mask, plain=mixed)
+
+    seen = look()
+    if into.heads < heads or into.head_width > size:
+        energies = _energies(parts, heads, seen, site)
+        stay = energies.topk(min(heads, into.heads)).indices.sort().values.tolist()
+        kept = torch.cat([torch.arange(head * size, (head + 1) * size) for head in stay])
+        sizes = size, max(size, into.head_width)
+        parts = _fewer(parts, stay, energies, sizes, seen, source, site)
+        heads, size = len(stay), sizes[1]
+        if into.head_width < size:
+            seen = look()
+    if into.head_width < size:
+        parts = _more(parts, heads, (size, into.head_width), into.heads, seen, source, site)
+        heads = into.heads
+    parts = _restored(parts, (into.heads - heads) * into.head_width, site)
+    take_kernels(None if mixed else source.convolutions, into, kept)
+    take_branch(source.branch, into.branch)
     hidden = beside = None
     if seen is not None:
         assert site.states is not None and site.mask is not None
         states = site.states()
-        attended = _seen(parts, into, states, site.mask).attended
+        attended = _seen(parts, into.heads, into, states, site.mask).attended
         hidden = attended.transpose(1, 2).flatten(2)[site.mask.bool()]
         if into.branch is not None:
             owners = (site.mask == 0).long()
             beside = into.branch(states, owners, None)[site.mask.bool()]
     parts["out"] = refitted(site, hidden, parts["out"], beside)
+    _put(parts, into)
+
+
+def _parts(source: Attention) -> dict[str, Linear]:
+    return {name: Linear.of(getattr(source, name)) for name in ("q", "k", "v", "out")}
+
+
+def _put(parts: dict[str, Linear], into: Attention) -> None:
     for name, part in parts.items():
         part.put(getattr(into, name))
 
 
 def _seen(
-    parts: dict[str, Linear], of: Attention, states: Tensor, mask: Tensor, plain: bool = False
+    parts: dict[str, Linear],
+    heads: int,
+    of: Attention,
+    states: Tensor,
+    mask: Tensor,
+    plain: bool = False,
 ) -> _Heads:
-    """With these weights, and the heads, positions, reach and convolutions of an attention; plain:
-    without the last."""
-    heads = of.heads
+    """With these weights and heads, and the positions, reach and convolutions of an attention;
+    plain: without the last."""
     given = {name: parts[name](states) for name in "qkv"}
     if of.convolutions is not None and not plain:
         owners = (mask == 0).long()
@@ -92,31 +135,57 @@ def _split(linear: Linear, heads: int) -> list[Linear]:
     return [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
-def _fewer(
-    parts: dict[str, Linear], source: Attention, wanted: int, seen: _Heads | None, site: Site
-) -> dict[str, Linear]:
-    """The most telling heads stay, each with room for more values: those of the others move in
-    with the head whose shares are most like theirs. Queries and keys get new room as well, which
-    adds nothing at first, as the queries there are zero. Rotary pairs take the places that turn as
-    theirs did, or nearly so where no multiple fits."""
-    heads = source.heads
+def _energies(parts: dict[str, Linear], heads: int, seen: _Heads | None, site: Site) -> Tensor:
+    """[heads]: how much of the output varies with each; without tokens, how much weight it has."""
+    out = parts["out"].weight.chunk(heads, dim=1)
+    if seen is None:
+        return torch.stack([one.square().sum() for one in out])
+    assert site.mask is not None
+    attended = _per_head(seen.attended, site.mask)
+    return torch.stack([(attended[head] @ out[head].T).var(0).sum() for head in range(heads)])
+
+
+def _restored(parts: dict[str, Linear], channels: int, site: Site) -> dict[str, Linear]:
+    """With so many channels of new heads, which nothing reads."""
+    if not channels:
+        return parts
     width = parts["q"].weight.shape[1]
-    old, new = width // heads, width // wanted
+    more = {name: Linear(site.fresh(channels, width), torch.zeros(channels)) for name in "qkv"}
+    unread = torch.zeros(width, channels)
+    return {
+        **{name: _joined([parts[name], more[name]]) for name in "qkv"},
+        "out": Linear(torch.cat([parts["out"].weight, unread], 1), parts["out"].bias),
+    }
+
+
+def _fewer(
+    parts: dict[str, Linear],
+    stay: Sequence[int],
+    energies: Tensor,
+    sizes: tuple[int, int],
+    seen: _Heads | None,
+    source: Attention,
+    site: Site,
+) -> dict[str, Linear]:
+    """These heads stay; where they are to be wider than they were, there is room for more values:
+    those of the others move in with the head whose shares are most like theirs, as long as there is
+    some. Queries and keys get new room as well, which adds nothing at first, as the queries there
+    are zero. Rotary pairs take the places that turn as theirs did, or nearly so where no multiple
+    fits."""
+    old, new = sizes
+    heads = len(parts["q"].bias) // old
+    width = parts["q"].weight.shape[1]
     q, k, v = (_split(parts[name], heads) for name in "qkv")
     out = parts["out"].weight.chunk(heads, dim=1)
-    energy = torch.stack([one.square().sum() for one in out])
     like = torch.ones(heads, heads)
     if seen is not None:
         assert site.mask is not None
-        attended = _per_head(seen.attended, site.mask)
-        energy = torch.stack([(attended[head] @ out[head].T).var(0).sum() for head in range(heads)])
         shares = nn.functional.normalize(_per_head(seen.shares, site.mask).flatten(1))
         like = shares @ shares.T
-    stay = energy.topk(wanted).indices.sort().values.tolist()
     values = {head: [v[head]] for head in stay}
     readers = {head: [out[head]] for head in stay}
     room = dict.fromkeys(stay, new - old)
-    for head in sorted(set(range(heads)) - set(stay), key=lambda one: -float(energy[one])):
+    for head in sorted(set(range(heads)) - set(stay), key=lambda one: -float(energies[one])):
         at = 0
         for host in sorted(stay, key=lambda one: (-float(like[head, one]), one)):
             count = min(room[host], old - at)
@@ -126,6 +195,9 @@ def _fewer(
             readers[host].append(out[head][:, at : at + count])
             room[host] -= count
             at += count
+    for head in stay:  # what is left of it nothing reads
+        values[head].append(Linear(site.fresh(room[head], width), torch.zeros(room[head])))
+        readers[head].append(torch.zeros(width, room[head]))
     scale = math.sqrt(new / old)
     spare = new - old
     places = torch.arange(old) if source.theta is None else _pairs(old, new)
@@ -167,14 +239,19 @@ def _pairs(few: int, many: int) -> Tensor:
 
 
 def _more(
-    parts: dict[str, Linear], source: Attention, wanted: int, seen: _Heads | None, site: Site
+    parts: dict[str, Linear],
+    heads: int,
+    sizes: tuple[int, int],
+    wanted: int,
+    seen: _Heads | None,
+    source: Attention,
+    site: Site,
 ) -> dict[str, Linear]:
-    """Each head by its best approximation with fewer dimensions; the values that find no room go
-    to twins, which look where it looks, of the heads that would lose most. Of a rotary one the
-    pairs stay that turn as those of a narrower head do."""
-    heads = source.heads
+    """Each head by its best approximation with fewer dimensions; of the values that find no room as
+    many as can be go to twins, which look where it looks, of the heads that would lose most. Of a
+    rotary one the pairs stay that turn as those of a narrower head do."""
+    old, new = sizes
     width = parts["q"].weight.shape[1]
-    new = width // wanted
     split = {name: _split(parts[name], heads) for name in "qkv"}
     out = parts["out"].weight.chunk(heads, dim=1)
     looks: list[tuple[Linear, Linear]] = []
@@ -192,7 +269,7 @@ def _more(
         if source.theta is None:
             looks.append(_narrowed(q, k, queries, keys - keys.mean(0), new))
         else:
-            rows, scale = _pairs(new, width // heads), math.sqrt(new / len(q.bias))
+            rows, scale = _pairs(new, old), math.sqrt(new / old)
             looks.append(
                 (
                     Linear(scale * q.weight[rows], scale * q.bias[rows]),

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from nasd.worker.model.attention import Attention
-from nasd.worker.model.convolutions import convolved, quiet
+from nasd.worker.model.convolutions import quiet
 from nasd.worker.model.feedforward import FeedForward
-from nasd.worker.model.heads import ranked_attention
+from nasd.worker.model.heads import grown_attention, ranked_attention
 from nasd.worker.model.layers import ACTIVATIONS
 from nasd.worker.model.phenotype import initialise
 from nasd.worker.model.site import LEAST_ROWS, Linear, Site, refit, refitted
@@ -69,7 +69,7 @@ def _take_norm(site: Site) -> None:
 @torch.no_grad()
 def identity(site: Site) -> None:
     """Grown exactly: an FFN that is added, a larger or deeper one where one stood, or an attention
-    with convolutions that it had not, or longer ones.
+    with heads or convolutions that it had not, or longer ones.
 
     Raises ValueError where the new shape does not hold the old one.
     """
@@ -84,7 +84,7 @@ def identity(site: Site) -> None:
         return
     if isinstance(site.source, Attention):
         assert isinstance(site.module, Attention)
-        convolved(site.source, site.module)
+        grown_attention(site.source, site.module, site)
         _take_norm(site)
         return
     assert isinstance(site.module, FeedForward)
@@ -465,7 +465,8 @@ def _silence(module: nn.Module) -> None:
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     if isinstance(one, Attention) and isinstance(other, Attention):
-        mine, theirs = ((it.heads, it.window, it.kernels) for it in (one, other))
+        shapes = ((it.heads, it.head_width, it.window, it.kernels) for it in (one, other))
+        mine, theirs = shapes
         return mine == theirs
     if isinstance(one, FeedForward) and isinstance(other, FeedForward):
         return (one.kind, _sizes(one)) == (other.kind, _sizes(other))
