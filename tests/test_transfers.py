@@ -136,8 +136,9 @@ def grown_kernel(kernel: int | None) -> Any:
 
 @st.composite
 def growths(draw: Any, family: str = "bert") -> tuple[Genotype, Genotype, tuple[BlockLineage, ...]]:
-    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper, heads and convolutions. Right above
-    embeddings that are mapped to the width nothing is added, as no operator does either."""
+    """A genotype and one that holds it: blocks and FFNs added, FFNs wider and deeper, heads and
+    convolutions too. Right above embeddings that are mapped to the width nothing is added, as no
+    operator does either."""
     parent = draw(genotypes(family))
     blocks, lines = [], []
     for index, block in enumerate(parent.blocks):

@@ -322,7 +322,8 @@ class Mutation(Section):
 
 OPERATORS = (
     "widen", "narrow", "deepen", "flatten", "switch", "add_ffn", "drop_ffn",
-    "more_heads", "fewer_heads", "drop_heads", "restore_heads", "add_block", "drop_block", "cross", "factorise", "unfactorise",
+    "more_heads", "fewer_heads", "drop_heads", "restore_heads", "add_block", "drop_block", "cross",
+    "factorise", "unfactorise",
     "convolve", "unconvolve", "branch", "unbranch",
 )  # fmt: skip
 
@@ -1092,19 +1093,6 @@ def check_against_seed(
         )
     if relations is not None:
         _check_relations(config.search_space, width, relations, origin)
-
-
-def _check_relations(space: SearchSpace, width: int, relations: int, origin: str) -> None:
-    """Raises NasdError where some of an attention's heads could remain that cannot be divided so."""
-    for heads in space.heads:
-        for remaining in space.remaining_heads:
-            inner = width // heads * remaining
-            if remaining < heads and inner % relations:
-                raise NasdError(
-                    f"{origin}: teacher.relation_heads: {relations} heads do not divide {inner}, the"
-                    f" width of {remaining} of {heads} heads: leave it out, or take other"
-                    " search_space.remaining_heads"
-                )
     if config.goes_by(LATENCY) and config.measure.tokens > positions:
         raise NasdError(
             f"{origin}: measure.tokens: {config.measure.tokens} tokens are more than the seed's"
@@ -1134,3 +1122,16 @@ def check_against_slots(config: Config, devices: int, origin: str) -> None:
                 f"{origin}: stages.{stage.name}.batch: a batch of {stage.batch} cannot be dealt"
                 f" out to {stage.slots} slots"
             )
+
+
+def _check_relations(space: SearchSpace, width: int, relations: int, origin: str) -> None:
+    """Raises NasdError where so many heads could remain that they cannot be divided so."""
+    for heads in space.heads:
+        for remaining in space.remaining_heads:
+            inner = width // heads * remaining
+            if remaining < heads and inner % relations:
+                raise NasdError(
+                    f"{origin}: teacher.relation_heads: {relations} heads do not divide {inner},"
+                    f" the width of {remaining} of {heads} heads: leave it out, or take other"
+                    " search_space.remaining_heads"
+                )

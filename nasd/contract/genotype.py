@@ -138,8 +138,8 @@ class Genotype:
 
     def __str__(self) -> str:
         """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`,
-        with `e96` before it where the embeddings' rank is 96, `6/12h` where 6 of 12 heads remain, and
-        `c3` or `b5` behind heads with convolutions."""
+        with `e96` before it where the embeddings' rank is 96, `6/12h` where 6 of 12 heads remain,
+        and `c3` or `b5` behind heads with convolutions."""
         return _in_line([str(block) for block in self.blocks], self.rank)
 
     @property

@@ -262,7 +262,11 @@ def memory_gb(
     kept = 0  # numbers a token leaves behind in all blocks
     new = 0
     for block, origin in zip(genotype.blocks, lineage, strict=True):
-        kept += 6 * width + 4 * block.inner(width) + sum(2 * sum(ffn.sizes) + 4 * width for ffn in block.ffns)
+        kept += (
+            6 * width
+            + 4 * block.inner(width)
+            + sum(2 * sum(ffn.sizes) + 4 * width for ffn in block.ffns)
+        )
         new += weights_of_attention(block, width) * origin.attention_new
         new += sum(
             weights_of_ffn(ffn, width)

@@ -19,6 +19,7 @@ STEPS = (0.25, 0.5, 0.75, 1.0)  # of the widest intermediate size
 RANKS = (1 / 4, 1 / 3, 1 / 2, 2 / 3)  # of the width: below a quarter words lose too much
 FINE = 8  # GPUs are fast at multiples of it
 FEWEST_HEADS = 0.25  # of the most that the model has
+LEFT = (0.25, 0.5, 0.75)  # of them, where heads are removed
 STEP = 0.01  # in which a share is told
 # Of 1e-4 to 5e-4 the best for a model 384 wide (docs/measured.md); 3e-5 to 5e-5 is usual for 768.
 RATE, RATE_WIDTH, HIGHEST_RATE = 2e-4, 384, 3e-4
@@ -34,13 +35,17 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
     own = {size for ffn in ffns for size in ffn.sizes}
     sizes = sorted(own | {_fine(step * max(own)) for step in STEPS})
     ranks = _ranks(model, backbone)
+    heads = _heads({block.heads for block in model.blocks}, backbone.width)
+    remaining = _remaining(model)
+    block = _smallest_block(model, backbone, sizes, heads, remaining)
     least = min(ranks, default=None)
     check_target(
-        target, parameters(model, backbone), _smallest(model, backbone, sizes[0], 1, least)
+        target, parameters(model, backbone), parameters(Genotype((block,), least), backbone)
     )
     return {
-        "blocks": [_fewest(model, backbone, target, sizes[0], least), len(model.blocks)],
-        "heads": _heads({block.heads for block in model.blocks}, backbone.width),
+        "blocks": [_fewest(model, backbone, target, block, least), len(model.blocks)],
+        "heads": heads,
+        "remaining_heads": remaining,
         "ffns": max(len(block.ffns) for block in model.blocks),
         "layers": sorted({2} | {len(ffn.sizes) + 1 for ffn in ffns}),
         "sizes": sizes,
@@ -70,13 +75,11 @@ def check_target(target: float, whole: int, smallest: int) -> None:
 
 def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
     """Parameters of the smallest encoder in a search space."""
-    return _smallest(
-        model,
-        backbone,
-        min(config_space.sizes),
-        config_space.blocks[0],
-        min(config_space.ranks, default=model.rank),
+    block = _smallest_block(
+        model, backbone, config_space.sizes, config_space.heads, config_space.remaining_heads
     )
+    rank = min(config_space.ranks, default=model.rank)
+    return parameters(Genotype((block,) * config_space.blocks[0], rank), backbone)
 
 
 def embeddings(model: Genotype, backbone: Backbone, ranks: Sequence[int] = ()) -> float:
@@ -101,19 +104,33 @@ def _ranks(model: Genotype, backbone: Backbone) -> list[int]:
     return sorted(found | (set() if model.rank is None else {model.rank}))
 
 
-def _smallest(model: Genotype, backbone: Backbone, size: int, blocks: int, rank: int | None) -> int:
-    first = model.blocks[0]
-    block = Block(first.heads, (FeedForward(first.ffns[0].activation, (size,)),))
-    return parameters(Genotype((block,) * blocks, rank), backbone)
+def _smallest_block(
+    model: Genotype,
+    backbone: Backbone,
+    sizes: Sequence[int],
+    heads: Sequence[int],
+    remaining: Sequence[int],
+) -> Block:
+    """One FFN of the smallest size, and the attention whose heads are least wide together."""
+    ffns = (FeedForward(model.blocks[0].ffns[0].activation, (min(sizes),)),)
+    found = [
+        Block(number, ffns, remaining=left)
+        for number in heads
+        for left in (None, *remaining)
+        if left is None or left < number
+    ]
+    return min(found, key=lambda block: block.inner(backbone.width))
 
 
-def _fewest(model: Genotype, backbone: Backbone, target: float, size: int, rank: int | None) -> int:
+def _fewest(
+    model: Genotype, backbone: Backbone, target: float, block: Block, rank: int | None
+) -> int:
     """Blocks: the target's share of the model's, or as many as fit into it at their smallest."""
     whole = parameters(model, backbone)
     fits = [
         blocks
         for blocks in range(1, len(model.blocks) + 1)
-        if _smallest(model, backbone, size, blocks, rank) <= target * whole
+        if parameters(Genotype((block,) * blocks, rank), backbone) <= target * whole
     ]
     return max(1, min(math.floor(target * len(model.blocks)), fits[-1]))
 
@@ -136,6 +153,13 @@ def _heads(own: set[int], width: int) -> list[int]:
         if width % heads == 0 and (width // heads) % FINE == 0
     }
     return sorted(own | fewer)
+
+
+def _remaining(model: Genotype) -> list[int]:
+    """Of its heads: as many as remain in its own blocks, and shares of the most that it has."""
+    most = max(block.heads for block in model.blocks)
+    own = {block.remaining for block in model.blocks if block.remaining is not None}
+    return sorted(own | {left for share in LEFT if (left := round(share * most)) in range(1, most)})
 
 
 def _fine(size: float) -> int:

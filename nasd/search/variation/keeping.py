@@ -74,8 +74,9 @@ def _informed(block: Block, line: BlockLineage, source: Block, moved: bool) -> B
 def reaches(block: Block, other: Block) -> bool:
     """Whether the block's attention can compute exactly what the other one's does: it is the same
     but for heads more of the same width, and convolutions that reach as far at least."""
-    changed = {"convolution": other.convolution, "branch": other.branch}
-    plain = replace(block, **changed, remaining=other.remaining)
+    plain = replace(
+        block, convolution=other.convolution, branch=other.branch, remaining=other.remaining
+    )
     kernels = (block.convolution, other.convolution), (block.branch, other.branch)
     holds_all = all((new or 0) >= (old or 0) for new, old in kernels)
     return plain.attends == other.attends and block.present >= other.present and holds_all

@@ -105,8 +105,8 @@ class Attention(nn.Module):
 
     With a convolution each channel of queries, keys and values is convolved over the tokens before
     they are compared (Primer, So et al. 2021); with a branch, a convolution of what is read is
-    added to what is attended (AutoBERT-Zero, Gao et al. 2022). Where only some heads remain, queries,
-    keys and values have the channels of these.
+    added to what is attended (AutoBERT-Zero, Gao et al. 2022). Where only some heads remain,
+    queries, keys and values have the channels of these.
 
     Raises ValueError where the heads do not divide the width, or rotary ones have an odd width.
     """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nasd.worker.model.attention import Attention, Branch
 from nasd.worker.model.layers import Depthwise
 
+
 def take_kernels(source: nn.ModuleDict | None, into: Attention, channels: Tensor) -> None:
     """Of queries, keys and values; None: there were none. channels: of the source, that the first
     of `into` are; the others pass through."""
