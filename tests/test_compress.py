@@ -43,6 +43,7 @@ def test_distilberts_space_goes_down_in_steps_from_what_it_has() -> None:
     assert smaller.space(DISTILBERT, BACKBONE, 0.6) == {
         "blocks": [3, 6],
         "heads": [3, 4, 6, 8, 12],
+        "remaining_heads": [3, 6, 9],
         "ffns": 1,
         "layers": [2],
         "sizes": [768, 1536, 2304, 3072],
@@ -58,8 +59,12 @@ SHAPES = st.builds(
         Backbone(1000, 64, 12 * width),
         Genotype(
             tuple(
-                Block(heads, tuple(FeedForward(act, tuple(sizes)) for act, sizes in ffns))
-                for heads, ffns in blocks
+                Block(
+                    heads,
+                    tuple(FeedForward(act, tuple(sizes)) for act, sizes in ffns),
+                    remaining=1 if heads > 1 and lost else None,
+                )
+                for heads, lost, ffns in blocks
             )
         ),
     ),
@@ -67,6 +72,7 @@ SHAPES = st.builds(
     st.lists(
         st.tuples(
             st.sampled_from([1, 2, 3, 4, 6, 12]),
+            st.booleans(),
             st.lists(
                 st.tuples(
                     st.sampled_from(["relu", "gelu"]),
