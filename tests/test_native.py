@@ -111,12 +111,20 @@ def test_it_loads_without_other_code_and_gives_the_same_logits(case: str, tmp_pa
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
     st.sampled_from([1, 2, 3, 4]),
     st.sampled_from(["relu", "gelu"]),
+    st.integers(0, 3),
 )
 def test_of_all_widths_the_widest_is_written_and_the_zeros_change_nothing(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], heads: int, activation: str
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    heads: int,
+    activation: str,
+    gone: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("native")
-    arch = PLAIN.with_blocks([block(heads, activation, size) for size in sizes])
+    blocks: list[Any] = [block(heads, activation, size) for size in sizes]
+    if gone < heads and gone:  # heads of the first
+        blocks[0]["remaining"] = heads - gone
+    arch = PLAIN.with_blocks(blocks)
     found = written(arch, "qa", folder)
     assert found.difference <= 1e-5
     assert transformers.AutoConfig.from_pretrained(folder).hidden_dim == max(sizes)

@@ -176,21 +176,28 @@ def _config(name: str, arch: Architecture, size: int, task: str) -> dict[str, An
 
 
 def _even(state: Mapping[str, Tensor], arch: Architecture, size: int) -> dict[str, Tensor]:
-    """Our weights with all networks as wide as the widest, by units that give nothing, and the word
-    embeddings as one table."""
+    """Our weights with all networks as wide as the widest and all heads there, by units and heads
+    that give nothing, and the word embeddings as one table."""
     found = dict(state)
     if (widen := found.pop(WIDEN, None)) is not None:
         found[WORDS] = found[WORDS] @ widen.T
     for place in range(len(arch.blocks)):
-        first, second = (f"encoder.blocks.{place}.ffns.0.linears.{nth}" for nth in (0, 1))
-        more = size - len(found[f"{first}.bias"])
-        for name, where in (
-            (f"{first}.weight", (0, 0, 0, more)),  # rows
-            (f"{first}.bias", (0, more)),
-            (f"{second}.weight", (0, more)),  # columns
-        ):
-            found[name] = pad(found[name], where)
+        here = f"encoder.blocks.{place}"
+        first, second = (f"{here}.ffns.0.linears.{nth}" for nth in (0, 1))
+        _widen(found, [first], second, size)
+        attention = f"{here}.attention"
+        _widen(found, [f"{attention}.{name}" for name in "qkv"], f"{attention}.out", arch.width)
     return found
+
+
+def _widen(state: dict[str, Tensor], layers: Iterable[str], reader: str, size: int) -> None:
+    """Gives the layers, and what reads them, so many channels, the new ones zero, in place."""
+    for layer in layers:
+        more = size - len(state[f"{layer}.bias"])
+        state[f"{layer}.weight"] = pad(state[f"{layer}.weight"], (0, 0, 0, more))  # rows
+        state[f"{layer}.bias"] = pad(state[f"{layer}.bias"], (0, more))
+    reads = state[f"{reader}.weight"]
+    state[f"{reader}.weight"] = pad(reads, (0, size - reads.shape[1]))  # columns
 
 
 def _fill(copy: Any, name: str, ours: Mapping[str, Tensor]) -> None:
