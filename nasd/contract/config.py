@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from nasd.contract import genotype, mistakes, rungs, tasks, toml, words
+from nasd.contract import genotype, mistakes, rungs, seeds, tasks, toml, words
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Activation
 from nasd.contract.limits import Limit
@@ -698,11 +698,11 @@ class Stage(Section):
 
 
 class Part(Stage):
-    """What lies between two rungs of a stage, or before the first, or behind the last. Never in a
-    config: a stage with rungs is climbed as its parts."""
+    """What lies between two rungs of a stage, or before the first, or behind the last; or a stage
+    under a further seed. Never in a config: a stage with rungs is climbed as its parts."""
 
-    name: str  # as nasd.contract.rungs makes it
-    of: Name
+    name: str  # as nasd.contract.rungs makes it, or nasd.contract.seeds
+    of: str
     begin: Probability
     until: Probability
 
@@ -724,6 +724,12 @@ def _parts(stage: Stage) -> tuple[Stage, ...]:
     return tuple(Part.model_construct(**part) for part in rungs.parts(stage.model_dump()))
 
 
+@lru_cache(maxsize=16)
+def _further(stages: tuple[Stage, ...], count: int) -> tuple[Stage, ...]:
+    written = [stage.model_dump() for stage in stages]
+    return tuple(Part.model_construct(**one) for one in seeds.further(written, count))
+
+
 def _stages(found: Sequence[tasks.Task]) -> str:
     return " or ".join(one.stage for one in found)
 
@@ -742,6 +748,13 @@ class Promotion(Section):
     whoever is no smaller than another and surely worse is cut as well. Each keeps to `keep`."""
     probability: Annotated[Real, Field(gt=0.5, lt=1.0)] = 0.95
     """How sure `curve` has to be."""
+
+
+class Select(Section):
+    seeds: Annotated[Whole, Field(ge=1, le=100)] = 1
+    """Under how many seeds whoever is to be selected is trained for its score: selection goes by
+    the mean of the scores, and their standard error tells of the seeds as well. Weights, and what
+    is measured, are those of the first."""
 
 
 class Measure(Section):
@@ -831,6 +844,8 @@ class Config(Section):
     """What new modules are drawn from; it must hold the seed's own."""
     promotion: Promotion = Field(default_factory=Promotion)
     """Who goes on from a rung, or from a cutoff behind a stage."""
+    select: Select = Field(default_factory=Select)
+    """How sure selection is of whom it selects."""
     teacher: Teacher | None = None
     """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
@@ -845,12 +860,22 @@ class Config(Section):
 
     @property
     def parts(self) -> tuple[Stage, ...]:
-        """The stages as they are climbed: of one with rungs, its parts."""
+        """The stages as they are climbed: of one with rungs, its parts; behind them, those that
+        finalists climb under further seeds."""
+        return *self._climbed, *self.further
+
+    @property
+    def _climbed(self) -> tuple[Stage, ...]:
         return tuple(part for stage in self.stages for part in stage.parts)
+
+    @property
+    def further(self) -> tuple[Stage, ...]:
+        """The stages that finalists climb under further seeds, in order."""
+        return _further(self.stages, self.select.seeds) if self.select.seeds > 1 else ()
 
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The parts of stages that candidates, or the baseline, climb, in order."""
-        return tuple(stage for stage in self.parts if stage.who in (who, "all"))
+        return tuple(stage for stage in self._climbed if stage.who in (who, "all"))
 
     def goes_by(self, objective: str) -> bool:
         """Whether candidates are selected by it, or have to hold a limit of it."""

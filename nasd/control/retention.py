@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nasd.contract import seeds
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.genotype import (
     GATED,
@@ -84,6 +85,8 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     left = ladder.all_leaving(snapshot, config, candidate)
     finished = {*(one[-1] for one in left), *finished_stages(config)}
     newest = candidate.generation == generation.number
+    if not candidate.final and seeds.nth_of(candidate.stage) > 1:
+        return finished | _on_its_way(snapshot, config, candidate, here)
     match candidate.state:
         case State.FAILED if not newest or generation.phase is not Phase.CLIMBING:
             return set()

@@ -225,8 +225,8 @@ class Tick:
         end = endings.ending(
             snapshot, self.config, attempt, outcome, lost, interrupted=attempt.id not in self._met
         )
-        if outcome is not None and end.event is Event.SCORE:
-            candidate = snapshot.candidates[attempt.candidate]
+        candidate = snapshot.candidates[attempt.candidate]
+        if outcome is not None and endings.scores(candidate, end):
             metrics = ladder.whole_score(snapshot, self.config, candidate, outcome.metrics)
             outcome = outcome.model_copy(update={"metrics": metrics})
         self._close(attempt, folder, end, outcome, nullcontext())
@@ -386,6 +386,12 @@ class Tick:
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)
             case decisions.StartSelecting(generation):
                 self.store.start_selecting(generation, now)
+            case decisions.Repeat(generation, finalists, stage, payload, nth):
+                self.store.record_repeat(generation, finalists, stage, payload, now, nth)
+                self._draw()
+                log.info(
+                    "generation %d: %s are trained under further seeds", generation, [*finalists]
+                )
             case decisions.Select(generation, members, payload):
                 self.store.record_selection(generation, members, payload, now)
                 self._draw()

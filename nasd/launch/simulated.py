@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nasd.contract import digests, tasks
+from nasd.contract import digests, seeds, tasks
 from nasd.contract.config import Config, Stage
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
@@ -484,7 +484,7 @@ class SimulatedLauncher(Launcher):
         if stage.train == "none":
             loss = job.surrogate.answer_loss(job.genotype, stage.name, None, job.trained)
             task = tasks.of(stage.task)
-            scores = job.surrogate.scores(job.genotype, job.trained, task)
+            scores = job.surrogate.scores(job.genotype, job.trained, task, seeds.nth_of(stage.name))
             share = job.surrogate.quality(job.genotype, job.trained) / 100
             tested = max(1, task.tested(self.volumes))
             scores["quality_error"] = 100 * math.sqrt(share * (1 - share) / tested)

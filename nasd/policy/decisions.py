@@ -16,7 +16,7 @@ from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
 from nasd.policy.ladder import seed_weights_stand, teacher_is_known, work_ahead
 from nasd.policy.scheduling import budget, budget_spent
-from nasd.record.lifecycle import Phase, State
+from nasd.record.lifecycle import DecisionKind, Phase, State
 from nasd.record.state import Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
@@ -47,6 +47,17 @@ class StartSelecting:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """finalists: who goes on, at that stage, to be trained under further seeds."""
+
+    generation: int
+    finalists: tuple[int, ...]
+    stage: str
+    payload: dict[str, object]
+    nth: int = 0  # of those of the generation: new means may bring new finalists
+
+
+@dataclass(frozen=True)
 class Select:
     generation: int
     members: Mapping[int, tuple[bool, int, float]]
@@ -63,7 +74,9 @@ class Halt:
     reason: str
 
 
-Decision = OpenGeneration | Screen | Breed | Cutoff | StartSelecting | Select | Complete | Halt
+Decision = (
+    OpenGeneration | Screen | Breed | Cutoff | StartSelecting | Repeat | Select | Complete | Halt
+)
 
 
 def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
@@ -104,7 +117,10 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             counts = config.variation.adaptive or config.experiment.limits or _by_baseline(snapshot)
             if counts and not baseline.final:
                 return None  # gains, limits and some objectives are counted from it
-            return _select(snapshot, config, generation.number)
+            if not all(one.final for one in snapshot.born_in(generation.number)):
+                return None  # finalists, under another seed
+            again = _repeat(snapshot, config, generation.number)
+            return _select(snapshot, config, generation.number) if again is None else again
         case Phase.COMPLETE:
             if not all(one.final for one in snapshot.born_in(generation.number)):
                 return None  # cut ones that are trained on: what they come to changes nothing
@@ -252,14 +268,46 @@ def _curve(
     return tuple(found)
 
 
-def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
-    """Plus-selection: the best mu of parents and scored offspring together (thesis 4.2.6)."""
-    pool = sorted(
+def _pool(snapshot: Snapshot, generation: int) -> list[int]:
+    """Whom a generation is selected from: its parents, and its offspring that were scored."""
+    return sorted(
         member.candidate
         for member in snapshot.members
         if member.generation == generation
         and snapshot.candidates[member.candidate].state is State.SCORED
     )
+
+
+def _repeat(snapshot: Snapshot, config: Config, generation: int) -> Repeat | None:
+    """The finalists: of the generation's offspring those that would be selected now, and have not
+    been trained under further seeds yet. Parents have been, when they were offspring. None once
+    the scores of all who would be selected are means."""
+    if not config.further:
+        return None
+    made = [
+        one
+        for one in snapshot.decisions
+        if (one.generation, one.kind) == (generation, DecisionKind.REPEAT)
+    ]
+    had = {one for decision in made for one in decision.payload["finalists"]}
+    pool = _pool(snapshot, generation)
+    at, beyond = points(snapshot, pool), [snapshot.missed(candidate) for candidate in pool]
+    chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
+    found = sorted(one for one in chosen - had if snapshot.candidates[one].generation == generation)
+    if not found:
+        return None
+    payload = {
+        "finalists": found,
+        "seeds": config.select.seeds,
+        "objectives": snapshot.experiment.objectives,
+        "points": {str(candidate): at[index] for index, candidate in enumerate(pool)},
+    }
+    return Repeat(generation, tuple(found), config.further[0].name, payload, len(made))
+
+
+def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
+    """Plus-selection: the best mu of parents and scored offspring together (thesis 4.2.6)."""
+    pool = _pool(snapshot, generation)
     names, above = snapshot.experiment.objectives, snapshot.reference
     assert above is not None, "a selection that goes by the baseline waits for it"
     at = points(snapshot, pool)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from nasd.contract import seeds
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome, Verdict
 from nasd.contract.slots import devices, is_gpu
@@ -282,4 +283,17 @@ def ending(
             # Without the baseline there is no search: a person has to look, see worn_out.
             if errors < ERROR_RETRIES or candidate.is_baseline or len(others) + 1 >= ALIKE:
                 return Ending(AttemptState.FAILED, Event.INTERRUPT, None, outcome.message, told)
-    return Ending(AttemptState.FAILED, Event.FAIL, None, f"{told}: {outcome.message}", told)
+    message = f"{told}: {outcome.message}"
+    if (nth := seeds.nth_of(candidate.stage)) > 1:
+        # It has a score, and keeps it: that of the seeds before.
+        scored = seeds.scoring_stage(snapshot.config_stages, nth - 1)
+        return Ending(AttemptState.FAILED, Event.SCORE, scored, message, told)
+    return Ending(AttemptState.FAILED, Event.FAIL, None, message, told)
+
+
+def scores(candidate: Candidate, end: Ending) -> bool:
+    """Whether it comes to a score by this end, that of a seed or the last."""
+    if end.state is not AttemptState.SUCCEEDED:
+        return False
+    goes_on = end.next_stage or candidate.stage
+    return end.event is Event.SCORE or seeds.nth_of(goes_on) > seeds.nth_of(candidate.stage)

@@ -6,7 +6,7 @@ which weights it starts from.
 
 from collections.abc import Mapping
 
-from nasd.contract import tasks
+from nasd.contract import seeds, tasks
 from nasd.contract.config import PREPARE, SCREEN, Config, Stage
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
@@ -21,7 +21,9 @@ def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[
     if candidate.kind is CandidateKind.SCREENING:
         return (SCREEN,)
     if not candidate.is_baseline:
-        return tuple(stage.name for stage in config.ladder("candidates"))
+        climbed = config.ladder("candidates")
+        again = config.further if seeds.nth_of(candidate.stage) > 1 else ()
+        return tuple(stage.name for stage in (*climbed, *again))
     prepared = snapshot.experiment.prepared
     stages = config.ladder("baseline")
     if prepared is not None and prepared["has_mlm_head"]:
@@ -149,13 +151,14 @@ def weights_of(
 
 def before(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> str | None:
     """The candidate's stage whose weights its stage of that name starts from: the newest before it
-    of the same task, or that all tasks build on. None where there is none."""
+    of the same task and the same seed, or that all tasks build on. None where there is none."""
     steps, task = steps_of(snapshot, config, candidate), _task_at(config, name)
     for step in reversed(steps[: steps.index(name)]):
         stage = stage_named(config, step)
         if stage is None:  # prepare
             return step
-        if stage.train != "none" and (stage.task == task or tasks.of(stage.task).ranks):
+        own = stage.task == task and seeds.nth_of(step) == seeds.nth_of(name)
+        if stage.train != "none" and (own or tasks.of(stage.task).ranks):
             return step
     return None
 
@@ -282,7 +285,8 @@ def _model_of(snapshot: Snapshot, config: Config, teacher: Candidate, task: str)
     found = PREPARE if teacher.is_baseline and tasks.of(task).ranks else None
     for name in steps_of(snapshot, config, teacher):
         stage = stage_named(config, name)
-        if stage is not None and stage.task == task and stage.train != "none":
+        first = seeds.nth_of(name) == 1
+        if stage is not None and stage.task == task and stage.train != "none" and first:
             found = name
     return found
 
@@ -304,6 +308,8 @@ def leaving(snapshot: Snapshot, config: Config, candidate: Candidate, task: str)
         if stage is None:
             if wanted != tasks.SCORED:
                 names.append(name)
+        elif seeds.nth_of(name) > 1:
+            continue  # the model of a candidate is that of its first seed
         elif tasks.hands_on(stage.task, wanted, task) and stage.train != "none":
             names.append(name)
     return names
@@ -339,16 +345,32 @@ def seed_weights_stand(snapshot: Snapshot, config: Config) -> bool:
 def whole_score(
     snapshot: Snapshot, config: Config, candidate: Candidate, metrics: Mapping[str, float]
 ) -> dict[str, float]:
-    """What is recorded of the candidate's last stage, which gives these metrics: in a search of
-    several tasks the quality of each as well, as their last evaluations found it, and as `quality`
-    what they come to."""
+    """What is recorded of the stage with which the candidate has come to a score, and which gives
+    these metrics: in a search of several tasks the quality of each as well, as their last
+    evaluations found it, and as `quality` what they come to; under a further seed, the mean with
+    those before."""
+    nth = seeds.nth_of(candidate.stage)
+    found = _of_all_tasks(snapshot, config, candidate, metrics)
+    if nth == 1:
+        return found
+    before = snapshot.results[candidate.id, seeds.scoring_stage(snapshot.config_stages, nth - 1)]
+    told = [QUALITY.value(candidate, one, snapshot.baseline) for one in (before.metrics, found)]
+    qualities = [one for one in told if one is not None]
+    assert len(qualities) == len(told), "an evaluation gives one"
+    return noise.with_another_seed(before.metrics, found, qualities[0], qualities[1])
+
+
+def _of_all_tasks(
+    snapshot: Snapshot, config: Config, candidate: Candidate, metrics: Mapping[str, float]
+) -> dict[str, float]:
     found = dict(metrics)
     if len(config.scoring) < 2 or candidate.kind is CandidateKind.SCREENING:
         return found
     qualities, errors = {}, {}
+    nth = seeds.nth_of(candidate.stage)
     for name in steps_of(snapshot, config, candidate):
         stage = stage_named(config, name)
-        if stage is None or stage.train != "none":
+        if stage is None or stage.train != "none" or seeds.nth_of(name) != nth:
             continue
         last = name == candidate.stage
         said = metrics if last else snapshot.results[candidate.id, name].metrics

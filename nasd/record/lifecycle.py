@@ -26,7 +26,8 @@ class State(StrEnum):
     FAILED = "failed"  # stopped by a fault of its own
 
 
-FINAL = frozenset({State.SCORED, State.CUT, State.FAILED})  # unless a person asks otherwise
+# Unless a person asks otherwise, or it is to be trained under another seed.
+FINAL = frozenset({State.SCORED, State.CUT, State.FAILED})
 
 
 class CandidateKind(StrEnum):
@@ -50,6 +51,7 @@ class Event(StrEnum):
     FAIL = "fail"
     RETRY = "retry"
     REVIVE = "revive"
+    REPEAT = "repeat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ TRANSITIONS = (
     Transition(State.PENDING, Event.CUT, State.CUT, "taken out by request"),
     Transition(State.RUNNING, Event.CUT, State.CUT, "taken out by request, its attempt ended"),
     Transition(State.FAILED, Event.RETRY, State.PENDING, "by request, at its stage again"),
+    Transition(State.SCORED, Event.REPEAT, State.PENDING, "to be selected: another seed first"),
     Transition(State.CUT, Event.REVIVE, State.PENDING, "by request: what did the cutoff miss?"),
 )
 
@@ -142,6 +145,7 @@ class DecisionKind(StrEnum):
     SCREEN = "screen"
     BREED = "breed"
     CUTOFF = "cutoff"
+    REPEAT = "repeat"
     SELECT = "select"
 
 

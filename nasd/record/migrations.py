@@ -279,6 +279,27 @@ def m008_shares(db: Database) -> None:
     _execute(db, "ALTER TABLE attempt DROP COLUMN slot_seconds")
 
 
+@migrations()
+def m009_repeats(db: Database) -> None:
+    """Who is to be selected is trained under further seeds first, and that is decided."""
+    statements = """
+    ALTER TABLE decision RENAME TO decision_before;
+    CREATE TABLE decision (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generation,
+        kind TEXT NOT NULL CHECK (kind IN ('screen', 'breed', 'cutoff', 'repeat', 'select')),
+        stage TEXT NOT NULL DEFAULT '',
+        payload TEXT NOT NULL,
+        at REAL NOT NULL,
+        nth INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (generation, kind, stage, nth)
+    ) STRICT;
+    INSERT INTO decision SELECT id, generation, kind, stage, payload, at, nth FROM decision_before;
+    DROP TABLE decision_before;
+    """
+    _execute(db, statements)
+
+
 def _execute(db: Database, statements: str) -> None:
     for statement in statements.split(";"):
         if statement.strip():

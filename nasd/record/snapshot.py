@@ -47,7 +47,7 @@ from nasd.record.state import (
 )
 from nasd.search.objectives import QUALITY
 
-SCHEMA = 8  # how many migrations this version of nasd knows
+SCHEMA = 9  # how many migrations this version of nasd knows
 
 
 class NoExperiment(NasdError):

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
-from nasd.contract import rungs, slots, tasks
+from nasd.contract import rungs, seeds, slots, tasks
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT
@@ -62,8 +62,12 @@ class Experiment:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """As they are climbed: of one with rungs, its parts."""
-        return rungs.climbed(self.config["stages"])
+        """As they are climbed: of one with rungs, its parts; and those of further seeds."""
+        count = self.config.get("select", {}).get("seeds", 1)
+        return [
+            *rungs.climbed(self.config["stages"]),
+            *seeds.further(self.config["stages"], count),
+        ]
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -424,6 +428,12 @@ class Snapshot:
         held = (slot for attempt in self.attempts for slot in attempt.slots)
         return slots.unit(held if listed == "auto" else listed)
 
+    @property
+    def config_stages(self) -> list[dict[str, Any]]:
+        """As they are written down."""
+        found: list[dict[str, Any]] = self.experiment.config["stages"]
+        return found
+
     @cached_property
     def scoring(self) -> tasks.Scoring:
         """The tasks that give the score, and what of them is shown."""
@@ -507,12 +517,18 @@ class Snapshot:
 
     def scores(self, candidate: int) -> dict[str, float] | None:
         """The task's metrics in percent, None before the candidate is scored. A screening, which
-        gives losses, has none."""
+        gives losses, has none. While it is trained under another seed, those of the seeds so
+        far."""
         one = self.candidates[candidate]
-        if one.state is not State.SCORED or one.kind is CandidateKind.SCREENING:
+        if one.kind is CandidateKind.SCREENING:
             return None
-        # It stays at the last stage of its ladder, which is the one that scores.
-        return self.results[candidate, self.candidates[candidate].stage].metrics
+        if one.state is State.SCORED:
+            # It stays at the last stage of its ladder, which is the one that scores.
+            return self.results[candidate, one.stage].metrics
+        nth = seeds.nth_of(one.stage)
+        if nth == 1 or one.final:
+            return None
+        return self.results[candidate, seeds.scoring_stage(self.config_stages, nth - 1)].metrics
 
     def task_scores(self, candidate: int, task: str) -> dict[str, float] | None:
         """The same of one task, which are all that there are where a search has no other."""
@@ -539,6 +555,10 @@ class Snapshot:
     def quality_error(self, candidate: int) -> float | None:
         """The standard error of its quality; None where none was recorded."""
         return noise.error_of(self.scores(candidate) or {})
+
+    def seeds(self, candidate: int) -> int:
+        """Under how many seeds it was trained for its score, which is their mean."""
+        return int((self.scores(candidate) or {}).get(noise.SEEDS, 1))
 
     def unsure(self, candidate: int, pool: Iterable[int]) -> tuple[int, ...]:
         """Of scored candidates, those on whom this one's rank among them rests by noise alone."""

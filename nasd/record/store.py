@@ -434,6 +434,21 @@ class Store:
         with self._transaction():
             self._next_phase(generation, Phase.CLIMBING, now)
 
+    def record_repeat(
+        self,
+        generation: int,
+        finalists: Sequence[int],
+        stage: str,
+        payload: Mapping[str, Any],
+        now: float,
+        nth: int,
+    ) -> None:
+        """Who is to be trained under further seeds, from that stage on, before it is selected."""
+        with self._transaction():
+            self._decide(generation, DecisionKind.REPEAT, "", payload, now, nth)
+            for candidate in finalists:
+                self._advance(candidate, Event.REPEAT, now, stage)
+
     def record_selection(
         self,
         generation: int,

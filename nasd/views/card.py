@@ -303,6 +303,10 @@ def _scores(snapshot: Snapshot, candidate: Candidate, task: tasks.Task) -> str:
     if errors[0] is not None:
         told = ["" if one is None else f"{one:.2f}" for one in errors]
         rows.append((f"standard error of the {QUALITY.name}", *told, ""))
+    counts = [snapshot.seeds(one.id) for one in (candidate, baseline)]
+    if counts[0] > 1:
+        why = "the model is the first one's"
+        rows.append(("seeds that this is the mean of", *(str(one) for one in counts), why))
     rows.append(("parameters of the encoder", *_counts(candidate, baseline)))
     share = of_baseline(snapshot.size(candidate.id))
     rows.append(("parameters, of the baseline's", share, of_baseline(1.0), ""))

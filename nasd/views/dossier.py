@@ -150,6 +150,7 @@ class Dossier:
     marks: str
     quality: float | None
     quality_error: float | None
+    seeds: int
     within_noise_of: tuple[int, ...]
     baseline_quality: float | None
     rival: str
@@ -227,6 +228,7 @@ class _Compiler:
             marks=snap.scoring.in_words(scores, sign="  "),
             quality=snap.quality(one.id),
             quality_error=snap.quality_error(one.id),
+            seeds=snap.seeds(one.id),
             within_noise_of=self._unsure(),
             baseline_quality=None if snap.rival is one else snap.quality(snap.rival.id),
             rival=snap.rival.called,
@@ -350,6 +352,11 @@ class _Compiler:
                     yield from self._bred(decision)
                 case DecisionKind.CUTOFF if self.candidate.id in decision.promotion.losses:
                     yield self._cutoff(decision)
+                case DecisionKind.REPEAT if self.candidate.id in decision.payload["finalists"]:
+                    count = decision.payload["seeds"]
+                    text = f"would be selected: trained under {count} seeds in all first"
+                    facts = {"seeds": count}
+                    yield DecisionRow(decision.generation, "repeat", decision.stage, text, facts)
                 case DecisionKind.SELECT if decision.generation in members:
                     yield self._selection(decision, members[decision.generation])
         one = self.candidate

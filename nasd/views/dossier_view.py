@@ -59,7 +59,9 @@ def _head(found: Dossier) -> Iterator[Text]:
     if found.why:
         yield Text(found.why, style="red" if found.state == State.FAILED else "")
     if found.quality is not None:
-        scores = f"quality {noise.shown(found.quality, found.quality_error)}  {found.marks}"
+        seeds = f" (mean of {found.seeds} seeds)" if found.seeds > 1 else ""
+        quality = noise.shown(found.quality, found.quality_error)
+        scores = f"quality {quality}{seeds}  {found.marks}"
         if found.baseline_quality is not None and not found.is_baseline:
             difference = found.quality - found.baseline_quality
             scores += (

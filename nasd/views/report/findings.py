@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nasd.contract import tasks
+from nasd.contract import seeds, tasks
 from nasd.record.lifecycle import AttemptState, CandidateKind, DecisionKind, Phase, State
 from nasd.record.state import Candidate, Granted, Snapshot
 from nasd.search.objectives import QUALITY
@@ -85,7 +85,7 @@ class Findings:
         if self.mlm_stages:
             return self.mlm_stages
         stages = self.snapshot.experiment.stages
-        whole = {stage["of"] for stage in stages if "of" in stage}
+        whole = {one["of"] for one in stages if "of" in one and seeds.nth_of(one["name"]) == 1}
         return tuple(stage["name"] for stage in stages if stage.get("of") in whole)
 
     @cached_property
@@ -141,6 +141,7 @@ class Findings:
                     scores=snap.scoring.named(scores),
                     quality=quality,
                     quality_error=snap.quality_error(measured.id),
+                    seeds=snap.seeds(measured.id),
                     quality_against_baseline=(
                         None if quality is None or base is None else quality - base
                     ),

@@ -220,7 +220,8 @@ def _value(findings: Findings, row: CandidateRow, objective: str) -> str:
 def _quality(row: CandidateRow) -> str:
     if row.quality is None or row.quality_error is None:
         return number(row.quality, 2)
-    return f"{number(row.quality, 2)} ± {number(row.quality_error, 2)}"
+    seeds = f" ({row.seeds} seeds)" if row.seeds > 1 else ""
+    return f"{number(row.quality, 2)} ± {number(row.quality_error, 2)}{seeds}"
 
 
 def _noise(findings: Findings) -> str:

@@ -15,7 +15,8 @@ class CandidateRow:
     """size: parameters of the baseline / of this one. cut: a cutoff or a person stopped it,
     whatever came of it later. gpu_hours: of all its attempts, and what of them was lost. rank and
     survives: of the newest generation that selected among it. front: no candidate ever scored
-    dominates it. quality_error: a standard error, where it was recorded."""
+    dominates it. quality_error: a standard error, where it was recorded. seeds: that the scores are
+    the mean of."""
 
     id: int
     generation: int | None
@@ -41,6 +42,7 @@ class CandidateRow:
     gpu_hours: float
     lost_gpu_hours: float
     trained_on: bool = False  # of the baseline: it stands for its best control
+    seeds: int = 1
 
     @property
     def is_baseline(self) -> bool:
