@@ -1,4 +1,4 @@
-"""Whoever is to be selected is trained for its score under several seeds, and selected by the mean."""
+"""Whoever is to be selected is trained for its score under several seeds: their mean counts."""
 
 import math
 from collections import Counter

@@ -748,6 +748,10 @@ class Promotion(Section):
     whoever is no smaller than another and surely worse is cut as well. Each keeps to `keep`."""
     probability: Annotated[Real, Field(gt=0.5, lt=1.0)] = 0.95
     """How sure `curve` has to be."""
+    metric: Literal["loss", "untrained", "best"] = "loss"
+    """What a rule takes for the loss: `loss`, the last one; `untrained`, that by which mutants are
+    screened; `best`, of all that are known at the rung the one whose ranks agree most with quality
+    among those scored so far in this search."""
 
 
 class Select(Section):
@@ -947,6 +951,17 @@ class Config(Section):
             raise ValueError(
                 f'promotion.rule: "{rule}" has nothing to decide, as no stage has rungs or keep:'
                 " give one of them some, or leave it out"
+            )
+        metric = self.promotion.metric
+        if metric != "loss" and rule == "curve":
+            raise ValueError(
+                f'promotion.metric: "{metric}" is one number, and promotion.rule = "curve"'
+                " extrapolates the curve of the stage itself: leave one of them out"
+            )
+        if metric == "untrained" and self.population.screened == 1:
+            raise ValueError(
+                'promotion.metric: "untrained" is the loss by which mutants are screened, and none'
+                " are: raise population.screened, or leave it out"
             )
         for one in cuts if rule == "curve" else ():
             assert one.epochs is not None

@@ -15,6 +15,7 @@ from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
 from nasd.policy.ladder import seed_weights_stand, teacher_is_known, work_ahead
+from nasd.policy.predictors import losses_of, metric_of, pairs_behind
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
 from nasd.record.state import Candidate, Snapshot
@@ -210,7 +211,24 @@ def _promotion(
     curves = {one: _curve(snapshot, ladder[: position + 1], one) for one in (*went_on, *waiting)}
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     beside = {one: known(names, snapshot.candidates[one], baseline) for one in curves}
-    return promote(rule, curves, rungs, Budget(keep, beside, config.promotion.probability))
+    among = Budget(keep, beside, config.promotion.probability)
+    losses = losses_of(snapshot, config, ladder[: position + 1], curves)
+    metric = metric_of(snapshot, config, generation, losses, stage)
+    if metric is None:
+        return promote(rule, curves, rungs, among)
+    judged = {
+        one: (*curve[:-1], (curve[-1][0], losses[one][metric.name]))
+        for one, curve in curves.items()
+    }
+    found = promote(rule, judged, [*rungs[:-1], replace(rungs[-1], stage=metric.name)], among)
+    if found is None:
+        return None
+    return replace(
+        found,
+        rule=f"{found.rule}, {metric.words}",
+        metric=metric.name,
+        curves={one: curves[one] for one in found.curves},
+    )
 
 
 def _made(snapshot: Snapshot, generation: int, stage: str) -> list[Promotion]:
@@ -330,6 +348,11 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             "survivors": sorted(chosen),
             "hypervolume": hypervolume(at, above),
             **({"missed": dict(zip(pool, beyond, strict=True))} if any(beyond) else {}),
+            **(
+                {"predictors": pairs_behind(snapshot, config, generation)}
+                if config.promotion.metric == "best"
+                else {}
+            ),
             **({"credits": {n: (c.tried, c.gained) for n, c in credits.items()}} if adapts else {}),
         },
     )

@@ -114,7 +114,8 @@ class Promotion:
     `reached` that came to the stage. losses: what they were judged by, the best first, as are
     kept and cut. threshold: the loss up to which one was kept; None of a rule that goes by more
     than losses. reasons: of each; of no one in what an earlier version wrote. among: all that they
-    were judged with, the best first, and their losses; empty where those are the same.
+    were judged with, the best first, and their losses; empty where those are the same. metric: the
+    name of the loss that they were judged by, "" for the last of their curves.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Promotion:
     cut: tuple[int, ...]
     reasons: Mapping[int, str]
     among: Mapping[int, float] = field(default_factory=dict)
+    metric: str = ""
 
     def place(self, candidate: int) -> int:
         """From 1, the best."""
@@ -155,6 +157,7 @@ class Promotion:
                 if self.among
                 else {}
             ),
+            **({"metric": self.metric} if self.metric else {}),
         }
 
     @classmethod
@@ -182,4 +185,5 @@ class Promotion:
             cut=tuple(data["cut"]),
             reasons={int(one): reason for one, reason in data.get("reasons", {}).items()},
             among={int(one): loss for one, loss in data.get("among", {}).items()},
+            metric=data.get("metric", ""),
         )
