@@ -118,7 +118,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             counts = config.variation.adaptive or config.experiment.limits or _by_baseline(snapshot)
             if counts and not baseline.final:
                 return None  # gains, limits and some objectives are counted from it
-            if not all(one.final for one in snapshot.born_in(generation.number)):
+            born = snapshot.born_in(generation.number)
+            if config.further and not all(one.final for one in born):
                 return None  # finalists, under another seed
             again = _repeat(snapshot, config, generation.number)
             return _select(snapshot, config, generation.number) if again is None else again
