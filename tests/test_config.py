@@ -174,7 +174,7 @@ def test_a_text_that_pythons_parser_stumbles_over_is_one_short_sentence(tmp_path
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(NasdError) as caught:
         load(tmp_path / "config.toml")
-    assert len(str(caught.value)) < 250
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 250
     assert "\n" not in str(caught.value)
     if "b =" in text:
         assert "line 2: a number of thousands of digits" in str(caught.value)

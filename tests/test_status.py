@@ -41,6 +41,7 @@ CANDIDATE_KEYS = {
     "scores",
     "quality",
     "quality_error",
+    "seeds",
     "rank_within_noise_of",
     "rank",
     "rank_so_far",
