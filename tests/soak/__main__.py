@@ -20,6 +20,12 @@ def main() -> int:
     parser.add_argument("--real-kills", type=int, default=3, help="with real training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=("simulated", "real"))
+    parser.add_argument(
+        "--asynchronous",
+        action="store_true",
+        help="the search in virtual time with rungs, the asynchronous rule, the best predictor,"
+        " and finalists under two seeds",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the report once more")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and keep it")
     options = parser.parse_args()
@@ -36,7 +42,9 @@ def main() -> int:
     if options.only != "real":
         home = folder / "simulated"
         home.mkdir()
-        parts.append(simulated.soak(home, options.kills, options.seed, lambda t: say(f"sim: {t}")))
+        config = simulated.asynchronous() if options.asynchronous else None
+        told = lambda text: say(f"sim: {text}")  # noqa: E731
+        parts.append(simulated.soak(home, options.kills, options.seed, told, config))
     if options.only != "simulated":
         from tests.soak import real
 
@@ -44,10 +52,10 @@ def main() -> int:
         home.mkdir()
         parts.append(real.soak(home, options.real_kills, options.seed, lambda t: say(f"real: {t}")))
     show(parts, Console(width=max(100, Console().width)))
-    told = as_json(parts, seed=options.seed, seconds=round(time.monotonic() - began))
+    report = as_json(parts, seed=options.seed, seconds=round(time.monotonic() - began))
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1))
-    if not told["holds"]:
+        options.json.write_text(json.dumps(report, indent=1))
+    if not report["holds"]:
         print(f"see {folder}")
         return 1
     if options.keep is None:

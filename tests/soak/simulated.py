@@ -68,6 +68,18 @@ DAEMON = {"backup_hours": 0.5, "start_minutes": 30.0, "stall_minutes": 30.0}
 Say = Callable[[str], None]
 
 
+def asynchronous() -> Config:
+    """The thesis's schedule with rungs at which candidates pause, are promoted late or are cut, and
+    finalists under two seeds: whatever decides more than once in a generation."""
+    data = thesis_config(daemon=DAEMON).model_dump(mode="json", by_alias=True)
+    for stage in data["stages"]:
+        if stage["name"] in ("pretrain_0", "pretrain_1"):
+            stage["rungs"] = [{"at": 0.25, "keep": 0.7}, {"at": 0.5, "keep": 0.7}]
+    data["promotion"] = {"rule": "asha", "metric": "best"}
+    data["select"] = {"seeds": 2}
+    return Config.model_validate(data)
+
+
 def soak(folder: Path, kills: int, seed: int, say: Say, config: Config | None = None) -> Part:
     """The report on a search under so many kills."""
     began = time.monotonic()
