@@ -18,6 +18,7 @@ from nasd.control import daemon, retention
 from nasd.control.tick import Tick
 from nasd.launch import launchers
 from nasd.policy import decisions
+from nasd.policy.steering import drawn
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
@@ -27,6 +28,7 @@ from nasd.views.report import words
 from nasd.views.report.findings import Findings
 from nasd.views.report.page import _survival, render
 from nasd.views.report.regret import offer, price, stopped
+from nasd.views.report.statistics import share
 from nasd.views.report.write import notes, read, write
 from tests.conftest import (
     FakeLauncher,
@@ -350,3 +352,49 @@ def test_where_a_daemon_serves_it_is_asked(complete: Path, monkeypatch):
     tick()
     assert tick.store.read().experiment.state == "running"
     assert decisions.next_decision(tick.store.read(), PATIENT) is None
+
+
+# -- a few of them -------------------------------------------------------------------------------
+
+
+def test_a_few_of_the_cut_are_trained_on_and_speak_for_the_others(folder: Folder):
+    tick, cut = finished(folder(), small_config(population__lambda=8))
+    found = tick.store.read()
+    whole = offer(found, tick.config, 4, "GPU-hours", tick.clock())
+    few = offer(found, tick.config, 4, "GPU-hours", tick.clock(), sample=2)
+    assert whole.startswith("To train 4 cut") and few.startswith("To train 2 cut")
+    accepted, text = asked(tick, "regret", sample=2)
+    assert accepted and text.endswith(", 2 of the 4 who were cut")
+    found = drive(tick)
+    scored = [one for one in cut if found.candidates[one].state is State.SCORED]
+    assert len(scored) == 2
+    assert {found.candidates[one].state for one in {*cut} - {*scored}} == {State.CUT}
+    (told,) = words.missed(Findings(found, tick.clock()))
+    would = sum(row.would_survive for row in Findings(found, tick.clock()).missed)
+    told_share = share(would, 2)
+    assert told_share is not None
+    low, high = (f"{100 * one:.0f}" for one in (told_share.low, told_share.high))
+    assert "They are 2 of the 4 whom it cut" in told
+    assert f"of all these {low} to {high} % would have survived" in told
+    # The others can be asked for later, and then nothing is left to be guessed.
+    assert asked(tick, "regret", sample=9)[0]
+    (told,) = words.missed(Findings(drive(tick), tick.clock()))
+    assert "They are" not in told
+
+
+def test_who_is_drawn_follows_from_the_seed_and_nobody_is_left_out_by_rule(folder: Folder):
+    tick, cut = finished(folder(), small_config(population__lambda=8))
+    found = tick.store.read()
+    ids = {one.id for one in drawn(found, stopped(found), 2)}
+    assert ids == {one.id for one in drawn(found, stopped(found), 2)} and len(ids) == 2
+    ever = set()
+    for seed in range(40):
+        other = replace(found, experiment=replace(found.experiment, seed=seed))
+        ever |= {one.id for one in drawn(other, stopped(other), 1)}
+    assert ever == {*cut}
+
+
+def test_a_sample_without_regret_is_refused(complete: Path):
+    done = RUNNER.invoke(app, ["report", "--sample", "3", "--config", str(complete)])
+    assert isinstance(done.exception, NasdError)
+    assert str(done.exception).startswith("--sample says for how many")

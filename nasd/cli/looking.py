@@ -193,6 +193,14 @@ def report(
             " missed; its price is shown before.",
         ),
     ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            help="With --regret, not all of those, but so many, drawn among them: what they come to"
+            " speaks for the others.",
+            parser=whole("--sample", 1, 10**6),
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Pay that price unasked.")] = False,
 ) -> None:
     """Write a report: a page with all figures and tables, and the same as files.
@@ -203,9 +211,12 @@ def report(
     Example: nasd report --out search-report
     """
     from nasd.contract.bulk import kept
+    from nasd.contract.errors import NasdError
 
     folder = state_folder(config, state)
-    if regret and not _trained_on(folder, config if state is None else None, yes):
+    if sample is not None and not regret:
+        raise NasdError("--sample says for how many of those who were cut: give --regret as well")
+    if regret and not _trained_on(folder, config if state is None else None, yes, sample):
         return
     with kept():
         from nasd.views.report import words
@@ -323,10 +334,10 @@ def metrics(
         print(told.text(folder), end="")
 
 
-def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
-    """Has the cut candidates trained to the end, by the daemon that serves the folder or by this
-    process, if a person agrees to the price; whether that is done. config: None if it is not known.
-    """
+def _trained_on(folder: Path, config: Path | None, yes: bool, sample: int | None) -> bool:
+    """Has the cut candidates, or so many of them, trained to the end, by the daemon that serves the
+    folder or by this process, if a person agrees to the price; whether that is done. config: None
+    if it is not known."""
     import sys
     import time
 
@@ -352,15 +363,15 @@ def _trained_on(folder: Path, config: Path | None, yes: bool) -> bool:
             f"no daemon serves {folder}, so this command would be one: name the experiment by its"
             " config, with --config, and not by --state"
         )
-    asking.check(folder, "regret", settings)
+    asking.check(folder, "regret", settings, sample=sample)
     found = launchers.of(settings.slots).devices(settings, True)
-    print(offer(facts.snapshot, settings, len(found), facts.unit, time.time()))
+    print(offer(facts.snapshot, settings, len(found), facts.unit, time.time(), sample))
     if not yes:
         if not sys.stdin.isatty():
             raise NasdError("nobody can be asked whether that is worth it: say so with --yes")
         if not typer.confirm("Train them?"):
             return False
-    told = asking.ask(folder, "regret", settings=settings)
+    told = asking.ask(folder, "regret", settings=settings, sample=sample)
     if served:
         print(told)
         print("once they are through, `nasd report` shows what the cutoff missed")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
+from nasd.contract.streams import stream
 from nasd.policy import endings, ladder, scheduling
 from nasd.record.lifecycle import CandidateKind, ExperimentState, Phase, State
 from nasd.record.requests import Request
@@ -116,7 +117,7 @@ def answer(
         case "inject":
             return _inject(snapshot, config, request.genotype or {})
         case "regret":
-            return _regret(snapshot, config, now, stands)
+            return _regret(snapshot, config, now, stands, request.sample)
 
 
 def _pause(snapshot: Snapshot) -> Accepted:
@@ -276,7 +277,18 @@ def _check_keys(wanted: Any, known: Any, where: str = "") -> None:
             _check_keys(value, known[key], f"{where}.{key}".removeprefix("."))
 
 
-def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> Accepted:
+def drawn(snapshot: Snapshot, stopped: Sequence[Candidate], sample: int | None) -> list[Candidate]:
+    """So many of those whom cutoffs have stopped, by the search's seed; all of them without a
+    number. Each is as likely to be among them, so they speak for the others."""
+    if sample is None or sample >= len(stopped):
+        return [*stopped]
+    random = stream(snapshot.experiment.seed, stopped[0].generation or 0, "regret", len(stopped))
+    return sorted(random.sample([*stopped], sample), key=lambda one: one.id)
+
+
+def _regret(
+    snapshot: Snapshot, config: Config, now: float, stands: Stands, sample: int | None
+) -> Accepted:
     newest, planned = snapshot.generation, config.experiment.generations
     if newest is None or newest.phase is not Phase.COMPLETE or newest.number < planned:
         where = "none has begun" if newest is None else f"{newest.number} is {newest.phase}"
@@ -290,6 +302,7 @@ def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> A
             f"in generation {newest.number} there is nobody whom a cutoff has stopped and who has"
             " not been trained on since"
         )
+    of, stopped = len(stopped), drawn(snapshot, stopped, sample)
     left = [one for one in stopped if stands((one.id, one.stage))]
     if not left:
         raise Refused(f"the weights of all whom the cutoff stopped are gone: {_named(stopped)}")
@@ -300,7 +313,8 @@ def _regret(snapshot: Snapshot, config: Config, now: float, stands: Stands) -> A
     stages = {one.id: steps[steps.index(one.stage) + 1] for one in left}
     gone = [one for one in stopped if one not in left]
     but = f"; the weights of {_named(gone)} are gone" if gone else ""
-    return Accepted(Revive(stages), f"trained on behind the selection: {_named(left)}{but}")
+    some = "" if len(stopped) == of else f", {len(stopped)} of the {of} who were cut"
+    return Accepted(Revive(stages), f"trained on behind the selection: {_named(left)}{some}{but}")
 
 
 def _named(candidates: Sequence[Candidate]) -> str:

@@ -31,7 +31,7 @@ class Request(Message):
     """What is asked, and by whom. at: seconds since the epoch. why: in the asker's words.
 
     gpu_hours: the budget to set, None for no limit. candidate: to retry or to cut.
-    genotype: to inject.
+    genotype: to inject. sample: of how many of those who were cut the regret is to be known.
     """
 
     id: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
@@ -42,6 +42,7 @@ class Request(Message):
     gpu_hours: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
     candidate: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     genotype: dict[str, Any] | None = None
+    sample: Annotated[int, Field(ge=1, le=10**6)] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -52,6 +53,8 @@ class Request(Message):
             raise ValueError("candidate belongs to retry and cut")
         if (self.genotype is not None) != (self.action == "inject"):
             raise ValueError("genotype belongs to inject")
+        if self.sample is not None and self.action != "regret":
+            raise ValueError("sample belongs to regret")
         return self
 
     @property
@@ -64,7 +67,7 @@ class Request(Message):
         """What it takes beside the action."""
         if self.action == "budget":
             return {"gpu_hours": self.gpu_hours}
-        return self.model_dump(include={"candidate", "genotype"}, exclude_none=True)
+        return self.model_dump(include={"candidate", "genotype", "sample"}, exclude_none=True)
 
 
 def new(action: Action, why: str = "", **arguments: Any) -> Request:

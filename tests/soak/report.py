@@ -278,7 +278,7 @@ def disk(state: StateFolder, config: Config) -> list[str]:
     for path in sorted(state.path.glob("candidates/*/*")):
         if path.is_dir() and not path.name.startswith("."):
             place = (int(path.parent.name), path.name)
-            evaluated = any(one.name == path.name and one.train == "none" for one in config.stages)
+            evaluated = any(one.name == path.name and one.train == "none" for one in config.parts)
             if place not in wanted and place in known and not evaluated:
                 wrong.append(f"{path.relative_to(state.path)} is needed by nobody")
     for name in ("checkpoints", "result"):

@@ -11,6 +11,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.readable import counted, hours
 from nasd.estimate.pace import Effort
 from nasd.policy.ladder import undivided
+from nasd.policy.steering import drawn
 from nasd.record.state import Candidate, Snapshot
 
 
@@ -78,12 +79,20 @@ def _held(config: Config, stage: Stage) -> float:
     return 1.0 if undivided(config, stage.name) else stage.slots / config.slots.share
 
 
-def offer(snapshot: Snapshot, config: Config, slots: int, unit: str, now: float) -> str:
+def offer(
+    snapshot: Snapshot,
+    config: Config,
+    slots: int,
+    unit: str,
+    now: float,
+    sample: int | None = None,
+) -> str:
     """The price in words, for a person to say yes or no to. config: of the daemon that will do it.
+    sample: not of all who were cut, but of so many.
 
     Raises NasdError if the price is not known, or is more than the budget leaves.
     """
-    candidates = stopped(snapshot)
+    candidates = drawn(snapshot, stopped(snapshot), sample)
     asked = price(snapshot, config, candidates)
     budget, used = snapshot.experiment.budget(config.experiment.budget_gpu_hours), 0.0
     if budget is not None and (used := snapshot.gpu_hours(now)) + asked.gpu_hours > budget:

@@ -9,8 +9,8 @@ from nasd.contract.readable import NOTHING, counted, duration, hours, number, of
 from nasd.record.lifecycle import State
 from nasd.views import caveats
 from nasd.views.report.findings import Findings
-from nasd.views.report.rows import CandidateRow
-from nasd.views.report.statistics import spearman
+from nasd.views.report.rows import CandidateRow, MissedRow
+from nasd.views.report.statistics import share, spearman
 
 NEAR = 1.0  # points of quality within which a candidate counts as close to the baseline
 
@@ -64,6 +64,7 @@ def missed(findings: Findings) -> list[str]:
             f" {best.candidate}, comes to {number(best.quality, 2)} %"
         )
         told += "." if kept is None else f", the best of those that went on to {number(kept, 2)} %."
+        told += _speaks_for(findings, found)
         ranks = spearman([row.loss for row in peers], [row.quality or 0.0 for row in peers])
         if ranks is None:
             told += f" {counted(len(peers), 'candidate')} are too few for a correlation."
@@ -75,6 +76,25 @@ def missed(findings: Findings) -> list[str]:
             )
         said.append(told)
     return said
+
+
+def _speaks_for(findings: Findings, found: list[MissedRow]) -> str:
+    """Of how many that the cutoff has stopped those were drawn who were trained on, and what they
+    say of all of them; "" where these are all."""
+    row = found[0]
+    cut = [
+        one
+        for one in findings.cutoffs
+        if (one.generation, one.stage) == (row.generation, row.stage) and not one.kept
+    ]
+    told = share(sum(one.would_survive for one in found), len(found))
+    if told is None or len(found) == len(cut):
+        return ""
+    return (
+        f" They are {len(found)} of the {len(cut)} whom it cut: of all these"
+        f" {number(100 * told.low, 0)} to {number(100 * told.high, 0)} % would have survived"
+        " (95 %)."
+    )
 
 
 def _which(candidates: list[int]) -> str:
