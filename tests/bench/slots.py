@@ -13,6 +13,7 @@ the nodes would do, and the submission itself, is not counted.
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -127,6 +128,7 @@ class Jobs(SlurmLauncher):
                     job.write(folder.path / job.LEFT, said)
                     del self.running[token]
             self._list()
+        self._queue._heard = -math.inf  # so that the turn asks, once
 
     def _list(self) -> None:
         lines = (
@@ -166,7 +168,7 @@ def config_of(slots: int, jobs: bool) -> Config:
     one = {name: {"slots": 1} for name in ("pretrain_head", "pretrain_0", "pretrain_1", "finetune")}
     changes: dict[str, Any] = {f"stages__{name}__slots": 1 for name in one}
     if jobs:
-        changes |= {"slots__launcher": "slurm", "slurm__poll_seconds": 1e-6}
+        changes |= {"slots__launcher": "slurm", "slurm__poll_seconds": 3600.0}
     return small_config(
         slots__devices=[f"cpu:{number}" for number in range(slots)],
         population__mu=slots,
