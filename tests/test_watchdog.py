@@ -12,6 +12,7 @@ import apscheduler.schedulers.base
 import pytest
 
 from nasd.control import daemon, leaving
+from nasd.control.daemon import goes_on
 from nasd.control.watchdog import Watchdog
 from nasd.launch.launcher import wait_until
 from nasd.record.folders import StateFolder
@@ -137,3 +138,8 @@ def test_a_turn_that_hangs_makes_the_daemon_begin_anew_in_place_and_the_search_e
     first, second = done.stdout.split()
     assert first == second  # the same process
     assert "a turn hangs" in done.stderr
+
+
+def test_a_daemon_that_restarts_itself_goes_on_with_its_search_and_sets_none_aside():
+    began = ["-P", "/env/bin/nasd", "run", "--fresh", "--config", "config.toml"]
+    assert goes_on(began) == ["-P", "/env/bin/nasd", "run", "--config", "config.toml"]

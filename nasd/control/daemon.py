@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from nasd.record.store import Store
 log = logging.getLogger("nasd")
 
 OVERDUE_SECONDS = 5.0  # beyond two intervals without a turn
+FRESH = "--fresh"  # of `nasd run`, which sets aside what is there
 HANG_SECONDS = 300.0  # after which a turn counts as hanging
 
 # What may differ from what the experiment was begun with; all else would change its meaning.
@@ -278,7 +279,13 @@ def _turn_now(scheduler: BlockingScheduler, job: str) -> None:
 def _restart() -> None:
     """This process from its beginning, with the same number: whatever hung in it is gone, the
     workers end with it and are resumed, and it needs nobody to start it again."""
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.execv(sys.executable, [sys.executable, *goes_on(sys.orig_argv[1:])])
+
+
+def goes_on(command: Sequence[str]) -> list[str]:
+    """The command line of a daemon that begins anew in its own place: with the search that it
+    serves, also where it was told to set another one aside first."""
+    return [one for one in command if one != FRESH]
 
 
 def set_aside(state: StateFolder) -> Path:
