@@ -354,7 +354,7 @@ def _newest(store: Store) -> int:
 
 def _stand_in_weights(state: StateFolder, store: Store) -> None:
     for candidate in store.in_play().candidates:
-        for stage in ("prepare", "pretrain_1", "finetune"):
+        for stage in ("prepare", *LADDER[:-1]):
             folder = state.result(candidate, stage)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "model.json").write_text(json.dumps({"candidate": candidate}))
@@ -393,6 +393,7 @@ from nasd.control.tick import Tick
 from nasd.contract.config import load
 from nasd.control.pictures import Beside
 from nasd.record.readings import Readings
+from nasd.views.board import Board
 
 class Idle(LocalLauncher):
     # what is started only waits: the daemon watches as it watches training
@@ -417,6 +418,9 @@ with Beside(Board(state, Readings(state.path))) as pictures:
 def at_rest(state: StateFolder, seconds: float) -> dict[str, float]:
     """A real daemon that watches four running attempts: share of a core, and memory."""
     root = Path(__file__).resolve().parents[2]
+    store = Store(state.database)
+    _stand_in_weights(state, store)
+    store.close()
     with subprocess.Popen(
         [sys.executable, "-c", AT_REST, str(state.path), str(root / "config.toml")],
         stderr=subprocess.DEVNULL,
@@ -426,6 +430,7 @@ def at_rest(state: StateFolder, seconds: float) -> dict[str, float]:
             time.sleep(10)  # starts, and has its first turns behind it
             before, begun = process.cpu_times(), time.monotonic()
             time.sleep(seconds)
+            assert child.poll() is None, "the daemon at rest has ended"
             after, passed = process.cpu_times(), time.monotonic() - begun
             used = after.user + after.system - before.user - before.system
             return {
