@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,17 @@ def live_until_killed(
             drive(tick)
     finally:
         store.close()
+
+
+def live_again_and_again(
+    state: StateFolder, config: Config, script: Script, lives: Sequence[int]
+) -> None:
+    """So many lives on one clock, each killed at its point, and one that lasts to the end."""
+    clock = Clock()
+    for points in lives:
+        with suppress(Killed):
+            live_until_killed(state, config, script, clock, Fuse(points))
+    live_until_killed(state, config, script, clock, Fuse())
 
 
 # -- a box ---------------------------------------------------------------------------------------

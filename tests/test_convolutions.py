@@ -9,20 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nasd.contract import latency
 from nasd.contract.config import Measure, SearchSpace, parse
 from nasd.contract.errors import NasdError
-from nasd.contract.footprint import exported_bytes, flop, int8_bytes
+from nasd.contract.footprint import flop, int8_bytes
 from nasd.contract.genotype import (
-    Backbone,
     Block,
-    FeedForward,
     Genotype,
     ModuleLineage,
     changes,
-    parameters,
     text_of,
     unchanged,
 )
@@ -35,14 +31,20 @@ from nasd.worker.model import phenotype
 from nasd.worker.model.architecture import CONFIG, Architecture
 from nasd.worker.model.attention import nearby
 from nasd.worker.model.inherit import born
-from nasd.worker.model.layers import Depthwise, Packing
+from nasd.worker.model.layers import Depthwise
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.training.progress import quiet
 from tests.conftest import drive, make_tick, without_summaries
+from tests.genes import (
+    BACKBONE,
+    FFN,
+    check_examples_stay_apart,
+    check_taken_home,
+    check_weighs_as_told,
+)
 from tests.test_task_lineage import task_dict
 from tests.test_transfers import FAMILIES, generator, model_of, outputs, windows
 
-FFN = (FeedForward("gelu", (32,)),)
 CONVOLVED = Genotype(
     (
         Block(4, FFN, convolution=3),
@@ -51,7 +53,6 @@ CONVOLVED = Genotype(
     )
 )
 PLAIN = Genotype(tuple(replace(one, convolution=None, branch=None) for one in CONVOLVED.blocks))
-BACKBONE = Backbone(vocab_size=50, positions=12, width=24)
 
 
 # -- the genotype --------------------------------------------------------------------------------
@@ -100,27 +101,7 @@ def test_each_channel_sees_its_neighbours_as_torch_convolves_them() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_example_sees_its_padding_or_whoever_it_is_packed_with(family: str) -> None:
-    """Each by itself gives what it gives within a batch, padded with anything, and packed."""
-    blocks = CONVOLVED.blocks
-    if "pre_norm" in FAMILIES[family]:
-        roles = ("global", "local", "global")
-        blocks = tuple(replace(b, role=r) for b, r in zip(blocks, roles, strict=True))
-    model = model_of(Genotype(blocks), family=family)
-    lengths = [12, 3, 7, 1]
-    ids = torch.randint(1, 50, (4, 12), generator=generator(3))
-    mask = (torch.arange(12) < torch.tensor(lengths)[:, None]).long()
-    places = mask.flatten().nonzero()[:, 0]
-    offsets = torch.tensor([0, 12, 15, 22, 23])
-    with torch.no_grad():
-        padded = model.encoder(ids, mask)
-        packed = model.encoder.packed(ids, Packing(places, offsets))
-        chosen = torch.tensor([[0, 2], [0, 2], [6, 1], [0, 0]])
-        some = model.encoder(ids, mask, chosen)
-        for one, length in enumerate(lengths):
-            alone = model.encoder(ids[one : one + 1, :length])[0]
-            for found in (padded, packed):
-                torch.testing.assert_close(found[one, :length], alone, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(some[one], alone[chosen[one]], atol=1e-5, rtol=1e-5)
+    check_examples_stay_apart(CONVOLVED, family)
 
 
 @pytest.mark.parametrize("where", ["convolution", "branch"])
@@ -166,24 +147,10 @@ def test_what_loses_its_convolutions_is_refitted_to_what_it_gave(heads: int) -> 
 
 
 def test_parameters_bytes_and_operations_are_those_of_the_model(tmp_path: Path) -> None:
-    model = model_of(CONVOLVED)
-    count = sum(one.numel() for one in model.encoder.parameters())
-    assert parameters(CONVOLVED, BACKBONE) == count
-    phenotype.save(model, tmp_path)
-    file = tmp_path / phenotype.WEIGHTS
-    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert exported_bytes(CONVOLVED, BACKBONE) == file.stat().st_size - header
     more = int8_bytes(CONVOLVED, BACKBONE) - int8_bytes(PLAIN, BACKBONE)
     depthwise = 4 * 24 * (3 * (3 + 5) + 5 + 3)
     assert more == depthwise + 2 * (24 * 24 + 24 * 5 + 4 * 24)
-    encoder = model.encoder.train()
-    for block in encoder.blocks:
-        block.attention.dropout = 0.5
-    with FlopCounterMode(display=False) as counter:
-        encoder(torch.zeros(2, 12, dtype=torch.long))
-    # Torch counts products of matrices alone.
-    told = flop(CONVOLVED, BACKBONE, 2, 12) - 2 * 12 * depthwise // 2
-    assert told == counter.get_total_flops()
+    check_weighs_as_told(CONVOLVED, tmp_path, uncounted=2 * 12 * depthwise // 2)
 
 
 def test_a_local_attention_counts_the_tokens_that_it_looks_at() -> None:
@@ -232,24 +199,7 @@ def test_each_of_these_parts_can_be_measured() -> None:
 
 
 def test_an_exported_model_has_them_in_transformers_and_in_onnx(tmp_path: Path) -> None:
-    from transformers import AutoModelForQuestionAnswering
-
-    from nasd.worker import export
-    from nasd.worker.model.pretrained import NasdConfig, NasdForQuestionAnswering
-
-    model = model_of(Genotype(CONVOLVED.blocks[2:]))
-    copy = NasdForQuestionAnswering(NasdConfig(**model.architecture.to_json()))
-    copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(tmp_path)
-    theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path).eval()
-    seen = windows()
-    with torch.no_grad():
-        wanted = model(seen.input_ids, seen.attention_mask)[0]
-        said = theirs(seen.input_ids, seen.attention_mask).start_logits
-    torch.testing.assert_close(said, wanted)
-    assert phenotype.load_architecture(tmp_path) == model.architecture
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
-    assert export.write_onnx(tmp_path) <= export.ONNX_TOLERANCE
+    check_taken_home(Genotype(CONVOLVED.blocks[2:]), tmp_path)
 
 
 @pytest.mark.parametrize("kernel", [2, 101, "x"])

@@ -845,8 +845,10 @@ def test_without_the_extra_it_is_named(
 def test_onnx_gives_the_same_logits(finished: StateFolder, tmp_path: Path) -> None:
     import torch
 
-    runtime = pytest.importorskip("onnxruntime", reason="bin/setup onnx")
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    runtime = pytest.importorskip(
+        "onnxruntime", reason="the extra onnx is not installed: bin/setup onnx"
+    )
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
     from nasd.worker.model import phenotype
 
     done = export(finished.path, "9", tmp_path / "model", onnx=True)
@@ -888,7 +890,7 @@ def give_questions(state: StateFolder) -> None:
 def test_int8_is_told_beside_float32_in_the_card_and_at_the_end(
     search: StateFolder, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
     folder = tmp_path / "model"
     sentence = refused(search, "9", folder, int8=True)
     assert sentence.startswith(f"int8 cannot be scored, as the test data in {search.cache / 'qa'}")

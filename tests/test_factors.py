@@ -126,9 +126,9 @@ def test_an_exported_model_has_the_factors_in_its_files(tmp_path: Path) -> None:
 
 
 def test_onnx_keeps_the_factors(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="bin/setup onnx")
-    onnx = pytest.importorskip("onnx", reason="bin/setup onnx")
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed: bin/setup onnx")
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed: bin/setup onnx")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
     phenotype.save(model_of(replace(FULL, rank=6)), tmp_path)
     assert export.write_onnx(tmp_path) < 1e-4
     shapes = [sorted(one.dims) for one in onnx.load(tmp_path / export.ONNX).graph.initializer]

@@ -138,7 +138,7 @@ def test_an_export_loads_by_its_auto_class_and_tells_what_was_scored(
 def test_in_int8_it_is_scored_and_asked_as_in_float32(
     shops: Shops, trained: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
     shop, weights = shops(name), trained(name)
     folder = tmp_path / "export"
     folder.mkdir()

@@ -156,7 +156,7 @@ def model_of(seed: int) -> QuestionAnswering:
 @pytest.fixture(scope="module")
 def exported() -> bytes:
     """Of a model over 12 tokens; takes seconds."""
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
     return engines.graph(model_of(2), windows(1, 12))
 
 

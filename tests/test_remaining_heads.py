@@ -10,21 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from nasd.contract import latency
 from nasd.contract.config import Measure, SearchSpace, check_against_seed, parse
 from nasd.contract.errors import NasdError
-from nasd.contract.footprint import exported_bytes, flop, int8_bytes
+from nasd.contract.footprint import flop, int8_bytes
 from nasd.contract.genotype import (
-    Backbone,
     Block,
-    FeedForward,
     Genotype,
     ModuleLineage,
     changes,
     distance,
-    parameters,
     text_of,
     unchanged,
 )
@@ -38,14 +34,19 @@ from nasd.worker.measure import table
 from nasd.worker.model import phenotype
 from nasd.worker.model.architecture import CONFIG, Architecture
 from nasd.worker.model.inherit import born
-from nasd.worker.model.layers import Packing
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.training.progress import quiet
 from tests.conftest import drive, make_tick, without_summaries
+from tests.genes import (
+    BACKBONE,
+    FFN,
+    check_examples_stay_apart,
+    check_taken_home,
+    check_weighs_as_told,
+)
 from tests.test_task_lineage import task_dict
 from tests.test_transfers import FAMILIES, generator, model_of, outputs, windows
 
-FFN = (FeedForward("gelu", (32,)),)
 NARROW = Genotype(
     (
         Block(4, FFN, remaining=1),
@@ -54,7 +55,6 @@ NARROW = Genotype(
     )
 )
 WHOLE = Genotype(tuple(replace(one, remaining=None) for one in NARROW.blocks))
-BACKBONE = Backbone(vocab_size=50, positions=12, width=24)
 SPACE = SearchSpace(
     blocks=(1, 3), heads=(2, 4, 6), remaining_heads=(1, 3), ffns=1, layers=(2,), sizes=(16, 32),
     activations=("gelu",),
@@ -148,23 +148,7 @@ def test_other_heads_are_as_wide_together_as_those_that_remained() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_example_sees_its_padding_or_whoever_it_is_packed_with(family: str) -> None:
-    """Each by itself gives what it gives within a batch, padded with anything, and packed."""
-    blocks = NARROW.blocks
-    if "pre_norm" in FAMILIES[family]:
-        roles = ("global", "local", "global")
-        blocks = tuple(replace(b, role=r) for b, r in zip(blocks, roles, strict=True))
-    model = model_of(Genotype(blocks), family=family)
-    lengths = [12, 3, 7, 1]
-    ids = torch.randint(1, 50, (4, 12), generator=generator(3))
-    mask = (torch.arange(12) < torch.tensor(lengths)[:, None]).long()
-    places = mask.flatten().nonzero()[:, 0]
-    with torch.no_grad():
-        padded = model.encoder(ids, mask)
-        packed = model.encoder.packed(ids, Packing(places, torch.tensor([0, 12, 15, 22, 23])))
-        for one, length in enumerate(lengths):
-            alone = model.encoder(ids[one : one + 1, :length])[0]
-            for found in (padded, packed):
-                torch.testing.assert_close(found[one, :length], alone, atol=1e-5, rtol=1e-5)
+    check_examples_stay_apart(NARROW, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -228,26 +212,12 @@ def test_heads_that_come_back_change_nothing_and_learn() -> None:
 
 
 def test_parameters_bytes_and_operations_are_those_of_the_model(tmp_path: Path) -> None:
-    model = model_of(NARROW)
-    count = sum(one.numel() for one in model.encoder.parameters())
-    assert parameters(NARROW, BACKBONE) == count
-    phenotype.save(model, tmp_path)
-    file = tmp_path / phenotype.WEIGHTS
-    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert exported_bytes(NARROW, BACKBONE) == file.stat().st_size - header
     # Of each channel that is gone a column of three layers with its scale, zero and bias, and a
     # row of another; and of the second block's its kernels.
     gone = 18 + 8
     less = gone * (3 * (24 + 5 + 4) + 24) + 8 * 3 * 3 * 4
     assert int8_bytes(WHOLE, BACKBONE) - int8_bytes(NARROW, BACKBONE) == less
-    encoder = model.encoder.train()
-    for block in encoder.blocks:
-        block.attention.dropout = 0.5
-    with FlopCounterMode(display=False) as counter:
-        encoder(torch.zeros(2, 12, dtype=torch.long))
-    # Torch counts products of matrices alone.
-    told = flop(NARROW, BACKBONE, 2, 12) - 2 * 12 * 2 * 3 * 3 * 16
-    assert told == counter.get_total_flops()
+    check_weighs_as_told(NARROW, tmp_path, uncounted=2 * 12 * 2 * 3 * 3 * 16)
 
 
 def test_a_latency_table_tells_of_any_number_of_heads_by_the_fewest() -> None:
@@ -287,24 +257,7 @@ def test_each_of_these_parts_can_be_measured() -> None:
 
 
 def test_an_exported_model_has_them_in_transformers_and_in_onnx(tmp_path: Path) -> None:
-    from transformers import AutoModelForQuestionAnswering
-
-    from nasd.worker import export
-    from nasd.worker.model.pretrained import NasdConfig, NasdForQuestionAnswering
-
-    model = model_of(Genotype(NARROW.blocks[1:]))
-    copy = NasdForQuestionAnswering(NasdConfig(**model.architecture.to_json()))
-    copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(tmp_path)
-    theirs = AutoModelForQuestionAnswering.from_pretrained(tmp_path).eval()
-    seen = windows()
-    with torch.no_grad():
-        wanted = model(seen.input_ids, seen.attention_mask)[0]
-        said = theirs(seen.input_ids, seen.attention_mask).start_logits
-    torch.testing.assert_close(said, wanted)
-    assert phenotype.load_architecture(tmp_path) == model.architecture
-    pytest.importorskip("onnxscript", reason="bin/setup onnx")
-    assert export.write_onnx(tmp_path) <= export.ONNX_TOLERANCE
+    check_taken_home(Genotype(NARROW.blocks[1:]), tmp_path)
 
 
 def test_relations_that_remaining_heads_cannot_be_divided_into_are_refused() -> None:

@@ -16,9 +16,9 @@ from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import quiet
 from tests.training import ANSWERING, Workshop, demo_config, make_workshop, stage
 
-onnx = pytest.importorskip("onnx", reason="bin/setup onnx")
-pytest.importorskip("onnxruntime", reason="bin/setup onnx")
-pytest.importorskip("onnxscript", reason="bin/setup onnx")
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed: bin/setup onnx")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed: bin/setup onnx")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
 
 
 @pytest.fixture(scope="module")

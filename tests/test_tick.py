@@ -46,6 +46,7 @@ from tests.faults import (
     at_stage,
     attempts_of,
     begin_in,
+    live_again_and_again,
     live_until_killed,
     small_search,
     some_diverge,
@@ -533,12 +534,9 @@ def points_passed(state: StateFolder, config: Config, script: Script) -> int:
 @settings(max_examples=15)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=25))
 def test_a_daemon_killed_anywhere_any_number_of_times_ends_the_same(folder, undisturbed, lives):
-    state, clock = folder(), Clock()
+    state = folder()
     begin_in(state, PATIENT)
-    for points in lives:
-        with suppress(Killed):
-            live_until_killed(state, PATIENT, some_diverge, clock, Fuse(points))
-    live_until_killed(state, PATIENT, some_diverge, clock, Fuse())
+    live_again_and_again(state, PATIENT, some_diverge, lives)
     assert story_in(state) == undisturbed
     shutil.rmtree(state.path)
 

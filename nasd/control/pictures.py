@@ -38,11 +38,8 @@ class Unseen:
         pass
 
 
-UNSEEN: Pictures = Unseen()
-
-
 def unseen(state: StateFolder, store: Reads) -> Pictures:
-    return UNSEEN
+    return Unseen()
 
 
 class Beside:
@@ -74,8 +71,11 @@ class Beside:
         with self._changed:
             self._leaves = True
             self._changed.notify_all()
-        if not done:
-            log.warning("TensorBoard's files are not up to date: the next `nasd run` writes them")
+        if not done or self._failed is not None:
+            why = f" ({self._failed})" if self._failed is not None else ""
+            log.warning(
+                "TensorBoard's files are not up to date%s: the next `nasd run` writes them", why
+            )
 
     def show(
         self, candidates: Iterable[int], generations: Iterable[int] = (), search: bool = False

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nasd.contract import digests, slots
@@ -31,7 +31,7 @@ from nasd.contract.protocol import (
 from nasd.control import backups, retention, specs
 from nasd.control.inbox import Inbox
 from nasd.control.machine import MachineWatch, free_bytes
-from nasd.control.pictures import UNSEEN, Pictures
+from nasd.control.pictures import Pictures, Unseen
 from nasd.control.silence import Silence
 from nasd.launch.gpus import Health
 from nasd.launch.launcher import Launcher, NotYet, wait_until
@@ -73,7 +73,7 @@ class Tick:
     free_bytes: Callable[[Path], int] = free_bytes
     say: Callable[[str], None] = lambda text: None
     told: Callable[[], bool] = bool  # whether the daemon has been told to leave
-    pictures: Pictures = UNSEEN
+    pictures: Pictures = field(default_factory=Unseen)
     leashed: bool = True
 
     def __post_init__(self) -> None:

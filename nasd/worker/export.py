@@ -176,6 +176,7 @@ def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
     """
     import torch
 
+    from nasd.worker.examples import example
     from nasd.worker.model import phenotype
     from nasd.worker.model.seed_heads import KINDS
 
@@ -189,7 +190,7 @@ def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
     with _nothing_where_all_is_masked():
         torch.onnx.export(
             model,
-            _example(model.architecture, 2, min(8, positions)),
+            example(model.architecture, 2, min(8, positions)),
             str(folder / ONNX),
             input_names=names[0],
             output_names=names[1],
@@ -203,7 +204,7 @@ def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
     session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
     worst = 0.0
     for examples, tokens in ((1, 2), (1, positions), (3, max(2, positions // 2))):
-        shown = _example(model.architecture, examples, tokens)
+        shown = example(model.architecture, examples, tokens)
         with torch.no_grad():
             said = model(*shown)
         expected = said if answers else (said,)
@@ -240,20 +241,6 @@ def _nothing_where_all_is_masked() -> Iterator[None]:
         yield
     finally:
         attention.attend = plain
-
-
-def _example(arch: Any, examples: int, tokens: int) -> tuple[Any, Any]:
-    """Token ids and a mask [examples, tokens]; every second example is padded by half, and of three
-    or more the last one wholly, as runtimes fill up a batch."""
-    import torch
-
-    drawn = torch.Generator().manual_seed(tokens)
-    ids = torch.randint(arch.vocab_size, (examples, tokens), generator=drawn)
-    mask = torch.ones_like(ids)
-    mask[1::2, (tokens + 1) // 2 :] = 0
-    if examples > 2:
-        mask[-1] = 0
-    return ids, mask
 
 
 if __name__ == "__main__":

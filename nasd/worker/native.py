@@ -18,7 +18,8 @@ from torch.nn.functional import pad
 from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import GATED
-from nasd.worker.model import phenotype
+from nasd.worker.examples import example
+from nasd.worker.model import factors, phenotype
 from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.families import FAMILIES, TOKEN_TYPES
 from nasd.worker.model.seed import SECOND
@@ -99,7 +100,7 @@ def write(model: phenotype.AnyModel, tokenizer: Any, folder: Path, task: str) ->
     config = transformers.AutoConfig.for_model(name, **_config(name, arch, size, task))
     auto = f"AutoModelFor{KINDS[task].__name__}"
     copy = getattr(transformers, auto).from_config(config)
-    _fill(copy, name, _even(model.state_dict(), arch, size))
+    _fill(copy, name, _even(model, size))
     copy.eval()
     difference = _difference(model.eval(), copy, by_token=not _whole_texts(task))
     if not difference <= TOLERANCE:
@@ -175,12 +176,12 @@ def _config(name: str, arch: Architecture, size: int, task: str) -> dict[str, An
     return found
 
 
-def _even(state: Mapping[str, Tensor], arch: Architecture, size: int) -> dict[str, Tensor]:
+def _even(model: phenotype.AnyModel, size: int) -> dict[str, Tensor]:
     """Our weights with all networks as wide as the widest and all heads there, by units and heads
     that give nothing, and the word embeddings as one table."""
-    found = dict(state)
-    if (widen := found.pop(WIDEN, None)) is not None:
-        found[WORDS] = found[WORDS] @ widen.T
+    arch, found = model.architecture, dict(model.state_dict())
+    if found.pop(WIDEN, None) is not None:
+        found[WORDS] = factors.full(model.encoder.embeddings).detach()
     for place in range(len(arch.blocks)):
         here = f"encoder.blocks.{place}"
         first, second = (f"{here}.ffns.0.linears.{nth}" for nth in (0, 1))
@@ -225,26 +226,17 @@ def _difference(model: phenotype.AnyModel, copy: torch.nn.Module, by_token: bool
     """The largest of a logit, over examples of several lengths, padded too. by_token: whether it is
     a token's, which counts where there is one."""
     arch, worst = model.architecture, 0.0
-    for examples, tokens in ((1, 2), (3, max(2, arch.positions // 2)), (2, arch.positions)):
-        generator = torch.Generator().manual_seed(tokens)
-        words = torch.randint(arch.vocab_size, (examples, tokens), generator=generator)
-        mask = torch.ones_like(words)
-        mask[-1, max(1, tokens - 3) :] = 0
-        words[mask == 0] = arch.pad_token_id
+    for examples, tokens in ((1, 2), (2, max(2, arch.positions // 2)), (2, arch.positions)):
+        words, mask = example(arch, examples, tokens)
+        behind = model.encoder.embeddings.behind(words)
+        types = {} if behind is None else {"token_type_ids": behind.long()}
         with torch.no_grad():
             said = model(words, mask)
-            other = copy(input_ids=words, attention_mask=mask, **_types(arch, words))
+            other = copy(input_ids=words, attention_mask=mask, **types)
         for one, two in zip(_logits(said), _logits(other), strict=True):
             apart = (one - two).abs()
             worst = max(worst, float((apart[mask.bool()] if by_token else apart).max()))
     return worst
-
-
-def _types(arch: Architecture, words: Tensor) -> dict[str, Tensor]:
-    if arch.separator is None:
-        return {}
-    behind = (words == arch.separator).long().cumsum(1) - (words == arch.separator).long()
-    return {"token_type_ids": (behind > 0).long()}
 
 
 def _logits(said: Any) -> Iterable[Tensor]:

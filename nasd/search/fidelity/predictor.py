@@ -7,7 +7,8 @@ those of generations that climb without a cutoff are told as they are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import correlation
+
+from nasd.search.correlation import spearman
 
 Pairs = Mapping[str, Sequence[tuple[float, float]]]  # (loss, quality) by the predictor's name
 LEAST = 8  # scored candidates, below which a correlation says nothing
@@ -52,12 +53,4 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     losses, qualities = [loss for loss, _ in pairs], [quality for _, quality in pairs]
     if len(pairs) < LEAST or len({*losses}) < 2 or len({*qualities}) < 2:
         return None
-    return -correlation(_ranks(losses), _ranks(qualities))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Equal values share the mean of theirs."""
-    order = sorted(values)
-    first = {value: place for place, value in reversed([*enumerate(order)])}
-    count = {value: order.count(value) for value in first}
-    return [first[value] + (count[value] - 1) / 2 for value in values]
+    return -spearman(losses, qualities)

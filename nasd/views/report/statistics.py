@@ -11,9 +11,9 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from nasd.search import correlation
+
 LEVEL = 0.95
 NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 LEAST_FOR_CORRELATION = 4  # Fisher's interval divides by sqrt(n - 3)
@@ -36,7 +36,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     not vary."""
     if not _vary(x, y):
         return None
-    return _fisher(_correlation(x, y), len(x), variance=1.0)
+    return _fisher(float(np.corrcoef(x, y)[0, 1]), len(x), variance=1.0)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
@@ -44,7 +44,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     whose variance is larger by 1 + r^2 / 2. None as for `pearson`."""
     if not _vary(x, y):
         return None
-    value = _correlation(_ranks(x), _ranks(y))
+    value = correlation.spearman(x, y)
     return _fisher(value, len(x), variance=1 + value**2 / 2)
 
 
@@ -119,17 +119,6 @@ def _within(t: float, n: int) -> float:
         term *= squared * k / (k + 1)
     inner = math.sin(angle) * total
     return 2 / math.pi * (angle + inner) if odd else inner
-
-
-def _correlation(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> Floats:
-    """From 1; equal values share the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    return ranks
 
 
 def _vary(x: Sequence[float], y: Sequence[float]) -> bool:

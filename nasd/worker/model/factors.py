@@ -35,11 +35,11 @@ def fill(
     if rank == own:
         into.load_state_dict(source.state_dict())
     elif rank is None:
-        into.word.weight.copy_(_full(source))
+        into.word.weight.copy_(full(source))
     elif own is not None and rank > own:
         _grow(into, source, own, generator)
     else:
-        words = _full(source)
+        words = full(source)
         centre = into.position is not None
         mean, components = _principal(words, _weights(len(words), counts), rank, centre)
         _put(into, (words - mean) @ components.T, components)
@@ -51,8 +51,8 @@ def _rank(embeddings: Embeddings) -> int | None:
     return None if embeddings.widen is None else embeddings.word.embedding_dim
 
 
-def _full(embeddings: Embeddings) -> Tensor:
-    """[v, w]."""
+def full(embeddings: Embeddings) -> Tensor:
+    """The words' table, also where it is a product [v, w]."""
     table = embeddings.word.weight
     return table if embeddings.widen is None else table @ embeddings.widen.weight.T
 
