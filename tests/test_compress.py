@@ -17,6 +17,7 @@ from nasd.control.preflight import Seed, check_seed
 from nasd.presets import preset_text, rewritten, smaller
 from nasd.presets.demo import write_demo_data
 from nasd.record import lookup, snapshot
+from nasd.views.forecast.fitting import WORKING
 from tests.conftest import ROOT
 from tests.test_cli import refused
 from tests.training import Workshop, exported, make_workshop
@@ -186,8 +187,9 @@ def test_a_model_or_a_wish_that_cannot_be_is_refused_in_a_sentence_and_nothing_i
     before = sorted(home.rglob("*"))
     done = nasd("compress", *arguments, folder=home)
     assert (done.returncode, done.stdout) == (2, "")
-    looking, line = done.stderr.splitlines()
+    looking, *working, line = done.stderr.splitlines()
     assert looking == "looking at the model and the data ..."
+    assert working == [WORKING] * ("--budget-gpu-hours" in arguments)
     assert line.startswith("nasd: ") and words in line
     assert sorted(home.rglob("*")) == before
 

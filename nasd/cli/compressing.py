@@ -284,7 +284,7 @@ def _write(asked: Asked) -> None:
     from nasd.contract.protocol import write_atomically
     from nasd.control import preflight
     from nasd.presets import rewritten, smaller
-    from nasd.views.forecast.fitting import fit, hours_of
+    from nasd.views.forecast.fitting import WORKING, fit, hours_of
     from nasd.views.forecast.premises import gather
 
     if os.path.lexists(asked.path):
@@ -324,6 +324,7 @@ def _write(asked: Asked) -> None:
         raise NasdError(str(error).removeprefix(f"{asked.path}: ")) from None
     told: list[str] = []
     if asked.budget is not None:
+        print(WORKING, file=sys.stderr, flush=True)
         keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
         text = rewritten(PRESET, head, {**values, **keys})
         config = checked(text)

@@ -58,8 +58,10 @@ def init(
 
     fit = None
     if budget is not None:
+        from nasd.views.forecast.fitting import WORKING
         from nasd.views.forecast.fitting import fit as fitted
 
+        print(WORKING, file=sys.stderr, flush=True)
         fit = partial(fitted, budget=budget)
     files = _data_of(task or [], data or [])
     path = write_preset(preset, folder, set_ or [], force, fit, print, task or (), files)
@@ -94,7 +96,7 @@ def run(
     """
     from nasd.views.forecast.planning import plan as made_whole
 
-    planned = made_whole(config, fresh)
+    planned = made_whole(config, fresh, progress=partial(print, file=sys.stderr, flush=True))
     for line in planned.told:
         print(line, file=sys.stderr, flush=True)
     settings = planned.config

@@ -27,6 +27,7 @@ from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
 
 KEY = "experiment.budget_gpu_hours"
+WORKING = "working out what the budget pays for: of large searches that takes a minute or two ..."
 # (mu, lambda, generations), the largest first.
 SIZES = ((8, 12, 3), (8, 12, 2), (6, 8, 2), (4, 6, 2), (4, 4, 1), (2, 2, 1), (1, 1, 1))
 # Without MLM a candidate is cheap, and what counts is how many small steps there are.

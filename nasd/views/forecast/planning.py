@@ -50,7 +50,12 @@ def load(path: Path, fresh: bool = False) -> Config:
     return plan(path, fresh).config
 
 
-def plan(path: Path, fresh: bool = False, measured: Path | None = None) -> Plan:
+def plan(
+    path: Path,
+    fresh: bool = False,
+    measured: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Plan:
     """measured: the state folder of an experiment that tells how fast slots are. Raises NasdError
     for a config that is none, and for a budget that does not pay the smallest search."""
     data, origin = config_module.read(path), str(path)
@@ -74,6 +79,7 @@ def plan(path: Path, fresh: bool = False, measured: Path | None = None) -> Plan:
     else:
         fixed = frozenset(key for key in _written(data) if key not in missing)
         there = config.model_copy(update={"slots": _named(config)})
+        progress(fitting.WORKING)
         try:
             keys, told = fitting.fit(*(there, path, fixed, budget), rungs=True, measured=measured)
         except NasdError as error:
@@ -93,7 +99,7 @@ def described(
 ) -> dict[str, Any]:
     """What is chosen and why, and the forecast of that, as plain JSON values: `nasd plan --json`.
     Raises NasdError, besides as `plan` does, where a budget does not come to one candidate."""
-    found = plan(path, measured=measured)
+    found = plan(path, measured=measured, progress=progress)
     config = found.config.model_copy(update={"slots": _named(found.config)})
     if not found.keys:
         _check_budget(config, path, measured)
