@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +113,38 @@ def config_of(name: str) -> Config:
 class Meddling:
     """What people had done to a search, as its database tells it.
 
-    cuts: (candidate, stage, whether it waited there, reason). injections: (genotype, generation).
+    cuts: (candidate, stage, None or, where it waited there, how many had been promoted from there
+    by then, reason). injections: (genotype, generation).
     """
 
-    cuts: tuple[tuple[int, str, bool, str], ...] = ()
+    cuts: tuple[tuple[int, str, int | None, str], ...] = ()
     injections: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, store: Store) -> "Meddling":
-        cuts = store._db.execute(
-            "SELECT candidate, stage, source = 'waiting', detail FROM event"
-            " WHERE event = 'cut' AND detail LIKE 'by %' ORDER BY candidate"
+    def of(cls, store: Store, config: Config) -> "Meddling":
+        after = {one.name: then.name for one, then in pairwise(config.ladder("candidates"))}
+        promoted = (
+            "SELECT count(*) FROM event JOIN candidate AS other ON other.id = event.candidate"
+            " WHERE event.event = 'keep' AND event.stage = ? AND event.id < ?"
+            " AND other.generation = (SELECT generation FROM candidate WHERE id = ?)"
         )
+        cuts = store._db.execute(
+            "SELECT id, candidate, stage, source = 'waiting', detail FROM event"
+            " WHERE event = 'cut' AND detail LIKE 'by %' ORDER BY candidate"
+        ).fetchall()
         injections = store._db.execute(
             "SELECT genotype, generation FROM injection WHERE generation IS NOT NULL ORDER BY id"
         )
         return cls(
-            tuple((who, stage, bool(waited), reason) for who, stage, waited, reason in cuts),
+            tuple(
+                (
+                    who,
+                    stage,
+                    store._value(promoted, after[stage], event, who) if waited else None,
+                    reason,
+                )
+                for event, who, stage, waited, reason in cuts
+            ),
             tuple(injections),
         )
 
@@ -139,26 +155,37 @@ class MeddledTick(Tick):
     meddling = Meddling()
 
     def decide(self) -> None:
-        self.meddle()
+        self.inject()
+        self.cut()
         super().decide()
+
+    def _apply(self, decision: decisions.Decision) -> None:
+        super()._apply(decision)
+        self.cut()
 
     def start(self) -> None:
         super().start()
-        self.meddle()
+        self.inject()
+        self.cut()
 
-    def meddle(self) -> None:
+    def cut(self) -> None:
         found = self.store.read()
-        for number, stage, waited, reason in self.meddling.cuts:
+        for number, stage, promoted, reason in self.meddling.cuts:
             one = found.candidates.get(number)
             if one is None or one.stage != stage or one.final:
                 continue
-            if waited != (one.state is State.WAITING):
+            if (promoted is not None) != (one.state is State.WAITING):
+                continue
+            if promoted and len(decisions._went_on(found, one.generation, stage)) < promoted:
                 continue
             live = [each for each in found.live_attempts if each.candidate == number]
             for attempt in live:
                 self._end_by_request(attempt, reason, nullcontext())
             if not live:
                 self.store.advance(number, Event.CUT, self.clock(), detail=reason)
+
+    def inject(self) -> None:
+        found = self.store.read()
         newest = -1 if found.generation is None else found.generation.number
         known = {one.hash for one in found.injections}
         for text, generation in self.meddling.injections:
@@ -269,7 +296,7 @@ class Search(RuleBasedStateMachine):
 
     @property
     def expected(self) -> dict[str, Any]:
-        return undisturbed(self.name, Meddling.of(self.tick.store))
+        return undisturbed(self.name, Meddling.of(self.tick.store, self.config))
 
     @property
     def found(self) -> Snapshot:
