@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from nasd.cli.searching import serve
 from nasd.contract import config as config_module
 from nasd.contract import formats, variables
 from nasd.contract.config import Config
@@ -43,26 +44,17 @@ from tests.conftest import (
 
 PATIENCE = 60.0  # for what takes a moment on a busy machine
 
-SQUAD = {
-    "data": [
-        {
-            "title": what,
-            "paragraphs": [
-                {
-                    "context": f"The {what} is blue.",
-                    "qas": [
-                        {
-                            "id": what,
-                            "question": "What is blue?",
-                            "answers": [{"text": f"The {what}", "answer_start": 0}],
-                        }
-                    ],
-                }
-            ],
-        }
-        for what in ("sea", "sky")
-    ]
-}
+
+def squad(*about: str) -> str:
+    """A question on each."""
+
+    def answered(what: str) -> dict[str, Any]:
+        answers = [{"text": f"The {what}", "answer_start": 0}]
+        asked = {"id": what, "question": "What is blue?", "answers": answers}
+        return {"context": f"The {what} is blue.", "qas": [asked]}
+
+    articles = [{"title": what, "paragraphs": [answered(what)]} for what in about]
+    return json.dumps({"data": articles})
 
 
 def nasd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -84,7 +76,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 def with_data(folder: Path) -> Path:
     (folder / "corpus.txt").write_text("Some words.\n")
-    (folder / "squad.json").write_text(json.dumps(SQUAD))
+    (folder / "squad.json").write_text(squad("sea", "sky"))
     return folder
 
 
@@ -252,6 +244,26 @@ def test_a_first_run_begins_the_experiment_and_a_second_goes_on_with_it(tmp_path
     assert (first.name, first.state) == ("small", "running")
     run_in(tmp_path)
     assert experiment_in(tmp_path) == first
+
+
+@pytest.mark.usefixtures("begin_only")
+def test_a_whole_config_with_a_budget_below_one_candidate_is_refused_unless_it_has_begun(tmp_path):
+    def little() -> Path:
+        path = write_config(with_data(tmp_path), experiment__budget_gpu_hours=1e-5)
+        (tmp_path / "corpus.txt").write_text("Some words and some more.\n" * 100)
+        (tmp_path / "squad.json").write_text(squad(*(f"sea {n}" for n in range(20))))
+        return path
+
+    path = little()
+    before = names(tmp_path)
+    words = r"config\.toml: experiment\.budget_gpu_hours: 1e-05 slot-hours do not pay one cand"
+    with pytest.raises(NasdError, match=words):
+        serve(config_module.load(path), path)
+    assert names(tmp_path) == before
+    run_in(tmp_path, experiment__budget_gpu_hours=10.0)
+    path = little()
+    serve(config_module.load(path), path)
+    assert experiment_in(tmp_path).config["experiment"]["budget_gpu_hours"] == 1e-5
 
 
 @pytest.mark.usefixtures("begin_only")

@@ -126,12 +126,13 @@ def serve(settings: "Config", config: Path, fresh: bool = False) -> bool:
 
     from nasd.control import daemon
     from nasd.views.board import Board
+    from nasd.views.forecast.planning import check_budget
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
-    return daemon.run(settings, config, fresh, artist=Board)
+    return daemon.run(settings, config, fresh, artist=Board, check=check_budget)
 
 
 def say_why(state: Path) -> None:

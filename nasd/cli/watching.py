@@ -10,6 +10,7 @@ from nasd.contract.config import Config
 from nasd.control import daemon
 from nasd.record.folders import StateFolder
 from nasd.views.board import Board
+from nasd.views.forecast.planning import check_budget
 from nasd.views.status.watch import watch
 
 
@@ -47,7 +48,7 @@ def run_watched(config: Config, config_path: Path, state: Path, fresh: bool) -> 
     viewer = threading.Thread(target=view, daemon=True)
     viewer.start()
     try:
-        return daemon.run(config, config_path, fresh, begin, tell, Board)
+        return daemon.run(config, config_path, fresh, begin, tell, Board, check_budget)
     finally:
         ended.set()
         began.set()

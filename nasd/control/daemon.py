@@ -35,6 +35,8 @@ from nasd.record.store import Store
 
 log = logging.getLogger("nasd")
 
+Check = Callable[[Config, Path, preflight.Seed], None]
+
 OVERDUE_SECONDS = 5.0  # beyond two intervals without a turn
 FRESH = "--fresh"  # of `nasd run`, which sets aside what is there
 HANG_SECONDS = 300.0  # after which a turn counts as hanging
@@ -58,16 +60,18 @@ def run(
     on_begin: Callable[[], None] = lambda: None,
     tell: Tell = on_stderr,
     artist: Artist = unseen,
+    check: Check = lambda config, path, seed: None,
 ) -> bool:
     """Runs the search until it is complete, halted, or told to stop; whether it is complete.
 
     Begins the experiment if the state folder holds none, and goes on with it otherwise. With
     `fresh`, an experiment that is there is set aside first. `on_begin` is called once nothing
     stands in the way; `tell` has a line for whoever stops it; `artist` draws what people see of
-    the search. Raises NasdError for whatever the user can mend, before anything is written.
+    the search; `check` raises NasdError where a new search makes no sense by what it is forecast
+    to take. Raises NasdError for whatever the user can mend, before anything is written.
     """
     with Leaving(config_path, tell) as leaving:
-        return _run(config, config_path, fresh, on_begin, leaving, artist)
+        return _run(config, config_path, fresh, on_begin, leaving, artist, check)
 
 
 def _run(
@@ -77,6 +81,7 @@ def _run(
     on_begin: Callable[[], None],
     leaving: Leaving,
     artist: Artist,
+    check: Check,
 ) -> bool:
     folder = config_path.resolve().parent
     state = StateFolder(folder / config.experiment.state)
@@ -91,6 +96,8 @@ def _run(
     else:
         check_against_slots(config, len({slot.device for slot in slots}), str(config_path))
     seed = preflight.check(config, folder, str(config_path)) if began is None else None
+    if seed is not None:
+        check(config, config_path, seed)
     try:
         privacy.make(state.path)
     except OSError as error:

@@ -17,7 +17,7 @@ from nasd.contract import readable, tasks, toml
 from nasd.contract import slots as slots_module
 from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage
+from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage, unchanged
 from nasd.contract.volumes import Volumes
 from nasd.control.preflight import Seed
 from nasd.estimate.cost import Timeline, Work, prepare_seconds, work
@@ -42,6 +42,7 @@ RUNGS = ((16, (0.125, 0.25, 0.5)), (8, (0.25, 0.5)), (4, (0.5,)))
 KEEP = 0.5
 RULE = "halving"
 FEWEST_STEPS = 25  # up to a rung: behind fewer, losses tell of the warm-up
+Made = Callable[[Genotype], Lineage]  # how a candidate has come by its modules
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,13 @@ def _all_added(block: Block) -> tuple[Literal["added"], ...]:
     return tuple("added" for _ in block.ffns)
 
 
-def hours_of(config: Config, subject: Subject) -> float:
-    """Slot-hours of the whole search, if every candidate were of the baseline's size and had all
-    its modules new."""
+def _all_new(genotype: Genotype) -> Lineage:
+    return tuple(BlockLineage.of(None, True, _all_added(one)) for one in genotype.blocks)
+
+
+def hours_of(config: Config, subject: Subject, made: Made = _all_new) -> float:
+    """Slot-hours of the whole search, if every candidate were of the baseline's size, and made so:
+    all of its modules new, if nothing else is said."""
     population = config.population
     total = prepare_seconds(subject.machine, config.data.mlm, _volumes(config, subject))
     total /= config.slots.share
@@ -178,7 +183,7 @@ def hours_of(config: Config, subject: Subject) -> float:
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue
         held = stage.slots / _share(config, stage)
-        total += there[stage.who] * held * _seconds(config, subject, stage)
+        total += there[stage.who] * held * _seconds(config, subject, stage, made)
         if stage.keep is not None:
             bred *= stage.keep
     return total / 3600
@@ -190,21 +195,17 @@ def _volumes(config: Config, subject: Subject) -> Volumes:
     return found if most is None else replace(found, mlm_train_sequences=most)
 
 
-def _all_new(genotype: Genotype) -> Lineage:
-    return tuple(BlockLineage.of(None, True, _all_added(one)) for one in genotype.blocks)
-
-
-def _work(config: Config, subject: Subject, stage: Stage) -> Work:
-    """Of the stage, for a candidate of the baseline's size that has all its modules new."""
+def _work(config: Config, subject: Subject, stage: Stage, made: Made = _all_new) -> Work:
+    """Of the stage, for a candidate of the baseline's size."""
     baseline = subject.seed.baseline
-    lineage, backbone = _all_new(baseline), subject.seed.backbone
+    lineage, backbone = made(baseline), subject.seed.backbone
     along = config.taught_along(stage, baseline=stage.who == "baseline")
     volumes = _volumes(config, subject)
     return work(stage, baseline, lineage, backbone, config.data, volumes, along)
 
 
-def _seconds(config: Config, subject: Subject, stage: Stage) -> float:
-    asked, every = _work(config, subject, stage), config.daemon.checkpoint_minutes
+def _seconds(config: Config, subject: Subject, stage: Stage, made: Made = _all_new) -> float:
+    asked, every = _work(config, subject, stage, made), config.daemon.checkpoint_minutes
     about = (asked, subject.machine, stage.name, stage.slots, every)
     return Timeline.of(*about, share=_share(config, stage)).end
 
@@ -216,9 +217,9 @@ def _share(config: Config, stage: Stage) -> int:
 
 def one_candidate(config: Config, subject: Subject) -> float:
     """Slot-hours without which nothing is found: what has to be prepared, the baseline, and one
-    candidate."""
+    candidate that has no new modules to train first."""
     single = {"population.mu": 1, "experiment.generations": 0, "population.finishing": 0}
-    return hours_of(applied(config, single), subject)
+    return hours_of(applied(config, single), subject, unchanged)
 
 
 def fit(

@@ -16,6 +16,7 @@ from nasd.contract import toml
 from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.slots import unit
+from nasd.control.preflight import Seed
 from nasd.launch import launchers
 from nasd.record import snapshot
 from nasd.views.forecast import fitting
@@ -102,7 +103,7 @@ def described(
     found = plan(path, measured=measured, progress=progress)
     config = found.config.model_copy(update={"slots": _named(found.config)})
     if not found.keys:
-        _check_budget(config, path, measured)
+        check_budget(config, path, measured=measured)
     return {
         "budget_gpu_hours": config.experiment.budget_gpu_hours,
         "begun": found.begun,
@@ -121,11 +122,19 @@ def _nothing_to_choose(found: Plan) -> str:
     return f"the search has begun, and keeps what was chosen then: {chosen}"
 
 
-def _check_budget(config: Config, path: Path, measured: Path | None) -> None:
+def check_budget(
+    config: Config, path: Path, seed: Seed | None = None, measured: Path | None = None
+) -> None:
+    """Raises NasdError where the budget, if there is one, does not come to one candidate, as far
+    as that can be told. seed: where it was looked at already."""
     budget = config.experiment.budget_gpu_hours
     if budget is None:
         return
-    subject = gather(config, path, measured=measured)
+    config = config.model_copy(update={"slots": _named(config)})
+    try:
+        subject = gather(config, path, seed=seed, measured=measured)
+    except NasdError:  # of data that can only be counted once they are prepared
+        return
     least = fitting.one_candidate(config, subject)
     if budget < least:
         raise NasdError(
