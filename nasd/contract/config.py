@@ -830,6 +830,41 @@ class Notify(Section):
     that is full."""
 
 
+def _without_password(value: str) -> str:
+    if "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "take the name and password out of the address, and put them into the environment, as"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return value
+
+
+class WandB(Section):
+    """Weights & Biases gets what TensorBoard shows, a run for each candidate."""
+
+    mode: Literal["offline", "online"] = "offline"
+    """`offline` leaves runs in `sinks/wandb` of the state folder, for `wandb sync`; `online` calls
+    that itself. The key is wandb's own affair: `wandb login`, or `WANDB_API_KEY`."""
+    project: Plain = ""
+    """Without it, the experiment's name."""
+    entity: Plain = ""
+    """Whose project it is; without it, the account's own."""
+    every_minutes: Minutes = 10.0
+    """How often a run is told again while it grows."""
+
+
+class MLflow(Section):
+    """MLflow gets what TensorBoard shows, a run for each candidate."""
+
+    tracking: Annotated[Plain, AfterValidator(_without_password)] = ""
+    """The address of a tracking server, or of a folder (`file:///...`); without it,
+    `sinks/mlflow/runs` in the state folder."""
+    experiment: Plain = ""
+    """Without it, the experiment's name."""
+    every_minutes: Minutes = 10.0
+    """How often a run is told again while it grows."""
+
+
 class Config(Section):
     experiment: Experiment
     """The search as a whole."""
@@ -861,6 +896,10 @@ class Config(Section):
     """The daemon's rhythm and patience."""
     notify: Notify = Field(default_factory=Notify)
     """Whom it tells of a halt, a generation, the end."""
+    wandb: WandB | None = None
+    """Weights & Biases gets what TensorBoard shows; without this section, nothing."""
+    mlflow: MLflow | None = None
+    """MLflow gets what TensorBoard shows; without this section, nothing."""
 
     @property
     def parts(self) -> tuple[Stage, ...]:

@@ -21,6 +21,7 @@ from nasd.contract.errors import NasdError
 from nasd.control import notify, preflight, unusable
 from nasd.control.herald import Herald
 from nasd.control.leaving import Leaving, Tell, on_stderr
+from nasd.control.mirrors import Mirrors
 from nasd.control.pictures import Artist, Beside, unseen
 from nasd.control.tick import Tick
 from nasd.control.watchdog import Watchdog
@@ -46,6 +47,8 @@ MAY_CHANGE = (
     "slots",
     "slurm",
     "notify",
+    "wandb",
+    "mlflow",
     "daemon",
     "experiment.state",
     "experiment.generations",
@@ -136,6 +139,8 @@ def _run(
         if opened:
             log.warning("%s", opened)
         assert kind.open is not None, f"a config names the launcher {config.slots.launcher}"
+        # Before the pictures, and so let go after the last of them stands.
+        mirrors = stack.enter_context(Mirrors(config, state, store.in_play().experiment))
         pictures = stack.enter_context(Beside(artist(state, Readings(state.path))))
         with unusable.refused(state):
             tick = Tick(
@@ -147,7 +152,7 @@ def _run(
         tick.health = stack.enter_context(kind.health(names))
         tick.say = say
         tick.told = lambda: bool(leaving.told)
-        return _serve(tick, leaving)
+        return _serve(tick, leaving, mirrors)
 
 
 def _check_jobs(store: Store, kind: Entry) -> None:
@@ -160,7 +165,9 @@ def _check_jobs(store: Store, kind: Entry) -> None:
         )
 
 
-def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
+def _serve(
+    tick: Tick, leaving: Leaving | None = None, mirrors: Callable[[], None] = lambda: None
+) -> bool:
     """Ticks until there is nothing more to do. On SIGTERM or SIGINT, attempts write a checkpoint
     and leave first."""
     # In this thread: the kernel kills a worker when the thread that started it ends.
@@ -186,6 +193,7 @@ def _serve(tick: Tick, leaving: Leaving | None = None) -> bool:
                 begun = True
             tick()
             herald()
+            mirrors()
         if told or tick.leaves or not tick.store.in_play().experiment.runs:
             leave_loop()
 

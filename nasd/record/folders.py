@@ -15,6 +15,7 @@ class StateFolder:
         self.cache = path / "cache"
         self.home = self.cache / "home"  # lent to processes whose own cannot be used
         self.tensorboard = path / "tensorboard"
+        self.sinks = path / "sinks"  # what trackers of others' keep here
         self.reports = path / "reports"
         self.requests = path / "requests"
 

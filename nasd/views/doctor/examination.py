@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nasd.contract.errors import NasdError
 from nasd.launch import home
-from nasd.views.doctor import cluster, machine, search, service, sources
+from nasd.views.doctor import cluster, machine, search, service, sources, trackers
 from nasd.views.doctor.case import Case, Finding
 from nasd.views.forecast.planning import load
 
@@ -29,6 +29,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("clock", machine.clock),
     ("service", service.service),
     ("TensorBoard", machine.tensorboard),
+    ("sinks", trackers.sinks),
 )
 
 
