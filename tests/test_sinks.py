@@ -302,10 +302,12 @@ def test_a_package_that_is_missing_is_told_by_the_key_that_asks_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(sink, "find_spec", lambda name: None)
-    with pytest.raises(
-        NasdError, match=r"^\[wandb\] asks for the package wandb, .*bin/setup wandb"
-    ):
+    said = r"^\[wandb\] asks for the package wandb, .*bin/setup wandb"
+    with pytest.raises(NasdError, match=said):
         sink.opened("wandb", {}, sink.Search("small", "0"), Path())
+    (found,) = trackers.sinks(Case(Path("config.toml"), small_config(wandb__mode="offline")))
+    assert found.mark == "bad" and re.match(said, found.text)
+    assert not [*trackers.sinks(Case(Path("config.toml"), small_config()))]
 
 
 # -- the real ones -------------------------------------------------------------------------------
