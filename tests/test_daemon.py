@@ -222,7 +222,7 @@ def test_a_long_line_of_text_is_not_taken_for_binary(tmp_path):
 def begin_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """daemon.run without a real seed, and without serving."""
     monkeypatch.setattr(preflight, "look_at_seed", lambda *_: fake_seed())
-    monkeypatch.setattr(daemon, "_serve", lambda tick, leaving: False)
+    monkeypatch.setattr(daemon, "_serve", lambda tick, leaving, mirrors: False)
 
 
 def run_in(folder: Path, fresh: bool = False, **changes: Any) -> None:
