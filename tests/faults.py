@@ -290,6 +290,8 @@ class RoughLauncher(FakeLauncher):
             said, origin = self.weights[-1], Path(spec.weights)
             assert said is not None
             assert (str(said["candidate"]), said["stage"]) == (origin.parent.name, origin.name)
+        for other in filter(None, (spec.second_weights, spec.head_weights)):
+            assert Path(other).is_dir(), f"{other} is gone"
 
     def alive(self, process: Mapping[str, Any]) -> bool:
         token = process["token"]

@@ -102,6 +102,17 @@ def test_a_child_of_two_parents_has_their_blocks_in_their_order_and_can_be_born(
     assert bool(outputs(model, windows()).isfinite().all())
 
 
+@given(GENOTYPE, GENOTYPE, st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_a_crossover_that_finds_no_new_child_leaves_the_draft_as_it_was(
+    one: Genotype, other: Genotype, seed: int
+) -> None:
+    for second in (other, one, Genotype(one.blocks[:1] + other.blocks[1:], one.rank)):
+        draft = Draft.of([one, second], [line(one), line(second)])
+        if not crossed(draft, SPACE, random.Random(seed)):
+            assert (draft.genotype, draft.lineage) == (one, unchanged(one))
+
+
 def test_ranks_go_down_from_full_to_the_largest_and_up_again() -> None:
     draft = Draft.of([Genotype((Block(2, (FeedForward("gelu", (16,)),)),))])
     seen = []

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from nasd.contract import config as config_module
 from nasd.contract.config import OPERATORS as NAMES
 from nasd.contract.config import Config, parse
+from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import BlockLineage, FeedForward, Genotype, Transfer, unchanged
+from nasd.contract.genotype import (
+    BlockLineage,
+    FeedForward,
+    Genotype,
+    Lineage,
+    Transfer,
+    unchanged,
+)
 from nasd.contract.protocol import Verdict
 from nasd.policy import ladder
 from nasd.record.folders import StateFolder
@@ -19,7 +28,13 @@ from nasd.record.lifecycle import State
 from nasd.search.variation.breeding import adopted
 from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import OPERATORS
+from nasd.worker import inputs
+from nasd.worker.model.inherit import new_parameters
+from nasd.worker.model.phenotype import MaskedLM, load, load_for_answering, save
 from nasd.worker.model.transfers import TRANSFERS
+from nasd.worker.tasks import registry
+from nasd.worker.tasks.task import Ranks
+from nasd.worker.training.progress import quiet
 from tests.conftest import (
     drive,
     make_tick,
@@ -28,7 +43,7 @@ from tests.conftest import (
     small_dict,
     without_summaries,
 )
-from tests.training import Workshop, demo_config, make_workshop, stage, work
+from tests.training import Workshop, demo_config, make_workshop, stage, weights, work
 
 STEPS = {"narrow": 2, "widen": 1, "fewer_heads": 1, "more_heads": 1, "drop_block": 1, "cross": 3}
 
@@ -154,6 +169,93 @@ def test_a_worker_builds_the_child_of_a_fine_tuned_parent_and_trains_it(
     assert ends[0] == ends[1]
     made = json.loads((folder.result / "config.json").read_text())
     assert made["blocks"][1]["ffns"][0]["sizes"] == [64]
+
+
+def with_a_network(shop: Workshop) -> tuple[Genotype, Lineage]:
+    blocks = list(shop.baseline.blocks)
+    blocks[1] = replace(blocks[1], ffns=(*blocks[1].ffns, FeedForward("gelu", (64,))))
+    drawn = [*unchanged(shop.baseline)]
+    drawn[1] = BlockLineage.of(1, False, ["kept", "added"])
+    child = Genotype(tuple(blocks))
+    return child, informed(child, tuple(drawn), [shop.baseline])
+
+
+def another(shop: Workshop, folder: Path) -> Path:
+    """A parent that was fine-tuned: all of its weights are others than the seed's."""
+    parent = load_for_answering(shop.seed_weights, torch.Generator().manual_seed(3))
+    draws = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for one in parent.parameters():
+            one += 0.01 * torch.randn(one.shape, generator=draws)
+    save(parent, folder)
+    return folder
+
+
+def test_new_modules_begin_between_what_the_parent_has_fine_tuned_and_its_head_comes_back(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    config, alone = demo_config(), Ranks(0, 1, torch.device("cpu"))
+    parent = another(shop, tmp_path / "parent")
+    child, lineage = with_a_network(shop)
+    told = {**shop.child(child, lineage), "refits": False}
+    language = stage(config, "pretrain_0", who="new", keep=None)
+    spec = shop.spec(language, parent, head_weights=str(shop.seed_weights), **told)
+    task = registry.begin(spec, language, alone)
+    assert isinstance(task.model, MaskedLM)
+    theirs, seed, made = weights(parent), weights(shop.seed_weights), task.model.state_dict()
+    fresh = new_parameters(task.model, lineage)
+    assert task.trainable() == fresh != set()
+    assert not any(name.startswith("head.") for name in fresh)
+    for name, tensor in made.items():
+        if name.startswith("head."):
+            assert tensor.equal(seed[name])
+        elif not name.startswith("encoder.blocks.1."):
+            assert tensor.equal(theirs[name])
+    save(task.model, tmp_path / "language")
+    tunes, told["inherits"] = stage(config, "finetune"), False
+    spec = shop.spec(tunes, tmp_path / "language", head_weights=str(parent), **told)
+    for name, tensor in registry.begin(spec, tunes, alone).model.state_dict().items():
+        assert tensor.equal(theirs[name] if name.startswith("qa_outputs.") else made[name])
+
+
+def test_a_damaged_head_is_told_by_its_folder(shop: Workshop, tmp_path: Path) -> None:
+    parent = another(shop, tmp_path / "parent")
+    child, lineage = with_a_network(shop)
+    language = stage(demo_config(), "pretrain_0", who="new", keep=None)
+    lacks = str(tmp_path / "gone")
+    spec = shop.spec(language, parent, head_weights=lacks, **shop.child(child, lineage))
+    with pytest.raises(Damaged, match=lacks):
+        inputs.check(spec, quiet)
+
+
+@pytest.mark.heavy
+def test_workers_train_new_modules_by_mlm_and_then_the_whole_child(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    config = demo_config()
+    tuned, outcome = work(shop.spec(stage(config, "finetune", epochs=0.1)), tmp_path / "tuned")
+    assert outcome is not None, tuned.log.read_text()
+    child, lineage = with_a_network(shop)
+    told = shop.child(child, lineage)
+    language = stage(config, "pretrain_0", who="new", keep=None, epochs=0.05)
+    spec = shop.spec(language, tuned.result, head_weights=str(shop.seed_weights), **told)
+    first, outcome = work(spec, tmp_path / "language")
+    assert outcome is not None and outcome.verdict is Verdict.SUCCEEDED, first.log.read_text()
+    parent, made = weights(tuned.result), weights(first.result)
+    fresh = new_parameters(load(MaskedLM, first.result), lineage)
+    for name, tensor in made.items():
+        if name in parent and name not in fresh and not name.startswith("encoder.blocks.1."):
+            assert tensor.equal(parent[name])
+    told["inherits"] = False
+    spec = shop.spec(
+        stage(config, "finetune", epochs=0.1),
+        first.result,
+        head_weights=str(tuned.result),
+        **told,
+    )
+    last, outcome = work(spec, tmp_path / "last")
+    assert outcome is not None and outcome.verdict is Verdict.SUCCEEDED, last.log.read_text()
+    assert "qa_outputs.weight" in weights(last.result)
 
 
 def test_the_configs_that_are_shipped_still_mutate_and_draw_as_the_thesis_does() -> None:

@@ -609,8 +609,11 @@ class Stage(Section):
     regression (`regress`), or token classification (`tag`)."""
     train: tasks.Trains
     """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
-    who: Literal["candidates", "baseline", "all"] = "candidates"
-    """Who climbs it."""
+    who: Literal["candidates", "new", "baseline", "all"] = "candidates"
+    """Who climbs it. `new`: the candidates in which some module is new (not kept from a parent as
+    it was); all others go past it. Only of MLM stages ahead of those of the task, where
+    `variation.inherit_from = "task"`: new modules learn between what a parent has fine-tuned, under
+    the baseline's MLM head, and the parent's own head is put back behind it."""
     slots: Places
     """How many an attempt leases; fewer where there are no more."""
     epochs: Annotated[Real, Field(gt=0, le=10**6)] | None = None
@@ -918,7 +921,14 @@ class Config(Section):
 
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The parts of stages that candidates, or the baseline, climb, in order."""
-        return tuple(stage for stage in self._climbed if stage.who in (who, "all"))
+        climbs = {who, "all", "new" if who == "candidates" else who}
+        return tuple(stage for stage in self._climbed if stage.who in climbs)
+
+    @property
+    def entry(self) -> Stage:
+        """The first stage that every candidate climbs: of its task are the losses of mutants that
+        are tried untrained."""
+        return next(stage for stage in self.ladder("candidates") if stage.who != "new")
 
     def goes_by(self, objective: str) -> bool:
         """Whether candidates are selected by it, or have to hold a limit of it."""
@@ -928,11 +938,14 @@ class Config(Section):
 
     def taught(self, stage: Stage, baseline: bool) -> bool:
         """Whether the baseline, or a candidate, learns from a teacher in the stage, whoever that
-        is. The baseline is not taught by models of the search; a candidate of its architecture is.
+        is. The baseline is not taught by models of the search; a candidate of its architecture is,
+        but where only some candidates climb: their teachers may have climbed no such stage.
         A teacher from outside knows the task that gives the score, and no other."""
         if self.teacher is None or not self.teacher.share or stage.train in ("none", "head"):
             return False
-        return tasks.of(stage.task).scores if self.teacher.outside else not baseline
+        if self.teacher.outside:
+            return tasks.of(stage.task).scores
+        return not baseline and stage.who != "new"
 
     def taught_along(self, stage: Stage, baseline: bool) -> bool:
         """Whether a teacher is computed with each batch of it."""
@@ -1035,6 +1048,7 @@ class Config(Section):
             screens = self.population.screened > 1 and name == SCREEN
             if names.count(name) > 1 or name == PREPARE or screens:
                 raise ValueError(f"stages: the name {name!r} is taken")
+        self._check_new()
         whos: tuple[Literal["candidates", "baseline"], ...] = ("candidates", "baseline")
         for who in whos:
             ladder = self.ladder(who)
@@ -1073,14 +1087,38 @@ class Config(Section):
                 raise ValueError(f"stages: at least one {kind} must train the candidates")
             return self
         for one in self.stages:
-            if tasks.of(one.task).ranks and one.train != "head":
+            if tasks.of(one.task).ranks and one.train != "head" and one.who != "new":
                 kind = tasks.of(one.task).stage.partition(" ")[2]
                 raise ValueError(
                     f"stages.{one.name}: children that start from their parents' fine-tuned"
-                    f" weights climb no {kind}; take it out, or variation.inherit_from ="
-                    f' "{one.task}"'
+                    f' weights climb no {kind} but where they are new: set who = "new", take it'
+                    f' out, or variation.inherit_from = "{one.task}"'
                 )
         return self
+
+    def _check_new(self) -> None:
+        """Whether stages that only some candidates climb stand where they can."""
+        begun = False
+        for one in self.stages:
+            begun |= one.who != "baseline" and tasks.of(one.task).scores
+            if one.who != "new":
+                continue
+            if self.variation.inherit_from != tasks.SCORED:
+                reason = (
+                    f"its children begin from what the others lack: set variation.inherit_from ="
+                    f' "{tasks.SCORED}", or who = "candidates"'
+                )
+            elif not tasks.of(one.task).ranks:
+                reason = f"it stands only on {_stages(tasks.ranking())}"
+            elif one.cuts or one.rungs:
+                reason = "not everybody can be compared there: leave keep and rungs out"
+            elif len(self.scoring) > 1:
+                reason = "it trains one encoder, and each task has its own: leave the stage out"
+            elif begun:
+                reason = "put the stage ahead of those of the task"
+            else:
+                continue
+            raise ValueError(f'stages.{one.name}.who: "new": {reason}')
 
     def _check_tasks(self) -> None:
         """Whether the tasks that give scores fit together, and with what names one of them."""

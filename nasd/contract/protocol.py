@@ -78,6 +78,7 @@ class Spec(Message):
     weights: str | None  # the folder to start from; None: the seed itself
     inherits: bool  # `weights` are the parent's: build by lineage instead of loading
     second_weights: str | None = None  # those of the second parent of a crossover
+    head_weights: str | None = None  # of another model: the head, where `weights` have none
     teacher: Teaching | None = None
     cache: str  # root of the cache; prepare writes there, and whoever computes activations
     mlm_cache: str  # as prepare found or made them; empty for prepare itself, and without texts

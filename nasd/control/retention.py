@@ -21,7 +21,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -104,9 +104,19 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             if any(
                 one.candidate == candidate.id and (one.survives or not selected) for one in members
             ):
-                return finished
+                return finished if selected else finished | _to_repeat(snapshot, config, candidate)
             return set()
     return _on_its_way(snapshot, config, candidate, here)
+
+
+def _to_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
+    """The stages of its own that one under a further seed would start from."""
+    if not config.further:
+        return set()
+    again = replace(candidate, stage=config.further[-1].name)
+    starts = (ladder.before(snapshot, config, again, one.name) for one in config.further)
+    own = ladder.steps_of(snapshot, config, candidate)
+    return {step for step in starts if step in own}
 
 
 def _on_its_way(snapshot: Snapshot, config: Config, candidate: Candidate, here: int) -> set[str]:
@@ -117,6 +127,7 @@ def _on_its_way(snapshot: Snapshot, config: Config, candidate: Candidate, here: 
     behind = [[step for step in one if steps.index(step) < here] for one in left]
     starts = (ladder.before(snapshot, config, candidate, step) for step in steps[here:])
     needed = {*starts, *(one[-1] for one in behind if one)}
+    needed |= _to_repeat(snapshot, config, candidate)
     return {step for step in needed if step is not None and steps.index(step) < here}
 
 

@@ -27,11 +27,12 @@ def spec(
     prepared = snapshot.experiment.prepared or {}
     origin, inherits = ladder.weights_of(snapshot, config, candidate)
     second = ladder.second_weights_of(snapshot, config, candidate)
+    head = ladder.head_of(snapshot, config, candidate)
     earlier = endings.attempts_at(snapshot, candidate.id, candidate.stage)
     stage = ladder.stage_named(config, candidate.stage)
     task = candidate.stage if stage is None else stage.task
     if candidate.kind is CandidateKind.SCREENING:
-        stage = config.ladder("candidates")[0]  # of whose task the losses are
+        stage = config.entry  # of whose task the losses are
     found = prepared if stage is None else tasks.prepared_of(prepared, stage.task)
     return Spec(
         attempt=attempt,
@@ -50,6 +51,7 @@ def spec(
         weights=None if origin is None else str(state.result(*origin)),
         inherits=inherits,
         second_weights=None if second is None else str(state.result(*second)),
+        head_weights=None if head is None else str(state.result(*head)),
         teacher=_teaching(snapshot, config, state, candidate),
         cache=str(state.cache),
         mlm_cache=_cache(state, prepared.get("mlm_cache")),

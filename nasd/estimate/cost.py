@@ -141,6 +141,8 @@ def work(
     forward = example_flop(task, genotype, lineage, backbone, tokens, masks, "none")
     if stage.train == "none":
         return Work(0, 0.0, (task.tested(volumes) + looks) * forward, (), 0.0)
+    if stage.who == "new" and not new_modules(lineage):  # it goes past the stage
+        return Work(0, 0.0, 0.0, (), 0.0)
     if stage.train == "new" and not new_modules(lineage):  # it is only evaluated
         return Work(0, 0.0, looks * forward, (), 0.0)
     schedule = Schedule.of(stage, task.examples(volumes))

@@ -9,6 +9,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.genotype import unchanged
 from nasd.contract.protocol import IGNORANCE, PARENT
 from nasd.policy.gains import shares_of
+from nasd.policy.ladder import begins_at
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.state import Mutant, Snapshot
 from nasd.search.objectives import known, unscored
@@ -208,7 +209,18 @@ def _breed(
         control = Bred(before, baseline.genotype, unchanged(baseline.genotype))
     first_stage = config.ladder("candidates")[0].name
     breed = Breed(generation, tuple(births), first_stage, told, control=control)
-    return _adopt(snapshot, config, breed)
+    return _placed(config, _adopt(snapshot, config, breed))
+
+
+def _placed(config: Config, breed: Breed) -> Breed:
+    """With the stage at which each begins that goes past the first."""
+
+    def placed(one: Bred) -> Bred:
+        begins = begins_at(config, one)
+        return one if begins == breed.first_stage else replace(one, begins=begins)
+
+    control = None if breed.control is None else placed(breed.control)
+    return replace(breed, births=tuple(map(placed, breed.births)), control=control)
 
 
 def _adopt(snapshot: Snapshot, config: Config, breed: Breed) -> Breed:

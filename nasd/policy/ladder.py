@@ -5,15 +5,18 @@ which weights it starts from.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from nasd.contract import seeds, tasks
 from nasd.contract.config import PREPARE, SCREEN, Config, Stage
+from nasd.contract.genotype import new_modules
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
 from nasd.record.lifecycle import CandidateKind, Event, Phase
 from nasd.record.state import Candidate, Mutant, Snapshot
 from nasd.search import noise
 from nasd.search.objectives import QUALITY
+from nasd.search.variation.breeding import Bred
 
 
 def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[str, ...]:
@@ -21,7 +24,7 @@ def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[
     if candidate.kind is CandidateKind.SCREENING:
         return (SCREEN,)
     if not candidate.is_baseline:
-        climbed = config.ladder("candidates")
+        climbed = [one for one in config.ladder("candidates") if climbs(one, candidate)]
         again = config.further if seeds.nth_of(candidate.stage) > 1 else ()
         return tuple(stage.name for stage in (*climbed, *again))
     prepared = snapshot.experiment.prepared
@@ -29,6 +32,24 @@ def steps_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[
     if prepared is not None and prepared["has_mlm_head"]:
         stages = tuple(stage for stage in stages if stage.train != "head")
     return (PREPARE, *(stage.name for stage in stages))
+
+
+def climbs(stage: Stage, one: Candidate | Bred) -> bool:
+    """Whether it climbs a stage of the candidates' ladder."""
+    return stage.who != "new" or bool(new_modules(one.lineage))
+
+
+def begins_at(config: Config, one: Candidate | Bred) -> str:
+    """Its first stage."""
+    return next(stage.name for stage in config.ladder("candidates") if climbs(stage, one))
+
+
+def skipped(config: Config, candidate: Candidate) -> tuple[str, ...]:
+    """The stages that it goes past, as nothing in it is new."""
+    if candidate.is_baseline or candidate.kind is CandidateKind.SCREENING:
+        return ()
+    stages = config.ladder("candidates")
+    return tuple(stage.name for stage in stages if not climbs(stage, candidate))
 
 
 def stage_named(config: Config, name: str) -> Stage | None:
@@ -166,22 +187,37 @@ def before(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) 
 def to_inherit(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[tuple[int, str]]:
     """The (candidate, stage) whose weights it inherits at the stages that are before it."""
     steps = steps_of(snapshot, config, candidate)
-    fresh = [
-        step
-        for step in steps[steps.index(candidate.stage) :]
-        if before(snapshot, config, candidate, step) is None
-    ]
+    ahead = steps[steps.index(candidate.stage) :]
+    fresh = [step for step in ahead if before(snapshot, config, candidate, step) is None]
+    heads = (head_of(snapshot, config, replace(candidate, stage=step)) for step in ahead)
     return {
         (parent, left_by(snapshot, config, parent, _task_at(config, step)))
         for parent in candidate.parents
         for step in fresh
-    }
+    } | {head for head in heads if head is not None}
 
 
 def _task_at(config: Config, name: str) -> str:
     """The task of a stage; of a screening, that whose losses it goes by."""
     stage = stage_named(config, name)
-    return (config.ladder("candidates")[0] if stage is None else stage).task
+    return (config.entry if stage is None else stage).task
+
+
+def head_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str] | None:
+    """The (candidate, stage) whose head stands on what the candidate's stage starts from, where
+    that has none of its task: in a ladder that goes by way of MLM from a fine-tuned parent to the
+    task again. None where it has, or a fresh one is drawn."""
+    if config.variation.inherit_from != tasks.SCORED or candidate.parent is None:
+        return None
+    task = _task_at(config, candidate.stage)
+    own = before(snapshot, config, candidate, candidate.stage)
+    if tasks.of(task).ranks:
+        name = None if own else _model_of(snapshot, config, snapshot.baseline, task)
+        return None if name is None else (snapshot.baseline.id, name)
+    stage = None if own is None else stage_named(config, own)
+    if stage is None or stage.task == task:
+        return None
+    return candidate.parent, left_by(snapshot, config, candidate.parent, task)
 
 
 def second_weights_of(
@@ -294,7 +330,10 @@ def _model_of(snapshot: Snapshot, config: Config, teacher: Candidate, task: str)
 def left_by(snapshot: Snapshot, config: Config, parent: int, task: str) -> str:
     """The stage whose weights a candidate leaves to its children at a stage of the task: its last
     MLM stage, as the head that fine-tuning trained is no use to MLM; or, with
-    variation.inherit_from = "task", the last one that trains for the same task."""
+    variation.inherit_from = "task", the last one that trains for the same task, or for the one that
+    gives the score where the stage is of MLM."""
+    if config.variation.inherit_from == tasks.SCORED and tasks.of(task).ranks:
+        task = config.scoring[0].name
     return leaving(snapshot, config, snapshot.candidates[parent], task)[-1]
 
 

@@ -602,6 +602,7 @@ class Store:
     ) -> None:
         """generation: None for the baseline, which has no parents."""
         founder = generation is None
+        stage = birth.begins or stage
         parents = (
             [] if founder else [one for one in (birth.parent, birth.second) if one is not None]
         )
@@ -628,6 +629,8 @@ class Store:
             self._insert("parentage", child=number, place=place, parent=parent)
         detail = f"from {' and '.join(map(str, parents))}: " if parents else ""
         detail += str(birth.genotype) if kind is CandidateKind.CANDIDATE else str(kind)
+        if birth.begins:
+            detail += f"; nothing in it is new, so it begins at {birth.begins}"
         self._log(
             now,
             candidate=number,

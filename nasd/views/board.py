@@ -567,7 +567,5 @@ def _ranking_stages(snapshot: Snapshot) -> list[str]:
 def _tasks(snapshot: Snapshot) -> dict[str, str]:
     """Of the stages that candidates climb, in order, by name."""
     return {
-        one["name"]: one["task"]
-        for one in snapshot.experiment.stages
-        if one["who"] in ("candidates", "all")
+        one["name"]: one["task"] for one in snapshot.experiment.stages if one["who"] != "baseline"
     }

@@ -23,7 +23,7 @@ from nasd.search.variation.operators import TRAIN_ON
 from nasd.views.card import ancestors
 from nasd.views.why import Subject, why
 
-Reached = Literal["done", "here", "ahead", "never"]
+Reached = Literal["done", "here", "ahead", "never", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,10 @@ class _Compiler:
         here = self.ladder.index(one.stage)
         over = (one.id, one.stage) in self.snap.results  # with the stage it stands at
         beyond: Reached = "never" if one.final else "ahead"
+        for name in ladder.skipped(self.config, one):
+            past = ladder.stage_named(self.config, name)
+            assert past is not None
+            yield StageRow(name, past.train, "skipped", 0, None, None, (), {}, 0.0, "")
         for place, name in enumerate(self.ladder):
             stage = ladder.stage_named(self.config, name)
             result = self.snap.results.get((one.id, name))
@@ -393,6 +397,9 @@ class _Compiler:
                 tried = self.snap.experiment.config["population"].get("screened", 1)
                 text += f"; of {tried} mutants a place among the best untrained: loss"
                 text += f" {one.untrained:.4f}"
+            if past := ladder.skipped(self.config, one):
+                facts["skipped"] = past
+                text += f"; nothing in it is new, so it goes past {' and '.join(past)}"
             yield DecisionRow(number, "breed", "", text, facts)
         picked = decision.payload.get("picked", [])
         if times := picked.count(one.id):

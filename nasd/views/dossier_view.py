@@ -146,7 +146,7 @@ def _stages(found: Dossier) -> Any:
             f"{row.slot_hours:.3g}" if row.slot_hours else "",
             "" if row.loss is None else f"{row.loss:.4f}",
             _curve(row),
-            style="dim" if row.state in ("ahead", "never") else "",
+            style="dim" if row.state in ("ahead", "never", "skipped") else "",
         )
     return Group(table, *_teachers(found))
 

@@ -38,7 +38,8 @@ def check(spec: Spec, progress: Progress) -> None:
         teachers.check(spec, progress)
         teacher = None
     seconds = [spec.second_weights, *(one.second_weights for one in spec.mutants)]
-    for weights in map(Path, filter(None, dict.fromkeys([spec.weights, *seconds, teacher]))):
+    read = [spec.weights, spec.head_weights, *seconds, teacher]
+    for weights in map(Path, filter(None, dict.fromkeys(read))):
         try:
             digests.check(weights, WEIGHTS, lambda: progress("checking"), _readable)
         except Damaged as damage:

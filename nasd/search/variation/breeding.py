@@ -75,6 +75,7 @@ class Bred:
     lineage: Lineage
     second: int | None = None  # of a crossover: the parent whom the lineage calls 1
     operators: tuple[str, ...] = ()
+    begins: str = ""  # the stage at which, where that is not the first: nothing in it is new
 
     @property
     def trains_on(self) -> bool:

@@ -254,10 +254,11 @@ def crossed(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
         elif second is not None and (first is not None or takes):
             chosen.append((other.blocks[second], lines[1][second]))
     fewest, most = space.blocks
-    if not fewest <= len(chosen) <= most:
+    blocks = tuple(block for block, _ in chosen)
+    if not fewest <= len(blocks) <= most or Genotype(blocks, draft.rank) in (one, other):
         return False
     draft.blocks = chosen
-    return draft.genotype not in (one, other)
+    return True
 
 
 def rank_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool) -> bool:

@@ -180,6 +180,7 @@ def hours_of(config: Config, subject: Subject, made: Made = _all_new) -> float:
     founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)
     for stage in config.parts:
         there = {"candidates": founders + bred, "all": founders + bred + 1, "baseline": 1.0}
+        there["new"] = founders + bred
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue
         held = stage.slots / _share(config, stage)

@@ -67,7 +67,7 @@ class Findings:
         return tuple(
             stage["name"]
             for stage in self.snapshot.experiment.stages
-            if tasks.of(stage["task"]).ranks and stage["who"] in ("candidates", "all")
+            if tasks.of(stage["task"]).ranks and stage["who"] != "baseline"
         )
 
     @cached_property

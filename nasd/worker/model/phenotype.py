@@ -256,12 +256,20 @@ def load_state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-def load(kind: type[Model], folder: Path, dropout: float | None = None) -> Model:
+def load(
+    kind: type[Model], folder: Path, dropout: float | None = None, head: Path | None = None
+) -> Model:
     """The model in `folder` as a `kind`, on the CPU; `dropout` overrides all three of its own.
 
-    Raises ValueError where the folder holds another kind, or weights that do not fit.
+    head: a folder with a `kind` whose head it has, where its own folder has none. Raises ValueError
+    where the folder holds another kind, or weights that do not fit.
     """
-    return _filled(kind, load_architecture(folder).with_dropout(dropout), folder, {})
+    arch = load_architecture(folder).with_dropout(dropout)
+    if head is None:
+        return _filled(kind, arch, folder, {})
+    own = f"{kind.head_name}."
+    theirs = {name: one for name, one in load_state(head).items() if name.startswith(own)}
+    return _filled(kind, arch.with_labels(load_architecture(head).labels), folder, theirs)
 
 
 def load_for_answering(

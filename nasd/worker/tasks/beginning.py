@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,27 @@ def drawing(spec: Spec, stage: Stage) -> torch.Generator:
     )
 
 
+def continued(
+    spec: Spec, kind: type[phenotype.Model], fresh: torch.Generator, labels: Iterable[str] = ()
+) -> phenotype.Model:
+    """What an earlier stage of the same candidate left, as a `kind`: under its head, or where it
+    has none of the task, the one that the spec names, or else one drawn from `fresh`. labels: a
+    classifier's."""
+    head = head_of(spec)
+    if head is None:
+        return loaded(
+            spec,
+            lambda folder: phenotype.load_under_head(kind, folder, fresh, spec.dropout, labels),
+        )
+    with reading(head):
+        return loaded(spec, lambda folder: phenotype.load(kind, folder, spec.dropout, head))
+
+
+def head_of(spec: Spec) -> Path | None:
+    """The folder whose head stands on what the attempt starts from."""
+    return None if spec.head_weights is None else Path(spec.head_weights)
+
+
 def loaded(spec: Spec, load: Callable[[Path], phenotype.Model]) -> phenotype.Model:
     """What `load` makes of the folder that the attempt starts from."""
     assert spec.weights is not None
@@ -70,7 +91,7 @@ def born(
     parents = []
     for folder in folders:
         with reading(folder):
-            parents.append(phenotype.load(kind, folder, spec.dropout))
+            parents.append(phenotype.load(kind, folder, spec.dropout, head_of(spec)))
     child = Genotype.from_json(spec.genotype)
     fits = ranks_any(lineage) or child.rank != parents[0].architecture.rank
     seen = windows() if spec.refits and fits else None

@@ -20,7 +20,7 @@ from nasd.contract.protocol import Spec
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks import packing
-from nasd.worker.tasks.beginning import born, drawing, loaded
+from nasd.worker.tasks.beginning import born, continued, drawing, loaded
 from nasd.worker.tasks.by_text import AskedByText, ByText, check_same
 from nasd.worker.tasks.examples import Examples, manifest, read
 from nasd.worker.tasks.task import (
@@ -62,12 +62,7 @@ class LabelledTask(VariedTask[Examples]):
             model = born(spec, cls.kind, fresh, lambda: windows(spec))
         else:
             labels = manifest(Path(spec.labelled_cache))["labels"]
-            model = loaded(
-                spec,
-                lambda folder: phenotype.load_under_head(
-                    cls.kind, folder, fresh, spec.dropout, labels
-                ),
-            )
+            model = continued(spec, cls.kind, fresh, labels)
         train, test = parts(spec)
         packs = packing.of(spec, model.architecture, ranks)
         return cls(model, train, test, packs, rows_of(train, held_out_of(spec)))

@@ -20,7 +20,7 @@ from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import AnyModel, QuestionAnswering
 from nasd.worker.prepare import TUNE, questions_of, test_questions, train_questions
 from nasd.worker.tasks import notes, packing
-from nasd.worker.tasks.beginning import born, drawing, loaded
+from nasd.worker.tasks.beginning import born, continued, drawing, loaded
 from nasd.worker.tasks.by_character import AskedByCharacter, ByCharacter, fits
 from nasd.worker.tasks.metrics import squad_scores
 from nasd.worker.tasks.passages import QaFeatures, judge
@@ -146,9 +146,7 @@ def begin(spec: Spec, stage: Stage, ranks: Ranks) -> QaTask:
     if spec.inherits:
         model = born(spec, QuestionAnswering, fresh, lambda: windows(spec))
     else:
-        model = loaded(
-            spec, lambda folder: phenotype.load_for_answering(folder, fresh, spec.dropout)
-        )
+        model = continued(spec, QuestionAnswering, fresh)
     cache = Path(spec.qa_cache)
     return QaTask.load(model, cache, packing.of(spec, model.architecture, ranks), held_out_of(spec))
 
