@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nasd.contract.config import Teacher, check_against_seed
+from nasd.contract import tasks
+from nasd.contract.config import Teacher, check_against_seed, parse
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, Teaching, Verdict
@@ -25,7 +26,7 @@ from nasd.worker.model.seed import describe, load_tokenizer
 from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import Ranks
 from nasd.worker.training.progress import quiet
-from tests.conftest import drive, make_tick, small_config
+from tests.conftest import drive, make_tick, of_tuned_parents, small_config, small_dict
 from tests.damage import flip_a_bit
 from tests.snapshots import phase_of
 from tests.training import SOURCE, Workshop, demo_config, exported, make_workshop, stage, work
@@ -292,3 +293,136 @@ def test_a_teacher_of_a_search_with_fewer_words_has_those_too_and_says_the_same(
     with torch.no_grad():
         for one, other in zip(small(ids, mask), whole(theirs, mask), strict=True):
             assert (one - other).abs().max() < 1e-6
+
+
+# -- of MLM --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaker(shop: Workshop, tokenizer: Any) -> Path:
+    """A BERT that fills masks, wider than the seed, of its vocabulary; drawn at random."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(tokenizer) + 3,  # as where a table is padded
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=TOKENS,
+        initializer_range=0.5,
+    )
+    folder = shop.folder / "speaker"
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def language_lesson(shop: Workshop, **changes: Any) -> Spec:
+    """An attempt to learn by MLM from a copy of the model, once prepare has made it."""
+    settings = Teacher(source="speaker", task="mlm", **changes)
+    teaching = Teaching(weights="", name="speaker", settings=settings)
+    spec = shop.spec(stage(demo_config(), "pretrain_1", keep=None), teacher=teaching)
+    copy = teachers.fetch(spec, load_tokenizer(SOURCE, shop.folder), quiet)
+    return spec.model_copy(update={"teacher": teaching.model_copy(update={"weights": str(copy)})})
+
+
+@pytest.mark.parametrize("match", [("logits",), ("logits", "relations")])
+def test_a_larger_model_says_at_masks_what_it_says_by_itself_and_is_learned_from(
+    shop: Workshop, speaker: Path, alone: Ranks, match: tuple[str, ...]
+) -> None:
+    from transformers import BertForMaskedLM
+
+    spec = language_lesson(shop, match=match, share=1.0)
+    assert spec.stage is not None
+    task = registry.begin(spec, spec.stage, alone)
+    task.model.eval()
+    batch = task.batch(np.arange(4), 7)
+    outputs = task.outputs(task.model, batch)
+    mine, theirs = outputs[0], outputs[len(outputs) // 2]
+    assert theirs.shape[-1] == mine.shape[-1] + 3
+    own = BertForMaskedLM.from_pretrained(speaker).eval()
+    with torch.no_grad():
+        said = own(input_ids=batch["input_ids"]).logits
+    places = batch["positions"][:, :, None].expand(-1, -1, said.shape[-1])
+    torch.testing.assert_close(theirs, said.gather(1, places), atol=1e-3, rtol=1e-3)
+    before = task.loss(outputs, batch)
+    before.backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for one in task.model.parameters():
+            one -= 1e-3 * one.grad
+        after = task.loss(task.outputs(task.model, batch), batch)
+    assert after < before
+
+
+def test_a_teacher_of_mlm_is_copied_apart_and_says_the_same_of_fewer_words(
+    shop: Workshop, speaker: Path, tokenizer: Any
+) -> None:
+    from nasd.worker import trimming
+
+    spec = language_lesson(shop)
+    assert spec.teacher is not None
+    whole = teachers.load(spec.teacher, phenotype.MaskedLM).eval()
+    fewer = spec.model_copy(update={"vocabulary": 150})
+    words = trimming.words(fewer, quiet)
+    copy = teachers.fetch(fewer, words.tokenizer, quiet)
+    assert str(copy) != spec.teacher.weights and words.kept is not None
+    small = outside.load(copy, phenotype.MaskedLM).eval()
+    ids = torch.arange(4, 100).view(2, 48)
+    theirs = torch.from_numpy(words.kept)[ids]
+    with torch.no_grad():
+        said = whole(theirs)[..., torch.from_numpy(words.kept)]
+        torch.testing.assert_close(small(ids), said, atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_of_mlm_that_cannot_be_one_is_refused_by_the_reason(
+    shop: Workshop, speaker: Path, bert: Path
+) -> None:
+    wanted = outside.Wanted(tasks.MLM)
+
+    def told(source: str, **changes: Any) -> str:
+        settings = Teacher(source=source, task="mlm", **changes)
+        words = load_tokenizer(SOURCE, shop.folder)
+        with pytest.raises(NasdError) as caught:
+            outside.look(settings, shop.folder, words, TOKENS, 64, wanted)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert told("bert").startswith("teacher.source: 'bert': it has no MLM head")
+    stranger = shop.folder / "stranger"
+    shutil.copytree(speaker, stranger)
+    words = json.loads((stranger / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    one, other = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (stranger / "tokenizer.json").write_text(json.dumps(words))
+    refused = told("stranger")
+    assert refused.startswith("teacher.source: 'stranger': its vocabulary is another one")
+    assert "masked language modelling" in refused
+
+
+def test_who_is_taught_by_a_teacher_of_mlm() -> None:
+    config = small_config(teacher={"source": "speaker", "task": "mlm"})
+    taught = {one.name for one in config.stages if config.taught(one, baseline=False)}
+    assert taught == {"pretrain_0", "pretrain_1"}
+    assert all(config.taught_along(stage(config, name), False) for name in taught)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"source": "best", "task": "mlm"}, "teacher.task: best teaches in all stages"),
+        ({"source": "speaker", "task": "qa"}, "teacher.task"),
+    ],
+)
+def test_a_task_that_no_teacher_can_have_is_refused(teacher: dict[str, str], words: str) -> None:
+    with pytest.raises(NasdError) as caught:
+        small_config(teacher=teacher)
+    assert words in str(caught.value)
+
+
+def test_a_teacher_of_mlm_needs_a_stage_that_it_can_teach_in() -> None:
+    data = of_tuned_parents(small_dict(teacher={"source": "speaker", "task": "mlm"}), {"narrow": 1})
+    with pytest.raises(NasdError, match="learn in an MLM stage alone from such a teacher"):
+        parse(data, "c.toml")

@@ -66,8 +66,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 if TYPE_CHECKING:  # which there are is said in nasd.contract.tasks
     TaskName: TypeAlias = str
     Heritage: TypeAlias = str
+    Ranking: TypeAlias = str
 else:
     TaskName = Literal[tuple(tasks.TASKS)]
+    Ranking = Literal[tuple(one.name for one in tasks.ranking())]
     Heritage = Literal[(*(one.name for one in tasks.ranking()), tasks.SCORED)]
 
 
@@ -412,6 +414,10 @@ class Teacher(Section):
     baseline where it is better; or another model of the task: a folder, `package:NAME/FOLDER`, or
     one of the hub. It has to know the data's labels; where they are of words, with the seed's
     vocabulary."""
+    task: Ranking | None = None
+    """`mlm`, where a model from outside is to teach in MLM stages: one of a family that can be a
+    seed, with an MLM head and the seed's vocabulary, however large. Without it, such a model
+    teaches the task that gives the score. Models of the search teach both."""
     share: Probability = 0.5
     """The share of the loss that is the teacher's; the rest is the data's own."""
     temperature: Annotated[Real, Field(gt=0, le=100)] = 2.0
@@ -426,6 +432,10 @@ class Teacher(Section):
     def outside(self) -> bool:
         """Whether it is no model of the search itself."""
         return self.source not in OURS
+
+    def of(self, data: "Data") -> tasks.Task:
+        """What a model from outside is a model of."""
+        return tasks.scored(data) if self.task is None else tasks.of(self.task)
 
     def runs_along(self, task: str) -> bool:
         """Whether it is computed with each batch; else what it says of each example is computed
@@ -940,11 +950,11 @@ class Config(Section):
         """Whether the baseline, or a candidate, learns from a teacher in the stage, whoever that
         is. The baseline is not taught by models of the search; a candidate of its architecture is,
         but where only some candidates climb: their teachers may have climbed no such stage.
-        A teacher from outside knows the task that gives the score, and no other."""
+        A teacher from outside knows one task, and no other."""
         if self.teacher is None or not self.teacher.share or stage.train in ("none", "head"):
             return False
         if self.teacher.outside:
-            return tasks.of(stage.task).scores
+            return self.teacher.of(self.data) is tasks.of(stage.task)
         return not baseline and stage.who != "new"
 
     def taught_along(self, stage: Stage, baseline: bool) -> bool:
@@ -1096,6 +1106,22 @@ class Config(Section):
                 )
         return self
 
+    def _check_teacher(self) -> None:
+        """Whether there is something that a teacher for MLM could teach."""
+        if self.teacher is None or self.teacher.task is None:
+            return
+        if not self.teacher.outside:
+            raise ValueError(
+                f"teacher.task: {self.teacher.source} teaches in all stages: leave it out, or name"
+                " a model from outside as teacher.source"
+            )
+        wanted = self.teacher.task
+        if not any(one.task == wanted and one.train in ("new", "all") for one in self.stages):
+            raise ValueError(
+                f"teacher.task: candidates learn in {tasks.of(wanted).stage} alone from such a"
+                " teacher, and there is none: add one, or leave it out"
+            )
+
     def _check_new(self) -> None:
         """Whether stages that only some candidates climb stand where they can."""
         begun = False
@@ -1135,7 +1161,9 @@ class Config(Section):
                 f'experiment.quality: no stage is of task = "{by}": take one of'
                 f" {tasks.one_of(found)}, or leave it out"
             )
-        if self.teacher is not None and self.teacher.outside and len(found) > 1:
+        self._check_teacher()
+        outside = self.teacher is not None and self.teacher.outside and self.teacher.task is None
+        if outside and len(found) > 1:
             raise ValueError(
                 "teacher.source: a teacher from outside knows one task, and the search has"
                 f' {len(found)}: take "baseline" or "best"'

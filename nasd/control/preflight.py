@@ -76,7 +76,7 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
             hubs,
             data,
             config.teacher,
-            config.scoring[0].limit(config.data),
+            (config.teacher or Teacher()).of(config.data).limit(config.data),
             config.seed_model.vocabulary,
         )
     check_seed(config, seed, origin)

@@ -388,7 +388,8 @@ class _Compiler:
             how = "drawn as a mutant of" if number == 0 else "bred from"
             if one.operators == (TRAIN_ON,):
                 how = "trained on, as it stood on the front:"
-            text, facts = f"{how} {origin}", {"parent": one.parent, "untrained": one.untrained}
+            text = f"{how} {origin}"
+            facts: dict[str, Any] = {"parent": one.parent, "untrained": one.untrained}
             if one.second is not None:
                 text += f" and {one.second}"
             if one.operators and one.operators != (TRAIN_ON,):

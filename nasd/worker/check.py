@@ -26,7 +26,6 @@ def main() -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    from nasd.contract import tasks
     from nasd.contract.config import Data, Stage, Teacher
     from nasd.worker import data_check, trimming
     from nasd.worker.model import outside, seed, vocabulary
@@ -40,8 +39,9 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     if (settings := question.get("teacher")) is not None:
         wanted = outside.Wanted()
         if (known_data := question["data"]) is not None:
-            told = data_check.labels(Data(**known_data["data"]), folder, known_data["seed"])
-            wanted = outside.Wanted(tasks.scored(Data(**known_data["data"])), told)
+            data = Data(**known_data["data"])
+            told = data_check.labels(data, folder, known_data["seed"])
+            wanted = outside.Wanted.of(Teacher(**settings), data, told)
         width = description.backbone.width
         outside.look(Teacher(**settings), folder, tokenizer, question["tokens"], width, wanted)
     known = {}

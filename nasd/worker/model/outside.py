@@ -1,9 +1,9 @@
 """A teacher that is no model of the search: one that transformers loads as a model of the task, or
-one that another search has made.
+one that another search has made; for MLM one that could be a seed.
 
 With the seed's vocabulary it is shown the seed's own tokens. With another one it reads the text by
 itself, and only its logits can be compared (nasd.worker.tasks.by_character, and by_text); that is
-not for labels of words.
+not for labels of words, nor for MLM.
 """
 
 import json
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasd.contract import tasks
-from nasd.contract.config import Teacher
+from nasd.contract.config import Data, Teacher
 from nasd.contract.errors import NasdError
 from nasd.worker.model import phenotype, seed, seed_heads
 from nasd.worker.model.architecture import MODEL_TYPE
 from nasd.worker.model.families import FAMILIES
 from nasd.worker.model.layers import Packing
-from nasd.worker.model.phenotype import QuestionAnswering, SequenceClassification
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering, SequenceClassification
 from nasd.worker.model.vocabulary import trimmed_model
 from nasd.worker.training import distance
 
@@ -49,10 +49,16 @@ class Wanted:
     task: tasks.Task = tasks.QA
     labels: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, settings: Teacher, data: Data, labels: Sequence[str]) -> "Wanted":
+        """labels: of the task that gives the score."""
+        task = settings.of(data)
+        return cls(task, tuple(labels) if task.scores else ())
+
     @property
     def kind(self) -> type[Any]:
         """The class of ours that is such a model."""
-        return seed_heads.KINDS[self.task.name]
+        return MaskedLM if self.task is tasks.MLM else seed_heads.KINDS[self.task.name]
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ def _checked(
     folder = config_file.parent
     theirs = _tokenizer(source, folder)
     rows = _rows(theirs.get_vocab(), tokenizer.get_vocab(), trims)
-    if rows is None and wanted.task is tasks.TAG:
+    if rows is None and wanted.task in (tasks.TAG, tasks.MLM):
         raise _error(
             source,
             f"its vocabulary is another one than the seed's, and a teacher for {wanted.task.words}"
@@ -264,13 +270,16 @@ def _checked(
             "its vocabulary is another one than the seed's: only its logits can be compared, take"
             ' teacher.match = ["logits"], or a teacher with the seed\'s vocabulary',
         )
-    if _is_ours(folder):
+    if wanted.task is tasks.MLM:
+        found: Any = _of_language(source, base)
+        positions = found.architecture.positions
+    elif _is_ours(folder):
         try:
             model: Any = phenotype.load(wanted.kind, folder, 0.0)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _error(source, f"it holds no {_called(wanted.task)} model ({error})") from error
         positions = model.architecture.positions
-        found: Any = _reordered(source, model, wanted)
+        found = _reordered(source, model, wanted)
     else:
         model = _of_transformers(source, folder, wanted)
         order = _order(source, seed_heads.labels_of(model.config.to_dict()), wanted)
@@ -302,6 +311,15 @@ def _with_rows(teacher: Outside, rows: NDArray[np.int64]) -> Outside:
     model.config.vocab_size = len(rows)
     model.config.pad_token_id = int(np.argmax(rows == (model.config.pad_token_id or 0)))
     return teacher
+
+
+def _of_language(source: str, base: Path) -> MaskedLM:
+    """A model of any family that can be a seed, with its MLM head."""
+    with _named(source):
+        model, has_head = seed.load_seed(source, base, 0.0)
+    if not has_head:
+        raise _error(source, "it has no MLM head: take a model that was trained by MLM")
+    return model
 
 
 def _positions(config: Mapping[str, Any], otherwise: int) -> int:

@@ -41,7 +41,7 @@ class MlmTask:
 
     lengths: NDArray[np.int64] | None
     fixed: Fixed | None
-    compared: Compared = "classes"
+    compared: Compared = "words"
 
     def __init__(
         self,

@@ -24,8 +24,9 @@ Batch = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]  # each with the example as its first dimension
 Made = TypeVar("Made")
 # How one model's outputs are compared with another's: each is a distribution over an example's
-# tokens [b, n], or over classes [b, classes] or [b, n, classes], or is values themselves.
-Compared = Literal["places", "classes", "values"]
+# tokens [b, n], or over classes [b, classes] or [b, n, classes], or over a vocabulary at masks
+# [b, n, vocabulary], or is values themselves.
+Compared = Literal["places", "classes", "words", "values"]
 EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 

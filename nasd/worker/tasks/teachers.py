@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nasd.contract import digests, tasks
+from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Spec, Teaching
@@ -51,7 +51,7 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Sequence[str] 
     assert spec.teacher is not None
     settings, base = spec.teacher.settings, Path(spec.config_folder)
     source = settings.source
-    wanted = outside.Wanted(tasks.scored(spec.data), tuple(labels))
+    wanted = outside.Wanted.of(settings, spec.data, labels)
     tokens = wanted.task.limit(spec.data)
     progress("downloading the teacher", patience=DOWNLOAD)
     made_of = [
@@ -72,6 +72,8 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Sequence[str] 
         cut["vocabulary"] = digests.of_json(sorted(theirs.items()))
     if wanted.labels:
         cut["labels"] = [wanted.task.name, *wanted.labels]
+    if settings.task is not None:
+        cut["task"] = settings.task
     key = caches.key_of({"teacher": made_of, "tokens": tokens, **cut})
     return caches.make(COPY, Path(spec.cache) / f"teacher-model-{key}", build, progress)
 

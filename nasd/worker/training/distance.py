@@ -31,12 +31,24 @@ def of_classes(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor
     return temperature**2 * _over_tokens(apart, padding)
 
 
+def of_words(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
+    """The same of logits [b, n, vocabulary] at masks. Of the two tables one may have more rows than
+    there are tokens: those are left out."""
+    common = min(mine.shape[-1], theirs.shape[-1])
+    return of_classes(mine[..., :common], theirs[..., :common], temperature, padding)
+
+
 def of_values(mine: Tensor, theirs: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
     """The square of the difference of values [b, n], which no temperature flattens."""
     return (mine.float() - theirs.float()).square().mean(1).sum()
 
 
-OF_OUTPUTS = {"places": of_logits, "classes": of_classes, "values": of_values}
+OF_OUTPUTS = {
+    "places": of_logits,
+    "classes": of_classes,
+    "words": of_words,
+    "values": of_values,
+}
 
 
 def of_states(mine: Tensor, theirs: Tensor, padding: Tensor | None) -> Tensor:
