@@ -4,6 +4,7 @@ Paths in the file are relative to the file. Nothing here touches the disk but `l
 """
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -19,6 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from nasd.contract import genotype, mistakes, rungs, seeds, tasks, toml, words
 from nasd.contract.errors import NasdError
@@ -62,13 +64,23 @@ Plain = Annotated[str, AfterValidator(_plain)]  # of one line, without what acts
 Share = Annotated[Real, Field(gt=0.0, le=1.0)]
 Kernel = Annotated[Whole, Field(ge=3, le=genotype.LONGEST_KERNEL), AfterValidator(_odd)]
 Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
+
+
+def _task(value: Any) -> Any:
+    """Checked as one: a task's name, or that of one which reads data by a name of its own."""
+    if not isinstance(value, str) or not tasks.known(value):
+        known = ", ".join(f'"{name}"' for name in tasks.TASKS)
+        raise ValueError(f"take one of {known}, or the name of a table [data.NAME] with a kind")
+    return value
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 if TYPE_CHECKING:  # which there are is said in nasd.contract.tasks
     TaskName: TypeAlias = str
     Heritage: TypeAlias = str
     Ranking: TypeAlias = str
 else:
-    TaskName = Literal[tuple(tasks.TASKS)]
+    TaskName = Annotated[str, BeforeValidator(_task)]
     Ranking = Literal[tuple(one.name for one in tasks.ranking())]
     Heritage = Literal[(*(one.name for one in tasks.ranking()), tasks.SCORED)]
 
@@ -120,7 +132,8 @@ def _objectives(value: Any) -> Any:
 
 def _quality(value: Any) -> Any:
     known = (tasks.MEAN, tasks.WORST, *(one.name for one in tasks.scoring()))
-    if value not in known:
+    own = isinstance(value, str) and tasks.known(value) and tasks.of(value).scores
+    if value not in known and not own:
         named = ", ".join(f'"{name}"' for name in known)
         raise ValueError(f"take one of {named}, not {_as_json(value)}")
     return value
@@ -135,6 +148,12 @@ def _auto_or_bool(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f'take "auto", true or false, not {_as_json(value)}')
     return value
+
+
+def _kind(section: Any) -> str:
+    """Of a table of [data] by a name of its own; "" of any other."""
+    found = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", "")
+    return found if isinstance(found, str) else ""
 
 
 def _as_json(value: Any) -> str:
@@ -582,7 +601,60 @@ class TagData(LabelledData):
     """Which of the metrics, of whole entities, is the quality, in percent."""
 
 
+class NamedClassifyData(ClassifyData):
+    kind: Literal["classify"]
+    named: str
+
+
+class NamedRegressData(RegressData):
+    kind: Literal["regress"]
+    named: str
+
+
+class NamedTagData(TagData):
+    kind: Literal["tag"]
+    named: str
+
+
+def _has_kind(value: Any) -> Any:
+    """A table of a name of its own says its kind; any other key is one that there is not."""
+    if isinstance(value, Section) or value is None:
+        return value
+    if not isinstance(value, dict) or "kind" not in value:
+        raise PydanticCustomError("extra_forbidden", "there is no such key")
+    if value["kind"] not in tasks.NAMEABLE:
+        kinds = ", ".join(f'"{one}"' for one in tasks.NAMEABLE)
+        raise ValueError(f"kind: take one of {kinds}, not {_as_json(value['kind'])}")
+    if re.fullmatch("[a-z][a-z0-9_]*", str(value["named"])) is None:
+        raise ValueError("call it by lower-case letters, digits and _ alone, a letter first")
+    return value
+
+
+NamedData = Annotated[
+    Annotated[NamedClassifyData | NamedRegressData | NamedTagData, Field(discriminator="kind")]
+    | None,
+    BeforeValidator(_has_kind),
+]
+
+
 class Data(Section):
+    """Each kind of labels may be there several times: `[data.NAME]` with `kind = "classify"`,
+    `"regress"` or `"tag"` and the keys of that section is what a stage of `task = "NAME"` reads."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, NamedData]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Each table knows what it is called, for who finds a fault in it."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {**one, "named": name} if name not in cls.model_fields and _kind(one) else one
+            for name, one in value.items()
+        }
+
     mlm: MlmData | None = None
     """Texts for masked language modelling; needed where a stage of `task = "mlm"` stands."""
     qa: QaData | None = None
@@ -929,6 +1001,30 @@ class Config(Section):
         """The stages that finalists climb under further seeds, in order."""
         return _further(self.stages, self.select.seeds) if self.select.seeds > 1 else ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Tasks that go by the name of a table of [data], with their kind in their names."""
+        sections = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(sections, dict):
+            return value
+        found = {name: kind for name, one in sections.items() if (kind := _kind(one))}
+        if not found:
+            return value
+
+        def told(section: Any, key: str) -> Any:
+            name = section.get(key) if isinstance(section, dict) else None
+            if not isinstance(name, str) or name not in found:
+                return section
+            return {**section, key: tasks.named(found[name], name)}
+
+        made = dict(value)
+        if isinstance(stages := value.get("stages"), list | tuple):
+            made["stages"] = [told(one, "task") for one in stages]
+        if "experiment" in value:
+            made["experiment"] = told(value["experiment"], "quality")
+        return made
+
     def ladder(self, who: Literal["candidates", "baseline"]) -> tuple[Stage, ...]:
         """The parts of stages that candidates, or the baseline, climb, in order."""
         climbs = {who, "all", "new" if who == "candidates" else who}
@@ -968,8 +1064,7 @@ class Config(Section):
     @property
     def scoring(self) -> tuple[tasks.Task, ...]:
         """The tasks that give scores, in the order in which they stand in nasd.contract.tasks."""
-        named = {one.task for one in self.stages}
-        return tuple(one for one in tasks.scoring() if one.name in named)
+        return tasks.scored_by(self.stages)
 
     def focused(self, task: str) -> "Config":
         """The config without the data and the stages of other tasks that give scores."""
@@ -1084,7 +1179,7 @@ class Config(Section):
                         f' it: add a stage of task = "{task.name}", train = "none"'
                     )
         for one in self.stages:
-            if getattr(self.data, section := tasks.of(one.task).data) is None:
+            if tasks.section(self.data, section := tasks.of(one.task).data) is None:
                 raise ValueError(
                     f"stages.{one.name}: {tasks.of(one.task).stage} reads data.{section}, which is"
                     " missing: give it, or take the stage out"
@@ -1149,11 +1244,11 @@ class Config(Section):
     def _check_tasks(self) -> None:
         """Whether the tasks that give scores fit together, and with what names one of them."""
         found = self.scoring
-        for task in tasks.scoring():
-            if task not in found and getattr(self.data, task.data) is not None:
+        for task in tasks.all_scored(self.data):
+            if task not in found:
                 raise ValueError(
                     f"data.{task.data}: no stage is of the task: add some of task ="
-                    f' "{task.name}", or take the section out'
+                    f' "{task.data}", or take the section out'
                 )
         by = self.experiment.quality
         if by not in (tasks.MEAN, tasks.WORST) and tasks.of(by) not in found:
@@ -1243,8 +1338,8 @@ def check_against_seed(
             f"{origin}: measure.tokens: {config.measure.tokens} tokens are more than the seed's"
             f" {positions} positions"
         )
-    for task in tasks.TASKS.values():
-        if getattr(config.data, task.data) is None:
+    for task in (tasks.MLM, *tasks.all_scored(config.data)):
+        if tasks.section(config.data, task.data) is None:
             continue
         if (tokens := task.limit(config.data)) > positions:
             raise NasdError(

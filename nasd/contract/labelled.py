@@ -77,15 +77,16 @@ def kind_of(data: LabelledData) -> Kind:
     return "label" if hasattr(data, "positive") else "number"
 
 
-def section(kind: Kind) -> str:
+def section(data: LabelledData) -> str:
     """Of the config."""
+    kind = kind_of(data)
     name = next(name for name, one in KINDS.items() if one == kind)
-    return f"data.{tasks.of(name).data}"
+    return f"data.{getattr(data, 'named', tasks.of(name).data)}"
 
 
 def of_files(data: LabelledData, base: Path, seed: int) -> Labelled:
     """What the files hold; raises NasdError, with the key of the config. seed: of the split."""
-    where = section(kind_of(data))
+    where = section(data)
 
     def rows(names: Sequence[str], key: str) -> Iterator[Rows]:
         for name in names:
@@ -118,7 +119,7 @@ def parts(data: LabelledData, train: Sequence[Rows], test: Sequence[Rows], seed:
     labels = _labels(kind, found, tuple(given), where)
     if isinstance(positive := getattr(data, "positive", None), str) and positive not in labels:
         raise NasdError(
-            f"{section(kind)}.positive: there is no label {shown(positive)}, only {_listed(labels)}"
+            f"{section(data)}.positive: there is no label {shown(positive)}, only {_listed(labels)}"
         )
     if not test:
         found, tested = split(found, data.train_share, seed, where)
@@ -152,7 +153,7 @@ def _reader(
 ) -> Callable[[Mapping[str, Any], str], Example]:
     """What makes an example of a row. first: the first row, whose columns are all there are."""
     there = [str(name) for name in first if name is not None]
-    where = section(kind)
+    where = section(data)
 
     def column(key: str, wanted: str | None, usual: Sequence[str]) -> str:
         found = wanted if wanted is not None else next((n for n in usual if n in there), None)

@@ -21,7 +21,7 @@ def sentence(error: ValidationError, data: Any, root: type[BaseModel]) -> str:
     """Of the first mistake. data: as it was parsed; root: what it was to be."""
     # An unknown key is most often the cause of a missing one: name it first.
     errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    first = errors[0]
+    first = {**errors[0], "loc": _without_tags(data, errors[0]["loc"])}
     key = _key(data, first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{_hint(first['loc'], root)}"
@@ -35,6 +35,17 @@ def sentence(error: ValidationError, data: Any, root: type[BaseModel]) -> str:
         given += f"; the range is {ranges.words(field)}"
     where = f"{key}: " if key else ""
     return f"{where}{message[:1].lower()}{message[1:]}{given}"
+
+
+def _without_tags(data: Any, loc: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The place without the kinds of tables that have a kind, which stand between its parts."""
+    found: list[int | str] = []
+    for part in loc:
+        if isinstance(data, dict) and part not in data and data.get("kind") == part:
+            continue
+        found.append(part)
+        data = _below(data, part)
+    return tuple(found)
 
 
 def _key(data: Any, loc: Sequence[int | str]) -> str:

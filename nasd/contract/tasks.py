@@ -6,8 +6,9 @@ entry of the same name in nasd.worker.tasks.registry.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:  # a config is checked by what stands here
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # a config is checked by what stands here
     from nasd.contract.volumes import Volumes
 
 Trains = Literal["new", "all", "head", "none"]
+SIGN = "-"  # between a task's kind and the name of its own data, where it has such
 SAMPLED = 512  # test examples that a look at the loss takes, where they are a sample
 
 
@@ -79,6 +81,11 @@ class Task:
     masks: "Callable[[Data], int | None]"
     head: Callable[[int, float, float], float]
 
+    @property
+    def kind(self) -> str:
+        """The name of what it is, whichever data it reads."""
+        return kind_of(self.name)
+
 
 def _mlm(data: "Data") -> "MlmData":
     """A config with an MLM stage has it."""
@@ -95,9 +102,7 @@ def questions(data: "Data") -> "QaData":
 def labelled(data: "Data") -> "LabelledData":
     """The section of the task whose examples are texts with labels; of the first where there are
     several."""
-    found = data.classify or data.regress or data.tag
-    assert found is not None
-    return found
+    return _section(data, next(one for one in all_scored(data) if one is not QA).data)
 
 
 def masks_of(tokens: int, share: float) -> int:
@@ -173,8 +178,13 @@ QA = Task(
 
 def _section(data: "Data", name: str) -> "LabelledData":
     """A config with a stage of such a task has it."""
-    found: LabelledData = getattr(data, name)
+    found: LabelledData = section(data, name)
     return found
+
+
+def section(data: "Data", name: str) -> Any:
+    """What stands there in [data]; None where nothing does."""
+    return getattr(data, name, None)
 
 
 def prepared_of(prepared: Mapping[str, Any], task: str) -> Mapping[str, Any]:
@@ -268,12 +278,42 @@ TAG = _of_labels(
 )
 
 TASKS = {one.name: one for one in (MLM, QA, CLASSIFY, REGRESS, TAG)}
+NAMEABLE = tuple(one.name for one in (CLASSIFY, REGRESS, TAG))  # kinds of several data sets
 SCORED = "task"  # variation.inherit_from: what the task that scores has trained
 
 
 def of(name: str) -> Task:
     """The entry; a config or a spec that was checked names none that is not there."""
-    return TASKS[name]
+    return TASKS[name] if name in TASKS else _named(name)
+
+
+def kind_of(name: str) -> str:
+    return name.partition(SIGN)[0]
+
+
+def named(kind: str, data: str) -> str:
+    """The task of that kind that reads a section of [data] by a name of its own."""
+    return f"{kind}{SIGN}{data}"
+
+
+def known(name: str) -> bool:
+    """Whether it can be a task's."""
+    kind, sign, data = name.partition(SIGN)
+    return name in TASKS or bool(sign and data and kind in NAMEABLE)
+
+
+@cache
+def _named(name: str) -> Task:
+    kind, _, data = name.partition(SIGN)
+    like = TASKS[kind]
+    assert like.card is not None
+    return _of_labels(name, f"{like.words} ({data})", data, like.shown, like.head, like.card)
+
+
+def _in_order(names: Iterable[str]) -> tuple[Task, ...]:
+    """The tasks of these names as TASKS has their kinds, and of one kind by name."""
+    kinds = list(TASKS)
+    return tuple(of(one) for one in sorted(names, key=lambda one: (kinds.index(kind_of(one)), one)))
 
 
 def ranking() -> tuple[Task, ...]:
@@ -286,7 +326,14 @@ def scoring() -> tuple[Task, ...]:
 
 def all_scored(data: "Data") -> tuple[Task, ...]:
     """The tasks that give scores: those whose sections of [data] are there."""
-    return tuple(one for one in scoring() if getattr(data, one.data) is not None)
+    plain = [one.name for one in scoring() if section(data, one.data) is not None]
+    extra = (data.model_extra or {}).items()
+    return _in_order([*plain, *(named(one.kind, name) for name, one in extra if one is not None)])
+
+
+def scored_by(stages: "Iterable[OfTask]") -> tuple[Task, ...]:
+    """The tasks of these stages that give scores."""
+    return _in_order({one.task for one in stages if of(one.task).scores})
 
 
 def scored(data: "Data") -> Task:
@@ -344,9 +391,16 @@ class Scoring:
     def of(cls, data: Mapping[str, Any], by: str = MEAN) -> "Scoring":
         """data: [data] of a config that was checked, as it is written down. by: its
         experiment.quality."""
-        found = tuple(one for one in scoring() if data.get(one.data)) or (QA,)
+        plain = {one.data for one in TASKS.values()}
+        extra = ((name, one) for name, one in data.items() if one and name not in plain)
+        found = _in_order(
+            [
+                *(one.name for one in scoring() if data.get(one.data)),
+                *(named(one["kind"], name) for name, one in extra),
+            ]
+        ) or (QA,)
         if len(found) > 1:
-            shown = tuple((own_quality(one.name), one.name) for one in found)
+            shown = tuple((own_quality(one.name), one.data) for one in found)
             words = {
                 MEAN: "the mean of its tasks'",
                 WORST: "the lowest of its tasks'",

@@ -112,7 +112,7 @@ def export(
 
 def _task(config: Config, name: str | None) -> str:
     """That whose model is wanted; raises NasdError."""
-    found = [one.name for one in config.scoring]
+    found = {one.data: one.name for one in config.scoring}
     if name is None and len(found) > 1:
         raise NasdError(
             f"the search has {len(found)} tasks, and a model for each: name one with --task, of"
@@ -120,7 +120,7 @@ def _task(config: Config, name: str | None) -> str:
         )
     if name is not None and name not in found:
         raise NasdError(f"--task: the search has no task {name}, only {', '.join(found)}")
-    return name or found[0]
+    return found[name] if name is not None else next(iter(found.values()))
 
 
 def check_place(folder: Path, force: bool) -> None:

@@ -243,7 +243,7 @@ def _onnx(difference: float | None, task: tasks.Task) -> Iterable[str]:
     if task is not tasks.QA:
         said = (
             "`logits` [examples, tokens, labels]"
-            if task is tasks.TAG
+            if task.kind == tasks.TAG.name
             else "`logits` [examples, labels]"
         )
     if difference is not None:

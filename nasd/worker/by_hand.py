@@ -70,10 +70,10 @@ def loaded(folder: Path, task: str) -> "NasdPreTrainedModel":
     """A trained model of a search, as the class of transformers' that it is exported as."""
     from nasd.worker.model import phenotype, pretrained
     from nasd.worker.model.pretrained import NasdConfig
-    from nasd.worker.model.seed_heads import KINDS
+    from nasd.worker.model.seed_heads import model_of
     from nasd.worker.tasks.beginning import reading
 
-    kind = KINDS[task]
+    kind = model_of(task)
     with reading(folder):
         source: phenotype.AnyModel = phenotype.load(kind, folder)
     config = NasdConfig(**source.architecture.to_json())

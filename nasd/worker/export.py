@@ -78,9 +78,9 @@ def write(
     from nasd.worker.model import phenotype, pretrained
     from nasd.worker.model.architecture import CONFIG
     from nasd.worker.model.pretrained import NasdConfig
-    from nasd.worker.model.seed_heads import KINDS
+    from nasd.worker.model.seed_heads import model_of
 
-    kind = KINDS[task]
+    kind = model_of(task)
     ours = getattr(pretrained, f"NasdFor{kind.__name__}")
     try:
         if digests.sealed(model):
@@ -159,9 +159,9 @@ def write_native(folder: Path, task: str = tasks.QA.name) -> dict[str, Any]:
 
     from nasd.worker import native
     from nasd.worker.model import phenotype
-    from nasd.worker.model.seed_heads import KINDS
+    from nasd.worker.model.seed_heads import model_of
 
-    model: phenotype.AnyModel = phenotype.load(KINDS[task], folder)
+    model: phenotype.AnyModel = phenotype.load(model_of(task), folder)
     below = folder / native.FOLDER
     found = native.write(model, AutoTokenizer.from_pretrained(folder), below, task)
     name_the_tokenizer(below)
@@ -178,9 +178,9 @@ def write_onnx(folder: Path, task: str = tasks.QA.name) -> float:
 
     from nasd.worker.examples import example
     from nasd.worker.model import phenotype
-    from nasd.worker.model.seed_heads import KINDS
+    from nasd.worker.model.seed_heads import model_of
 
-    loaded: phenotype.AnyModel = phenotype.load(KINDS[task], folder)
+    loaded: phenotype.AnyModel = phenotype.load(model_of(task), folder)
     model = loaded.eval()
     positions = model.architecture.positions
     answers = isinstance(model, phenotype.QuestionAnswering)

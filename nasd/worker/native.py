@@ -23,7 +23,7 @@ from nasd.worker.model import factors, phenotype
 from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.families import FAMILIES, TOKEN_TYPES
 from nasd.worker.model.seed import SECOND
-from nasd.worker.model.seed_heads import KINDS
+from nasd.worker.model.seed_heads import model_of
 
 FOLDER = "native"  # below an exported model
 TOLERANCE = 1e-4  # of a logit
@@ -84,7 +84,7 @@ CLASSES = {  # the first that fits
 
 
 def write(model: phenotype.AnyModel, tokenizer: Any, folder: Path, task: str) -> Native:
-    """Writes it, with the tokenizer, into `folder`. model: of KINDS[task].
+    """Writes it, with the tokenizer, into `folder`. model: of seed_heads.model_of(task).
 
     Raises NasdError where no class of transformers computes this model, with what stands in the
     way, or computes it otherwise.
@@ -98,7 +98,7 @@ def write(model: phenotype.AnyModel, tokenizer: Any, folder: Path, task: str) ->
     size = max(block.ffns[0].sizes[0] for block in arch.blocks)
     name = next(name for name, one in CLASSES.items() if one.fits(arch, activation))
     config = transformers.AutoConfig.for_model(name, **_config(name, arch, size, task))
-    auto = f"AutoModelFor{KINDS[task].__name__}"
+    auto = f"AutoModelFor{model_of(task).__name__}"
     copy = getattr(transformers, auto).from_config(config)
     _fill(copy, name, _even(model, size))
     copy.eval()
@@ -145,7 +145,7 @@ def unfit(arch: Architecture, activation: str | None) -> str:
 
 
 def _whole_texts(task: str) -> bool:
-    return KINDS[task] is phenotype.SequenceClassification
+    return model_of(task) is phenotype.SequenceClassification
 
 
 def _config(name: str, arch: Architecture, size: int, task: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _config(name: str, arch: Architecture, size: int, task: str) -> dict[str, An
     if arch.labels:
         labels = dict(enumerate(arch.labels))
         found |= {"id2label": labels, "label2id": {one: place for place, one in labels.items()}}
-    if task == tasks.REGRESS.name:
+    if tasks.kind_of(task) == tasks.REGRESS.name:
         found |= {"num_labels": 1, "problem_type": "regression"}
     return found
 

@@ -286,13 +286,13 @@ def convert_seed(
     found = describe(spec.source, base)
     scored = tasks.all_scored(spec.data)
     task = scored[0]
-    has = task.name in found.heads
+    has = task.kind in found.heads
     fault = seed_head.among(scored)
     if not fault and has and labels:
         fault = seed_heads.misfit(found.labels, labels)
     model: phenotype.AnyModel
     if spec.keeps_qa_head and has and not fault:
-        kind = seed_heads.KINDS[task.name]
+        kind = seed_heads.model_of(task.name)
         separator = None
         if "token_type_ids" in tokenizer.model_input_names:
             separator = int(tokenizer.sep_token_id)
@@ -304,7 +304,7 @@ def convert_seed(
     if kept is not None:
         model = trimmed_model(cast("phenotype.MaskedLM", model), kept)
     for one in scored:
-        about = seed_head.about(one, one.name in found.heads, spec.keeps_qa_head, fault)
+        about = seed_head.about(one, one.kind in found.heads, spec.keeps_qa_head, fault)
         print(f"seed: {about}", flush=True)
     progress("saving", patience=LONG)
     phenotype.save(model, folder)

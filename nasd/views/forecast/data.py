@@ -133,7 +133,7 @@ def _labelled(
         )
         how = "counted"
     else:
-        section = labelled.section(labelled.kind_of(data))
+        section = labelled.section(data)
         raise NasdError(
             f"{section}.hub: nothing is known of {data.hub} before the search has prepared it:"
             " name its files with files, or begin the search"

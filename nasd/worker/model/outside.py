@@ -58,7 +58,7 @@ class Wanted:
     @property
     def kind(self) -> type[Any]:
         """The class of ours that is such a model."""
-        return MaskedLM if self.task is tasks.MLM else seed_heads.KINDS[self.task.name]
+        return MaskedLM if self.task is tasks.MLM else seed_heads.model_of(self.task.name)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _checked(
     folder = config_file.parent
     theirs = _tokenizer(source, folder)
     rows = _rows(theirs.get_vocab(), tokenizer.get_vocab(), trims)
-    if rows is None and wanted.task in (tasks.TAG, tasks.MLM):
+    if rows is None and wanted.task.kind in (tasks.TAG.name, tasks.MLM.name):
         raise _error(
             source,
             f"its vocabulary is another one than the seed's, and a teacher for {wanted.task.words}"

@@ -19,9 +19,14 @@ KINDS: Mapping[str, type[Any]] = {
 UNNAMED = "LABEL_"  # how transformers calls a label that nobody has named
 
 
+def model_of(task: str) -> type[Any]:
+    """The class of ours that is a model of the task."""
+    return KINDS[tasks.kind_of(task)]
+
+
 def parameters(task: str) -> list[str]:
     """Our names of the head's; those of its last layer stand last."""
-    kind = KINDS[task]
+    kind = model_of(task)
     last = [kind.head_name]
     if kind is phenotype.SequenceClassification:
         last = [f"{kind.head_name}.{part}" for part in ("transform", "out")]

@@ -9,6 +9,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from nasd.contract import tasks
+from nasd.contract.config import ClassifyData
 from nasd.contract.protocol import Spec, write_atomically
 from nasd.worker.model.phenotype import SequenceClassification
 from nasd.worker.tasks import labelled, scores
@@ -31,8 +33,9 @@ def scored(spec: Spec, result: Path, said: list[Floats]) -> Callable[[Rows], dic
     told = np.array([int(one[0].argmax()) for one in said])
     names = [labels[one] for one in told]
     write_atomically(result / "predictions.json", json.dumps(names, indent=0).encode())
-    assert spec.data.classify is not None
-    positive = spec.data.classify.positive
+    data = tasks.labelled(spec.data)
+    assert isinstance(data, ClassifyData)
+    positive = data.positive
     wanted = np.asarray(test.targets)
     place = None if positive is None else labels.index(positive)
     return lambda rows: scores.of_labels(wanted[rows], told[rows], place)

@@ -79,7 +79,7 @@ def read(data: LabelledData, base: Path, seed: int, progress: Progress) -> Label
     drawn = stream_seed(seed, 0, "examples")
     if data.files:
         return labelled.of_files(data, base, drawn)
-    key = f"{labelled.section(labelled.kind_of(data))}.hub"
+    key = f"{labelled.section(data)}.hub"
     train = _of_hub(data, key, base, data.split, progress)
     test = data.test_split and _of_hub(data, key, base, data.test_split, progress)
     return labelled.parts(data, [train], [test] if test else [], drawn)

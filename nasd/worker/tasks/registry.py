@@ -98,7 +98,7 @@ TASKS = {
 
 
 def of(stage: Stage) -> Entry:
-    return TASKS[stage.task]
+    return TASKS[tasks.kind_of(stage.task)]
 
 
 def begin(spec: Spec, stage: Stage, ranks: Ranks) -> Task:
