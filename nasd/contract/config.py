@@ -662,7 +662,9 @@ class Data(Section):
     task stands. Where there are several of these, models are trained for each task by itself, all
     from the same architecture."""
     classify: ClassifyData | None = None
-    """Texts, or pairs of them, each with a label (`task = "classify"`)."""
+    """Texts, or pairs of them, each with a label (`task = "classify"`). There may be several such
+    data sets in a search, and likewise of the two sections below: `[data.NAME]` with
+    `kind = "classify"` and the same keys is what stages of `task = "NAME"` read."""
     regress: RegressData | None = None
     """Texts, or pairs of them, each with a number (`task = "regress"`)."""
     tag: TagData | None = None
@@ -688,7 +690,8 @@ class Stage(Section):
     """What it is called in every view, and in `candidates/<id>/`."""
     task: TaskName
     """Masked language modelling (`mlm`), question answering (`qa`), classification (`classify`),
-    regression (`regress`), or token classification (`tag`)."""
+    regression (`regress`), or token classification (`tag`); or the name of a table `[data.NAME]`
+    with a kind."""
     train: tasks.Trains
     """Which weights move: of new modules, all, the MLM head's, or none (only score)."""
     who: Literal["candidates", "new", "baseline", "all"] = "candidates"
