@@ -21,8 +21,9 @@ def sentence(error: ValidationError, data: Any, root: type[BaseModel]) -> str:
     """Of the first mistake. data: as it was parsed; root: what it was to be."""
     # An unknown key is most often the cause of a missing one: name it first.
     errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    first = {**errors[0], "loc": _without_tags(data, errors[0]["loc"])}
-    key = _key(data, first["loc"])
+    first = errors[0]
+    loc = _without_tags(data, first["loc"])
+    key = _key(data, loc)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{_hint(first['loc'], root)}"
     if first["type"] == "missing":
@@ -30,7 +31,7 @@ def sentence(error: ValidationError, data: Any, root: type[BaseModel]) -> str:
     message = re.sub(r"^Value error, ", "", first["msg"]).replace("valid tuple", "valid list")
     value = first["input"]
     given = f" (it is {shown(value)})" if isinstance(value, str | int | float | bool) else ""
-    field = _field(first["loc"], root)
+    field = _field(loc, root)
     if field is not None and first["type"] in OUT_OF_RANGE and isinstance(value, int | float):
         given += f"; the range is {ranges.words(field)}"
     where = f"{key}: " if key else ""
