@@ -25,7 +25,7 @@ def sentence(error: ValidationError, data: Any, root: type[BaseModel]) -> str:
     loc = _without_tags(data, first["loc"])
     key = _key(data, loc)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_hint(first['loc'], root)}"
+        return f"unknown key {key}{_hint(loc, root)}"
     if first["type"] == "missing":
         return f"the key {key} is missing"
     message = re.sub(r"^Value error, ", "", first["msg"]).replace("valid tuple", "valid list")
