@@ -89,7 +89,7 @@ def test_the_data_of_one_task_is_without_that_of_others_of_its_kind() -> None:
         (lambda d: d["data"]["topic"].update(tokens=3), "data.topic.tokens: input should be"),
         (lambda d: d["data"].update(clasify={}), "unknown key data.clasify; did you mean classify"),
         (lambda d: d["data"].update(Two={"kind": "tag"}), "data.Two: call it by lower-case"),
-        (lambda d: d["data"].pop("topic"), "stages.finetune_topic.task: take one of"),
+        (lambda d: d["data"].pop("topic"), "stages.finetune_topic.task: input should be"),
         (lambda d: d["experiment"].update(quality="worse"), "experiment.quality: take one of"),
         (
             lambda d: d["data"].update(more={"kind": "tag", "files": ["a"]}),

@@ -69,8 +69,8 @@ Probability = Annotated[Real, Field(ge=0.0, le=1.0)]
 def _task(value: Any) -> Any:
     """Checked as one: a task's name, or that of one which reads data by a name of its own."""
     if not isinstance(value, str) or not tasks.known(value):
-        known = ", ".join(f'"{name}"' for name in tasks.TASKS)
-        raise ValueError(f"take one of {known}, or the name of a table [data.NAME] with a kind")
+        known = ", ".join(map(repr, tasks.TASKS))
+        raise ValueError(f"input should be {known}, or the name of a [data.NAME] with a kind")
     return value
 
 
