@@ -1,4 +1,4 @@
-"""A Slurm that is a folder: sbatch, squeue and scancel as a test wants them to answer.
+"""A Slurm that is a folder: sbatch, squeue, scancel and srun as a test wants them to answer.
 
     python slurm_stub.py PROGRAM FOLDER ARGUMENT ...     (`install` makes commands of that)
 
@@ -22,7 +22,7 @@ def install(folder: Path) -> Path:
     """Commands on a stub of its own; what has to be ahead on PATH."""
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    for name in ("sbatch", "squeue", "scancel"):
+    for name in ("sbatch", "squeue", "scancel", "srun"):
         program = programs / name
         program.write_text(
             f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" {name} "{folder}" "$@"\n'
@@ -112,9 +112,29 @@ def scancel(folder: Path, words: list[str]) -> int:
     return 0
 
 
+def srun(folder: Path, words: list[str]) -> int:
+    """All tasks on this machine; one that fails ends the others."""
+    options = dict(one[2:].partition("=")[::2] for one in words if one.startswith("--"))
+    command = [one for one in words if one.partition("=")[0][2:] not in options]
+    tasks = [
+        subprocess.Popen(command, env=os.environ | {"SLURM_NODEID": str(number)})
+        for number in range(int(options["ntasks"]))
+    ]
+    while None in (codes := [one.poll() for one in tasks]):
+        if any(codes):
+            for one in tasks:
+                one.terminate()
+        time.sleep(0.05)
+    return max(abs(one.returncode) for one in tasks)
+
+
 if __name__ == "__main__":
     program, place, *rest = sys.argv[1:]
     if (Path(place) / "down").exists():
         print(DOWN, file=sys.stderr)
         sys.exit(1)
-    sys.exit({"sbatch": sbatch, "squeue": squeue, "scancel": scancel}[program](Path(place), rest))
+    sys.exit(
+        {"sbatch": sbatch, "squeue": squeue, "scancel": scancel, "srun": srun}[program](
+            Path(place), rest
+        )
+    )

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import nasd
@@ -44,9 +47,10 @@ TOKEN = "4f"
 PATIENCE = 30.0
 # In the place of the ranks: says something, waits, and leaves when it is asked to.
 WORKER = """
-import signal, sys, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-print("listens", flush=True)
+place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+print("listens", *place, os.getpid(), flush=True)
 time.sleep(600)
 """
 
@@ -66,13 +70,18 @@ def on_slurm(**changes: Any) -> Any:
 def with_worker(folder: Path, **changes: Any) -> Any:
     """A config whose jobs run WORKER for each rank."""
     (folder / "worker.py").write_text(WORKER)
-    starter = (
-        "import sys; from nasd.launch import interpreter, job;"
-        f" interpreter.command = lambda *_: [sys.executable, {str(folder / 'worker.py')!r}];"
-        " sys.exit(job.main(sys.argv[4:]))"
-    )
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{starter}" "$@"\n')
+    (folder / "starter.py").write_text(
+        "import sys\n"
+        "from importlib import import_module\n"
+        "from nasd.launch import interpreter, ranks\n"
+        "def command(module, *words):\n"
+        f"    if module == ranks.WORKER: return [sys.executable, {str(folder / 'worker.py')!r}]\n"
+        f"    return [{str(python)!r}, '-P', '-m', module, *words]\n"
+        "interpreter.command = command\n"
+        "sys.exit(import_module(sys.argv[3]).main(sys.argv[4:]))\n"
+    )
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "starter.py"}" "$@"\n')
     python.chmod(0o755)
     return on_slurm(slurm__python=str(python), **changes)
 
@@ -114,6 +123,37 @@ def started(launcher: SlurmLauncher, folder: AttemptFolder) -> dict[str, Any]:
     return dict(note)
 
 
+@pytest.fixture
+def spread(stub: Path, tmp_path: Path, folder: AttemptFolder) -> dict[int, psutil.Process]:
+    """By their number, the ranks of an attempt on two nodes with two slots each."""
+    made = SlurmLauncher(with_worker(tmp_path, slurm__nodes=2), tmp_path)
+    made.start(folder, ("cpu:0", "cpu:1", "cpu:2", "cpu:3"), TOKEN)
+
+    def all_listen() -> bool:
+        return listens(folder) and folder.log.read_text().count("listens") == 4
+
+    assert wait_until(all_listen, PATIENCE), folder.log.read_text()
+    found = {}
+    for line in folder.log.read_text().splitlines():
+        rank, world, local, pid = (int(word) for word in line.split()[1:])
+        assert (world, local) == (4, rank % 2)
+        found[rank] = psutil.Process(pid)
+    assert {*found} == {0, 1, 2, 3}
+    above = [found[rank].ppid() for rank in range(4)]
+    assert above[0] == above[1] != above[2] == above[3]
+    return found
+
+
+def left_word(folder: AttemptFolder) -> dict[str, Any]:
+    """What the job says once it is over."""
+    assert wait_until((folder.path / job.LEFT).exists, PATIENCE)
+    return job.read(folder.path / job.LEFT, TOKEN) or {}
+
+
+def over(spread: dict[int, psutil.Process]) -> bool:
+    return wait_until(lambda: not any(one.is_running() for one in spread.values()), PATIENCE)
+
+
 # -- what is asked of Slurm ----------------------------------------------------------------------
 
 
@@ -142,6 +182,22 @@ def test_a_stage_asks_for_what_its_own_table_says_and_else_for_what_all_do():
     assert "--nice=7" not in own
     other = on_slurm(slurm__gres="gpu:a100:{slots},ssd:1")
     assert "--gres=gpu:a100:2,ssd:1" in options(other, "finetune", ["cuda:0", "cuda:1"])
+
+
+def test_an_attempt_spreads_evenly_over_nodes_and_asks_each_for_its_part():
+    assert [slurm.spread(4, nodes) for nodes in (None, 1, 2, 3, 4, 9)] == [1, 1, 2, 2, 4, 4]
+    assert slurm.spread(1, 2) == 1
+    asked = on_slurm(
+        slurm__nodes=2,
+        slurm__memory_gb=3,
+        slurm__stages={"evaluate": {"nodes": 1}},
+        slots__threads=5,
+    )
+    found = slurm.options(asked, "finetune", [f"cuda:{one}" for one in range(8)])
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gres=gpu:4"} <= {*found}
+    assert {"--cpus-per-task=20", "--mem=12288M"} <= {*found}
+    here = slurm.options(asked, "evaluate", ["cuda:0", "cuda:1"])
+    assert {"--nodes=1", "--ntasks=1", "--gres=gpu:2", "--cpus-per-task=10"} <= {*here}
 
 
 def test_slots_are_those_listed_or_so_many_gpus_or_shares(stub: Path):
@@ -230,6 +286,50 @@ def test_a_job_carries_its_token_and_leaves_word_when_it_is_told_to_go(
     left = job.read(folder.path / job.LEFT, TOKEN)
     assert left is not None
     assert (left["why"], left["code"]) == ("ordered", 0)
+
+
+def test_a_job_s_ranks_on_all_nodes_leave_ahead_of_its_time_limit(
+    spread: dict[int, psutil.Process], folder: AttemptFolder, stub: Path
+):
+    private = folder.path / "rendezvous"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    os.kill(int(slurm_stub.jobs(stub)["1"]["pid"]), job.LIMIT_SIGNAL)
+    said = left_word(folder)
+    assert (said["why"], said["code"]) == ("limit", 0)
+    assert over(spread) and not private.exists()
+
+
+def test_a_rank_that_fails_on_one_node_ends_those_of_all(
+    spread: dict[int, psutil.Process], folder: AttemptFolder
+):
+    spread[3].kill()
+    said = left_word(folder)
+    assert said["why"] == "" and said["code"] != 0
+    assert over(spread)
+    assert "rank 3 was ended by SIGKILL" in folder.log.read_text()
+
+
+def test_nodes_whose_job_is_gone_end_their_ranks_when_its_orders_are_taken_back(
+    spread: dict[int, psutil.Process], folder: AttemptFolder, stub: Path
+):
+    os.kill(int(slurm_stub.jobs(stub)["1"]["pid"]), signal.SIGKILL)
+    (folder.path / job.ORDERS).unlink()
+    assert over(spread)
+    assert not (folder.path / job.LEFT).exists(), "nobody knows whether a rank is left"
+
+
+def test_a_node_of_several_with_another_nasd_is_told_by_its_job(
+    launcher: SlurmLauncher, folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    made = SlurmLauncher(with_worker(tmp_path, slurm__nodes=2), tmp_path)
+    starter = tmp_path / "starter.py"
+    old = "import os, nasd\nif os.environ.get('SLURM_NODEID') == '1': nasd.__version__ = '0.0.1'\n"
+    starter.write_text(old + starter.read_text())
+    note = made.start(folder, ("cpu:0", "cpu:1"), TOKEN)
+    said = left_word(folder)
+    assert said["why"] == "refused" and "has nasd 0.0.1" in said["text"]
+    word = made.word(note)
+    assert word is not None and word.because is Because.REFUSED
 
 
 def test_what_ends_a_job_is_told_apart(launcher: SlurmLauncher, folder: AttemptFolder, stub: Path):

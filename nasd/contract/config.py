@@ -264,6 +264,9 @@ class Job(Section):
     job."""
     memory_gb: Annotated[Real, Field(gt=0, le=10**6)] | None = None
     """Of the node's memory, for each slot."""
+    nodes: Places | None = None
+    """Over how many nodes an attempt's slots spread, as many on each: over fewer where they do not
+    come out even. Without it, all are on one. `gres` and `{slots}` are each node's."""
     extra: tuple[Plain, ...] = ()
     """Further options of sbatch's, as `["--nice=100", "--exclusive"]`."""
 

@@ -1,6 +1,8 @@
 """What a job of a cluster runs on its node: the ranks of one attempt, and word of how they left.
 
-    python -m nasd.launch.job ATTEMPT_FOLDER COUNT TOKEN VERSION GPUS
+    python -m nasd.launch.job ATTEMPT_FOLDER COUNT TOKEN VERSION GPUS NODES
+
+Of several nodes it runs on the first, and has srun start nasd.launch.node on each, this one too.
 
 The launcher and its job speak through four files of the attempt's folder, so that nothing rests on
 what the cluster says of the job:
@@ -12,6 +14,11 @@ what the cluster says of the job:
                  whatever the cluster says
     left.json    the job's last act, when none of its ranks is left, and why they left
 
+Each node of several follows the orders itself, and two more, of which the launcher knows nothing:
+
+    leave.json   the job's, to its nodes: their ranks are to leave
+    refused.json a node's, which cannot begin: why
+
 The standard library alone, as it lives as long as the attempt.
 """
 
@@ -20,23 +27,29 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nasd
 from nasd.contract import variables
+from nasd.contract.leash import die_with_parent
 from nasd.launch import interpreter, ranks
 
 ORDERS, BEGAN, PULSE, LEFT = "job.json", "began.json", "pulse", "left.json"
+LEAVE, REFUSED = "leave.json", "refused.json"
 LOOK_SECONDS = 2.0  # between two looks at the orders
 END: Mapping[str, Any] = {"end": True}
 LIMIT_SIGNAL = signal.SIGUSR1  # ahead of the time limit
-# Ranks on one machine talk over the loopback alone; the third is NCCL's own service for onlookers.
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "NCCL_RAS_ENABLE": "0"}
+ONLOOKERS = {"NCCL_RAS_ENABLE": "0"}  # NCCL's own service for them
+# Ranks on one machine talk over the loopback alone; on several, over the interface that the script
+# names, or that gloo and NCCL find.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
 def write(path: Path, message: Mapping[str, Any]) -> None:
@@ -59,12 +72,13 @@ def read(path: Path, token: str) -> dict[str, Any] | None:
 
 
 class Job:
-    """One job on its node. why: of the first that asked the ranks to leave."""
+    """One job on its first node. why: of the first that asked the ranks to leave."""
 
-    def __init__(self, folder: Path, count: int, token: str) -> None:
+    def __init__(self, folder: Path, count: int, token: str, nodes: int = 1) -> None:
         self.folder = folder
         self.count = count
         self.token = token
+        self.nodes = nodes
         self.why = ""
         self._ranks: ranks.Ranks = {}
         self._ended = threading.Event()
@@ -78,22 +92,64 @@ class Job:
         if not self._claim():  # without a word: the first run of it may still be there
             print("error: the cluster ran this job a second time", flush=True)
             return 1
+        self._settle(gpus)
+        signal.signal(LIMIT_SIGNAL, lambda *_: self._stop("limit"))
+        threading.Thread(target=self._follow, daemon=True).start()
+        if self.nodes > 1:
+            code, text = self._spread(version, gpus)
+        else:
+            code, text = self._start(self.count), ""
+        self._ended.set()
+        if code < 0:  # srun was killed: of the other nodes nothing is known
+            return 1
+        self._leave("refused" if text else self.why, text, code)
+        return code
+
+    def _settle(self, gpus: bool) -> None:
+        """The environment of the ranks."""
         os.environ |= {
-            **LOOPBACK,
+            **ONLOOKERS,
+            **(LOOPBACK if self.nodes == 1 else {}),
             variables.TOKEN: self.token,
             "PYTHONUNBUFFERED": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         }
         if not gpus:  # a job that asked for none sees all of the node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        signal.signal(LIMIT_SIGNAL, lambda *_: self._stop("limit"))
-        follows = threading.Thread(target=self._follow, daemon=True)
-        follows.start()
+
+    def _start(self, count: int, share: ranks.Share | None = None) -> int:
         command = interpreter.command(ranks.WORKER, str(self.folder))
-        code = ranks.run(self.count, self.folder, command, self._ranks, self._told)
-        self._ended.set()
-        self._leave(self.why, "", code)
-        return code
+        return ranks.run(count, self.folder, command, self._ranks, self._told, share)
+
+    def _spread(self, version: str, gpus: bool) -> tuple[int, str]:
+        """Has each node run its share, until the last one has ended; one that fails ends the
+        others. The code, and why one of them refused, or ""."""
+        for name in (LEAVE, REFUSED):
+            (self.folder / name).unlink(missing_ok=True)
+        words = (str(self.folder), str(self.count), self.token, version)
+        words = (*words, "gpus" if gpus else "cores", str(self.nodes))
+        signal.signal(signal.SIGTERM, lambda *_: self._told())
+        with ranks.met(self.folder):
+            try:
+                srun = subprocess.Popen(
+                    [
+                        "srun",
+                        f"--nodes={self.nodes}",
+                        f"--ntasks={self.nodes}",
+                        "--ntasks-per-node=1",
+                        # It does not take these from the job.
+                        f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}",
+                        *("--export=ALL", "--mpi=none", "--input=none", "--unbuffered"),
+                        *("--kill-on-bad-exit=1", "--wait=0"),
+                        *interpreter.command("nasd.launch.node", *words),
+                    ],
+                    preexec_fn=partial(die_with_parent, os.getpid(), may_be_init=True),
+                )
+            except OSError as error:
+                return 1, f"srun cannot be run on {socket.gethostname()}: {error.strerror}"
+            code = srun.wait()
+        found = read(self.folder / REFUSED, self.token)
+        return code, "" if found is None else str(found["text"])
 
     def _refused(self, version: str, gpus: bool) -> tuple[str, str] | None:
         """Why it does not begin, and the sentence for it."""
@@ -136,9 +192,16 @@ class Job:
 
     def _stop(self, why: str) -> None:
         self.why = self.why or why
+        if self.nodes > 1:
+            with contextlib.suppress(OSError):
+                write(self.folder / LEAVE, {"token": self.token})
+            return
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
         for rank in list(self._ranks.values()):
             with contextlib.suppress(ProcessLookupError):
-                rank.send_signal(signal.SIGTERM)
+                rank.send_signal(number)
 
     def _follow(self) -> None:
         """In a thread of its own: does as the orders say."""
@@ -149,9 +212,7 @@ class Job:
             orders = self._orders()
             if orders == END:
                 self.why = "ordered"
-                for rank in list(self._ranks.values()):
-                    with contextlib.suppress(ProcessLookupError):
-                        rank.kill()
+                self._signal(signal.SIGKILL)
             elif orders.get("stop") and not asked:
                 asked = True
                 self._stop("ordered")
@@ -173,8 +234,8 @@ class Job:
 
 
 def main(arguments: list[str]) -> int:
-    folder, count, token, version, gpus = arguments
-    return Job(Path(folder), int(count), token).run(version, gpus == "gpus")
+    folder, count, token, version, gpus, nodes = arguments
+    return Job(Path(folder), int(count), token, int(nodes)).run(version, gpus == "gpus")
 
 
 if __name__ == "__main__":

@@ -4,21 +4,23 @@
 
 The ranks find each other by a file in a folder that nobody else can enter: no socket is opened for
 that, and no other user can answer one. One rank alone opens none at all. A rank is told its place
-as under torchrun, by RANK, WORLD_SIZE and LOCAL_RANK, and by NASD_RENDEZVOUS where the file is; a
-launcher that spans several machines sets the same four, with the file on the shared file system.
+as under torchrun, by RANK, WORLD_SIZE and LOCAL_RANK, and by NASD_RENDEZVOUS where the file is.
+Of an attempt that spans several machines, each runs a share of the ranks so (nasd.launch.node), and
+the folder of the file is on the shared file system.
 
 A rank cannot outlive this process, from its first instruction on: the kernel sees to it. The
 standard library alone, as it lives as long as the attempt.
 """
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,46 +34,80 @@ GRACE_SECONDS = 30.0  # for the peers of a rank that failed: what they wait for 
 Ranks = dict[int, subprocess.Popen[bytes]]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of an attempt's ranks run here: from `first` on, of `world`. The place where they meet
+    is there already, and stays."""
+
+    first: int
+    world: int
+
+
 def run(
     count: int,
     folder: Path,
     command: Sequence[str],
     ranks: Ranks | None = None,
     told: Callable[[], None] = lambda: None,
+    share: Share | None = None,
 ) -> int:
     """The ranks' `command` in so many processes; 0 once all have ended well, and else 1.
 
     ranks: where they are kept, for whoever has to end them. told: is called on SIGTERM, which they
-    are handed on.
+    are handed on. share: where others run elsewhere.
     """
-    private = folder / "rendezvous"
+    with nullcontext(meeting(folder)) if share else met(folder) as private:
+        return _run(count, command, {} if ranks is None else ranks, told, private / "store", share)
+
+
+def meeting(folder: Path) -> Path:
+    """The folder in which the ranks of an attempt meet."""
+    return folder / "rendezvous"
+
+
+@contextmanager
+def met(folder: Path) -> Iterator[Path]:
+    """Makes it, for its owner alone, and removes it behind them."""
+    private = meeting(folder)
     shutil.rmtree(private, ignore_errors=True)  # of an attempt of the same number, killed
     private.mkdir(mode=0o700)
-    ranks = {} if ranks is None else ranks
+    try:
+        yield private
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _run(
+    count: int,
+    command: Sequence[str],
+    ranks: Ranks,
+    told: Callable[[], None],
+    store: Path,
+    share: Share | None,
+) -> int:
+    share = share or Share(0, count)
 
     def hand_on(number: int, frame: object) -> None:
         told()
         _signal(ranks, number)
 
     signal.signal(signal.SIGTERM, hand_on)
-    try:
-        for rank in range(count):
-            ranks[rank] = subprocess.Popen(
-                command,
-                env=os.environ | _place(rank, count, private / "store"),
-                # In the child, ahead of the command: there is no instant in which it is on its own.
-                preexec_fn=partial(die_with_parent, os.getpid(), may_be_init=True),
-            )
-        return _watch(ranks)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
+    for local in range(count):
+        rank = share.first + local
+        ranks[rank] = subprocess.Popen(
+            command,
+            env=os.environ | _place(rank, local, share.world, store),
+            # In the child, ahead of the command: there is no instant in which it is on its own.
+            preexec_fn=partial(die_with_parent, os.getpid(), may_be_init=True),
+        )
+    return _watch(ranks)
 
 
-def _place(rank: int, count: int, store: Path) -> Mapping[str, str]:
+def _place(rank: int, local: int, world: int, store: Path) -> Mapping[str, str]:
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(world),
         variables.RENDEZVOUS: str(store),
     }
 
@@ -118,7 +154,7 @@ def _name(number: int) -> str:
 
 def _signal(ranks: Ranks, number: int) -> None:
     for process in list(ranks.values()):
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             process.send_signal(number)
 
 

@@ -1,4 +1,4 @@
-"""The launcher of a Slurm cluster: each attempt is one job, on one node.
+"""The launcher of a Slurm cluster: each attempt is one job, on one node or several.
 
 Slurm starts a job and ends it; what became of the attempt its own files say (nasd.launch.job), as
 far as they can. So a controller that is down, or that takes a node for lost on which a worker still
@@ -89,7 +89,8 @@ class SlurmLauncher(Launcher):
         for name in (job.BEGAN, job.LEFT):
             (path / name).unlink(missing_ok=True)
         script = path / "job.sh"
-        write_atomically(script, self._script(path, slots, token).encode())
+        nodes = spread(len(slots), self._config.slurm.of(_stage(spec)).nodes)
+        write_atomically(script, self._script(path, slots, token, nodes).encode())
         job.write(path / job.ORDERS, {"token": token})
         words = [
             *("sbatch", "--parsable", f"--job-name={NAME}{token}", f"--chdir={path}"),
@@ -246,10 +247,10 @@ class SlurmLauncher(Launcher):
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _script(self, path: Path, slots: Sequence[str], token: str) -> str:
+    def _script(self, path: Path, slots: Sequence[str], token: str, nodes: int) -> str:
         python = self._config.slurm.python
         gpus = "gpus" if on_gpus(slots) else "cores"
-        words = (str(path), str(len(slots)), token, nasd.__version__, gpus)
+        words = (str(path), str(len(slots)), token, nasd.__version__, gpus, str(nodes))
         return "\n".join(
             [
                 "#!/bin/sh",
@@ -352,16 +353,24 @@ def _stage(spec: Spec) -> str:
     return SCREEN if spec.mutants else spec.stage.whole
 
 
+def spread(count: int, nodes: int | None) -> int:
+    """Over how many nodes so many slots come out even: at most those asked for."""
+    return next(one for one in range(min(count, nodes or 1), 0, -1) if count % one == 0)
+
+
 def options(config: Config, stage: str, slots: Sequence[str]) -> list[str]:
     """What sbatch is asked for a job of a stage on so many slots."""
-    asked, count = config.slurm.of(stage), len(slots)
+    asked = config.slurm.of(stage)
+    nodes = spread(len(slots), asked.nodes)
+    count = len(slots) // nodes  # on each, which is what Slurm counts these by
     gres = asked.gres
     if gres is None and on_gpus(slots):
         gres = "gpu:{slots}"
     found = [
         "--no-requeue",
-        "--nodes=1",
-        "--ntasks=1",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        *(["--ntasks-per-node=1"] if nodes > 1 else []),
         f"--cpus-per-task={count * config.slots.threads}",
     ]
     for name in ("partition", "account", "qos", "constraint"):

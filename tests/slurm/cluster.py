@@ -1,4 +1,5 @@
-"""A Slurm of one node on this machine's loopback, with its own munge, in a folder of its own.
+"""A Slurm on this machine's loopback, with its own munge, in a folder of its own: of one node, or
+of several that are one machine, each with a slurmd.
 
     python -m tests.slurm.cluster FOLDER      starts one and waits; Ctrl-C ends it
 
@@ -39,9 +40,15 @@ def _found(name: str) -> str | None:
 
 
 class Cluster:
-    """Its processes are munged, slurmctld and slurmd; each may be killed and started again."""
+    """Its processes are munged, slurmctld and a slurmd for each node (slurmd1, slurmd2, ... of
+    several); each may be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = 1) -> None:
+        self.nodes = (
+            {"slurmd": socket.gethostname()}
+            if nodes == 1
+            else {f"slurmd{number}": f"node{number}" for number in range(1, nodes + 1)}
+        )
         self.folder = folder
         self.conf = folder / "slurm.conf"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -62,8 +69,8 @@ class Cluster:
 
     def start(self, *names: str) -> None:
         """All of them, or those named."""
-        for name in names or ("munged", "slurmctld", "slurmd"):
-            program = _found(name)
+        for name in names or ("munged", "slurmctld", *self.nodes):
+            program = _found("slurmd" if name in self.nodes else name)
             assert program is not None
             with (self.folder / f"{name}.out").open("ab") as log:
                 self._running[name] = subprocess.Popen(
@@ -78,7 +85,7 @@ class Cluster:
                 _until(lambda: self._socket.exists())
         _until(self.answers)
         if not names:
-            _until(lambda: self.ask("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix"))
+            _until(lambda: {*self.ask("sinfo", "-h", "-N", "-o", "%t").split()} <= {"idle", "mix"})
 
     def kill(self, name: str) -> None:
         """By SIGKILL."""
@@ -141,7 +148,7 @@ class Cluster:
                 f"--log-file={munge / 'log'}",
             ],
             "slurmctld": ["-D", "-f", str(self.conf)],
-            "slurmd": ["-D", "-f", str(self.conf)],
+            **{each: ["-D", "-f", str(self.conf), "-N", node] for each, node in self.nodes.items()},
         }[name]
 
     def _write(self) -> None:
@@ -152,10 +159,18 @@ class Cluster:
             if not device.exists():
                 os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))
             devices.append(device)
+        nodes = [*self.nodes.values()]
         (self.folder / "gres.conf").write_text(
-            "".join(f"NodeName={host} Name=gpu File={device}\n" for device in devices)
+            "".join(
+                f"NodeName={node} Name=gpu File={device}\n" for node in nodes for device in devices
+            )
         )
-        control, daemon = _free_ports(2)
+        control, *daemons = _free_ports(1 + len(nodes))
+        lines = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS}"
+            f" RealMemory=4000 Gres=gpu:{GPUS} State=UNKNOWN\n"
+            for node, port in zip(nodes, daemons, strict=True)
+        ]
         self.conf.write_text(
             f"""\
 ClusterName=nasd
@@ -166,13 +181,12 @@ AuthType=auth/munge
 AuthInfo=socket={self._socket}
 CredType=cred/munge
 SlurmctldPort={control}
-SlurmdPort={daemon}
 StateSaveLocation={self.folder / "state"}
-SlurmdSpoolDir={self.folder / "spool"}
+SlurmdSpoolDir={self.folder / "spool"}/%n
 SlurmctldPidFile={self.folder / "slurmctld.pid"}
-SlurmdPidFile={self.folder / "slurmd.pid"}
+SlurmdPidFile={self.folder / "slurmd"}.%n.pid
 SlurmctldLogFile={self.folder / "slurmctld.log"}
-SlurmdLogFile={self.folder / "slurmd.log"}
+SlurmdLogFile={self.folder / "slurmd"}.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -185,9 +199,9 @@ KillWait={KILL_WAIT_SECONDS}
 SlurmdTimeout=300
 GresTypes=gpu
 JobRequeue=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory=4000 Gres=gpu:{GPUS} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=60 State=UP
-PartitionName=other Nodes={host} MaxTime=60 State=DOWN
+{"".join(lines)}\
+PartitionName=main Nodes={",".join(nodes)} Default=YES MaxTime=60 State=UP
+PartitionName=other Nodes={",".join(nodes)} MaxTime=60 State=DOWN
 """
         )
 
@@ -210,10 +224,10 @@ def _until(done: object, seconds: float = START_SECONDS) -> None:
 
 
 @contextmanager
-def running(folder: Path | None = None) -> Iterator[Cluster]:
+def running(folder: Path | None = None, nodes: int = 1) -> Iterator[Cluster]:
     """A cluster that is up, and gone behind it. Munge's socket takes a folder that all may enter:
     one below /tmp if none is named."""
-    cluster = Cluster(folder or Path(tempfile.mkdtemp(prefix="nasd-cluster-", dir="/tmp")))
+    cluster = Cluster(folder or Path(tempfile.mkdtemp(prefix="nasd-cluster-", dir="/tmp")), nodes)
     try:
         cluster.start()
         yield cluster
