@@ -309,6 +309,15 @@ def test_a_rank_that_fails_on_one_node_ends_those_of_all(
     assert "rank 3 was ended by SIGKILL" in folder.log.read_text()
 
 
+def test_where_a_node_s_own_process_was_killed_no_word_says_that_its_ranks_are_gone(
+    spread: dict[int, psutil.Process], folder: AttemptFolder, stub: Path
+):
+    spread[2].parent().kill()
+    assert wait_until((stub / "1.code").exists, PATIENCE)
+    assert over(spread)
+    assert not (folder.path / job.LEFT).exists()
+
+
 def test_nodes_whose_job_is_gone_end_their_ranks_when_its_orders_are_taken_back(
     spread: dict[int, psutil.Process], folder: AttemptFolder, stub: Path
 ):

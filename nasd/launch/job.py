@@ -14,10 +14,13 @@ what the cluster says of the job:
                  whatever the cluster says
     left.json    the job's last act, when none of its ranks is left, and why they left
 
-Each node of several follows the orders itself, and two more, of which the launcher knows nothing:
+Each node of several follows the orders itself. Between them and their job there are three more, of
+which the launcher knows nothing:
 
     leave.json   the job's, to its nodes: their ranks are to leave
     refused.json a node's, which cannot begin: why
+    node-1.json  a node's, for as long as it may have ranks: where one is left, the job leaves no
+                 word, and the launcher waits as for one that it knows nothing of
 
 The standard library alone, as it lives as long as the attempt.
 """
@@ -31,7 +34,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,7 @@ from nasd.contract.leash import die_with_parent
 from nasd.launch import interpreter, ranks
 
 ORDERS, BEGAN, PULSE, LEFT = "job.json", "began.json", "pulse", "left.json"
-LEAVE, REFUSED = "leave.json", "refused.json"
+LEAVE, REFUSED, NODE = "leave.json", "refused.json", "node-{}.json"
 LOOK_SECONDS = 2.0  # between two looks at the orders
 END: Mapping[str, Any] = {"end": True}
 LIMIT_SIGNAL = signal.SIGUSR1  # ahead of the time limit
@@ -100,7 +103,7 @@ class Job:
         else:
             code, text = self._start(self.count), ""
         self._ended.set()
-        if code < 0:  # srun was killed: of the other nodes nothing is known
+        if code < 0 or any(self._nodes()):  # killed: of their ranks nothing is known
             return 1
         self._leave("refused" if text else self.why, text, code)
         return code
@@ -124,8 +127,8 @@ class Job:
     def _spread(self, version: str, gpus: bool) -> tuple[int, str]:
         """Has each node run its share, until the last one has ended; one that fails ends the
         others. The code, and why one of them refused, or ""."""
-        for name in (LEAVE, REFUSED):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / LEAVE, self.folder / REFUSED, *self._nodes()):
+            path.unlink(missing_ok=True)
         words = (str(self.folder), str(self.count), self.token, version)
         words = (*words, "gpus" if gpus else "cores", str(self.nodes))
         signal.signal(signal.SIGTERM, lambda *_: self._told())
@@ -150,6 +153,9 @@ class Job:
             code = srun.wait()
         found = read(self.folder / REFUSED, self.token)
         return code, "" if found is None else str(found["text"])
+
+    def _nodes(self) -> Iterator[Path]:
+        return self.folder.glob(NODE.format("*"))
 
     def _refused(self, version: str, gpus: bool) -> tuple[str, str] | None:
         """Why it does not begin, and the sentence for it."""

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nasd.launch.job import END, LEAVE, LOOK_SECONDS, REFUSED, Job, read, write
+from nasd.launch.job import END, LEAVE, LEFT, LOOK_SECONDS, NODE, REFUSED, Job, read, write
 from nasd.launch.ranks import Share
 
 
@@ -28,9 +30,12 @@ class Node(Job):
             return 1
         self._settle(gpus)
         threading.Thread(target=self._follow, daemon=True).start()
-        here = self.count // self.nodes
-        code = self._start(here, Share(here * int(os.environ["SLURM_NODEID"]), self.count))
+        here, number = self.count // self.nodes, int(os.environ["SLURM_NODEID"])
+        told = self.folder / NODE.format(number)
+        write(told, {"token": self.token})
+        code = self._start(here, Share(here * number, self.count))
         self._ended.set()
+        told.unlink()
         return code
 
     def _follow(self) -> None:
@@ -44,6 +49,11 @@ class Node(Job):
                 if leave:
                     asked = True
                     self._signal(signal.SIGTERM)
+
+    def _orders(self) -> Mapping[str, Any]:
+        """Who comes up when the job is over has none."""
+        over = read(self.folder / LEFT, self.token) is not None
+        return END if over else super()._orders()
 
 
 def main(arguments: list[str]) -> int:
