@@ -129,8 +129,8 @@ class Job:
         others. The code, and why one of them refused, or ""."""
         for path in (self.folder / LEAVE, self.folder / REFUSED, *self._nodes()):
             path.unlink(missing_ok=True)
-        words = (str(self.folder), str(self.count), self.token, version)
-        words = (*words, "gpus" if gpus else "cores", str(self.nodes))
+        about = str(self.folder), str(self.count), self.token, version
+        words = *about, "gpus" if gpus else "cores", str(self.nodes)
         signal.signal(signal.SIGTERM, lambda *_: self._told())
         with ranks.met(self.folder):
             try:
