@@ -240,7 +240,8 @@ class Job:
 
 
 def main(arguments: list[str]) -> int:
-    folder, count, token, version, gpus, nodes = arguments
+    # One that waits since before an upgrade names no nodes.
+    folder, count, token, version, gpus, nodes = [*arguments, "1"][:6]
     return Job(Path(folder), int(count), token, int(nodes)).run(version, gpus == "gpus")
 
 
