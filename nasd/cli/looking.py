@@ -38,8 +38,11 @@ def status(
 
         with kept():
             from nasd.views.status import as_json as view
+            from nasd.views.status.facts import read
 
-            typer.echo(view.text(view.report(folder)))  # bytes: there are 20 MB of them
+            for piece in view.pieces(read(folder, whole=True)):
+                typer.echo(piece, nl=False)
+            typer.echo()
         return
     from nasd.cli.details import details
     from nasd.views.status.watch import show

@@ -979,7 +979,7 @@ class Config(Section):
     teacher: Teacher | None = None
     """Whom candidates learn from as well; without it, from the data alone."""
     data: Data
-    measure: Measure = Measure()
+    measure: Measure = Field(default_factory=Measure)
     """What models are measured at, and worked out for."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The ladder, one table a stage, climbed in this order."""

@@ -468,27 +468,24 @@ def distance(one: Genotype, other: Genotype) -> int:
 def text_of(data: Mapping[str, Any]) -> str:
     """The line of a genotype from what its `to_json` gave, without the way over a Genotype: views
     show them by the thousand."""
-    return _in_line(
-        [
-            _block_text(
-                block["heads"],
-                block.get("remaining"),
-                _marks(
-                    block.get("role"),
-                    block.get("bare", False),
-                    block.get("convolution"),
-                    block.get("branch"),
-                ),
-                [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]],
-            )
-            for block in data["blocks"]
-        ],
-        data.get("rank"),
+    return _in_line([_block_line(block) for block in data["blocks"]], data.get("rank"))
+
+
+def _block_line(block: Mapping[str, Any]) -> str:
+    ffns = [_ffn_text(ffn["activation"], ffn["sizes"]) for ffn in block["ffns"]]
+    if len(block) == 2:  # heads and FFNs alone, as most are
+        return _block_text(block["heads"], None, "", ffns)
+    marks = _marks(
+        block.get("role"),
+        block.get("bare", False),
+        block.get("convolution"),
+        block.get("branch"),
     )
+    return _block_text(block["heads"], block.get("remaining"), marks, ffns)
 
 
 def _ffn_text(activation: str, sizes: Iterable[int]) -> str:
-    return LETTERS[activation] + "-".join([str(size) for size in sizes])
+    return LETTERS[activation] + "-".join(map(str, sizes))
 
 
 def _marks(role: str | None, bare: bool, convolution: int | None, branch: int | None) -> str:

@@ -14,7 +14,13 @@ from nasd.contract.errors import NasdError
 from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
-from nasd.policy.ladder import begins_at, seed_weights_stand, teacher_is_known, work_ahead
+from nasd.policy.ladder import (
+    begins_at,
+    seed_weights_stand,
+    teacher_is_known,
+    under_way,
+    work_ahead,
+)
 from nasd.policy.predictors import losses_of, metric_of, pairs_behind
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
@@ -168,19 +174,6 @@ def _climb(
                 nth = len(_made(snapshot, generation, stage.name))
                 return Cutoff(generation, stage.name, after.name, found, nth)
     return None
-
-
-def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Candidate]:
-    """Those of a generation that the cutoff after the stage waits for: they have yet to finish it,
-    or a stage before it."""
-    steps = [one.name for one in config.ladder("candidates")]
-    position = steps.index(stage)
-    return [
-        c
-        for c in born
-        if not c.final and steps.index(c.stage) <= position
-        if not (c.state is State.WAITING and c.stage == stage)
-    ]
 
 
 def _promotion(

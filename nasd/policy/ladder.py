@@ -4,7 +4,7 @@ Which stages those are, where it goes from the one it has finished, what is stil
 which weights it starts from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nasd.contract import seeds, tasks
@@ -12,7 +12,7 @@ from nasd.contract.config import PREPARE, SCREEN, Config, Stage
 from nasd.contract.genotype import new_modules
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import work
-from nasd.record.lifecycle import CandidateKind, Event, Phase
+from nasd.record.lifecycle import CandidateKind, Event, Phase, State
 from nasd.record.state import Candidate, Mutant, Snapshot
 from nasd.search import noise
 from nasd.search.objectives import QUALITY
@@ -56,6 +56,19 @@ def stage_named(config: Config, name: str) -> Stage | None:
     """The settings of a stage, or of a part of one; None where there are none: prepare, and
     screening."""
     return next((stage for stage in config.parts if stage.name == name), None)
+
+
+def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Candidate]:
+    """Those of a generation that the cutoff after the stage waits for: they have yet to finish it,
+    or a stage before it."""
+    steps = [one.name for one in config.ladder("candidates")]
+    position = steps.index(stage)
+    return [
+        c
+        for c in born
+        if not c.final and steps.index(c.stage) <= position
+        if not (c.state is State.WAITING and c.stage == stage)
+    ]
 
 
 def slots_needed(config: Config, name: str, fit: int) -> int:

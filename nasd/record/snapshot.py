@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -449,12 +450,14 @@ def _attempts(rows: _Rows, part: _Part) -> tuple[Attempt, ...]:
 
 
 def _results(rows: _Rows, part: _Part) -> dict[tuple[int, str], StageResult]:
+    query = (
+        "SELECT candidate, stage, metrics, curve, steps, seconds, at FROM result"
+        f" WHERE {part.results}"
+    )
+    # By when they came. They mostly lie so, which Python's sort makes use of and SQLite's does not.
     return {
-        (row[0], row[1]): StageResult(*row)
-        for row in rows(
-            "SELECT candidate, stage, metrics, curve, steps, seconds FROM result"
-            f" WHERE {part.results} ORDER BY at"
-        )
+        (row[0], row[1]): StageResult(*row[:-1])
+        for row in sorted(rows(query), key=itemgetter(-1))
     }
 
 
@@ -470,8 +473,11 @@ def _decisions(rows: _Rows, part: _Part) -> tuple[Recorded, ...]:
 
 def _members(rows: _Rows, part: _Part) -> tuple[Member, ...]:
     return tuple(
-        Member(generation, candidate, role, None if survives is None else bool(survives), *rest)
-        for generation, candidate, role, survives, *rest in rows(
+        Member(
+            *(generation, candidate, role),
+            *(None if survives is None else bool(survives), rank, crowding),
+        )
+        for generation, candidate, role, survives, rank, crowding in rows(
             "SELECT generation, candidate, role, survives, rank, crowding FROM member"
             f" WHERE {part.members} ORDER BY generation, candidate"
         )

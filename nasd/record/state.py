@@ -294,7 +294,7 @@ class StageResult:
     def curve(self) -> list[tuple[int, float]]:
         return _curve(self.curve_json)
 
-    @cached_property
+    @property
     def last_loss(self) -> float | None:
         """Of its curve; None without one."""
         # A list of pairs, [[50, 5.9], [100, 5.8]], of which a whole search has very many.
@@ -575,7 +575,7 @@ class Snapshot:
 
     def size(self, candidate: int) -> float:
         """Its compression, which is known from its birth."""
-        found = self.value(candidate, COMPRESSION.name)
+        found = COMPRESSION.value(self.candidates[candidate], {}, self.baseline)
         assert found is not None
         return found
 

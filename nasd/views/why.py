@@ -8,7 +8,7 @@ from nasd.contract.config import Config
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import Heartbeat, read
 from nasd.contract.slots import devices, divided
-from nasd.policy import decisions, ladder, scheduling
+from nasd.policy import ladder, scheduling
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState, State
@@ -81,7 +81,7 @@ def _waiting(subject: Subject) -> str:
     one = subject.candidate
     assert one.generation is not None
     born = subject.snapshot.born_in(one.generation)
-    behind = [other.id for other in decisions.under_way(subject.config, born, one.stage)]
+    behind = [other.id for other in ladder.under_way(subject.config, born, one.stage)]
     paused = "paused at a checkpoint: " if rungs.SIGN in one.stage else ""
     return (
         f"{paused}the cutoff behind {one.stage} waits for {_numbers(behind)} of its generation"

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
@@ -14,10 +14,13 @@ from nasd.contract.readable import share_of_baseline
 from nasd.record.lifecycle import DecisionKind
 from nasd.record.state import Candidate, LoggedEvent, Snapshot
 from nasd.search import noise
+from nasd.search.objectives import QUALITY
 from nasd.views.status import standing
 from nasd.views.status.attempts import Where
-from nasd.views.status.devices import Device
 from nasd.views.status.facts import Facts, read
+
+if TYPE_CHECKING:
+    from nasd.views.status.devices import Device
 
 EVENTS = 20
 STARTING = {"doing": "starting", "step": 0, "steps": 0, "at": None}
@@ -31,6 +34,23 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
     return as_json(read(state, now, whole))
 
 
+def pieces(facts: Facts, at_once: int = 256) -> Iterator[bytes]:
+    """`text` of `as_json`, so many candidates at a time: of thousands, most of the time that they
+    take would be for memory to hold them all in."""
+    snap, tables = facts.snapshot, _Tables.of(facts.snapshot)
+    begin, end = b'{\n "candidates": [', b"\n ]\n}"
+    frame = text(_with(facts, tables, []))
+    # A key of the outermost level stands behind a line break and one space, and nothing else does.
+    before, behind = frame.split(b'\n "candidates": []')
+    yield before + b'\n "candidates": ['
+    for first in range(0, len(snap.individuals), at_once):
+        some = snap.individuals[first : first + at_once]
+        told = text({"candidates": [_candidate(facts, one, tables) for one in some]})
+        assert told.startswith(begin) and told.endswith(end)
+        yield (b"," if first else b"") + told[len(begin) : -len(end)]
+    yield b"\n ]" + behind
+
+
 def text(found: dict[str, Any]) -> bytes:
     """As `json.dumps` would write it, one value a line, ASCII alone; that takes a second for
     thousands of candidates, as Python's own writer is quick only without line breaks."""
@@ -41,11 +61,15 @@ def text(found: dict[str, Any]) -> bytes:
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
+    snap, tables = facts.snapshot, _Tables.of(facts.snapshot)
+    return _with(facts, tables, [_candidate(facts, one, tables) for one in snap.individuals])
+
+
+def _with(facts: Facts, tables: "_Tables", candidates: list[dict[str, Any]]) -> dict[str, Any]:
     snap = facts.snapshot
     experiment = snap.experiment
     config = experiment.config
     generation = snap.generation
-    tables = _Tables.of(snap)
     return {
         "experiment": {
             "name": experiment.name,
@@ -72,7 +96,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "gained": asdict(facts.gained),
         "remaining": _remaining(facts),
         "slots": [_slot(facts, slot) for slot in facts.slots],
-        "candidates": [_candidate(facts, one, tables) for one in snap.individuals],
+        "candidates": candidates,
         "controls": [_candidate(facts, one, tables) for one in snap.controls],
         "generations": [
             {
@@ -105,8 +129,9 @@ class _Tables:
     def of(cls, snap: Snapshot) -> "_Tables":
         found = cls()
         for (candidate, stage), result in snap.results.items():
-            if result.last_loss is not None:
-                found.losses.setdefault(candidate, {})[stage] = result.last_loss
+            loss = result.last_loss
+            if loss is not None:
+                found.losses.setdefault(candidate, {})[stage] = loss
         for member in snap.members:
             if member.survives:
                 found.survivors.setdefault(member.generation, []).append(member.candidate)
@@ -133,7 +158,7 @@ def _slot(facts: Facts, slot: str) -> dict[str, Any]:
     }
 
 
-def _device(device: Device) -> dict[str, Any]:
+def _device(device: "Device") -> dict[str, Any]:
     return {**asdict(device), "foreign": [asdict(one) for one in device.foreign]}
 
 
@@ -163,7 +188,7 @@ def _candidate(facts: Facts, candidate: Candidate, tables: _Tables) -> dict[str,
         "exact_match": scores.get("exact_match"),
         "f1": scores.get("f1"),
         "scores": snap.scoring.named(scores),
-        "quality": snap.quality(candidate.id) if scores else None,
+        "quality": QUALITY.value(candidate, scores, snap.baseline),
         "quality_error": noise.error_of(scores),
         "seeds": int(scores.get(noise.SEEDS, 1)),
         "rank_within_noise_of": list(tables.unsure.get(candidate.id, ())),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasd.contract import config as config_module
 from nasd.contract import slots
@@ -19,10 +19,12 @@ from nasd.record.state import Candidate, LoggedEvent, Member, Snapshot
 from nasd.search.pareto import Point
 from nasd.views.status import standing
 from nasd.views.status.attempts import Listener, Where
-from nasd.views.status.devices import Device, Devices, Question
 from nasd.views.status.notices import Notice, notices
 from nasd.views.status.remaining import Remaining, remaining
 from nasd.views.status.waits import waits
+
+if TYPE_CHECKING:  # what samples them, most looks do without
+    from nasd.views.status.devices import Device, Devices, Question
 
 EVENTS = 60
 
@@ -55,7 +57,7 @@ class Facts:
     events: list[LoggedEvent]
     selections: list[tuple[int, float, float]]
     where: Mapping[int, Where]
-    devices: Mapping[str, Device]
+    devices: "Mapping[str, Device]"
     attempts: Mapping[int, int] = field(default_factory=dict)
     known: dict[tuple[int, str], float] = field(default_factory=dict, repr=False)
     trouble: str = ""
@@ -129,8 +131,10 @@ class Facts:
         return int(self.snapshot.experiment.config["slots"].get("share", 1))
 
     @property
-    def question(self) -> Question:
+    def question(self) -> "Question":
         """What is to be known of the devices."""
+        from nasd.views.status.devices import Question
+
         threads = self.config.slots.threads if self.config else 1
         return Question(self.slots, self.snapshot.live_attempts, threads)
 
@@ -239,7 +243,7 @@ class Reader:
     devices: whether those are looked at too; they must be `sampled` then.
     """
 
-    def __init__(self, state: Path, devices: Devices | None = None, whole: bool = False) -> None:
+    def __init__(self, state: Path, devices: "Devices | None" = None, whole: bool = False) -> None:
         self._folder = StateFolder(state)
         self._devices = devices
         self._listener = Listener(self._folder)

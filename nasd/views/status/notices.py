@@ -5,7 +5,7 @@ One line of `notices` for each thing that there may be to say.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
@@ -15,7 +15,9 @@ from nasd.record.lifecycle import ExperimentState, State
 from nasd.record.state import PAUSED, Snapshot
 from nasd.views import caveats
 from nasd.views.status.attempts import Where
-from nasd.views.status.devices import Device
+
+if TYPE_CHECKING:
+    from nasd.views.status.devices import Device
 
 OVERDUE_SECONDS = 60.0  # of silence: a worker speaks every second, or says before that it will not
 GB = 1e9
@@ -37,7 +39,7 @@ def notices(
     config: Config | None,
     served: bool,
     where: Mapping[int, Where],
-    devices: Mapping[str, Device],
+    devices: "Mapping[str, Device]",
     now: float,
 ) -> list[Notice]:
     experiment = snapshot.experiment
@@ -50,7 +52,7 @@ def _notices(
     config: Config | None,
     served: bool,
     where: Mapping[int, Where],
-    devices: Mapping[str, Device],
+    devices: "Mapping[str, Device]",
     now: float,
 ) -> list[Notice]:
     experiment = snapshot.experiment

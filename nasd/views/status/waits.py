@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from nasd.contract import rungs
 from nasd.contract.config import Config
 from nasd.contract.readable import about, counted
-from nasd.policy import decisions, endings, ladder, scheduling
+from nasd.policy import endings, ladder, scheduling
 from nasd.record.lifecycle import State
 from nasd.record.state import PAUSED, Candidate, Snapshot
 
@@ -56,7 +56,7 @@ def _for_cutoffs(snapshot: Snapshot, config: Config | None) -> dict[int, str]:
     born = snapshot.born_in(snapshot.generation.number)
     why = {}
     for stage in {one.stage for one in waiting}:
-        left = len(decisions.under_way(config, born, stage))
+        left = len(ladder.under_way(config, born, stage))
         paused = "paused, " if rungs.SIGN in stage else ""
         why[stage] = f"{paused}cutoff waits for {left} of {len(born)}"
     return {one.id: why[one.stage] for one in waiting}
