@@ -18,6 +18,7 @@ from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Phase, State
 from nasd.record.store import Store
 from nasd.views.status import as_json
+from nasd.views.status.facts import read
 from tests.conftest import ROOT, all_succeed, drive, make_tick, small_config, small_dict, to_toml
 
 CANDIDATE_KEYS = {
@@ -106,6 +107,13 @@ def test_the_text_is_what_python_would_write(search: Tick):
     assert as_json.text(found).decode() == json.dumps(found, indent=1)
     undecodable = {"path": os.fsdecode(b"/caf\xe9")}
     assert json.loads(as_json.text(undecodable)) == undecodable
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_what_is_written_by_pieces_is_the_same_text(search: Tick, at_once):
+    facts = read(search.state.path, search.clock(), whole=True)
+    found = b"".join(as_json.pieces(facts, at_once))
+    assert found == as_json.text(as_json.as_json(facts))
 
 
 def test_the_last_loss_of_a_result_is_that_of_its_curve(search: Tick):

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from nasd.contract import rungs, seeds, slots, tasks
-from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage
+from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage, text_of
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import DEFAULT
 from nasd.record.lifecycle import (
@@ -638,7 +638,7 @@ def _genotype(text: str) -> Genotype:
 
 @lru_cache(maxsize=2048)
 def _genotype_text(text: str) -> str:
-    return str(_genotype(text))
+    return text_of(json.loads(text))
 
 
 @lru_cache(maxsize=2048)

@@ -219,7 +219,7 @@ class _Compiler:
             why=why(self.subject),
             hash=one.hash,
             genotype=one.genotype.to_json(),
-            genotype_text=str(one.genotype),
+            genotype_text=one.genotype_text,
             parameters=one.parameters,
             size=snap.size(one.id),
             exact_match=scores.get("exact_match"),

@@ -51,9 +51,9 @@ def _lost(snapshot: Snapshot, now: float) -> Iterator[tuple[int, float]]:
         if result is not None and result.steps > first:
             own[key] = _held(last, now) / (result.steps - first)
             paces.setdefault(key[1], []).append(own[key])
+    usual = {stage: median(found) for stage, found in paces.items()}
     for key, tried in groups.items():
-        usual = paces.get(key[1])
-        pace = own.get(key, median(usual) if usual else 0.0)
+        pace = own.get(key, usual.get(key[1], 0.0))
         furthest = 0
         for one in tried:
             if not one.live and one.state is not AttemptState.SUCCEEDED:

@@ -153,7 +153,7 @@ class Findings:
                         if one.id in self.injected
                         else mutations.in_words(self.mutated[one.id])
                     ),
-                    genotype=str(one.genotype),
+                    genotype=one.genotype_text,
                     genotype_json=one.genotype_json,
                     hash=one.hash,
                     attempts=len(tried),

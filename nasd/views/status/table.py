@@ -237,7 +237,7 @@ def _candidate(facts: Facts, one: Candidate, widths: Mapping[str, int]) -> Text:
             "others": _values(snap, one, widths.get("others", 0)),
             "rank": "" if rank is None else str(rank),
             "parameters": parameters(one.parameters),
-            "genotype": str(one.genotype) if "genotype" in widths else "",
+            "genotype": one.genotype_text if "genotype" in widths else "",
         },
     )
     row.stylize_before(_style(facts, one))
