@@ -9,7 +9,8 @@ from contextlib import contextmanager
 def kept() -> Iterator[None]:
     """Within it Python does not look for cycles. It would again and again, as the objects become
     more, and find none: that took a third of the time to read 10,000 candidates. What stands at the
-    end is never looked through: of a command that is done with it, that took a fifth of a second."""
+    end is never looked through: for a command that is done with it, that was a fifth of a second.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
