@@ -456,8 +456,7 @@ def _results(rows: _Rows, part: _Part) -> dict[tuple[int, str], StageResult]:
     )
     # By when they came. They mostly lie so, which Python's sort makes use of and SQLite's does not.
     return {
-        (row[0], row[1]): StageResult(*row[:-1])
-        for row in sorted(rows(query), key=itemgetter(-1))
+        (row[0], row[1]): StageResult(*row[:-1]) for row in sorted(rows(query), key=itemgetter(-1))
     }
 
 
