@@ -175,18 +175,43 @@ class Outcome(Message):
 
 
 class AttemptFolder:
-    """Names of the files of one attempt."""
+    """Names of the files of one attempt; each is made when it is asked for, as a turn makes a
+    folder of every attempt that is under way, and asks for two of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.spec = path / "spec.json"
-        self.heartbeat = path / "heartbeat"
-        self.metrics = path / "metrics.jsonl"
-        self.log = path / "worker.log"
-        self.checkpoints = path / "checkpoints"
-        self.result = path / "result"
-        self.outcome = path / "outcome.json"
-        self.checked = path / "checked"
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.path / "heartbeat"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result"
+
+    @property
+    def outcome(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def checked(self) -> Path:
+        return self.path / "checked"
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 if there is none; whole or not."""

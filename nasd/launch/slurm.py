@@ -179,6 +179,8 @@ class SlurmLauncher(Launcher):
         number = process["job"]
         if seen is not None and seen.state in STANDING:
             return f"its job {number} is suspended"
+        if token in self._met:  # it has begun, and is not read again
+            return None
         if any(job.read(folder.path / name, token) for name in (job.BEGAN, job.LEFT)):
             return None
         if seen is None:
@@ -285,8 +287,9 @@ class SlurmLauncher(Launcher):
 
     def _known(self, process: Mapping[str, Any]) -> tuple[str, AttemptFolder]:
         token = process["token"]
-        folder = AttemptFolder(self._attempts / process["attempt"])
-        return token, self._folders.setdefault(token, folder)
+        if token not in self._folders:
+            self._folders[token] = AttemptFolder(self._attempts / process["attempt"])
+        return token, self._folders[token]
 
     def _find(self, token: str) -> AttemptFolder | None:
         """An attempt's folder, also where its daemon was killed before it knew of the job."""

@@ -18,9 +18,10 @@ class StateFolder:
         self.sinks = path / "sinks"  # what trackers of others' keep here
         self.reports = path / "reports"
         self.requests = path / "requests"
+        self.attempts = path / "attempts"
 
     def attempt(self, attempt: int) -> AttemptFolder:
-        return AttemptFolder(self.path / "attempts" / str(attempt))
+        return AttemptFolder(self.attempts / str(attempt))
 
     def candidate(self, candidate: int) -> Path:
         return self.path / "candidates" / str(candidate)
