@@ -156,3 +156,19 @@ def test_rungs_that_would_cost_more_to_start_than_to_train_are_not_put(planned) 
     slow = replace(subject, machine=replace(subject.machine, start_seconds=36_000.0))
     keys, why = rungs_for(config, slow)
     assert not keys and why.endswith("an attempt 36000 s to start")
+
+
+def test_a_stage_that_not_all_climb_gets_no_rungs_however_long_it_takes(planned) -> None:
+    stages = []
+    for one in planned.config.stages:
+        told = {**one.model_dump(), "rungs": ()}
+        if one.name == "pretrain_0":
+            told |= {"who": "new", "keep": None, "epochs": 1000.0}
+        if one.name != "pretrain_1":
+            stages.append(told)
+    plain = planned.config.model_dump(by_alias=True) | {"stages": stages, "promotion": {}}
+    plain["variation"]["inherit_from"] = "task"
+    config = Config.model_validate(plain)
+    keys, why = rungs_for(config, gather(config, Path("config.toml")))
+    assert "stages.finetune.rungs" in keys and not why
+    assert len([key for key in keys if key.endswith(".rungs")]) == 1

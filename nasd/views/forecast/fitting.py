@@ -122,7 +122,11 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
 def rungs_for(config: Config, subject: Subject) -> tuple[dict[str, Any], str]:
     """Rungs within the stage in which a candidate takes longest, and a rule, as keys of the config;
     where there are none, why not."""
-    climbed = [one for one in config.ladder("candidates") if one.train in ("new", "all")]
+    climbed = [
+        one
+        for one in config.ladder("candidates")
+        if one.train in ("new", "all") and one.who != "new"
+    ]
     if any(one.cuts for one in climbed):
         return {}, "some cutoff stands in the config"
     stage = max(climbed, key=lambda one: _seconds(config, subject, one))
