@@ -14,7 +14,7 @@ from nasd.search.pareto import (
     crowding,
     hypervolume,
     ranks,
-    spread,
+    subset,
     survivors,
     tournament,
 )
@@ -336,28 +336,40 @@ def test_importing_it_brings_neither_numpy_nor_moocore() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20), st.integers(0, 12))
-def test_those_spread_along_a_front_are_of_the_best_ranks_and_as_many_as_asked(
-    drawn: list[tuple[int, int]], count: int
+@given(several, st.integers(0, 12))
+def test_a_subset_is_of_the_best_ranks_and_as_many_as_asked(
+    points: list[Point], count: int
 ) -> None:
-    points = [(float(x), float(y)) for x, y in drawn]
-    found = spread(points, count)
+    found = subset(points, count)
     assert len(set(found)) == len(found) == min(count, len(points))
     rank = ranks(points)
     worst = max((rank[index] for index in found), default=-1)
     assert all(index in found for index, one in enumerate(rank) if one < worst)
 
 
-def test_few_of_a_front_are_taken_from_all_along_it() -> None:
-    # Two lonely neighbours at one end have the largest distances of the whole front.
-    line = [(0.0, 10.0), (1.0, 9.0), (5.0, 5.0), (5.5, 4.5), (6.0, 4.0), (6.5, 3.5), (10.0, 0.0)]
-    assert spread(line, 3) == [0, 2, 6]
-    sizes = [(float(x), 20.0 - x) for x in range(21)]
-    assert spread(sizes, 2) == [0, 20]
-    gaps = [b - a for a, b in itertools.pairwise(spread(sizes, 6))]
-    assert max(gaps) <= 2 * min(gaps)
+@settings(max_examples=30)
+@given(st.lists(coarse, min_size=1, max_size=8), st.integers(1, 4))
+def test_of_a_front_nearly_as_much_is_dominated_as_any_so_many_could(
+    points: list[Point], count: int
+) -> None:
+    front = [point for point, rank in zip(points, ranks(points), strict=True) if rank == 0]
+    reference = (-4.0, -4.0)
+    found = [front[index] for index in subset(front, count, beside=[reference])]
+    most = max(
+        hypervolume(some, reference)
+        for some in itertools.combinations(front, min(count, len(front)))
+    )
+    assert hypervolume(found, reference) >= 0.8 * most
 
 
-def test_who_breaks_a_limit_is_not_spread_out_before_those_who_break_none() -> None:
+def test_knees_of_a_front_come_before_its_ends() -> None:
+    # (-loss, how small): a quarter smaller for nothing; half for much; the end for nearly all.
+    front = [(-2.1, 1.1), (-2.11, 1.2), (-2.15, 1.5), (-2.7, 2.0), (-3.4, 2.1), (-5.0, 2.2)]
+    assert subset(front, 2, beside=[(-2.08, 1.0)]) == [2, 3]
+    assert subset(front, 4, beside=[(-2.08, 1.0)]) == [1, 2, 3, 4]
+    assert subset([front[0]] * 3, 2) == [0, 1]
+
+
+def test_who_breaks_a_limit_is_not_taken_before_those_who_break_none() -> None:
     points = [(0.0, 9.0), (4.0, 5.0), (9.0, 0.0), (20.0, 20.0)]
-    assert spread(points, 3, [0.0, 0.0, 0.0, 1.0]) == [0, 1, 2]
+    assert subset(points, 3, [0.0, 0.0, 0.0, 1.0]) == [0, 1, 2]

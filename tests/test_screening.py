@@ -77,7 +77,11 @@ def test_the_best_of_the_mutants_of_each_size_are_born_and_the_others_stay_in_th
             Tried(one.loss, kept(one.loss, 1.0, 2.5), known(names, one, found.baseline))
             for one in mine
         ]
-        born = [mine[index] for index in best(points, places)]
+        parents = [
+            Tried(1.0, 1.0, known(names, found.candidates[one], found.baseline))
+            for one in {one.parent for one in mine}
+        ]
+        born = [mine[index] for index in best(points, places, parents)]
         assert [one.candidate for one in born] == [one.id for one in found.born_in(generation)]
         for one in born:
             child = found.candidates[one.candidate]
@@ -350,6 +354,12 @@ def test_a_space_with_fewer_mutants_than_are_asked_for_still_fills_every_place()
     assert 2 <= len(born) < 100
     with pytest.raises(NasdError, match="gave none that lies"):
         initial_population(baseline, space, variation, mu=50, seed=1, times=2)
+
+
+def test_a_mutant_that_is_as_good_as_larger_ones_is_born_before_their_spread() -> None:
+    told = [(2.94, 1.34), (2.71, 1.31), (2.34, 1.24), (2.15, 1.20), (2.11, 1.09), (2.10, 1.06)]
+    tried = [Tried(loss, 0.8, (size,)) for loss, size in told]
+    assert best(tried, 4, [Tried(2.08, 1.0, (1.0,))]) == [1, 2, 3, 4]
 
 
 def test_those_without_a_loss_only_fill_up() -> None:

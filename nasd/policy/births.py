@@ -83,7 +83,11 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
         _tried(one, told, known(names, one, baseline), snapshot.missed_at_birth(one))
         for one in snapshot.mutants
     ]
-    chosen = [snapshot.mutants[index] for index in best(tried, places)]
+    parents = [
+        Tried(said[PARENT], 1.0, known(names, snapshot.candidates[parent], baseline))
+        for parent, said in told.items()
+    ]
+    chosen = [snapshot.mutants[index] for index in best(tried, places, parents)]
     found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
     losses = {
         mutant.id: one.loss

@@ -106,23 +106,32 @@ def survivors(points: Sequence[Point], mu: int, missed: Sequence[float] = ()) ->
     return order[:mu]
 
 
-def spread(points: Sequence[Point], count: int, missed: Sequence[float] = ()) -> list[int]:
-    """So many of the best, as indices, spread along the last front of theirs: of that the most
-    crowded one goes, again and again, each time by the distances of those that are left (Kukkonen
-    and Deb 2006).
+def subset(
+    points: Sequence[Point],
+    count: int,
+    missed: Sequence[float] = (),
+    beside: Sequence[Point] = (),
+) -> list[int]:
+    """So many of the best, as indices: by rank, and of the last front those that together dominate
+    much. Of it the one goes that adds least to the hypervolume, again and again (Beume et al. 2007;
+    of equals the last), above the worst along each axis of that front and of the points beside it.
 
-    Where a few of many are taken, the largest distances of the whole front leave gaps: they may all
-    lie side by side.
+    So knees of the front come first, and an end that is bought dearly last. By distances, a long
+    tail that nobody wants takes most of the places.
     """
+    import moocore
+
     rank = ranks(points, missed)
     found: list[int] = []
     for front in sorted(set(rank)):
         members = [index for index, one in enumerate(rank) if one == front]
+        reach = [*(points[index] for index in members), *beside]
+        reference = [min(axis) for axis in zip(*reach, strict=True)]
         while len(members) > max(0, count - len(found)):
-            distance = crowding([points[index] for index in members], [0] * len(members))
-            # Of the ends of a front of more than there is room for, the last.
-            crowded = min(range(len(members)), key=lambda at: (distance[at], -members[at]))
-            del members[crowded]
+            line = [points[index] for index in members]
+            adds = moocore.hv_contributions(line, reference, maximise=True)
+            least = min(range(len(members)), key=lambda at: (adds[at], -members[at]))
+            del members[least]
         found += members
     return found
 
