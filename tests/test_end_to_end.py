@@ -113,7 +113,8 @@ def check_curves(state: StateFolder, snap: Snapshot) -> None:
 
 def test_a_search_survives_a_kill_of_its_daemon_and_ends(tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    config = write_preset("demo-thesis", folder, TINY, force=False)
+    one = ("population.mu=1", "population.tournament=1")
+    config = write_preset("demo-thesis", folder, (*TINY, *one), force=False)
     state = folder / "state"
     first = start(config)
 

@@ -870,14 +870,16 @@ def test_onnx_gives_the_same_logits(finished: StateFolder, tmp_path: Path) -> No
 
 def give_questions(state: StateFolder) -> None:
     """The demo's, as prepare leaves them."""
-    from nasd.presets.demo import write_demo_data
+    from nasd.presets.demo import write_corpus, write_squad
     from nasd.worker import prepare
     from nasd.worker.model import seed
     from nasd.worker.training.progress import quiet
     from tests.training import demo_config
 
     made = state.path / "data"
-    write_demo_data(made / "demo-data")
+    (made / "demo-data").mkdir(parents=True)
+    write_squad(made / "demo-data/squad.json", articles=5)
+    write_corpus(made / "demo-data/corpus.txt", documents=5)
     (made / "cache").mkdir()
     data = demo_config(data__qa__tokens=TOKENS, data__qa__stride=STRIDE).data
     tokenizer = seed.load_tokenizer(str(DEMO_SEED), made)

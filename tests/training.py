@@ -19,6 +19,7 @@ from nasd.presets import preset_text
 from nasd.presets.demo import write_demo_data
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import Run
+from tests import forked
 
 SOURCE = "package:nasd/demo_seed"
 
@@ -143,7 +144,7 @@ class Launched:
 
     @property
     def outcome(self) -> Outcome | None:
-        return read(Outcome, self.folder.outcome) if self.folder.outcome.exists() else None
+        return outcome_of(self.folder)
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in self.folder.checkpoints.glob("step-*"))
@@ -161,13 +162,23 @@ class Launched:
         return [process for _, process in sorted(found, key=lambda one: one[0])]
 
 
-@contextmanager
-def launched(spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu") -> Iterator[Launched]:
+def written(spec: Spec, path: Path) -> AttemptFolder:
+    """An attempt's folder, with its spec."""
     folder = AttemptFolder(path)
     path.mkdir(parents=True, exist_ok=True)
     if not spec.tensorboard:
         spec = spec.model_copy(update={"tensorboard": str(path / "tensorboard")})
     write(spec, folder.spec)
+    return folder
+
+
+def outcome_of(folder: AttemptFolder) -> Outcome | None:
+    return read(Outcome, folder.outcome) if folder.outcome.exists() else None
+
+
+@contextmanager
+def launched(spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu") -> Iterator[Launched]:
+    folder = written(spec, path)
     launcher = LocalLauncher(threads=1)
     # The token is the whole path: of two tests at once, neither must end the other's workers.
     process = launcher.start(folder, [f"{kind}:{n}" for n in range(ranks)], str(path))
@@ -180,7 +191,12 @@ def launched(spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu") -> Itera
 def work(
     spec: Spec, path: Path, ranks: int = 1, kind: str = "cpu"
 ) -> tuple[AttemptFolder, Outcome | None]:
-    """Runs an attempt to its end; None if it left no outcome."""
+    """Runs an attempt to its end; None if it left no outcome. One rank on a CPU is forked from a
+    process that has torch already; `launched` starts it as a daemon does."""
+    if (ranks, kind) == (1, "cpu"):
+        folder = written(spec, path)
+        forked.run(folder, str(path))
+        return folder, outcome_of(folder)
     with launched(spec, path, ranks, kind) as attempt:
         attempt.ends()
     return attempt.folder, attempt.outcome
