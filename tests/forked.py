@@ -47,7 +47,7 @@ def serve() -> None:
     import torch.distributed  # noqa: F401
 
     import nasd.worker.__main__
-    import nasd.worker.stage  # noqa: F401
+    import nasd.worker.stage
 
     for line in sys.stdin:
         path, environment = json.loads(line)
