@@ -224,10 +224,10 @@ def test_somebody_pauses_and_is_promoted_late():
     losses = {1: 2.0, 2: 1.0, 3: 3.0, 4: 4.0}
     crowd = {one: (loss, (1.0, 1.0)) for one, loss in losses.items()}
     made = told(crowd, [1, 2, 3, 4], set())
-    assert [(found.kept, found.reached) for found in made] == [((2,), 2), ((1,), 4), ((), 4)]
+    assert [(found.kept, found.reached) for found in made] == [((1,), 1), ((2,), 3), ((), 4)]
     assert made[-1].cut == (3, 4)
-    assert "among the 1 of the first 2" in made[0].reasons[2]
-    assert "among the 2 of the first 4" in made[1].reasons[1]
+    assert "among the 1 of the first 1" in made[0].reasons[1]
+    assert "among the 2 of the first 3" in made[1].reasons[2]
 
 
 # -- extrapolated curves -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Paths in the file are relative to the file. Nothing here touches the disk but `l
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -826,7 +827,7 @@ def _stages(found: Sequence[tasks.Task]) -> str:
 
 
 RULES = ("share", "halving", "asha", "curve")  # as nasd.search.fidelity has them
-CURVE_POINTS = 3  # of a learning curve, that one is extrapolated from
+CURVE_POINTS = 2  # of a learning curve, that one is extrapolated from
 
 
 class Promotion(Section):
@@ -1128,7 +1129,7 @@ class Config(Section):
             )
         for one in cuts if rule == "curve" else ():
             assert one.epochs is not None
-            points = int(one.evaluations * one.epochs * one.span[1]) + 1
+            points = math.ceil(one.evaluations * one.epochs * one.span[1])  # the last at its end
             if points < CURVE_POINTS:
                 raise ValueError(
                     f'promotion.rule: "curve" extrapolates learning curves of {CURVE_POINTS} points'

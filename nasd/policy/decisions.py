@@ -14,13 +14,7 @@ from nasd.contract.errors import NasdError
 from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
-from nasd.policy.ladder import (
-    begins_at,
-    seed_weights_stand,
-    teacher_is_known,
-    under_way,
-    work_ahead,
-)
+from nasd.policy.ladder import begins_at, seed_weights_stand, teacher_is_known, turn, under_way
 from nasd.policy.predictors import losses_of, metric_of, pairs_behind
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
@@ -251,8 +245,7 @@ def _arrived(
     before = next((one.name for one in reversed(ladder[:position]) if one.cuts), None)
     if before is None:
         fresh = (replace(one, stage=begins_at(config, one)) for one in born)
-        work = {one.id: work_ahead(snapshot, config, one) for one in fresh}
-        order = sorted(work, key=lambda one: (-work[one], one))
+        order = [one for _, one in sorted(turn(snapshot, config, one) for one in fresh)]
     else:
         assert generation is not None
         order = [*_went_on(snapshot, generation, before)]

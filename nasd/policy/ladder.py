@@ -15,6 +15,7 @@ from nasd.estimate.cost import work
 from nasd.record.lifecycle import CandidateKind, Event, Phase, State
 from nasd.record.state import Candidate, Mutant, Snapshot
 from nasd.search import noise
+from nasd.search.fidelity import RULES
 from nasd.search.objectives import QUALITY
 from nasd.search.variation.breeding import Bred
 
@@ -162,6 +163,19 @@ def work_ahead(snapshot: Snapshot, config: Config, candidate: Candidate) -> floa
         ).flop
         for stage in way(snapshot, config, candidate)
     )
+
+
+def turn(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[float, int]:
+    """Of those at one stage, who starts before whom: the lower first, of equals the older.
+
+    Who has most work ahead, so that the long ones do not end last and alone. Offspring under an
+    asynchronous rule the other way round: nobody waits for all of them, and of short ones more have
+    come to each rung, and to a score, after as many hours.
+    """
+    work = work_ahead(snapshot, config, candidate)
+    offspring = candidate.kind is CandidateKind.CANDIDATE and bool(candidate.generation)
+    shortest_first = offspring and RULES[config.promotion.rule].asynchronous
+    return (work if shortest_first else -work, candidate.id)
 
 
 def weights_of(

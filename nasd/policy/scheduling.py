@@ -20,9 +20,9 @@ from nasd.policy.ladder import (
     slots_needed,
     stage_named,
     steps_of,
+    turn,
     undivided,
     way,
-    work_ahead,
 )
 from nasd.record.lifecycle import State
 from nasd.record.state import Attempt, Snapshot
@@ -40,8 +40,7 @@ class Start:
 
 def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float) -> list[Start]:
     """Which attempts to start on the free ones of `slots`: what is furthest up the ladder first,
-    of one stage the baseline, then who has most work ahead, so that the long ones do not end last
-    and alone; of equals the older.
+    of one stage the baseline, then as nasd.policy.ladder.turn has it.
 
     Who does not fit lets smaller ones pass, and a candidate whose last attempts were lost waits for
     its back-off. Where nobody is left to wait, `slots.widen` gives away what would be idle.
@@ -55,8 +54,7 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
         key=lambda c: (
             -steps_of(snapshot, config, c).index(c.stage),
             not c.is_baseline,
-            -work_ahead(snapshot, config, c),
-            c.id,
+            *turn(snapshot, config, c),
         )
     )
     found: dict[int, tuple[str, ...]] = {}

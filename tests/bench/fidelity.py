@@ -6,7 +6,14 @@ to their end, by quality and compression, above no quality and none. `regained`:
 what the thesis's rule (the half with the lowest loss goes on, half-way) comes to in the end, over
 that rule's hours; a seed that never comes to it counts as infinite. `cut`: the share of the true
 front, of all candidates trained to their end, that the rule has cut; `missed`: the share that it
-has cut though nobody else who came to the end is as small, and as good but for noise (95 %).
+has cut though nobody else who came to the end is as small, and as good but for noise (95 %). How
+much of the front any rule has to cut for the noise of the scores, the row that cuts at the very end
+tells, which knows all of each curve.
+
+1/4 to 4/4: the hypervolume after these shares of the hours of `MOASHA, mended`
+(tests.bench.moasha), which has the same candidates, in the order in which asynchronous rules start
+them. Where Syne Tune is not installed, those of the asynchronous rule with the same rungs are
+taken, and it is said.
 """
 
 import argparse
@@ -17,6 +24,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from statistics import mean, median
@@ -25,33 +33,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nasd.search import noise
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Rung
-from nasd.search.pareto import Point, hypervolume, ranks
+from nasd.search.pareto import ranks
+from tests.bench.replayed import SLOTS, Known, Run, missed, read
+
+try:
+    from tests.bench import moasha
+except ImportError:  # it is of Syne Tune, which nothing else needs
+    moasha = None  # type: ignore[assignment]
 
 TABLE = Path(__file__).parents[1] / "data" / "curves-demo.json"
-ABOVE = (0.0, 0.0)
-SLOTS = 4
-
-
-@dataclass(frozen=True)
-class Known:
-    """A recorded candidate. curve: of training alone, without the loss before it."""
-
-    curve: tuple[tuple[int, float], ...]
-    steps: int
-    seconds: float
-    quality: float
-    error: float
-    compression: float
-
-    @property
-    def point(self) -> Point:
-        return self.quality, self.compression
-
-    def upto(self, share: float) -> tuple[tuple[int, float], ...]:
-        return tuple(one for one in self.curve if one[0] <= round(share * self.steps))
+PEER, INSTEAD = "MOASHA, mended", "asha at 1/8, 1/4, 1/2"
+QUARTERS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -70,34 +64,19 @@ WAYS = {
     "share, halves at 1/4, 1/2": Way("share", HALVES),
     "halving at 1/4, 1/2": Way("halving", HALVES),
     "halving at 1/8, 1/4, 1/2": Way("halving", EARLY),
+    "asha at 1/8": Way("asha", ((0.125, 0.5),)),
     "asha at 1/4, 1/2": Way("asha", HALVES),
     "asha at 1/8, 1/4, 1/2": Way("asha", EARLY),
     "curve at 1/4, 1/2": Way("curve", HALVES),
+    "curve at 1/8, 1/4, 1/2": Way("curve", EARLY),
+    "halving, half at the end": Way("halving", ((1.0, 0.5),)),
     "no cutoff": Way("share", ()),
 }
 
 
-def read(path: Path) -> list[Known]:
-    table = json.loads(path.read_text())
-    whole = table["baseline"]["parameters"]
-    return [
-        Known(
-            tuple((step, loss) for step, loss in one["curve"] if step),
-            one["steps"],
-            one["seconds"],
-            (one["exact_match"] + one["f1"]) / 2,
-            one["quality_error"],
-            whole / one["parameters"],
-        )
-        for one in table["candidates"]
-        if "diverged" not in one
-    ]
-
-
 @dataclass
-class Replay:
-    """One generation under a rule. ended: (hours spent so far, candidate). busy, span: slot-seconds
-    that were used, and those that passed until the end."""
+class Replay(Run):
+    """One generation under a rule."""
 
     way: Way
     pool: Mapping[int, Known]
@@ -114,9 +93,10 @@ class Replay:
         self.at = dict.fromkeys(self.pool, 0)
         self.done = {rung: set() for rung in range(len(rungs) + 1)}
         self.kept = {rung: [] for rung in range(len(rungs))}
+        place = {one: number for number, one in enumerate(self.first)}
         pending, running = [*self.pool], list[tuple[float, int]]()
         while pending or running:
-            pending.sort(key=lambda one: (-self.at[one], -self.pool[one].seconds, one))
+            pending.sort(key=lambda one: (-self.at[one], place[one]))
             while pending and len(running) < SLOTS:
                 one = pending.pop(0)
                 heapq.heappush(running, (self.now + self._seconds(one), one))
@@ -127,6 +107,11 @@ class Replay:
                 self.ended.append((self.busy, one))
             pending += self._decide()
         return self
+
+    @cached_property
+    def first(self) -> list[int]:
+        """In which order they start, as nasd.policy.ladder.turn has it."""
+        return in_turn(self.pool, RULES[self.way.rule].asynchronous)
 
     def _seconds(self, one: int) -> float:
         shares = (0.0, *(share for share, _ in self.way.rungs), 1.0)
@@ -142,13 +127,11 @@ class Replay:
                 waiting = here - {*went} - self.cut
                 if not waiting:
                     break
-                come = [*self.pool] if not rung else self.kept[rung - 1]
+                come = [*self.first] if not rung else self.kept[rung - 1]
                 left = sum(
                     one not in self.cut and self.at[one] <= rung and one not in here
                     for one in self.pool
                 )
-                if not rung:
-                    come.sort(key=lambda one: (-self.pool[one].seconds, one))
                 at, asked = Rung(str(share), len(come), left, share), waiting
                 if rule.asynchronous:
                     arrived = tuple(takewhile(here.__contains__, come))
@@ -166,32 +149,16 @@ class Replay:
                 self.cut |= {*made.cut}
         return found
 
-    def volumes(self) -> list[tuple[float, float]]:
-        """(seconds, hypervolume) behind each end."""
-        points, found = list[Point](), []
-        for at, one in self.ended:
-            points.append(self.pool[one].point)
-            found.append((at, hypervolume(points, ABOVE)))
-        return found
 
-
-def missed(run: Replay, front: Sequence[int]) -> float:
-    """The share of the front that has no equal among those that came to the end."""
-    ended = [one for _, one in run.ended]
-    lost = 0
-    for member in front:
-        pool = {
-            one: noise.Measured(it.quality, it.error, (it.compression,))
-            for one in {member, *ended}
-            for it in [run.pool[one]]
-        }
-        lost += member in run.cut and not noise.unsure(member, pool)
-    return lost / len(front)
+def in_turn(pool: Mapping[int, Known], asynchronous: bool) -> list[int]:
+    """The shortest first under an asynchronous rule, else the longest."""
+    sign = 1 if asynchronous else -1
+    return sorted(pool, key=lambda one: (sign * pool[one].seconds, one))
 
 
 def figures(known: Sequence[Known], count: int, seeds: int) -> dict[str, dict[str, Any]]:
     """Of each way, over the seeds."""
-    told: dict[str, dict[str, list[float]]] = {name: {} for name in WAYS}
+    told: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
         drawn = random.Random(f"fidelity/{seed}").sample(range(len(known)), count)
         pool = dict(enumerate(known[one] for one in drawn))
@@ -200,12 +167,16 @@ def figures(known: Sequence[Known], count: int, seeds: int) -> dict[str, dict[st
             for one, rank in zip(pool, ranks([k.point for k in pool.values()]), strict=True)
             if rank == 0
         ]
-        runs = {name: Replay(way, pool).run() for name, way in WAYS.items()}
+        runs: dict[str, Run] = {name: Replay(way, pool).run() for name, way in WAYS.items()}
+        if moasha is not None:
+            for name, priority in moasha.PRIORITIES.items():
+                runs[name] = moasha.Peer(pool, in_turn(pool, True), priority()).run()
         first = runs[next(iter(WAYS))]
+        beside = runs.get(PEER, runs[INSTEAD])
         aim = first.volumes()[-1][1]
         for name, run in runs.items():
             reached = (at for at, volume in run.volumes() if volume >= aim)
-            row = told[name]
+            row = told.setdefault(name, {})
             values = {
                 "regained": next(reached, math.inf) / first.busy,
                 "hours": run.busy / first.busy,
@@ -213,6 +184,7 @@ def figures(known: Sequence[Known], count: int, seeds: int) -> dict[str, dict[st
                 "cut": sum(one in run.cut for one in front) / len(front),
                 "missed": missed(run, front),
                 "use": run.busy / (SLOTS * run.now),
+                **{f"{n}/4": run.volume_at(n / 4 * beside.busy) / aim for n in QUARTERS},
             }
             for key, value in values.items():
                 row.setdefault(key, []).append(value)
@@ -220,7 +192,7 @@ def figures(known: Sequence[Known], count: int, seeds: int) -> dict[str, dict[st
         name: {
             "regained": median(row["regained"]),
             "never": sum(math.isinf(one) for one in row["regained"]),
-            **{key: mean(row[key]) for key in ("hours", "volume", "cut", "missed", "use")},
+            **{key: mean(row[key]) for key in row if key != "regained"},
         }
         for name, row in told.items()
     }
@@ -230,33 +202,36 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bin/bench fidelity", description=__doc__)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--candidates", type=int, default=64, help="of a generation")
+    parser.add_argument(
+        "--half", type=int, choices=(1, 2), help="of the table: choose on one, tell the other"
+    )
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
     known = read(options.table)
+    if options.half:
+        known = random.Random("halves").sample(known, len(known))[options.half - 1 :: 2]
     if len(known) < options.candidates:
         sys.exit(f"bin/bench fidelity: {options.table} has {len(known)} candidates")
     found = figures(known, options.candidates, options.seeds)
     made = Table(
         title=f"{options.candidates} of {len(known)} recorded candidates, {options.seeds} seeds"
     )
-    heads = (
-        *("", "regained", "never", "hours", "hypervolume", "true front cut", "missed"),
-        "slot use",
-    )
-    for name in heads:
+    shown = [f"{n}/4" for n in QUARTERS]
+    for name in ("", "regained", "never", "hours", "volume", "cut", "missed", "use", *shown):
         made.add_column(name, justify="right" if name else "left")
     for name, row in found.items():
         made.add_row(
             name,
             f"{row['regained']:.2f}",
-            f"{row['never']} of {options.seeds}",
+            f"{row['never']}",
             f"{row['hours']:.2f}",
-            f"{row['volume']:.4f}",
-            f"{100 * row['cut']:.1f} %",
-            f"{100 * row['missed']:.1f} %",
-            f"{100 * row['use']:.1f} %",
+            f"{row['volume']:.3f}",
+            *(f"{100 * row[key]:.1f} %" for key in ("cut", "missed", "use")),
+            *(f"{row[key]:.3f}" for key in shown),
         )
     Console(width=None if sys.stdout.isatty() else 120).print(made)
+    if moasha is None:
+        print(f"Syne Tune is not installed: quarters are of the hours of {INSTEAD}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

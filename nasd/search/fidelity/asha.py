@@ -1,6 +1,7 @@
 """Asynchronous successive halving (Li et al. 2020) with several objectives: whoever is among the
-share preferred of those that have come to the rung so far goes on at once; the others wait, and may
-go on later, as more come; once nobody is under way, who still waits is cut.
+share preferred of those that have come to the rung so far goes on at once, so the very first one
+does; the others wait, and may go on later, as more come; once nobody is under way, who still waits
+is cut.
 
 "So far" goes by the order of starts, or of promotions, and by no clock: the first n of that order,
 as soon as all of them have finished the rung, or failed. So what is decided is a function of the
@@ -32,7 +33,7 @@ def _first(
 ) -> tuple[int, Choice] | None:
     """The one that goes on next, if it is one of those who have come so far."""
     losses = {one: curves[one][-1][1] for one in arrived if one in curves}
-    places = int(budget.keep * len(arrived))
+    places = budget.places(len(arrived))
     if len(at.promoted) >= places or not losses:
         return None
     order = preferred(losses, budget)

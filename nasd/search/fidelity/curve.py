@@ -17,7 +17,9 @@ from nasd.search.fidelity.preference import preferred
 from nasd.search.fidelity.promotion import Action, Budget, Choice, Curves, Rule, Rung, all_wait
 
 EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.5)
-POINTS = 3  # fewer tell no slope with its uncertainty
+# Fewer tell no slope. Of the recorded curves (tests/data), who is told to be worse with 95 % is so
+# in 99.8 % of the cases by two points, 97.7 % by three, 96.7 % by four, and 94.2 % by eight.
+POINTS = 2
 LEAST_NOISE = 1e-6  # of a loss
 NORMAL = NormalDist()
 
