@@ -34,9 +34,9 @@ def report(state: Path, now: float | None = None, whole: bool = True) -> dict[st
     return as_json(read(state, now, whole))
 
 
-def pieces(facts: Facts, at_once: int = 256) -> Iterator[bytes]:
-    """`text` of `as_json`, so many candidates at a time: of thousands, most of the time that they
-    take would be for memory to hold them all in."""
+def pieces(facts: Facts, at_once: int = 32) -> Iterator[bytes]:
+    """`text` of `as_json`, so many candidates at a time: few enough for each piece to be made where
+    the one before was, as memory for all of thousands takes longer than to write them into."""
     snap, tables = facts.snapshot, _Tables.of(facts.snapshot)
     begin, end = b'{\n "candidates": [', b"\n ]\n}"
     frame = text(_with(facts, tables, []))
