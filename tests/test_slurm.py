@@ -21,7 +21,7 @@ from nasd.contract.protocol import AttemptFolder, Outcome
 from nasd.control import daemon
 from nasd.launch import job, slurm
 from nasd.launch.launcher import NotYet, wait_until
-from nasd.launch.queue import Queue, last_line, parsed
+from nasd.launch.queue import Queue, Seen, last_line, parsed
 from nasd.launch.slurm import SlurmLauncher, devices, options
 from nasd.policy.endings import heeded
 from nasd.record.folders import StateFolder
@@ -350,6 +350,20 @@ def test_what_ends_a_job_is_told_apart(launcher: SlurmLauncher, folder: AttemptF
     assert word is not None
     assert word.because is Because.LIMIT
     assert "time limit" in word.text
+
+
+def test_only_a_job_that_never_began_is_asked_whether_its_node_sees_the_folder(
+    launcher: SlurmLauncher, folder: AttemptFolder
+):
+    note = {"job": "1", "token": TOKEN, "attempt": folder.path.name}
+    job.write(folder.path / job.ORDERS, {"token": TOKEN})
+    seen = Seen("1", "FAILED", "JobLaunchFailure", "n1", TOKEN, folder.path)
+    launcher._queue.jobs[TOKEN] = seen
+    word = launcher._word(note)
+    assert word is not None and "does the node see" in word.text
+    job.write(folder.path / job.BEGAN, {"token": TOKEN, "at": 1.0})  # and was killed
+    word = launcher._word(note)
+    assert word is not None and word.text.endswith("(JobLaunchFailure): see its worker.log")
 
 
 @pytest.mark.parametrize(

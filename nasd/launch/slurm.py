@@ -234,7 +234,9 @@ class SlurmLauncher(Launcher):
         if state == "OUT_OF_MEMORY":
             return Word(Because.LOST, f"{what} took more than slurm.memory_gb{where}")
         if state in ("FAILED", "DEADLINE") and not left["why"]:
-            launch = seen is not None and seen.reason == "JobLaunchFailure"
+            # Slurm calls it so as well where what had begun was killed.
+            begun = job.read(folder.path / job.BEGAN, token) is not None
+            launch = seen is not None and seen.reason == "JobLaunchFailure" and not begun
             why = f"does the node see {self._attempts}?" if launch else "see its worker.log"
             reason = seen.reason if seen is not None else ""
             return Word(Because.LOST, f"{what} failed{where} ({reason}): {why}")
