@@ -52,10 +52,12 @@ def test_a_worker_on_a_cpu_uses_a_large_block_that_it_freed_again():
 def test_programs_are_few_where_lengths_differ_unless_somebody_set_another_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.delenv(name, raising=False)
+    one, other = allocator.FEW
+    for name in (one, other):
+        monkeypatch.delenv(name, raising=False)
     allocator.bound_programs()
-    assert int(os.environ[name]) < 1024
-    monkeypatch.setenv(name, "500")
+    assert all(int(os.environ[name]) < 1024 for name in (one, other))
+    monkeypatch.setenv(one, "500")
+    monkeypatch.delenv(other)
     allocator.bound_programs()
-    assert os.environ[name] == "500"
+    assert (os.environ[one], os.environ[other]) == ("500", allocator.FEW[other])

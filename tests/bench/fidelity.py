@@ -7,8 +7,8 @@ what the thesis's rule (the half with the lowest loss goes on, half-way) comes t
 that rule's hours; a seed that never comes to it counts as infinite. `cut`: the share of the true
 front, of all candidates trained to their end, that the rule has cut; `missed`: the share that it
 has cut though nobody else who came to the end is as small, and as good but for noise (95 %). How
-much of the front any rule has to cut for the noise of the scores, the row that cuts at the very end
-tells, which knows all of each curve.
+much of the front the noise of the scores costs a rule that keeps half, the row that cuts at the
+very end tells, which knows all of each curve.
 
 1/4 to 4/4: the hypervolume after these shares of the hours of `MOASHA, mended`
 (tests.bench.moasha), which has the same candidates, in the order in which asynchronous rules start

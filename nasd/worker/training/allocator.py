@@ -15,9 +15,10 @@ from nasd.contract.slots import part_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _NEVER = -1
-# oneDNN keeps a program for each shape that it has met, up to 1,024 of them; they stand between the
-# blocks that a step frees, and the heap grows around them.
-_CAPACITY, _FEW = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32"
+# oneDNN keeps a program for each shape that it has met, up to 1,024 of them, and torch above it what
+# it has prepared for each, as many again; they stand between the blocks that a step frees, and the
+# heap grows around them.
+FEW = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "8"}
 
 
 def keep_freed_memory() -> None:
@@ -29,10 +30,11 @@ def keep_freed_memory() -> None:
 
 
 def bound_programs() -> None:
-    """Where examples differ in length, and nearly every step meets new shapes: oneDNN keeps a few
-    programs, and makes others anew. To be called before the first computation; who has set another
-    number keeps it."""
-    os.environ.setdefault(_CAPACITY, _FEW)
+    """Where examples differ in length, and nearly every step meets new shapes: oneDNN and torch
+    keep a few programs, and make others anew. To be called before the first computation; who has
+    set another number keeps it."""
+    for name, few in FEW.items():
+        os.environ.setdefault(name, few)
 
 
 def keep_to_share(device: torch.device, share: int) -> None:
