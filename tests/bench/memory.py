@@ -1,10 +1,10 @@
 """`bin/bench memory`: what it saves and costs that a CPU worker keeps few of oneDNN's programs.
 
 Two workers fine-tune alike, by turns, each in a process of its own: one with as many programs as
-nasd lets oneDNN and torch keep, one with as many as they keep by themselves. Memory is the most that a process
-held. A ratio is few over many: of memory less is better, of seconds a step too, and there the
-median of the turns' ratios. Questions have SQuAD's lengths, so that nearly every step meets new
-shapes.
+nasd lets oneDNN and torch keep, one with as many as they keep by themselves. Memory is the most
+that a process held. A ratio is few over many: of memory less is better, of seconds a step too, and
+there the median of the turns' ratios. Questions have SQuAD's lengths, so that nearly every step
+meets new shapes.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def table(found: dict[str, Any], title: str) -> Table:
         made.add_column(column, justify="right")
     for name, numbers in KEPT.items():
         peak, spent = found["peak_bytes"][name], Figure.of(found["seconds_a_step"][name])
-        made.add_row(" and ".join(numbers.values()), f"{peak / 1e9:.2f} GB", f"{spent.median:.3f} ±{spent.spread:.3f}")
+        programs, pace = " and ".join(numbers.values()), f"{spent.median:.3f} ±{spent.spread:.3f}"
+        made.add_row(programs, f"{peak / 1e9:.2f} GB", pace)
     made.add_section()
     made.add_row("ratio", *(f"{one:.3f}" for one in ratios(found)))
     return made

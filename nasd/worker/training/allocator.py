@@ -15,9 +15,9 @@ from nasd.contract.slots import part_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _NEVER = -1
-# oneDNN keeps a program for each shape that it has met, up to 1,024 of them, and torch above it what
-# it has prepared for each, as many again; they stand between the blocks that a step frees, and the
-# heap grows around them.
+# oneDNN keeps a program for each shape that it has met, up to 1,024 of them, and torch above it
+# what it has prepared for each, as many again; they stand between the blocks that a step frees, and
+# the heap grows around them.
 FEW = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "8"}
 
 
