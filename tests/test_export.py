@@ -879,7 +879,7 @@ def give_questions(state: StateFolder) -> None:
     made = state.path / "data"
     (made / "demo-data").mkdir(parents=True)
     write_squad(made / "demo-data/squad.json", articles=5)
-    write_corpus(made / "demo-data/corpus.txt", documents=5)
+    write_corpus(made / "demo-data/corpus.txt", documents=60)
     (made / "cache").mkdir()
     data = demo_config(data__qa__tokens=TOKENS, data__qa__stride=STRIDE).data
     tokenizer = seed.load_tokenizer(str(DEMO_SEED), made)

@@ -116,7 +116,7 @@ def _to_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[
     again = replace(candidate, stage=config.further[-1].name)
     starts = (ladder.before(snapshot, config, again, one.name) for one in config.further)
     own = ladder.steps_of(snapshot, config, candidate)
-    return {step for step in starts if step in own}
+    return {step for step in starts if step in own and seeds.nth_of(step) == 1}
 
 
 def _on_its_way(snapshot: Snapshot, config: Config, candidate: Candidate, here: int) -> set[str]:
