@@ -893,7 +893,8 @@ def test_int8_is_told_beside_float32_in_the_card_and_at_the_end(
     search: StateFolder, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
-    folder = tmp_path / "model"
+    (tmp_path / "models").mkdir()  # beside the search, whose database leaves files where it is read
+    folder = tmp_path / "models" / "model"
     sentence = refused(search, "9", folder, int8=True)
     assert sentence.startswith(f"int8 cannot be scored, as the test data in {search.cache / 'qa'}")
     give_questions(search)
