@@ -359,6 +359,7 @@ def run(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.heavy
 def test_a_quick_run_makes_a_table_and_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,6 +369,7 @@ def test_a_quick_run_makes_a_table_and_json(
     assert "bare float32" in shown and "1 threads, torch" in shown
 
 
+@pytest.mark.heavy
 def test_a_quick_run_puts_us_beside_the_trainer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,6 +428,7 @@ def test_a_worker_that_does_not_start_is_an_error_with_its_last_words(
 # --- bin/bench memory -----------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_workers_with_few_and_many_programs_do_the_same_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
