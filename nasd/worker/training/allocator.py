@@ -18,7 +18,7 @@ _NEVER = -1
 # oneDNN keeps a program for each shape that it has met, up to 1,024 of them, and torch above it
 # what it has prepared for each, as many again; they stand between the blocks that a step frees, and
 # the heap grows around them.
-FEW = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "8"}
+FEW = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "24"}
 
 
 def keep_freed_memory() -> None:
