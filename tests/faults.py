@@ -231,7 +231,7 @@ class RoughLauncher(FakeLauncher):
     its own.
 
     mute: attempts that never give a sign of life, by candidate and stage. damaged: tokens whose
-    outcome will be torn. held: slots x the time from the start of an attempt to its clearance.
+    outcome will be torn. held: by token, slots x the time from an attempt's start to its clearance.
     """
 
     def __init__(self, passed: Clock, wall: Wall, script: Script, checkpoints: bool) -> None:
@@ -244,7 +244,7 @@ class RoughLauncher(FakeLauncher):
         self.stuck: set[str] = set()  # processes that do not die
         self.owned: dict[int, str] = {}  # token by pid
         self.began: dict[str, tuple[float, float]] = {}
-        self.held = 0.0
+        self.held: dict[str, float] = {}
 
     def start(self, folder: AttemptFolder, slots: Sequence[str], token: str) -> dict[str, Any]:
         spec = read(Spec, folder.spec)
@@ -322,8 +322,8 @@ class RoughLauncher(FakeLauncher):
         if token in self.stuck:
             raise NasdError("process 7 does not die")
         if token in self.began:
-            began, slots = self.began.pop(token)
-            self.held += slots * (self.clock() - began)
+            began, slots = self.began[token]
+            self.held[token] = slots * (self.clock() - began)  # again, where that was not noted
         self.silent.discard(token)
         return super().clear(token)
 

@@ -214,7 +214,7 @@ def test_a_wall_clock_that_jumps_stalls_nobody_and_the_ledger_stays_right(
         box.wall.ahead += jump
     found = box.drive(tick)
     assert nothing_was_lost(found)
-    assert found.gpu_hours(0.0) == pytest.approx(box.launcher.held / 3600)
+    assert found.gpu_hours(0.0) == pytest.approx(sum(box.launcher.held.values()) / 3600)
     assert found.gpu_hours(0.0) == pytest.approx(
         sum(len(one.slots) * (one.ended_at - one.started_at) for one in found.attempts) / 3600
     )
@@ -614,6 +614,23 @@ def test_a_database_that_cannot_write_fails_that_turn_alone(folder: Folder, undi
     assert failed >= 5
     assert tick.store.read().experiment.state == "complete"
     assert story(tick.store) == undisturbed
+
+
+def test_an_attempt_whose_start_could_not_be_noted_is_charged_until_it_is_cleared(folder: Folder):
+    """Its process has begun; then the disk is full, for one line of the database."""
+    box = Box(folder())
+    tick = box.daemon()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tick.store, "attempt_runs", Fuse(1, error=FULL).around(lambda *_: None))
+        with pytest.raises(sqlite3.OperationalError):
+            tick()
+    (one,) = tick.store.read().live_attempts
+    assert (one.state, one.process) == (AttemptState.STARTING, None)
+    box.let_pass(4 * MINUTE)
+    tick.observe()
+    ended = get(tick.store.read(), one.id)
+    assert ended.ended_at is not None
+    assert ended.ended_at - one.started_at == pytest.approx(4 * MINUTE)
 
 
 def test_a_hold_that_cannot_be_written_stops_the_workers_all_the_same(folder: Folder):

@@ -332,7 +332,8 @@ class Tick:
     def _ended_at(self, folder: AttemptFolder, attempt: Attempt, now: float) -> float:
         """When an attempt last held its slots: not while the box was off, whoever finds it later,
         and whatever happened to the clock meanwhile."""
-        if attempt.state is AttemptState.STARTING:  # or never held any
+        waited = attempt.state is AttemptState.STARTING and attempt.process is not None
+        if waited:  # it never held any
             return attempt.started_at
         if attempt.id in self._began:
             return attempt.started_at + self.monotonic() - self._began[attempt.id]
@@ -470,7 +471,7 @@ class Tick:
             log.error("halted: %s", reason)
             return
         attempt = self.store.start_attempt(candidate.id, one.stage, one.slots, token, self.clock())
-        self._began[attempt] = self.monotonic()
+        began = self.monotonic()
         self._met.add(attempt)
         folder = self.state.attempt(attempt)
         if folder.path.exists():  # of a search that was taken back to a backup
@@ -496,6 +497,7 @@ class Tick:
                 self.store.halt(str(error), self.clock())
             log.error("candidate %d %s: %s", candidate.id, one.stage, error)
             return
+        self._began[attempt] = began  # even if that cannot be noted
         if (why := self.launcher.waits(process)) is None:
             self.store.attempt_runs(attempt, process)
         else:
