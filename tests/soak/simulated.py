@@ -370,10 +370,14 @@ def truth(
 
     The daemon that started an attempt holds its slots until nothing is left of it. One that it
     outlived, or went with, is known by its last sign of life: to a turn, or less exactly where it
-    stalled.
+    stalled, or where a full disk let nobody note its end for some turns.
     """
     began = {one["began"]: one for one in journal if "began" in one}
     cleared = {one["cleared"]: one for one in journal if "cleared" in one}
+    first: dict[tuple[str, int], float] = {}  # when, by token and life
+    for line in journal:
+        if "cleared" in line:
+            first.setdefault((line["cleared"], line["life"]), line["at"])
     held: dict[int, tuple[float, float]] = {}
     spans = []
     for one in found.attempts:
@@ -385,7 +389,8 @@ def truth(
             folder = state.attempt(one.id)
             last = begin["at"] + _age(folder)
             end = min(end, _worker_ended(one, folder, last, ended))
-            exact = 1.01 * STEP + max(0.0, end - last)
+            unnoted = clear["at"] - first[one.token, clear["life"]]
+            exact = 1.01 * STEP + max(0.0, end - last) + unnoted
         held[one.id] = (len(one.slots) * (end - begin["at"]), len(one.slots) * exact)
         spans.append(Span(one.id, one.candidate, one.slots, begin["at"], end))
     return held, spans
