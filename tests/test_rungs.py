@@ -231,6 +231,35 @@ def test_every_rule_decides_a_search_to_its_end_and_is_told(state, rule):
     assert any(rule in one.text for one in told if one.kind == "cutoff")
 
 
+def test_under_hyperband_each_generation_goes_past_one_more_rung_until_none_is_left(state):
+    tick = make_tick(
+        state,
+        small_config(
+            promotion__rule="hyperband",
+            stages__finetune__rungs=RUNGS,
+            population__lambda=6,
+            experiment__generations=5,
+        ),
+    )
+    found = drive(tick)
+    assert found.experiment.state == "complete"
+    rungs = ["pretrain_0", "finetune@0.25", "finetune@0.5"]
+    for number, met in enumerate((rungs, rungs[1:], rungs[2:], [], rungs), 1):
+        made = [one for one in found.cutoffs if one.generation == number]
+        assert [one.stage for one in made] == met
+        waits = [
+            event.stage
+            for one in found.born_in(number)
+            for event in history.read(state.path, str(one.id), 50)
+            if event.event == "hold"
+        ]
+        assert {*waits} == {*met}
+        scored = sum(one.state is State.SCORED for one in found.born_in(number))
+        assert scored == (6 if not met else made[-1].promotion.places)
+    assert all(one.promotion.name == "hyperband" for one in found.cutoffs)
+    tick.store.close()
+
+
 def test_asha_starts_who_is_promoted_while_others_have_yet_to_come(state):
     """On four slots, ten candidates: nobody waits for the last of them."""
     config = small_config(

@@ -64,6 +64,7 @@ CONFIGS = {
         "experiment__generations": 6,
     },
     "two cutoffs": {
+        "promotion__rule": "hyperband",
         "stages__pretrain_1__keep": 0.5,
         "population__lambda": 5,
         "experiment__generations": 4,

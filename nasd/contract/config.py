@@ -826,18 +826,20 @@ def _stages(found: Sequence[tasks.Task]) -> str:
     return " or ".join(one.stage for one in found)
 
 
-RULES = ("share", "halving", "asha", "curve")  # as nasd.search.fidelity has them
+RULES = ("share", "halving", "hyperband", "asha", "curve")  # as nasd.search.fidelity has them
 CURVE_POINTS = 2  # of a learning curve, that one is extrapolated from
 
 
 class Promotion(Section):
     """Who goes on from a rung, and behind a stage with a cutoff."""
 
-    rule: Literal["share", "halving", "asha", "curve"] = "share"
+    rule: Literal["share", "halving", "hyperband", "asha", "curve"] = "share"
     """`share`, whoever has the lowest losses; `halving`, by non-dominated rank of loss and size,
-    and in one rank spread over sizes; `asha`, the same of those that have come so far, while the
-    others wait for their turn or the end; `curve`, losses extrapolated to the end of the stage, and
-    whoever is no smaller than another and surely worse is cut as well. Each keeps to `keep`."""
+    and in one rank spread over sizes; `hyperband`, the same, but each generation goes past one more
+    of the first rungs than the one before, until one meets none, and it begins anew; `asha`,
+    halving of those that have come so far, while the others wait for their turn or the end;
+    `curve`, losses extrapolated to the end of the stage, and whoever is no smaller than another and
+    surely worse is cut as well. Each keeps to `keep`."""
     probability: Annotated[Real, Field(gt=0.5, lt=1.0)] = 0.95
     """How sure `curve` has to be."""
     metric: Literal["loss", "untrained", "best"] = "loss"

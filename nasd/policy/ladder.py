@@ -59,6 +59,15 @@ def stage_named(config: Config, name: str) -> Stage | None:
     return next((stage for stage in config.parts if stage.name == name), None)
 
 
+def cutoffs(config: Config, generation: int) -> tuple[str, ...]:
+    """The stages, or parts of one, behind which a generation waits for a cutoff. Generation 0
+    climbs without: its individuals need scores before they can be parents."""
+    if not generation:
+        return ()
+    names = tuple(one.name for one in config.ladder("candidates") if one.cuts)
+    return names[RULES[config.promotion.rule].spared(generation, len(names)) :]
+
+
 def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Candidate]:
     """Those of a generation that the cutoff after the stage waits for: they have yet to finish it,
     or a stage before it."""
@@ -103,7 +112,6 @@ def after(
 ) -> tuple[Event, str | None]:
     """Where a candidate goes that has finished its stage: the event, and the stage to go on to.
 
-    Generation 0 climbs without cutoffs: its individuals need scores before they can be parents.
     has_mlm_head: what prepare has just found, before it is recorded.
     """
     steps = steps_of(snapshot, config, candidate)
@@ -119,8 +127,7 @@ def after(
 
 
 def _is_cut_after(snapshot: Snapshot, config: Config, candidate: Candidate, name: str) -> bool:
-    stage = stage_named(config, name)
-    if stage is None or not stage.cuts or not candidate.generation:
+    if name not in cutoffs(config, candidate.generation or 0):
         return False
     if candidate.kind is CandidateKind.CONTROL:
         return False

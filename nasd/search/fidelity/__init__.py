@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from nasd.search.fidelity.asha import ASHA
 from nasd.search.fidelity.curve import CURVE
 from nasd.search.fidelity.halving import HALVING
+from nasd.search.fidelity.hyperband import HYPERBAND
 from nasd.search.fidelity.promotion import Action, Among, Budget, Curves, Promotion, Rule, Rung
 from nasd.search.fidelity.share import SHARE
 
-RULES = {rule.name: rule for rule in (SHARE, HALVING, ASHA, CURVE)}
+RULES = {rule.name: rule for rule in (SHARE, HALVING, HYPERBAND, ASHA, CURVE)}
 
 
 def promote(rule: Rule, curves: Curves, rungs: Sequence[Rung], budget: Budget) -> Promotion | None:

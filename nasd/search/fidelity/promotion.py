@@ -81,6 +81,10 @@ class Choice:
     among: Among | None = None
 
 
+def spares_none(generation: int, rungs: int) -> int:
+    return 0
+
+
 def all_wait(curves: Curves, at: Rung) -> Mapping[int, Choice]:
     """Of a rule that decides about a generation as a whole, while some have yet to come."""
     reason = f"{at.under_way} of its generation have yet to finish {at.stage}"
@@ -96,7 +100,7 @@ class Rule:
     rungs, which is the one decided on; those before it stand first. Where nobody is under way,
     nobody waits.
     asynchronous: some may go on while others wait. points: of the curve that it needs, at the first
-    rung.
+    rung. spared: how many of so many rungs, the first ones, a generation (from 1) goes past.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Rule:
     decide: Callable[[Curves, Sequence[Rung], Budget], Mapping[int, Choice]]
     asynchronous: bool = False
     points: int = 1
+    spared: Callable[[int, int], int] = spares_none
 
 
 @dataclass(frozen=True, slots=True)

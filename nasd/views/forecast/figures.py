@@ -132,9 +132,10 @@ def _chain(config: Config, snap: Snapshot, asked: Mapping[tuple[int, str], Asked
     total = sum(alone(snap.baseline.id, name) for name in before)
     for generation in snap.generations:
         segments: list[list[str]] = [[]]
+        cutoffs = ladder.cutoffs(config, generation.number)
         for stage in config.ladder("candidates"):
             segments[-1].append(stage.name)
-            if stage.cuts and generation.number:
+            if stage.name in cutoffs:
                 segments.append([])
         total += sum(
             max(

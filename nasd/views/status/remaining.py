@@ -180,12 +180,13 @@ class _Work:
             reach = _kept(part, reach)
 
     def _parts(self, number: int) -> list[list[Stage]]:
-        """The ladder, a part up to each cutoff; the first generation climbs without one."""
+        """The ladder, a part up to each cutoff."""
         stages = self._config.ladder("candidates")
+        cutoffs = ladder.cutoffs(self._config, number)
         parts: list[list[Stage]] = [[]]
         for stage in stages:
             parts[-1].append(stage)
-            if stage.cuts and number and stage is not stages[-1]:
+            if stage.name in cutoffs and stage is not stages[-1]:
                 parts.append([])
         return parts
 
