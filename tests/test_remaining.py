@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,11 +69,17 @@ class Search:
             return None
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "widened"])
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "widened": {"slots": {"devices": list(SLOTS), "widen": True}},
+    "two seeds": {"select": {"seeds": 2}},
+    "brackets": {"promotion": {"rule": "hyperband"}},
+}
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def search(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    config = thesis_config(
-        experiment={"generations": 3}, slots={"devices": list(SLOTS), "widen": request.param}
-    )
+    config = thesis_config(**{"experiment": {"generations": 3}, **request.param})
     found = Search(tmp_path_factory.mktemp("remaining"), config)
     found.run()
     return found
@@ -115,10 +122,13 @@ def test_it_shrinks_as_an_attempt_gets_on(search: Search):
     one = replace(snapshot.candidates[attempt.candidate], state=State.RUNNING, stage="pretrain_1")
     (generation,) = [g for g in snapshot.generations if g.number == one.generation]
     results = {k: r for k, r in snapshot.results.items() if k[0] != one.id or k[1] == "pretrain_0"}
+    assert one.generation is not None
+    born = snapshot.born_in(one.generation)
+    before = {c.id: replace(c, stage=c.stage.partition("~")[0]) for c in born}
     snapshot = replace(
         snapshot,
         generations=(replace(generation, phase=Phase.CLIMBING),),
-        candidates={**snapshot.candidates, one.id: one},
+        candidates={**snapshot.candidates, **before, one.id: one},
         attempts=(*(a for a in snapshot.attempts if a.id != attempt.id), running),
         results=results,
     )

@@ -68,6 +68,13 @@ def cutoffs(config: Config, generation: int) -> tuple[str, ...]:
     return names[RULES[config.promotion.rule].spared(generation, len(names)) :]
 
 
+def alike(config: Config) -> int:
+    """After how many generations one waits for the same cutoffs again."""
+    rungs = sum(one.cuts for one in config.ladder("candidates"))
+    spared = RULES[config.promotion.rule].spared
+    return next(n for n in range(1, rungs + 2) if spared(n + 1, rungs) == spared(1, rungs))
+
+
 def under_way(config: Config, born: Sequence[Candidate], stage: str) -> list[Candidate]:
     """Those of a generation that the cutoff after the stage waits for: they have yet to finish it,
     or a stage before it."""

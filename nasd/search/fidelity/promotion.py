@@ -100,7 +100,8 @@ class Rule:
     rungs, which is the one decided on; those before it stand first. Where nobody is under way,
     nobody waits.
     asynchronous: some may go on while others wait. points: of the curve that it needs, at the first
-    rung. spared: how many of so many rungs, the first ones, a generation (from 1) goes past.
+    rung. spared: how many of so many rungs, the first ones, a generation (from 1) goes past;
+    alike again after one more generations than there are rungs, or sooner.
     """
 
     name: str

@@ -143,15 +143,17 @@ class _Work:
         if generation is None:
             yield 1, self._generation(0)
         done = 0 if generation is None else generation.number
-        if last > done:  # one is as the other
-            yield last - done, self._generation(last)
+        period = ladder.alike(self._config)
+        for number in range(done + 1, min(done + period, last) + 1):
+            yield (last - number) // period + 1, self._generation(number)
 
     def _this_generation(self) -> Iterator[list[_Job]]:
         baseline = self._snapshot.baseline
         first = [] if baseline.final else [self._job_of(baseline)]
         generation = self._snapshot.generation
         if generation is None or generation.phase is not Phase.CLIMBING:
-            yield first
+            again = [one for one in self._born if not one.final]  # under further seeds
+            yield first + [self._job_of(one) for one in again]
             if generation is not None and generation.phase is Phase.BREEDING:
                 yield from self._generation(generation.number)
             return
@@ -171,6 +173,7 @@ class _Work:
             elif end >= at:  # where they climb just now
                 reach = sum(not one.final or steps.index(one.stage) >= end for one in self._born)
             reach = _kept(part, reach)
+        yield self._again(reach)
 
     def _generation(self, number: int) -> Iterator[list[_Job]]:
         population = self._config.population
@@ -178,6 +181,13 @@ class _Work:
         for part in self._parts(number):
             yield [self._usual(part)] * (reach + population.control)
             reach = _kept(part, reach)
+        yield self._again(reach)
+
+    def _again(self, reach: int) -> list[_Job]:
+        """Finalists under further seeds: of those who come so far, at most as many as survive."""
+        if not (stages := self._config.further):
+            return []
+        return [self._usual(stages)] * min(reach, self._config.population.mu)
 
     def _parts(self, number: int) -> list[list[Stage]]:
         """The ladder, a part up to each cutoff."""
