@@ -15,7 +15,7 @@ from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Block, BlockLineage, FeedForward, Genotype, unchanged
 from nasd.contract.protocol import IGNORANCE, PARENT, Outcome, Spec, Untried, Verdict
 from nasd.control import retention
-from nasd.policy import ladder
+from nasd.policy import births, ladder
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import CandidateKind, DecisionKind, State
 from nasd.record.snapshot import mutants
@@ -144,6 +144,34 @@ def test_killed_between_any_two_turns_a_screened_search_tells_the_same_story(
                 tick.begin()
         assert tick.store.read().experiment.state == "complete"
         assert story(tick.store) == done[2]
+
+
+def test_many_mutants_of_one_parent_are_tried_side_by_side_and_the_same_ones_are_born(
+    done: tuple[Snapshot, list[Any], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(births, "MOST_TRIED", 4)
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), screened())
+        found = drive(tick)
+        tried = mutants(tick.store._db.conn)
+    whole, before, _ = done
+    asked = {
+        one.candidate: [mutant.id for mutant in one.mutants]
+        for one in tick.launcher.specs
+        if one.mutants
+    }
+    for generation in range(3):
+        mine = [one for one in tried if one.generation == generation]
+        its = found.screenings_of(generation)
+        dealt = [number for one in its for number in asked[one.id]]
+        assert sorted(dealt) == [one.id for one in mine]
+        assert max(len(asked[one.id]) for one in its) <= 4
+        assert len(its) > len(whole.screenings_of(generation))
+    was = [(one.generation, one.genotype, one.loss, one.candidate is None) for one in before]
+    now = [(one.generation, one.genotype, one.loss, one.candidate is None) for one in tried]
+    assert now == was
 
 
 def test_a_control_is_never_cut(tmp_path: Path) -> None:

@@ -366,8 +366,8 @@ class Tick:
                 self.store.open_generation(number, parents, now)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
-            case births.Screen(generation, mutants, payload):
-                self.store.record_screening(generation, mutants, payload, SCREEN, now)
+            case births.Screen(generation, mutants, by, payload):
+                self.store.record_screening(generation, mutants, by, payload, SCREEN, now)
                 log.info("generation %d: %d mutants are to be tried", generation, len(mutants))
             case births.Breed(
                 generation, bred, first_stage, payload, injections, control, losses, chosen

@@ -1,6 +1,8 @@
 """Who is born into a generation, and who is tried untrained before, as a pure function of a
 snapshot: mutants, by screening the best of many, what people have injected, and the control."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,11 +28,16 @@ from nasd.search.variation.keeping import informed
 from nasd.search.variation.operators import TRAIN_ON
 from nasd.search.variation.screening import Tried, best, kept
 
+MOST_TRIED = 48  # mutants in an attempt: a minute or two on a core, beside a start of ten seconds
+
 
 @dataclass(frozen=True)
 class Screen:
+    """by: who tries them, each by the parent of whose mutants it has its part."""
+
     generation: int
     mutants: tuple[Bred, ...]
+    by: tuple[int, ...]
     payload: dict[str, object]
 
 
@@ -65,7 +72,7 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
     screen = snapshot.decided(generation, DecisionKind.SCREEN)
     if screen is None:
         mutants, payload = _draw(snapshot, config, generation)
-        return Screen(generation, mutants, payload)
+        return Screen(generation, mutants, _tried_by(mutants), payload)
     screenings = snapshot.screenings_of(generation)
     if not all(one.final for one in screenings):
         return None
@@ -97,6 +104,17 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
     return replace(found, losses=losses, chosen=tuple(one.id for one in chosen))
 
 
+def _tried_by(mutants: Sequence[Bred]) -> tuple[int, ...]:
+    """Each parent's are one attempt's, which loads it once; where they are many, as of the baseline
+    in the first generation, they are several attempts', side by side, whatever slots there are."""
+    counts = Counter(one.parent for one in mutants)
+    return tuple(
+        parent
+        for parent, count in sorted(counts.items())
+        for _ in range(math.ceil(count / MOST_TRIED))
+    )
+
+
 def _front(snapshot: Snapshot, config: Config, generation: int) -> list[Parent]:
     """Of a generation's parents those that none of them dominates, as many as there are places."""
     parents = _parents(snapshot, generation)
@@ -110,13 +128,14 @@ def _bred(one: Mutant) -> Bred:
     return Bred(one.parent, one.genotype, one.lineage, one.second, one.operators)
 
 
-def _told(snapshot: Snapshot, generation: int) -> dict[int, Mapping[str, float]]:
+def _told(snapshot: Snapshot, generation: int) -> Mapping[int, Mapping[str, float]]:
     """What the screenings of a generation say, by the parent whose mutants they tried."""
-    return {
-        one.parent: result.metrics
-        for one in snapshot.screenings_of(generation)
-        if one.parent is not None and (result := snapshot.results.get((one.id, SCREEN))) is not None
-    }
+    told: dict[int, dict[str, float]] = {}
+    for one in snapshot.screenings_of(generation):
+        result = snapshot.results.get((one.id, SCREEN))
+        if one.parent is not None and result is not None:
+            told.setdefault(one.parent, {}).update(result.metrics)
+    return told
 
 
 def _tried(one: Mutant, told: Mapping[int, Mapping[str, float]], at: Point, missed: float) -> Tried:

@@ -275,13 +275,18 @@ def mutants_of(
     snapshot: Snapshot, config: Config, screening: Candidate
 ) -> list[tuple[Mutant, tuple[int, str] | None]]:
     """Those that a screening tries, each with the (candidate, stage) whose weights it takes of a
-    second parent."""
+    second parent. Where a parent's are tried by several, they are dealt to these by turns."""
     task = _task_at(config, screening.stage)
 
     def left(parent: int | None) -> tuple[int, str] | None:
         return None if parent is None else (parent, left_by(snapshot, config, parent, task))
 
-    return [(one, left(one.second)) for one in snapshot.mutants if one.parent == screening.parent]
+    assert screening.generation is not None
+    beside = snapshot.screenings_of(screening.generation)
+    its = [one.id for one in beside if one.parent == screening.parent]
+    of_parent = [one for one in snapshot.mutants if one.parent == screening.parent]
+    dealt = of_parent[its.index(screening.id) :: len(its)]
+    return [(one, left(one.second)) for one in dealt]
 
 
 def teacher_of(snapshot: Snapshot, config: Config, candidate: Candidate) -> tuple[int, str] | None:

@@ -480,7 +480,7 @@ class Snapshot:
         return [one for one in self.individuals if one.generation == generation]
 
     def screenings_of(self, generation: int) -> list[Candidate]:
-        """A parent each, whose mutants for the generation are tried untrained."""
+        """A parent each, of whose mutants for the generation all or a part are tried untrained."""
         return [
             one
             for one in self.candidates.values()

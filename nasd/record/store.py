@@ -381,11 +381,13 @@ class Store:
         self,
         generation: int,
         mutants: Sequence[Bred],
+        by: Sequence[int],
         payload: Mapping[str, Any],
         stage: str,
         now: float,
     ) -> None:
-        """The mutants that are to be tried untrained, and for each parent what tries its own."""
+        """The mutants that are to be tried untrained, and what tries them: by, the parent of whose
+        mutants each has its part."""
         with self._transaction():
             self._decide(generation, DecisionKind.SCREEN, "", payload, now)
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
@@ -403,7 +405,7 @@ class Store:
                 )
             number = self._value("SELECT max(id) FROM candidate") + 1
             kind = CandidateKind.SCREENING
-            for place, parent in enumerate(sorted({one.parent for one in mutants})):
+            for place, parent in enumerate(by):
                 text = self._value("SELECT genotype FROM candidate WHERE id = ?", parent)
                 genotype = Genotype.from_json(json.loads(text))
                 itself = Bred(parent, genotype, unchanged(genotype))

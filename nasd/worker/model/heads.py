@@ -48,6 +48,8 @@ def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
     parts, heads, size = _parts(source), source.heads, source.head_width
     # Heads that are put together otherwise have their channels mixed, and begin unconvolved.
     mixed = size != into.head_width
+    reach = [(one.window, one.theta) for one in (source, into)]
+    alike = not mixed and source.convolutions is None and reach[0] == reach[1]
     kept = torch.arange(source.q.out_features)  # channels, where they are not mixed
 
     def look() -> _Heads | None:
@@ -56,12 +58,15 @@ def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
         return _seen(parts, heads, source, site.states(), site.mask, plain=mixed)
 
     seen = look()
+    attended: Tensor | None = None
     if into.heads < heads or into.head_width > size:
         energies = _energies(parts, heads, seen, site)
         stay = energies.topk(min(heads, into.heads)).indices.sort().values.tolist()
         kept = torch.cat([torch.arange(head * size, (head + 1) * size) for head in stay])
         sizes = size, max(size, into.head_width)
         parts = _fewer(parts, stay, energies, sizes, seen, source, site)
+        if seen is not None and alike:
+            attended = seen.attended[:, stay]  # as before
         heads, size = len(stay), sizes[1]
         if into.head_width < size:
             seen = look()
@@ -75,7 +80,8 @@ def ranked_attention(site: Site, source: Attention, into: Attention) -> None:
     if seen is not None:
         assert site.states is not None and site.mask is not None
         states = site.states()
-        attended = _seen(parts, into.heads, into, states, site.mask).attended
+        if attended is None or heads != into.heads:
+            attended = _seen(parts, into.heads, into, states, site.mask).attended
         hidden = attended.transpose(1, 2).flatten(2)[site.mask.bool()]
         if into.branch is not None:
             owners = (site.mask == 0).long()
@@ -141,8 +147,10 @@ def _energies(parts: dict[str, Linear], heads: int, seen: _Heads | None, site: S
     if seen is None:
         return torch.stack([one.square().sum() for one in out])
     assert site.mask is not None
-    attended = _per_head(seen.attended, site.mask)
-    return torch.stack([(attended[head] @ out[head].T).var(0).sum() for head in range(heads)])
+    attended = _per_head(seen.attended, site.mask)  # [heads, t, d]
+    centred = attended - attended.mean(1, keepdim=True)
+    scatter = centred.transpose(1, 2) @ centred / max(1, centred.shape[1] - 1)
+    return torch.stack([((one @ scatter[head]) * one).sum() for head, one in enumerate(out)])
 
 
 def _restored(parts: dict[str, Linear], channels: int, site: Site) -> dict[str, Linear]:

@@ -339,7 +339,8 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
                 below = site.rows if place == 0 else theirs[place - 1]
                 assert below is not None
                 start = refit(hidden, layer(below)[:, chosen], start, biased=site.biased)
-            exact = exact and same and len(chosen) == own[place]
+            taken = exact and same  # its units are some of the source's as they are
+            exact = taken and len(chosen) == own[place]
             code = Linear(torch.eye(len(chosen)), torch.zeros(len(chosen)))
             units = chosen
         else:  # deeper than the source: as many of its last units as there is room for go on
@@ -349,7 +350,7 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
             shift, scale, back = ALONE[into.kind] if site.biased else ALONE["relu"]
             start = Linear(reads.weight[picks], reads.bias[picks] + shift)
             code = Linear(scale * torch.eye(len(chosen)), torch.full((len(chosen),), back))
-            exact = exact and len(chosen) == len(units)
+            exact, taken = exact and len(chosen) == len(units), False
             units = chosen
         spare = size - len(units)
         made.append(
@@ -359,7 +360,11 @@ def _ranked_ffn(site: Site, source: FeedForward, into: FeedForward) -> None:
             )
         )
         reads = Linear(torch.cat([code.weight, torch.zeros(len(units), spare)], 1), code.bias)
-        hidden = None if hidden is None else after(made[-1](hidden))
+        known = theirs[place] if taken and not spare else None
+        if known is not None:
+            hidden = known[:, chosen]
+        else:
+            hidden = None if hidden is None else after(made[-1](hidden))
     if len(wanted) < len(own):  # what came behind the last layer that stays is the refit's to find
         start = Linear(torch.zeros(last_width(linears), len(units)), linears[-1].bias.clone())
     else:
@@ -438,7 +443,7 @@ def _telling(hidden: Tensor | None, readers: Tensor, count: int) -> Tensor:
     their order; without tokens, by the weights alone."""
     weight = readers.square().sum(0)
     if hidden is not None and len(hidden) > 1:
-        weight = weight * hidden.var(0)
+        weight = weight * (hidden - hidden.mean(0)).square_().mean(0)
     return weight.topk(count).indices.sort().values
 
 
