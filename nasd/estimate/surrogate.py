@@ -40,6 +40,9 @@ BASELINE_QUALITY, BASELINE_GAP = 68.95, 13.9
 QUALITY_SLOPE, QUALITY_SPREAD = 0.58, 0.021  # relative: 40 points a nat, and 1.4 points
 SEED_SPREAD = 0.006  # relative, of fine-tuning under another seed: 0.4 points
 ANSWER_LOSS = 1.2  # of the baseline
+# Of 198 recorded curves of the demo (tests/data), which are of fine-tuned parents' children, a fall
+# by 1 / (1 + step / 20) leaves 0.13 nats, by 30 steps 0.14; their qualities, 71 on average where
+# the formula says 32, it ranks with a correlation of 0.75 (nasd.estimate.recorded replays them).
 ANSWER_START, ANSWER_STEPS = 5.9, 30.0
 
 

@@ -51,6 +51,7 @@ from nasd.estimate.cost import (
     work,
 )
 from nasd.estimate.latency import measurements, supposed
+from nasd.estimate.recorded import Recorded, Table
 from nasd.estimate.surrogate import Surrogate, Trained
 from nasd.launch.launcher import Entry, Launcher
 
@@ -132,7 +133,8 @@ class SimulatedLauncher(Launcher):
     Asked once, when it starts. Candidates that diverge (`diverging`, see Surrogate) or do not fit
     into `machine.memory_gb` do so whatever their fate, whenever they are tried. metrics: whether
     metrics.jsonl is written, which takes half of the time that a simulation takes. wall: what the
-    clock on the wall shows, where that is not `clock`: workers write it down, and no more.
+    clock on the wall shows, where that is not `clock`: workers write it down, and no more. curves:
+    recorded ones, in the place of those that the surrogate makes up.
 
     Raises AssertionError where a slot would be used twice at once.
     """
@@ -151,12 +153,17 @@ class SimulatedLauncher(Launcher):
         leashed: bool = False,
         metrics: bool = True,
         wall: Callable[[], float] | None = None,
+        curves: Table | None = None,
     ) -> None:
         self.clock = clock
         self._wall = wall or clock
         self.volumes = volumes
         self.machine = machine or Machine()
-        self._surrogate = Surrogate(backbone, baseline, 0, diverging)
+        self._surrogate = (
+            Surrogate(backbone, baseline, 0, diverging)
+            if curves is None
+            else Recorded(backbone, baseline, 0, diverging, table=curves)
+        )
         self._fate = fate
         self._has_mlm_head = has_mlm_head
         self._leashed = leashed

@@ -13,6 +13,7 @@ from nasd.contract import readable
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.errors import NasdError
 from nasd.control.tick import Tick
+from nasd.estimate.recorded import Table
 from nasd.launch.simulated import SimulatedLauncher
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import ExperimentState
@@ -37,8 +38,11 @@ class Run:
     snapshot: Snapshot
 
 
-def simulate(config: Config, subject: Subject, seed: int, progress: Progress) -> Run:
-    """The whole search of the config with another search seed, without a budget."""
+def simulate(
+    config: Config, subject: Subject, seed: int, progress: Progress, curves: Table | None = None
+) -> Run:
+    """The whole search of the config with another search seed, without a budget. curves: recorded
+    ones, in the place of made-up ones."""
     experiment = config.experiment.model_copy(update={"seed": seed, "budget_gpu_hours": None})
     config = config.model_copy(update={"experiment": experiment})
     clock = VirtualClock()
@@ -64,6 +68,7 @@ def simulate(config: Config, subject: Subject, seed: int, progress: Progress) ->
                 subject.machine,
                 has_mlm_head=subject.seed.has_mlm_head,
                 metrics=False,
+                curves=curves,
             )
             tick = Tick(
                 store,
