@@ -4,8 +4,9 @@ four slots: all of nasd but its workers, whose losses and scores are recorded on
 
 Against `no cutoff`, of the same seed: `hours`, all slot-hours by the cost model; `volume`, the
 hypervolume in the end, of all that were ever scored, by quality and compression above no quality
-and none; `regained`, the slot-hours until it is what `no cutoff` ends with, a seed that never comes
-to it counts as infinite. The recorded candidates are few, so what is bred late is told by one that
+and none; `as soon`, the same against what `no cutoff` has after as many slot-hours; `regained`, the
+slot-hours until it is what `no cutoff` ends with, a seed that never comes to it counts as infinite.
+The recorded candidates are few, so what is bred late is told by one that
 is rather like it.
 """
 
@@ -117,6 +118,8 @@ def figures(
                 {
                     "hours": hours / whole,
                     "volume": made[-1][1] / aim,
+                    "as soon": made[-1][1]
+                    / max((one for at, one in first if at <= hours), default=math.inf),
                     "regained": reached / reference,
                 }
             )
@@ -127,6 +130,7 @@ def _summed(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {
         "hours": statistics.mean(one["hours"] for one in rows),
         "volume": statistics.mean(one["volume"] for one in rows),
+        "as soon": statistics.mean(one["as soon"] for one in rows),
         "regained": statistics.median(one["regained"] for one in rows),
         "never": sum(math.isinf(one["regained"]) for one in rows),
     }
@@ -142,13 +146,14 @@ def main(arguments: list[str]) -> None:
     told = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     found = figures(options.table, options.seeds, options.generations, told)
     made = Shown(title=f"{options.generations} generations, {options.seeds} seeds")
-    for name in ("", "hours", "volume", "regained", "never"):
+    for name in ("", "hours", "volume", "as soon", "regained", "never"):
         made.add_column(name, justify="right" if name else "left")
     for rule, row in found.items():
         made.add_row(
             rule,
             f"{row['hours']:.2f}",
             f"{row['volume']:.3f}",
+            f"{row['as soon']:.3f}",
             f"{row['regained']:.2f}",
             f"{row['never']:.0f}",
         )
