@@ -52,7 +52,7 @@ def test_a_budget_alone_gives_population_generations_and_rungs(planned: planning
     config = planned.config
     assert config.population.mu >= 2 and config.population.lambda_ >= 4
     assert config.experiment.generations >= 1
-    assert config.promotion.rule == "halving"
+    assert config.promotion.rule == "asha"
     (cut,) = (stage for stage in config.stages if stage.rungs)
     assert cut.who == "candidates" and all(rung.keep == 0.5 for rung in cut.rungs)
     told = "\n".join(planned.told)

@@ -37,10 +37,10 @@ FEW = 2  # of these shares: where there is nothing else to train, the others com
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
 AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget: what is done again needs some, and luck differs
 # Where half goes on, by the fewest offspring that leave somebody to choose among at the last of
-# them: as `bin/bench fidelity` has tried them on recorded curves.
+# them: as `bin/bench fidelity` and `bin/bench rules` have tried them on recorded curves.
 RUNGS = ((16, (0.125, 0.25, 0.5)), (8, (0.25, 0.5)), (4, (0.5,)))
 KEEP = 0.5
-RULE = "halving"
+RULE = "asha"
 FEWEST_STEPS = 25  # up to a rung: behind fewer, losses tell of the warm-up
 Made = Callable[[Genotype], Lineage]  # how a candidate has come by its modules
 
