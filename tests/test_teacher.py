@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from nasd.contract.config import Teacher
 from nasd.contract.protocol import Outcome, Spec, Teaching, Verdict
+from nasd.worker import caches
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.tasks import notes, qa, registry, taught
@@ -252,7 +253,7 @@ def teacher_caches(shop: Workshop) -> list[Path]:
 def test_a_teacher_is_asked_once_and_again_where_its_notes_are_damaged(
     shop: Workshop, tuned: Path, alone: Ranks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for old in teacher_caches(shop):
+    for old in (shop.folder / "cache").glob("*teacher-*"):
         shutil.rmtree(old)
     spec = lesson(shop, tuned)
     assert spec.stage is not None
@@ -264,11 +265,46 @@ def test_a_teacher_is_asked_once_and_again_where_its_notes_are_damaged(
     registry.ask(spec, spec.stage, alone, quiet)
     assert asked not in capsys.readouterr().out
     flip_a_bit(made / notes.LOGITS)
+    shutil.rmtree(made.with_name(f".{made.name}.parts"))
     registry.ask(spec, spec.stage, alone, quiet)
     assert capsys.readouterr().out.count(asked) == 1
     assert (made / notes.LOGITS).read_bytes() == first
     windows = QaFeatures.load(Path(shop.prepared.qa_cache) / "train")
     assert notes.load(made).shape == (2, len(windows.tokens))
+
+
+def test_attempts_that_want_a_teacher_at_once_ask_about_a_part_each(
+    shop: Workshop, tuned: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "LEAST", 8)
+    for old in (shop.folder / "cache").glob("*teacher-*"):
+        shutil.rmtree(old)
+    spec = lesson(shop, tuned)
+    assert spec.stage is not None
+    registry.ask(spec, spec.stage, alone, quiet)
+    (made,) = teacher_caches(shop)
+    by_one = (made / notes.LOGITS).read_bytes()
+    parts = made.with_name(f".{made.name}.parts")
+    assert len([*parts.iterdir()]) == notes.PARTS
+
+    shutil.rmtree(made)
+    flip_a_bit(parts / "3" / "said" / notes.LOGITS)  # asked again, as if nobody had
+    for part in (0, 7):
+        shutil.rmtree(parts / str(part) / "said")
+    other = caches.alone(parts / "7", quiet)  # at work on it
+    other.__enter__()
+    said = list[str]()
+
+    def progress(doing: str, *counts: int, **more: float) -> None:
+        said.append(doing)
+        if said.count(waits) == 3 and doing == waits:
+            assert {path.name for path in parts.iterdir() if not (path / "said").is_dir()} == {"7"}
+            other.__exit__(None, None, None)  # killed, say
+
+    waits = "waiting for who asks the teacher"
+    registry.ask(spec, spec.stage, alone, progress)
+    assert said.count(waits) == 3
+    assert (made / notes.LOGITS).read_bytes() == by_one
 
 
 def test_other_weights_are_another_teacher_and_old_notes_go(
@@ -288,6 +324,8 @@ def test_other_weights_are_another_teacher_and_old_notes_go(
     assert not made[0].exists()
     assert made[1].exists()
     assert made[2].exists()
+    (parts,) = (shop.folder / "cache").glob(".teacher-*.parts")
+    assert parts.name == f".{made[2].name}.parts"
 
 
 # -- real workers --------------------------------------------------------------------------------

@@ -40,18 +40,31 @@ def check(kind: Kind, folder: Path, progress: Progress) -> None:
 
 
 def make(kind: Kind, folder: Path, build: Callable[[Path], object], progress: Progress) -> Path:
-    if _stands(kind, folder, progress):
+    if stands(kind, folder, progress):
         print(f"cache: {folder.name} is there", flush=True)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder.parent, progress):
-        if not _stands(kind, folder, progress, says=True):  # another attempt may just have made it
+        if not stands(kind, folder, progress, says=True):  # another attempt may just have made it
             _fill(folder, build, progress)
     print(f"cache: {folder.name} made", flush=True)
     return folder
 
 
-def _stands(kind: Kind, folder: Path, progress: Progress, says: bool = False) -> bool:
+def made(kind: Kind, folder: Path, build: Callable[[Path], object], progress: Progress) -> bool:
+    """Whether this attempt has made it: not where another one is at work in the folder above."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not _locked(descriptor) or stands(kind, folder, progress):
+            return False
+        _fill(folder, build, progress)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def stands(kind: Kind, folder: Path, progress: Progress, says: bool = False) -> bool:
     if not folder.is_dir():
         return False
     try:

@@ -2,9 +2,12 @@
 
     cache/teacher-<key>/logits.npy    [C, R], float16, an example after the other
                         manifest.json
+    cache/.teacher-<key>.parts/<number>/said/logits.npy
 
-The key is of what made it: the teacher's weights, the cache of examples, and the precision. Old
-ones go when a new one is made; whoever still reads one has it mapped.
+The key is of what made it: the teacher's weights, the cache of examples, and the precision. The
+attempts that want it at once, as all of a generation do, ask about a part each until all are asked;
+which parts there are follows from the examples alone, and so does every number. Old ones go when a
+new one is made; whoever still reads one has it mapped.
 
 C: logits of a row, as of a start and an end, or of each label. R: rows of all training examples
 together, one or one a token.
@@ -12,9 +15,11 @@ together, one or one a token.
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +47,8 @@ from nasd.worker.training.progress import LONG, Progress
 LOGITS = "logits.npy"
 MANIFEST = "manifest.json"
 TAUGHT = "taught_{}"  # of a batch
+ASKED = ".parts"  # behind a hidden name
+DAY = 86_400.0
 KEPT = 2  # notes of the newest teachers
 LARGEST = 6e4  # that float16 holds, and far more than a logit
 
@@ -98,6 +105,8 @@ def load(folder: Path) -> NDArray[np.float16]:
 
 
 NOTES = Kind((LOGITS, MANIFEST), load)
+PART = Kind((LOGITS,), load)
+PARTS, LEAST = 16, 256  # at most, and of so many examples at least
 
 
 def place(book: Notebook, spec: Spec) -> Path:
@@ -113,41 +122,113 @@ def place(book: Notebook, spec: Spec) -> Path:
 
 def ask(book: Notebook, spec: Spec, ranks: Ranks, progress: Progress) -> Path:
     """The folder of the notes, which are made if nobody has made them before."""
-    write = partial(_write, book, spec, ranks, progress)
-    return caches.make(NOTES, place(book, spec), write, progress)
+    folder, asking = place(book, spec), _Asking(book, spec, ranks, progress)
+    while not caches.stands(NOTES, folder, progress) and (left := asking.left(folder)):
+        if not any(asking.made(folder, part) for part in left):
+            progress("waiting for who asks the teacher")
+            time.sleep(caches.LOOK_SECONDS)
+    return caches.make(NOTES, folder, asking.write, progress)
 
 
-@torch.no_grad()
-def _write(book: Notebook, spec: Spec, ranks: Ranks, progress: Progress, folder: Path) -> None:
-    assert spec.teacher is not None
-    progress("loading the teacher", patience=LONG)
-    model = teachers.load(spec.teacher, book.kind).to(ranks.device).eval()
-    task = book.asked(spec, model, progress)
-    lengths, bounds = book.lengths(spec), task.bounds
-    said = np.zeros((task.columns, int(bounds[-1])), dtype=np.float16)
-    print(f"{spec.teacher.name} is asked about {len(lengths):,} examples", flush=True)
-    with autocast(spec.precision, ranks.device):
-        found = task.said(
-            np.argsort(lengths, kind="stable"),
-            halved(EVALUATION_BATCH, spec.halvings),
-            ranks.device,
-            partial(progress, "asking the teacher"),
-        )
-        for index, rows in found:
-            low, high = bounds[index : index + 2]
-            said[:, low:high] = np.clip(rows.T, -LARGEST, LARGEST)
-    np.save(folder / LOGITS, said, allow_pickle=False)
-    manifest = {"teacher": spec.teacher.name, "examples": len(lengths), "rows": said.shape[1]}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    _forget(folder.parent)
+@dataclass(frozen=True)
+class _Asking:
+    """The teacher is loaded once a part is to be asked about."""
+
+    book: Notebook
+    spec: Spec
+    ranks: Ranks
+    progress: Progress
+
+    @cached_property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """The examples of each, from short to long."""
+        order = np.argsort(self.book.lengths(self.spec), kind="stable")
+        count = max(1, min(PARTS, len(order) // LEAST))
+        return [order[part::count] for part in range(count)]
+
+    def left(self, folder: Path) -> list[int]:
+        """Parts that nobody has asked about yet."""
+        return [
+            part
+            for part in range(len(self.parts))
+            if not caches.stands(PART, _part(folder, part), self.progress)
+        ]
+
+    def made(self, folder: Path, part: int) -> bool:
+        """Whether it was this attempt that has."""
+        build = partial(self._ask, part)
+        return caches.made(PART, _part(folder, part), build, self.progress)
+
+    @cached_property
+    def _task(self) -> Asked:
+        teacher = self.spec.teacher
+        assert teacher is not None
+        self.progress("loading the teacher", patience=LONG)
+        model = teachers.load(teacher, self.book.kind).to(self.ranks.device).eval()
+        examples = sum(map(len, self.parts))
+        print(f"{teacher.name} is asked about {examples:,} examples", flush=True)
+        return self.book.asked(self.spec, model, self.progress)
+
+    @torch.no_grad()
+    def _ask(self, part: int, folder: Path) -> None:
+        task, examples, of = self._task, self.parts[part], len(self.parts)
+
+        def told(step: int, steps: int) -> None:
+            self.progress("asking the teacher", part * steps + step, of * steps)
+
+        with autocast(self.spec.precision, self.ranks.device):
+            found = task.said(
+                examples, halved(EVALUATION_BATCH, self.spec.halvings), self.ranks.device, told
+            )
+            said = {index: np.clip(rows.T, -LARGEST, LARGEST) for index, rows in found}
+        joined = np.concatenate([said[index] for index in examples.tolist()], axis=1)
+        np.save(folder / LOGITS, joined.astype(np.float16), allow_pickle=False)
+
+    def write(self, folder: Path) -> None:
+        """The notes, from their parts."""
+        teacher, bounds = self.spec.teacher, self.book.bounds(self.spec)
+        assert teacher is not None
+        # The folder that is filled stands, under another name, beside the one that it will be.
+        its = place(self.book, self.spec)
+        said: NDArray[np.float16] | None = None
+        for part, examples in enumerate(self.parts):
+            logits = load(_part(its, part))
+            if said is None:
+                said = np.zeros((len(logits), int(bounds[-1])), dtype=np.float16)
+            at = 0
+            for index in examples.tolist():
+                low, high = bounds[index : index + 2]
+                said[:, low:high] = logits[:, at : at + high - low]
+                at += high - low
+        assert said is not None
+        np.save(folder / LOGITS, said, allow_pickle=False)
+        manifest = {"teacher": teacher.name, "examples": len(bounds) - 1, "rows": said.shape[1]}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        _forget(its)
 
 
-def _forget(root: Path) -> None:
-    """Removes the notes of all but the newest teachers, and one more that is being made."""
+def _part(folder: Path, part: int) -> Path:
+    return folder.with_name(f".{folder.name}{ASKED}") / str(part) / "said"
+
+
+def _forget(made: Path) -> None:
+    """Removes the notes of all but the newest teachers, and one more that is being made; and parts
+    that are put together, or that nobody has touched for a day."""
+    root = made.parent
     found = [path for path in root.glob("teacher-*") if (path / LOGITS).is_file()]
     newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest[KEPT - 1 :]:
         shutil.rmtree(path, ignore_errors=True)
+    for parts in root.glob(f".teacher-*{ASKED}"):
+        done = (root / parts.name[1 : -len(ASKED)]).is_dir()
+        if parts != _part(made, 0).parent.parent and (done or _idle(parts)):
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def _idle(parts: Path) -> bool:
+    with suppress(OSError):  # it goes just now
+        return time.time() - parts.stat().st_mtime > DAY
+    return False
 
 
 class Noted:
