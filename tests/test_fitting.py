@@ -92,5 +92,5 @@ def test_without_mlm_many_small_generations_come_before_whole_epochs() -> None:
     plan = choose(300, 0, 0, 0, counted, wishes)
     assert plan == Plan(16, 24, 16, 0, 0.5)
     keys = changed(config, plan, frozenset())
-    assert keys["stages.finetune.epochs"] == 0.5
+    assert keys["stages.finetune.epochs"] == 1.0  # half of two
     assert "data.mlm.max_sequences" not in keys
