@@ -20,6 +20,7 @@ from typing import Any
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, distance, parameters
 from nasd.estimate.surrogate import Surrogate, Trained
+from nasd.search.objectives.quality import QUALITY
 
 NEAREST, MODULES_A_NAT = 3, 10.0  # a module that differs is as far as a tenth of a nat in size
 
@@ -84,8 +85,17 @@ def _curve(one: Mapping[str, Any]) -> Curve:
     return Curve(genotype, int(one["parameters"]), points, _quality(one))
 
 
+@dataclass(frozen=True)
+class _Model:
+    parameters: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
 def _quality(one: Mapping[str, Any]) -> float:
-    return (float(one["exact_match"]) + float(one["f1"])) / 2
+    model = _Model(int(one["parameters"]))
+    found = QUALITY.value(model, {name: float(one[name]) for name in ("exact_match", "f1")}, model)
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
