@@ -1,6 +1,5 @@
 """Recorded curves in a simulated search."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +22,7 @@ def table() -> Table:
 
 @pytest.fixture(scope="module")
 def recorded(table: Table) -> Recorded:
-    baseline = json.loads(TABLE.read_text())["baseline"]["genotype"]
-    return Recorded(table.backbone, Genotype.from_json(baseline), 0, table=table)
+    return Recorded(table.backbone, table.baseline, 0, table=table)
 
 
 def test_one_that_was_recorded_has_its_own_curve_and_score(table: Table, recorded: Recorded):
@@ -64,7 +62,7 @@ def test_one_that_was_not_has_the_mean_of_the_three_most_like_it(table: Table, r
 
 def test_a_search_on_recorded_curves_is_cut_and_scored_by_them(table: Table):
     settings = config("hyperband", 2)
-    run = simulate(settings, subject(TABLE, table), 3, lambda text: None, table)
+    run = simulate(settings, subject(table), 3, lambda text: None, table)
     found = run.snapshot
     assert {one.stage for one in found.cutoffs if one.generation == 2} == {*cutoffs(settings, 2)}
     scored = [one for one in found.individuals if one.state is State.SCORED]

@@ -332,9 +332,8 @@ class Tick:
     def _ended_at(self, folder: AttemptFolder, attempt: Attempt, now: float) -> float:
         """When an attempt last held its slots: not while the box was off, whoever finds it later,
         and whatever happened to the clock meanwhile."""
-        waited = attempt.state is AttemptState.STARTING and attempt.process is not None
-        if waited:  # it never held any
-            return attempt.started_at
+        if attempt.state is AttemptState.STARTING and attempt.process is not None:
+            return attempt.started_at  # it waited in a queue, and never held any
         if attempt.id in self._began:
             return attempt.started_at + self.monotonic() - self._began[attempt.id]
         try:
@@ -497,8 +496,8 @@ class Tick:
                 self.store.halt(str(error), self.clock())
             log.error("candidate %d %s: %s", candidate.id, one.stage, error)
             return
-        self._began[attempt] = began  # even if that cannot be noted
         if (why := self.launcher.waits(process)) is None:
+            self._began[attempt] = began  # even if that cannot be noted
             self.store.attempt_runs(attempt, process)
         else:
             self.store.attempt_waits(attempt, process, why)

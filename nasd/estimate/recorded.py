@@ -45,10 +45,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Table:
-    """baseline: its quality, fine-tuned."""
+    """baseline: whose children they are. quality: its own, fine-tuned. tested: questions that
+    qualities are of."""
 
     backbone: Backbone
-    baseline: float
+    baseline: Genotype
+    quality: float
+    tested: int
     curves: tuple[Curve, ...]
     _alike: dict[str, tuple[Curve, ...]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -58,7 +61,13 @@ class Table:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             curves = tuple(_curve(one) for one in data["candidates"] if "diverged" not in one)
-            found = cls(Backbone(**data["backbone"]), _quality(data["baseline"]), curves)
+            found = cls(
+                Backbone(**data["backbone"]),
+                Genotype.from_json(data["baseline"]["genotype"]),
+                _quality(data["baseline"]),
+                int(data["test_questions"]),
+                curves,
+            )
         except (OSError, ValueError, KeyError, TypeError, NasdError) as error:
             raise NasdError(f"{path} is no table of `bin/record-curves`: {error!r}") from None
         if not curves:
@@ -105,8 +114,8 @@ class Recorded(Surrogate):
     table: Table = field(hash=False, compare=False)
 
     def quality(self, genotype: Genotype, trained: Trained) -> float:
-        if genotype == self.baseline:
-            return self.table.baseline
+        if genotype == self.table.baseline:
+            return self.table.quality
         return mean(one.quality for one in self.table.alike(genotype))
 
     def answer_loss(

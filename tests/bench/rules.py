@@ -1,13 +1,12 @@
 """`bin/bench rules`: rules of promotion in whole searches of the preset demo, in virtual time, on
 four slots: all of nasd but its workers, whose losses and scores are recorded ones (tests/data,
-`bin/record-curves`: of each candidate those of the one most like it).
+`bin/record-curves`), or those of the recorded candidates most like one (nasd.estimate.recorded).
 
 Against `no cutoff`, of the same seed: `hours`, all slot-hours by the cost model; `volume`, the
 hypervolume in the end, of all that were ever scored, by quality and compression above no quality
 and none; `as soon`, the same against what `no cutoff` has after as many slot-hours; `regained`, the
 slot-hours until it is what `no cutoff` ends with, a seed that never comes to it counts as infinite.
-The recorded candidates are few, so what is bred late is told by one that
-is rather like it.
+The recorded candidates are few, so what is bred late is told by some that are rather like it.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import json
 import math
 import statistics
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,6 @@ RULES = (NONE, "share", "halving", "hyperband", "asha", "curve")
 
 
 def config(rule: str, generations: int) -> Config:
-    import tomllib
-
     data: dict[str, Any] = tomllib.loads(preset_text("demo"))
     data["experiment"] |= {"generations": generations, "limits": []}
     data["slots"]["devices"] = DEVICES
@@ -59,19 +57,14 @@ def config(rule: str, generations: int) -> Config:
     return parse(data, f"rules/{rule}")
 
 
-def subject(table: Path, curves: Table) -> Subject:
-    from nasd.contract.genotype import Genotype
-
-    told = json.loads(table.read_text())
-    seed = Seed(
-        curves.backbone, Genotype.from_json(told["baseline"]["genotype"]), has_mlm_head=False
-    )
+def subject(curves: Table) -> Subject:
+    seed = Seed(curves.backbone, curves.baseline, has_mlm_head=False)
     # 144 recorded steps of 16 windows are two epochs.
-    volumes = Volumes(0, 0, 1152, told["test_questions"], 1152, told["test_questions"])
+    volumes = Volumes(0, 0, 1152, curves.tested, 1152, curves.tested)
     return Subject(seed, volumes, tuple(DEVICES), SLOW, ())
 
 
-def volumes(run: Run, curves: Table) -> list[tuple[float, float]]:
+def volumes(run: Run) -> list[tuple[float, float]]:
     """(slot-hours so far, hypervolume) behind each score."""
     found = run.snapshot
     ends = {(one.candidate, one.stage): one.ended_at for one in found.attempts if one.ended_at}
@@ -108,8 +101,8 @@ def figures(
         for rule in RULES:
             say(f"seed {seed}, {rule}")
             settings = config(rule, generations)
-            run = simulate(settings, subject(table, curves), seed, lambda text: None, curves)
-            runs[rule] = volumes(run, curves), run.snapshot.gpu_hours(run.ended)
+            run = simulate(settings, subject(curves), seed, lambda text: None, curves)
+            runs[rule] = volumes(run), run.snapshot.gpu_hours(run.ended)
         (first, whole) = runs[NONE]
         aim, reference = first[-1][1], next(at for at, one in first if one >= first[-1][1])
         for rule, (made, hours) in runs.items():

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,6 +138,7 @@ class _Asking:
     spec: Spec
     ranks: Ranks
     progress: Progress
+    whole: set[int] = field(default_factory=set)  # parts that were looked at, and need not be again
 
     @cached_property
     def parts(self) -> list[NDArray[np.int64]]:
@@ -148,11 +149,12 @@ class _Asking:
 
     def left(self, folder: Path) -> list[int]:
         """Parts that nobody has asked about yet."""
-        return [
-            part
-            for part in range(len(self.parts))
-            if not caches.stands(PART, _part(folder, part), self.progress)
+        unknown = [part for part in range(len(self.parts)) if part not in self.whole]
+        left = [
+            part for part in unknown if not caches.stands(PART, _part(folder, part), self.progress)
         ]
+        self.whole.update({*unknown} - {*left})
+        return left
 
     def made(self, folder: Path, part: int) -> bool:
         """Whether it was this attempt that has."""
