@@ -4,7 +4,8 @@
 
 Its jobs run at once, on this machine. Files in the folder say otherwise: `down`, no command
 answers; `refuses`, what sbatch says; `waits`, jobs stay pending, for the reason in it; `ends`, in
-what state a job that ends is to have been.
+what state a job that ends is to have been; `running`, one that has ended is not seen to have yet;
+`forgets`, none of its jobs is known.
 """
 
 import json
@@ -48,7 +49,8 @@ def _state(folder: Path, number: str, job: dict[str, str]) -> tuple[str, str]:
         return "PENDING", _said(folder, "waits") or "None"
     else:
         code = _said(folder, f"{number}.code")
-        state = "RUNNING" if code is None else "COMPLETED" if code == "0" else "FAILED"
+        late = _said(folder, "running") is not None
+        state = "RUNNING" if code is None or late else "COMPLETED" if code == "0" else "FAILED"
     if state != "RUNNING" and (ends := _said(folder, "ends")) is not None:
         state = ends
     if job.get("cancelled") and "pid" in job and _said(folder, f"{number}.code") is None:
@@ -93,7 +95,8 @@ def sbatch(folder: Path, words: list[str]) -> int:
 def squeue(folder: Path, words: list[str]) -> int:
     with (folder / "asked").open("a") as file:
         file.write("squeue\n")
-    for number, job in jobs(folder).items():
+    forgets = _said(folder, "forgets") is not None
+    for number, job in jobs(folder).items() if not forgets else ():
         state, reason = _state(folder, number, job)
         print("|".join((number, state, reason, "n1", job["job-name"], job["chdir"])))
     print("99|RUNNING|None|n1|of-somebody-else|/elsewhere")

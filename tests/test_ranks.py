@@ -109,7 +109,7 @@ def start(tmp_path: Path, count: int, code: str) -> "subprocess.Popen[str]":
         (
             "import os, time; os.environ['RANK'] == '0' and os.kill(os.getpid(), 9);"
             " time.sleep(600)",
-            1,
+            128 + 9,
             ["rank 0 was ended by SIGKILL"],
         ),
     ],

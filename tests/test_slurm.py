@@ -304,7 +304,7 @@ def test_a_rank_that_fails_on_one_node_ends_those_of_all(
 ):
     spread[3].kill()
     said = left_word(folder)
-    assert said["why"] == "" and said["code"] != 0
+    assert (said["why"], said["code"]) == (job.KILLED, 128 + signal.SIGKILL)
     assert over(spread)
     assert "rank 3 was ended by SIGKILL" in folder.log.read_text()
 
@@ -391,6 +391,57 @@ def test_a_signal_of_slurms_means_what_its_state_says(
     assert wait_until(lambda: not launcher.alive(note), PATIENCE)
     word = launcher.word(note)
     assert (word.because if word else None) is because
+    cleared(launcher)
+
+
+@pytest.mark.parametrize(
+    ("state", "because", "words"),
+    [
+        ("REQUEUED", Because.INTERRUPTED, "its job 1 was requeued"),
+        ("CANCELLED", Because.CANCELLED, "its job 1 was cancelled"),
+        ("PREEMPTED", Because.INTERRUPTED, "its job 1 was preempted"),
+        ("NODE_FAIL", Because.LOST, "its job 1 lost its node on n1 (NODE_FAIL)"),
+        ("FAILED", Because.LOST, "its job 1 failed on n1 (None): see its worker.log"),
+    ],
+)
+def test_a_rank_that_slurm_killed_ahead_of_its_job_is_no_loss_where_slurm_had_the_job_end(
+    launcher: SlurmLauncher,
+    folder: AttemptFolder,
+    stub: Path,
+    state: str,
+    because: Because,
+    words: str,
+):
+    """As where a controller that was killed has forgotten that the job runs: it has the node kill
+    all of its processes, one after the other, and the job waits again."""
+    note = started(launcher, folder)
+    assert launcher.alive(note)
+    (stub / "running").touch()  # Slurm has not seen it yet
+    rank = int(folder.log.read_text().split()[-1])
+    os.kill(rank, signal.SIGKILL)
+    assert left_word(folder)["why"] == job.KILLED
+    for _ in range(5):
+        time.sleep(0.06)
+        assert launcher.alive(note), "Slurm has yet to say who did that"
+    (stub / "ends").write_text(state)
+    (stub / "running").unlink()
+    assert wait_until(lambda: not launcher.alive(note), PATIENCE)
+    word = launcher.word(note)
+    assert word is not None and (word.because, word.text) == (because, words)
+    cleared(launcher)
+
+
+def test_a_rank_that_was_killed_is_not_waited_for_where_slurm_says_nothing_for_long(
+    launcher: SlurmLauncher, folder: AttemptFolder, stub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(slurm, "UNTOLD_SECONDS", 0.5)
+    note = started(launcher, folder)
+    (stub / "running").touch()
+    os.kill(int(folder.log.read_text().split()[-1]), signal.SIGKILL)
+    assert left_word(folder)["why"] == job.KILLED
+    assert wait_until(lambda: not launcher.alive(note), PATIENCE)
+    assert launcher.word(note) is None
+    (stub / "running").unlink()
     cleared(launcher)
 
 
@@ -556,6 +607,40 @@ def test_a_job_that_is_dead_while_slurm_takes_it_for_alive_is_found_by_its_silen
     assert word is not None
     assert word.because is Because.LOST
     assert "has fallen silent on n1" in word.text
+
+
+def test_a_job_that_its_controller_forgot_is_left_to_run_and_was_interrupted_when_it_is_gone(
+    launcher: SlurmLauncher, folder: AttemptFolder, stub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A controller that was killed knows the jobs that it had written down, and no others."""
+    monkeypatch.setattr(slurm, "UNKNOWN_SECONDS", 3 * job.LOOK_SECONDS)
+    note = started(launcher, folder)
+    assert wait_until((folder.path / job.PULSE).exists, PATIENCE)
+    before = (folder.path / job.PULSE).read_text()
+    (stub / "forgets").touch()
+
+    def beats_unknown() -> bool:
+        assert launcher.alive(note)
+        return not launcher._queue.jobs and (folder.path / job.PULSE).read_text() != before
+
+    assert wait_until(beats_unknown, PATIENCE)
+    os.kill(int(slurm_stub.jobs(stub)["1"]["pid"]), signal.SIGKILL)
+    assert launcher.alive(note), "nobody can tell yet"
+    assert wait_until(lambda: not launcher.alive(note), PATIENCE)
+    word = launcher.word(note)
+    assert word is not None and word.because is Because.INTERRUPTED
+    assert word.text == "Slurm knows of its job 1 no more, and it is gone"
+
+
+def test_a_job_that_never_began_and_that_slurm_does_not_know_is_lost(
+    launcher: SlurmLauncher, folder: AttemptFolder, stub: Path
+):
+    """Else one that dies as it begins, and is forgotten at once, would be tried for ever."""
+    (stub / "waits").write_text("Priority")
+    (stub / "forgets").touch()
+    note = launcher.start(folder, ("cpu:0",), TOKEN)
+    assert wait_until(lambda: not launcher.alive(note), PATIENCE)
+    assert launcher.word(note) is None
 
 
 # -- the probe -----------------------------------------------------------------------------------

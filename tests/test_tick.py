@@ -266,6 +266,37 @@ def test_each_candidate_has_its_genotype_beside_its_weights(thesis: Tick):
         assert Genotype.from_json(json.loads(text)) == one.genotype
 
 
+def test_long_turns_end_and_start_only_some_leave_nobody_out_and_change_no_story(folder: Any):
+    config = small_config(
+        slots__devices=[f"cpu:{number}" for number in range(12)], population__mu=12
+    )
+    calm, slow = (make_tick(folder(), config) for _ in range(2))
+    drive(calm)
+    looks = 0.0
+
+    def stopwatch() -> float:  # each look at it is far behind the one before
+        nonlocal looks
+        looks += 0.6 * tick_module.LONG_SECONDS
+        return looks
+
+    slow.stopwatch = stopwatch
+    most, waiting = 0, 0
+    for _ in range(5000):
+        before = {one.id for one in slow.store.read().live_attempts}
+        slow()
+        found = slow.store.read()
+        live = {one.id for one in found.live_attempts}
+        most = max(most, len(before - live), len(live - before))
+        waiting = waiting + 1 if slow.goes_on else 0
+        assert waiting < 100, "it goes on for ever"
+        if not found.experiment.runs:
+            break
+        if not slow.goes_on:
+            advance(slow)
+    assert 1 <= most <= 3, "of twelve at once"
+    assert story(slow.store) == story(calm.store)
+
+
 # -- order, loss, verdicts -----------------------------------------------------------------------
 
 

@@ -198,9 +198,12 @@ def _serve(
             leave_loop()
 
     def turn() -> None:
-        with watchdog.turn():
-            trouble.turn(act)
-        notify.notify(READY="1", WATCHDOG="1", STATUS=trouble.told or _in_words(tick))
+        goes_on = True
+        while goes_on:
+            with watchdog.turn():
+                trouble.turn(act)
+            notify.notify(READY="1", WATCHDOG="1", STATUS=trouble.told or _in_words(tick))
+            goes_on = tick.goes_on and scheduler.running and not trouble.told
 
     def report(event: JobExecutionEvent) -> None:
         nonlocal failed

@@ -45,7 +45,7 @@ log = logging.getLogger("nasd")
 
 EXIT_SECONDS = 30.0  # for a worker that has written its outcome to be gone
 RETRY_SECONDS = 600.0  # after a backup that failed
-MOST_STARTS = 100  # in a turn: more would keep it from seeing what ends
+LONG_SECONDS = 0.1  # for which a turn ends attempts, and for which it starts some
 ASK_AGAIN_SECONDS = 1.0  # between two requests to stop
 
 GONE = "gone without an outcome"
@@ -98,10 +98,15 @@ class Tick:
             lambda: self.told(),
         )
         self.leaves = False  # somebody has asked the daemon to
+        self.stopwatch = self.monotonic  # of a turn
+        self.goes_on = False  # whether the last turn has left something to do at once
+        self._since = self.stopwatch()
+        self._observed = 0  # the attempt behind which the next turn goes on, if one was long
         age = backups.age(self.state, self.clock())
         self._kept_at = None if age is None else self.monotonic() - age
 
     def __call__(self) -> None:
+        self.goes_on = False
         self.look()
         self.observe()
         self.leaves = self._inbox() or self.leaves
@@ -111,6 +116,13 @@ class Tick:
         self.start()
         if self._keeping_is_due():
             self.keep()
+
+    def _is_long(self) -> bool:
+        """Whether this turn has ended attempts, or started some, for long enough, and what is left
+        waits for another, at once: where there are very many, people and the disk are looked at
+        meanwhile."""
+        self.goes_on = self.goes_on or self.stopwatch() - self._since > LONG_SECONDS
+        return self.goes_on
 
     # -- the machine ---------------------------------------------------------------------------
 
@@ -142,7 +154,10 @@ class Tick:
 
     def observe(self) -> None:
         """Ends every attempt that is gone, by the outcome it left behind, or has to go."""
-        for known in self.store.in_play().live_attempts:
+        live = sorted(self.store.in_play().live_attempts, key=lambda one: one.id)
+        behind = [one for one in live if one.id > self._observed] or live
+        self._observed, self._since = 0, self.stopwatch()
+        for known in behind:
             attempt, folder = self._begun(known), self.state.attempt(known.id)
             lost = self._why_ended(attempt, folder)
             if lost is None:
@@ -154,6 +169,10 @@ class Tick:
                 log.debug("attempt %d: %s", attempt.id, error)
             except NasdError as error:  # it keeps its slots, the others go on
                 log.error("attempt %d cannot be ended yet: %s", attempt.id, error)
+            else:
+                if self._is_long():  # asked behind each that has ended, so there is no standstill
+                    self._observed = known.id
+                    break
 
     def _ask_to_stop(self, attempt: Attempt) -> bool:
         """At a checkpoint; asking again does no harm. Whether this was the first time."""
@@ -419,11 +438,15 @@ class Tick:
                 self._ask_to_stop(attempt)
             return
         found = scheduling.starts(snapshot, self.config, self.slots, self.clock())
-        for one in found[:MOST_STARTS]:
+        self._since = self.stopwatch()
+        for number, one in enumerate(found):
             snapshot = self.store.in_play()
             # One before may have halted the search, or found nobody to start it.
-            if snapshot.experiment.runs and not self._nobody_starts():
-                self._start(snapshot, one)
+            if not snapshot.experiment.runs or self._nobody_starts():
+                break
+            if number and self._is_long():
+                break
+            self._start(snapshot, one)
         if self.config.slots.widen:
             self._widen()
 

@@ -7,6 +7,7 @@ in which nasd.policy.scheduling starts attempts.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from nasd.contract import tasks
 from nasd.contract.config import Data, MlmData, Stage
@@ -171,6 +172,7 @@ def screening(
     return Work(0, 0.0, SCREENED_WINDOWS * flop, (), 0.0)
 
 
+@lru_cache(maxsize=8192)  # asked for again at each turn, of all who wait
 def example_flop(
     task: tasks.Task,
     genotype: Genotype,

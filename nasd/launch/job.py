@@ -12,7 +12,8 @@ what the cluster says of the job:
     began.json   the job's, made once: a job that is run a second time leaves again
     pulse        the job's, another one at each look: where it stands still, the job is dead,
                  whatever the cluster says
-    left.json    the job's last act, when none of its ranks is left, and why they left
+    left.json    the job's last act, when none of its ranks is left, and why they left: of Slurm's
+                 own signals it may have seen the first alone, so only Slurm can say what those mean
 
 Each node of several follows the orders itself. Between them and their job there are three more, of
 which the launcher knows nothing:
@@ -46,6 +47,7 @@ from nasd.launch import interpreter, ranks
 
 ORDERS, BEGAN, PULSE, LEFT = "job.json", "began.json", "pulse", "left.json"
 LEAVE, REFUSED, NODE = "leave.json", "refused.json", "node-{}.json"
+TERM, KILLED = "term", "killed"  # why the ranks left, where none of nasd's had them do so
 LOOK_SECONDS = 2.0  # between two looks at the orders
 END: Mapping[str, Any] = {"end": True}
 LIMIT_SIGNAL = signal.SIGUSR1  # ahead of the time limit
@@ -105,6 +107,8 @@ class Job:
         self._ended.set()
         if code < 0 or any(self._nodes()):  # killed: of their ranks nothing is known
             return 1
+        if code > ranks.KILLED:  # perhaps by the cluster, which ends one process after the other
+            self.why = self.why or KILLED
         self._leave("refused" if text else self.why, text, code)
         return code
 
@@ -194,7 +198,7 @@ class Job:
 
     def _told(self) -> None:
         """By the cluster, with SIGTERM."""
-        self.why = self.why or "term"
+        self.why = self.why or TERM
 
     def _stop(self, why: str) -> None:
         self.why = self.why or why

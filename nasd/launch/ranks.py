@@ -29,6 +29,7 @@ from nasd.contract.leash import die_with_parent
 from nasd.launch import interpreter
 
 WORKER = "nasd.worker"
+KILLED = 128
 GRACE_SECONDS = 30.0  # for the peers of a rank that failed: what they wait for never comes
 
 Ranks = dict[int, subprocess.Popen[bytes]]
@@ -51,7 +52,8 @@ def run(
     told: Callable[[], None] = lambda: None,
     share: Share | None = None,
 ) -> int:
-    """The ranks' `command` in so many processes; 0 once all have ended well, and else 1.
+    """The ranks' `command` in so many processes; 0 once all have ended well, 1 where one has
+    failed, and as in a shell KILLED and its number where a signal has ended one.
 
     ranks: where they are kept, for whoever has to end them. told: is called on SIGTERM, which they
     are handed on. share: where others run elsewhere.
@@ -122,7 +124,7 @@ def _watch(ranks: Ranks) -> int:
             for rank, code in failed.items():
                 if code < 0:  # it could not say so itself
                     print(f"rank {rank} was ended by {_name(-code)}", flush=True)
-            return 1
+            return max(KILLED - code if code < 0 else 1 for code in failed.values())
     return 0
 
 

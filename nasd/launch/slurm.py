@@ -38,6 +38,11 @@ SUBMIT_SECONDS = 60.0
 # After a job's orders are gone, until one that Slurm no longer knows of has surely seen that: it
 # looks each job.LOOK_SECONDS, and a shared file system may show it for a while what was there.
 FENCE_SECONDS = 5 * job.LOOK_SECONDS
+# From a job's last word until no answer of Slurm's is waited for that says who ended it: where its
+# own process beside the job has died, it takes the job for alive for long.
+UNTOLD_SECONDS = 60.0
+# For which a job that Slurm knows nothing of may show no sign of life: one in job.LOOK_SECONDS.
+UNKNOWN_SECONDS = 30.0
 SWEEP_SECONDS = 60.0
 FULL_SECONDS = 30.0  # after which jobs are submitted again where none were taken
 # What sbatch says where it is not the job that is at fault: there will be another time.
@@ -71,6 +76,7 @@ class SlurmLauncher(Launcher):
         self._submitted: dict[str, float] = {}  # monotonic, by token
         self._asked: set[str] = set()  # to stop
         self._met: dict[str, float] = {}  # monotonic, by token: when it was seen to have begun
+        self._left: dict[str, float] = {}  # monotonic, by token: when its last word was seen
         # By token: since when there are no orders, and whether it was alive then.
         self._fenced: dict[str, tuple[float, bool]] = {}
         self._cancelled: dict[str, float] = {}  # by token: the answer that showed it alive
@@ -115,17 +121,18 @@ class SlurmLauncher(Launcher):
         self._look()
         seen = self._queue.jobs.get(token)
         left = job.read(folder.path / job.LEFT, token)
-        if left is not None and (left["why"] != "term" or not (folder.path / job.ORDERS).exists()):
+        if left is not None and not self._untold(token, left["why"], folder):
             return False
         if not self._knows(token):
             return True
-        if seen is None or seen.state in OVER:
+        if seen is None:  # it may run all the same: a controller that is killed forgets some
+            return left is None and self._beats(token, folder)
+        if seen.state in OVER:
             return False
-        if seen.state not in STANDING and left is None and self._silent(token, folder):
+        patience = 60 * self._config.daemon.stall_minutes
+        if seen.state not in STANDING and left is None and self._silent(token, folder, patience):
             return False
-        # One that is requeued never runs again; where it was told to leave, Slurm has yet to say by
-        # whom.
-        return left is not None or not self._requeued(token, seen)
+        return not self._requeued(token, seen)  # it never runs again
 
     def stop(self, token: str) -> None:
         folder = self._find(token)
@@ -165,7 +172,10 @@ class SlurmLauncher(Launcher):
                 raise NotYet(f"Slurm does not say what becomes of its job: {self._queue.fault}")
             if began is not None and time.monotonic() - fenced < FENCE_SECONDS:
                 raise NotYet("Slurm knows of no job of it, which may yet have to see that it ends")
-        for known in (self._submitted, self._met, self._fenced, self._cancelled, self._words):
+        for known in (
+            *(self._submitted, self._met, self._left, self._fenced),
+            *(self._cancelled, self._words),
+        ):
             known.pop(token, None)
         self._folders.pop(token, None)
         self._pulses.pop(token, None)
@@ -215,6 +225,7 @@ class SlurmLauncher(Launcher):
             f"its job {process['job']}",
             f" on {seen.nodes}" if seen and seen.nodes else "",
         )
+        begun = job.read(folder.path / job.BEGAN, token) is not None
         orders = job.read(folder.path / job.ORDERS, token)
         ours = orders is None or orders.get("stop", False)
         if left["why"] == "refused":
@@ -227,15 +238,16 @@ class SlurmLauncher(Launcher):
             return Word(Because.INTERRUPTED, f"{what} was requeued")
         if state == "CANCELLED" and not ours:
             return Word(Because.CANCELLED, f"{what} was cancelled")
+        if seen is None and self._knows(token) and begun and left["why"] in ("", job.KILLED):
+            return Word(Because.INTERRUPTED, f"Slurm knows of {what} no more, and it is gone")
         if token in self._dead:
             return Word(Because.LOST, f"{what} has fallen silent{where}, and Slurm has not seen it")
         if state in ("NODE_FAIL", "BOOT_FAIL"):
             return Word(Because.LOST, f"{what} lost its node{where} ({state})")
         if state == "OUT_OF_MEMORY":
             return Word(Because.LOST, f"{what} took more than slurm.memory_gb{where}")
-        if state in ("FAILED", "DEADLINE") and not left["why"]:
+        if state in ("FAILED", "DEADLINE") and left["why"] in ("", job.KILLED):
             # Slurm calls it so as well where what had begun was killed.
-            begun = job.read(folder.path / job.BEGAN, token) is not None
             launch = seen is not None and seen.reason == "JobLaunchFailure" and not begun
             why = f"does the node see {self._attempts}?" if launch else "see its worker.log"
             reason = seen.reason if seen is not None else ""
@@ -309,6 +321,13 @@ class SlurmLauncher(Launcher):
         submitted = self._submitted.get(token, -math.inf)
         return self._queue.asked_at > (-math.inf if submitted == math.inf else submitted)
 
+    def _untold(self, token: str, why: str, folder: AttemptFolder) -> bool:
+        """Whether Slurm has yet to say whose signals ended a job that has left its last word."""
+        if why not in (job.TERM, job.KILLED) or not (folder.path / job.ORDERS).exists():
+            return False
+        since = self._left.setdefault(token, time.monotonic())
+        return self._queue.asked_at - since < UNTOLD_SECONDS
+
     def _requeued(self, token: str, seen: Seen) -> bool:
         """Whether a job that has begun waits again, which an answer of before does not show."""
         if token not in self._met:
@@ -317,10 +336,15 @@ class SlurmLauncher(Launcher):
             self._met[token] = time.monotonic()
         return seen.state in PENDING and self._queue.asked_at > self._met[token]
 
-    def _silent(self, token: str, folder: AttemptFolder) -> bool:
-        """Whether a job that has begun shows no sign of life any more, which Slurm may not see for
-        long where its own process beside it has died."""
-        patience, now = 60 * self._config.daemon.stall_minutes, time.monotonic()
+    def _beats(self, token: str, folder: AttemptFolder) -> bool:
+        """Whether a job of which Slurm knows nothing has begun, and shows signs of life."""
+        begun = job.read(folder.path / job.BEGAN, token) is not None
+        return begun and not self._silent(token, folder, UNKNOWN_SECONDS)
+
+    def _silent(self, token: str, folder: AttemptFolder, patience: float) -> bool:
+        """Whether a job that has begun has shown no sign of life for so many seconds, which Slurm
+        may not see for long where its own process beside it has died."""
+        now = time.monotonic()
         looked, pulse, since = self._pulses.get(token, (-math.inf, "", now))
         if token in self._dead or now - looked < patience / 4:
             return token in self._dead

@@ -31,7 +31,7 @@ CLOCK_SLACK_SECONDS = 10.0  # by which a clock may run apart from the time that 
 
 
 def attempts_at(snapshot: Snapshot, candidate: int, stage: str) -> list[Attempt]:
-    return [a for a in snapshot.attempts if (a.candidate, a.stage) == (candidate, stage)]
+    return snapshot.attempts_at.get((candidate, stage), [])
 
 
 def halvings(snapshot: Snapshot, config: Config, candidate: Candidate, slots: int) -> int:

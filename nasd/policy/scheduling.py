@@ -59,6 +59,8 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     )
     found: dict[int, tuple[str, ...]] = {}
     for candidate in pending:
+        if not left:
+            break
         need = slots_needed(config, candidate.stage, len(fit))
         if need <= len(left) and not backs_off(snapshot, candidate, now):
             taken = _take(config, candidate.stage, left, need)

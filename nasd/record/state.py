@@ -435,6 +435,14 @@ class Snapshot:
         return found
 
     @cached_property
+    def attempts_at(self) -> dict[tuple[int, str], list[Attempt]]:
+        """By candidate and stage, in the order in which they started."""
+        found: dict[tuple[int, str], list[Attempt]] = {}
+        for one in self.attempts:
+            found.setdefault((one.candidate, one.stage), []).append(one)
+        return found
+
+    @cached_property
     def scoring(self) -> tasks.Scoring:
         """The tasks that give the score, and what of them is shown."""
         config = self.experiment.config

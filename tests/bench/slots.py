@@ -204,8 +204,11 @@ def measured(slots: int, turns: int, jobs: bool = False) -> dict[str, Any]:
         each: dict[str, list[float]] = {}  # for an attempt that ends, and one that starts
         ended = 0
         most = 0
+        burst = 0  # attempts that turns in a row have started
+        tick.stopwatch = lambda: time.perf_counter() - launcher.seconds
         while turns:
-            looks()
+            if not tick.goes_on:
+                looks()
             before = {one.id for one in store.in_play().live_attempts}
             files, commits = counted.files.total(), counted.commits
             own, own_worked, syncs = launcher.seconds, launcher.worked, counted.syncs
@@ -217,17 +220,14 @@ def measured(slots: int, turns: int, jobs: bool = False) -> dict[str, Any]:
             gone, new = len(before - after), len(after - before)
             most = max(most, len(after))
             kind = "rests" if not gone and not new else "ends and starts some"
-            kind = "starts very many" if new >= 50 else kind
+            burst += new
             if most > slots / 2:
                 spent.setdefault(kind, []).append((seconds, worked))
                 ended += gone
                 turns -= 1
-                first = launcher.next_event()
-                if kind == "starts very many" and first is not None:
-                    clock.advance_to(max(clock(), first - tick.config.daemon.tick_seconds))
                 if kind == "rests":
                     rests.append(counted.files.total() - files)
-                if gone and kind != "starts very many":
+                if gone:
                     told = {
                         "file operations": counted.files.total() - files - most,  # heartbeats
                         "commits": counted.commits - commits,
@@ -235,6 +235,12 @@ def measured(slots: int, turns: int, jobs: bool = False) -> dict[str, Any]:
                     }
                     for what, count in told.items():
                         each.setdefault(what, []).append(count / gone)
+            if tick.goes_on:
+                continue
+            first = launcher.next_event()
+            if burst >= 50 and most > slots / 2 and first is not None:
+                clock.advance_to(max(clock(), first - tick.config.daemon.tick_seconds))
+            burst = 0
             step = clock() + tick.config.daemon.tick_seconds
             ends = launcher.next_event()
             idles = most <= slots / 2 and ends is not None  # the baseline climbs

@@ -25,6 +25,7 @@ import psutil
 
 from nasd.contract import variables
 from nasd.contract.errors import NasdError
+from nasd.launch.job import BEGAN
 from nasd.launch.launcher import wait_until
 from nasd.launch.queue import NAME, OVER, parsed
 from nasd.policy import endings
@@ -275,9 +276,14 @@ class Disturbed:
         assert found is not None
         for one in found.attempts:
             lost = one.state is AttemptState.LOST and one.verdict is AttemptVerdict.NONE
+            folder = StateFolder(self.daemon.state).attempt(one.id)
+            # Of a job that the controller forgot before it began nobody can tell what became.
+            forgotten = self.killed["slurmctld"] and not (folder.path / BEGAN).exists()
             fairly = one.token in self.hurt or (one.token in self.limited and not one.reached)
-            if one.state is AttemptState.FAILED or (lost and not fairly):
-                self.wrong.append(f"attempt {one.id} is charged: {one.state} {one.message}")
+            if one.state is AttemptState.FAILED or (lost and not fairly and not forgotten):
+                said = folder.log.read_text().splitlines()[-5:] if folder.log.exists() else []
+                about = f"{one.state} {one.message}, of which its log says {said}"
+                self.wrong.append(f"attempt {one.id} is charged: {about}")
 
     # -- mischief ------------------------------------------------------------------------------
 
@@ -308,6 +314,21 @@ class Disturbed:
         self.cluster.kill(name)
         time.sleep(self.draw.uniform(0, 4))
         self.cluster.start(name)
+        return True
+
+    def forget_begin(self, found: Snapshot) -> bool:
+        """Kills the controller as a job begins: it may not know of that when it is there again, has
+        the node kill what it runs, and the node drained for it; a person has it back."""
+        began = [
+            (StateFolder(self.daemon.state).attempt(one.id).path / BEGAN)
+            for one in found.live_attempts
+        ]
+        if not any(it.exists() and time.time() - it.stat().st_mtime < 1.0 for it in began):
+            return False
+        self.end_service("slurmctld")
+        time.sleep(self.draw.uniform(1, 4))
+        host = self.cluster.ask("sinfo", "-h", "-o", "%n").strip()
+        self.cluster.ask("scontrol", "update", f"nodename={host}", "state=resume", check=False)
         return True
 
     def end_of_attempt(self, found: Snapshot, *, step: bool, job: bool, rank: bool) -> bool:
@@ -357,6 +378,7 @@ MISCHIEF: dict[str, Callable[[Disturbed, Snapshot], bool]] = {
     "daemon": lambda one, found: one.end_daemon(found, signal.SIGKILL),
     "daemon asked to leave": lambda one, found: one.end_daemon(found, signal.SIGTERM),
     "slurmctld": lambda one, found: one.end_service("slurmctld"),
+    "slurmctld as a job begins": lambda one, found: one.forget_begin(found),
     "slurmd": lambda one, found: one.end_service("slurmd"),
     "slurmstepd": lambda one, f: one.end_of_attempt(f, step=True, job=False, rank=False),
     "job": lambda one, f: one.end_of_attempt(f, step=False, job=True, rank=False),
