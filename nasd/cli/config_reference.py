@@ -68,7 +68,7 @@ def texts(model: type[BaseModel]) -> Mapping[str, str]:
     """What stands below the keys of a section, and of those that it takes its keys from."""
     found: dict[str, str] = {}
     for kind in reversed(model.__mro__):
-        if issubclass(kind, BaseModel) and kind.__module__ == Config.__module__:
+        if issubclass(kind, BaseModel) and kind is not BaseModel:
             found |= _own_texts(kind)
     return found
 

@@ -1,6 +1,6 @@
 """The launchers by name.
 
-A new one is a file in this room, a line here, and its name in nasd.contract.config where a config
+A new one is a file in this room, a line here, and its name in nasd.contract.sections.machine where a config
 may give it.
 """
 

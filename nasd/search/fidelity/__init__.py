@@ -1,6 +1,7 @@
 """Promotion: who goes on from a rung of the ladder, by the losses seen so far. One rule a file.
 
-To add a rule: a file with its `Rule`, its entry here, and its name in nasd.contract.config.
+To add a rule: a file with its `Rule`, its entry here, and its name in
+nasd.contract.sections.search.
 tests/test_fidelity.py holds every entry to what a rule promises.
 """
 
