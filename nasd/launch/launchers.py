@@ -1,7 +1,7 @@
 """The launchers by name.
 
-A new one is a file in this room, a line here, and its name in nasd.contract.sections.machine where a config
-may give it.
+A new one is a file in this room, a line here, and its name in nasd.contract.sections.machine where
+a config may give it.
 """
 
 from nasd.contract.config import Slots
