@@ -609,6 +609,19 @@ def test_a_job_that_is_dead_while_slurm_takes_it_for_alive_is_found_by_its_silen
     assert "has fallen silent on n1" in word.text
 
 
+def test_silence_is_heard_also_by_a_daemon_that_looks_more_seldom_than_a_job_may_be_silent(
+    stub: Path, folder: AttemptFolder, tmp_path: Path
+):
+    launcher = SlurmLauncher(with_worker(tmp_path, daemon__tick_seconds=1.0), tmp_path)
+    job.write(folder.path / job.BEGAN, {"token": TOKEN})
+    (folder.path / job.PULSE).write_text("1")
+    found = []
+    for _ in range(3):
+        found.append(launcher._silent(TOKEN, folder, 0.1))
+        time.sleep(0.3)
+    assert found == [False, True, True]
+
+
 def test_a_job_that_its_controller_forgot_is_left_to_run_and_was_interrupted_when_it_is_gone(
     launcher: SlurmLauncher, folder: AttemptFolder, stub: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -354,7 +354,8 @@ class SlurmLauncher(Launcher):
             found = (folder.path / job.PULSE).read_text()
             since = now if found != pulse else since
             pulse = found
-        if now - looked > 2 * patience:  # nobody has listened meanwhile
+        rhythm = self._config.daemon.tick_seconds
+        if now - looked > 2 * max(patience, rhythm):  # nobody has listened meanwhile
             since = now
         self._pulses[token] = now, pulse, since
         if now - since > patience:
