@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.contract import config
+from nasd.contract.sections import search as config
 from nasd.record.folders import StateFolder
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.curve import EXPONENTS, forecast

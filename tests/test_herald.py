@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nasd.contract import config as config_module
 from nasd.contract.config import Notify
 from nasd.contract.errors import NasdError
+from nasd.contract.sections import machine
 from nasd.control import herald
 from nasd.control.herald import KINDS, Herald
 from nasd.launch import tell
@@ -45,7 +45,7 @@ def told(heard: Path, count: int) -> list[dict[str, Any]]:
 
 
 def test_what_a_config_can_name_is_what_can_be_told():
-    assert KINDS.keys() == {*config_module.NOTICES}
+    assert KINDS.keys() == {*machine.NOTICES}
 
 
 def test_generations_and_the_end_are_told_once_with_what_came_of_them(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nasd.contract import config as config_module
+from nasd.contract import sections
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder
+from nasd.contract.sections import machine
 from nasd.contract.slots import Slot, SlotKind, on_gpus, unit
 from nasd.launch import launchers
 from nasd.launch.launcher import Entry, Launcher, NotYet, wait_until
@@ -250,7 +251,7 @@ def test_nothing_is_wrong_with_shares_of_the_cores(entry: Entry):
 
 def test_a_config_names_those_that_can_be_opened_from_one_and_no_others(tmp_path: Path):
     opened = tuple(name for name, one in launchers.LAUNCHERS.items() if one.open is not None)
-    assert opened == config_module.LAUNCHERS
+    assert opened == machine.LAUNCHERS
     assert RIGS.keys() == launchers.LAUNCHERS.keys()
     for name in opened:
         entry = launchers.of(small_config(slots__launcher=name).slots)
@@ -279,7 +280,7 @@ def test_a_slot_is_its_name_and_knows_its_kind_and_number():
 
 
 def test_only_one_module_reads_the_names_of_slots():
-    root = Path(config_module.__file__).parents[1]
+    root = Path(sections.__file__).parents[2]
     for path in root.rglob("*.py"):
         text = path.read_text()
         told = [

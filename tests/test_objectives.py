@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.contract import config as config_module
 from nasd.contract import objectives as contract
 from nasd.contract.config import parse
 from nasd.contract.errors import NasdError
+from nasd.contract.sections import search as sections
 from nasd.control.tick import Tick
 from nasd.record import lookup, snapshot, state
 from nasd.record.folders import StateFolder
@@ -237,7 +237,7 @@ def test_a_search_by_any_number_of_objectives_runs_and_is_shown(
 
     for one in (EXACT, MILLIONS):
         monkeypatch.setitem(OBJECTIVES, one.name, one)  # type: ignore[arg-type]
-    monkeypatch.setattr(config_module, "OBJECTIVES", tuple(OBJECTIVES))
+    monkeypatch.setattr(sections, "OBJECTIVES", tuple(OBJECTIVES))
     tick = searched(tmp_path, *names)
     found = tick.store.read()
     assert found.experiment.state == "complete"
