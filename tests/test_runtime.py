@@ -1,5 +1,6 @@
 """Exported models in ONNX Runtime, in float32 and in int8: what they give, what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,21 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return make_workshop(tmp_path_factory.mktemp("workshop"))
 
 
-@pytest.fixture(scope="module")
-def home(shop: Workshop) -> Path:
-    """An untrained model as a folder, with both files."""
-    arch = phenotype.load_architecture(shop.seed_weights)
+@pytest.fixture(scope="module", params=[None, 8], ids=["full", "factorised"])
+def home(shop: Workshop, request: pytest.FixtureRequest) -> Path:
+    """An untrained model as a folder, with both files; its word embeddings in full, or a product of
+    two matrices."""
+    arch = replace(phenotype.load_architecture(shop.seed_weights), rank=request.param)
     model = phenotype.empty(QuestionAnswering, arch)
     phenotype.initialise(model, torch.Generator().manual_seed(3), 0.2)
-    phenotype.save(model, shop.folder / "model")
+    weights = shop.folder / f"model-{request.param}"
+    phenotype.save(model, weights)
     from nasd.worker.model import seed
 
     tokenizer = Path(seed.resolve("package:nasd/demo_seed", shop.folder))
-    folder = shop.folder / "home"
+    folder = shop.folder / f"home-{request.param}"
     folder.mkdir()
-    export.write(shop.folder / "model", tokenizer, folder, {"answering": ANSWERING})
+    export.write(weights, tokenizer, folder, {"answering": ANSWERING})
     export.write_onnx(folder)
     int8.quantise(folder / runtime.FLOAT, folder / runtime.INT8)
     return folder

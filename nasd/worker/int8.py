@@ -76,12 +76,13 @@ def rows(model: Any) -> None:
         scales = np.abs(entries).max(1, keepdims=True) / LEVELS
         scales[scales == 0] = 1.0
         small = np.rint(entries / scales).astype(np.int8)
-        parts = {f"{name}_int8": small, f"{name}_scale": scales.astype(np.float32)}
+        parts = {f"rows_int8_{name}": small, f"rows_scale_{name}": scales.astype(np.float32)}
         graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in parts.items())
         if readers.count(name) == 1:
             graph.initializer.remove(table)
         entry, scale = parts
-        inner = [f"{node.output[0]}_{step}" for step in ("int8", "float", "scale")]
+        # By no name that the quantiser makes of an output, where a product reads it: OUTPUT_scale.
+        inner = [f"rows_{step}_{node.output[0]}" for step in ("int8", "float", "scale")]
         place = list(graph.node).index(node)
         graph.node.remove(node)
         for new in (
