@@ -19,10 +19,11 @@ import nasd
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import AttemptFolder, Outcome
 from nasd.control import daemon
-from nasd.launch import job, slurm
+from nasd.launch import job, probing, sbatch, slurm
 from nasd.launch.launcher import NotYet, wait_until
 from nasd.launch.queue import Queue, Seen, last_line, parsed
-from nasd.launch.slurm import SlurmLauncher, devices, options
+from nasd.launch.sbatch import options
+from nasd.launch.slurm import SlurmLauncher, devices
 from nasd.policy.endings import heeded
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, AttemptVerdict
@@ -185,18 +186,18 @@ def test_a_stage_asks_for_what_its_own_table_says_and_else_for_what_all_do():
 
 
 def test_an_attempt_spreads_evenly_over_nodes_and_asks_each_for_its_part():
-    assert [slurm.spread(4, nodes) for nodes in (None, 1, 2, 3, 4, 9)] == [1, 1, 2, 2, 4, 4]
-    assert slurm.spread(1, 2) == 1
+    assert [sbatch.spread(4, nodes) for nodes in (None, 1, 2, 3, 4, 9)] == [1, 1, 2, 2, 4, 4]
+    assert sbatch.spread(1, 2) == 1
     asked = on_slurm(
         slurm__nodes=2,
         slurm__memory_gb=3,
         slurm__stages={"evaluate": {"nodes": 1}},
         slots__threads=5,
     )
-    found = slurm.options(asked, "finetune", [f"cuda:{one}" for one in range(8)])
+    found = sbatch.options(asked, "finetune", [f"cuda:{one}" for one in range(8)])
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gres=gpu:4"} <= {*found}
     assert {"--cpus-per-task=20", "--mem=12288M"} <= {*found}
-    here = slurm.options(asked, "evaluate", ["cuda:0", "cuda:1"])
+    here = sbatch.options(asked, "evaluate", ["cuda:0", "cuda:1"])
     assert {"--nodes=1", "--ntasks=1", "--gres=gpu:2", "--cpus-per-task=10"} <= {*here}
 
 
@@ -637,6 +638,7 @@ def test_a_job_that_its_controller_forgot_is_left_to_run_and_was_interrupted_whe
         return not launcher._queue.jobs and (folder.path / job.PULSE).read_text() != before
 
     assert wait_until(beats_unknown, PATIENCE)
+    assert launcher.word(note) is None, "whatever ends it now, Slurm did not"
     os.kill(int(slurm_stub.jobs(stub)["1"]["pid"]), signal.SIGKILL)
     assert launcher.alive(note), "nobody can tell yet"
     assert wait_until(lambda: not launcher.alive(note), PATIENCE)
@@ -701,18 +703,18 @@ def test_a_probe_that_does_not_start_is_told_with_the_reason_and_cancelled(
 @pytest.mark.parametrize(
     ("probe", "words"),
     [
-        (slurm.Probe("", "n7", "0.0.7", 0.0), "n7 has nasd 0.0.7, and this is"),
+        (probing.Probe("", "n7", "0.0.7", 0.0), "n7 has nasd 0.0.7, and this is"),
         (
-            slurm.Probe("", "n7", nasd.__version__, 90.0),
+            probing.Probe("", "n7", nasd.__version__, 90.0),
             "the clock of n7 is 1 min 30 s ahead of this",
         ),
-        (slurm.Probe("", "n7", nasd.__version__, -90.0), "behind this machine's"),
+        (probing.Probe("", "n7", nasd.__version__, -90.0), "behind this machine's"),
     ],
 )
 def test_another_version_and_another_clock_are_told_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: slurm.Probe, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: probing.Probe, words: str
 ):
-    monkeypatch.setattr(slurm, "probe", lambda *_: probe)
+    monkeypatch.setattr(probing, "probe", lambda *_: probe)
     (found,) = cluster.nodes(case(tmp_path))
     assert found.mark == "bad"
     assert words in found.text

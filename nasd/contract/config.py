@@ -26,18 +26,8 @@ from nasd.contract.sections.data import (
     TextData,
     kind_of,
 )
-from nasd.contract.sections.fields import (
-    Section,
-)
-from nasd.contract.sections.machine import (
-    Daemon,
-    Measure,
-    MLflow,
-    Notify,
-    Slots,
-    Slurm,
-    WandB,
-)
+from nasd.contract.sections.fields import Section
+from nasd.contract.sections.machine import Daemon, Measure, MLflow, Notify, Slots, Slurm, WandB
 from nasd.contract.sections.search import (
     CURVE_POINTS,
     OPERATORS,
@@ -51,13 +41,7 @@ from nasd.contract.sections.search import (
     Teacher,
     Variation,
 )
-from nasd.contract.sections.stages import (
-    Part,
-    Rung,
-    Stage,
-    further_of,
-    stages_of,
-)
+from nasd.contract.sections.stages import Part, Rung, Stage, further_of, stages_of
 
 __all__ = [
     "OPERATORS",

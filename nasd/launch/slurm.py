@@ -9,17 +9,13 @@ A job is found again by its name, which carries the attempt's token. It is never
 on as another attempt, with a row of its own.
 """
 
-import json
 import math
-import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +26,11 @@ from nasd.contract.protocol import AttemptFolder, Spec, read, write_atomically
 from nasd.contract.slots import Slot, SlotKind, on_gpus
 from nasd.launch import interpreter, job
 from nasd.launch.launcher import Entry, Launcher, NotYet
-from nasd.launch.queue import NAME, OVER, PENDING, STANDING, Queue, Seen, environment, last_line
+from nasd.launch.queue import NAME, OVER, PENDING, STANDING, Queue, Seen, environment
+from nasd.launch.sbatch import SUBMIT_SECONDS, options, spread, submitted
 from nasd.record.state import Because, Word
 
 PROGRAMS = ("sbatch", "squeue", "scancel")
-SUBMIT_SECONDS = 60.0
 # After a job's orders are gone, until one that Slurm no longer knows of has surely seen that: it
 # looks each job.LOOK_SECONDS, and a shared file system may show it for a while what was there.
 FENCE_SECONDS = 5 * job.LOOK_SECONDS
@@ -45,17 +41,6 @@ UNTOLD_SECONDS = 60.0
 UNKNOWN_SECONDS = 30.0
 SWEEP_SECONDS = 60.0
 FULL_SECONDS = 30.0  # after which jobs are submitted again where none were taken
-# What sbatch says where it is not the job that is at fault: there will be another time.
-AWAY = (
-    "unable to contact", "connection refused", "timed out", "socket", "zero bytes",
-    "transport endpoint", "munge", "authentication", "temporarily", "backup", "submit limit",
-    "maxsubmit", "not responding", "slurm_persist", "configuration source",
-)  # fmt: skip
-# By a word of what sbatch says: the key that it may be about.
-KEYS = {
-    "partition": "partition", "account": "account", "qos": "qos", "feature": "constraint",
-    "memory": "memory_gb", "time": "time_minutes", "gres": "gres", "node configuration": "gres",
-}  # fmt: skip
 # Also where all nodes are drained just now, of a job that is not submitted for good.
 NO_NODES = "Requested node configuration is not available"
 HELD = {"JobHeldUser": "its owner", "JobHeldAdmin": "an administrator"}
@@ -107,7 +92,7 @@ class SlurmLauncher(Launcher):
         ]
         self._submitted[token] = math.inf  # until it is known
         try:
-            number = _submitted(words, _stage(spec)).partition(";")[0]
+            number = submitted(words, _stage(spec)).partition(";")[0]
         except NotYet as error:
             self._full = str(error), time.monotonic() + FULL_SECONDS
             raise
@@ -172,10 +157,8 @@ class SlurmLauncher(Launcher):
                 raise NotYet(f"Slurm does not say what becomes of its job: {self._queue.fault}")
             if began is not None and time.monotonic() - fenced < FENCE_SECONDS:
                 raise NotYet("Slurm knows of no job of it, which may yet have to see that it ends")
-        for known in (
-            *(self._submitted, self._met, self._left, self._fenced),
-            *(self._cancelled, self._words),
-        ):
+        clocks = self._submitted, self._met, self._left, self._cancelled
+        for known in (*clocks, self._fenced, self._words):
             known.pop(token, None)
         self._folders.pop(token, None)
         self._pulses.pop(token, None)
@@ -238,7 +221,8 @@ class SlurmLauncher(Launcher):
             return Word(Because.INTERRUPTED, f"{what} was requeued")
         if state == "CANCELLED" and not ours:
             return Word(Because.CANCELLED, f"{what} was cancelled")
-        if seen is None and self._knows(token) and begun and left["why"] in ("", job.KILLED):
+        gone = token in self._dead or left["why"] == job.KILLED
+        if seen is None and self._knows(token) and begun and gone:
             return Word(Because.INTERRUPTED, f"Slurm knows of {what} no more, and it is gone")
         if token in self._dead:
             return Word(Because.LOST, f"{what} has fallen silent{where}, and Slurm has not seen it")
@@ -383,67 +367,6 @@ def _stage(spec: Spec) -> str:
     return SCREEN if spec.mutants else spec.stage.whole
 
 
-def spread(count: int, nodes: int | None) -> int:
-    """Over how many nodes so many slots come out even: at most those asked for."""
-    return next(one for one in range(min(count, nodes or 1), 0, -1) if count % one == 0)
-
-
-def options(config: Config, stage: str, slots: Sequence[str]) -> list[str]:
-    """What sbatch is asked for a job of a stage on so many slots."""
-    asked = config.slurm.of(stage)
-    nodes = spread(len(slots), asked.nodes)
-    count = len(slots) // nodes  # on each, which is what Slurm counts these by
-    gres = asked.gres
-    if gres is None and on_gpus(slots):
-        gres = "gpu:{slots}"
-    found = [
-        "--no-requeue",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
-        *(["--ntasks-per-node=1"] if nodes > 1 else []),
-        f"--cpus-per-task={count * config.slots.threads}",
-    ]
-    for name in ("partition", "account", "qos", "constraint"):
-        if value := getattr(asked, name):
-            found.append(f"--{name}={value}")
-    if gres:
-        found.append(f"--gres={gres.replace('{slots}', str(count))}")
-    if asked.time_minutes is not None:
-        found.append(f"--time={asked.time_minutes}")
-    if asked.memory_gb is not None:
-        found.append(f"--mem={math.ceil(1024 * asked.memory_gb * count)}M")
-    ahead = min(65_535, math.ceil(60 * config.slurm.signal_minutes))
-    return [*found, f"--signal=B:{job.LIMIT_SIGNAL.name.removeprefix('SIG')}@{ahead}", *asked.extra]
-
-
-def _submitted(words: Sequence[str], stage: str) -> str:
-    """What sbatch answers; raises NasdError where it refuses, NotYet where it cannot be known."""
-    try:
-        done = subprocess.run(
-            # No sbatch outlives the daemon: what it submits then would be nobody's.
-            [*interpreter.command("nasd.contract.leash", str(os.getpid())), *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=SUBMIT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise NotYet(f"sbatch has not answered for {SUBMIT_SECONDS:g} s") from None
-    if done.returncode == 0:
-        return (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
-    raise _refusal(last_line(done.stderr), stage)
-
-
-def _refusal(said: str, stage: str) -> NasdError:
-    told = said.lower()
-    if any(word in told for word in AWAY):
-        return NotYet(f"Slurm does not take jobs just now: {said}")
-    key = next((key for word, key in KEYS.items() if word in told), "")
-    where = f"slurm.{key}" if key else "slurm"
-    return NasdError(f"{where}: Slurm refuses the jobs of {stage}: {said}; mend [slurm]")
-
-
 def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
     """As listed, or as many as slurm.slots says; raises NasdError where Slurm takes no such jobs.
 
@@ -470,7 +393,7 @@ def devices(config: Config, begun: bool) -> tuple[Slot, ...]:
             continue
         tried.add(words)
         try:
-            _submitted(["sbatch", "--test-only", *words, "--wrap=true"], stage)
+            submitted(["sbatch", "--test-only", *words, "--wrap=true"], stage)
         except NotYet:
             if not begun:
                 raise
@@ -486,74 +409,6 @@ def _stages(config: Config) -> Iterator[tuple[str, int]]:
     yield PREPARE, 1
     for stage in config.stages:
         yield stage.name, stage.slots
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a job of a moment found on the node that it ran on. fault: why it did not, or "".
-
-    version: nasd's there. ahead: by how many seconds its clock is ahead of this one's.
-    """
-
-    fault: str = ""
-    node: str = ""
-    version: str = ""
-    ahead: float = 0.0
-
-
-def probe(config: Config, state: Path, patience: float) -> Probe:
-    """Whether a node sees the folder of a search, and runs the same nasd by the same clock.
-
-    The job is as those of the first stage. Both write a file there: what each clock is off from the
-    file server's, they are off from each other. Raises NasdError where Slurm takes no such job.
-    """
-    stage = config.stages[0].name
-    first = next((name for name in (state, *state.parents) if name.is_dir()), state)
-    with tempfile.TemporaryDirectory(prefix=".nasd-probe-", dir=first) as name:
-        folder = Path(name)
-        python = config.slurm.python or interpreter.this()
-        told = folder / "told.json"
-        lines = [
-            "#!/bin/sh",
-            *config.slurm.setup,
-            shlex.join(interpreter.command("nasd.launch.probe", str(folder), python=python)),
-            "",
-        ]
-        (folder / "probe.sh").write_text("\n".join(lines))
-        slots = [str(slot) for slot in devices(config, False)][:1]
-        words = [
-            *("sbatch", "--parsable", "--job-name=probe-of-nasd", f"--chdir={folder}"),
-            f"--output={str(folder / 'log').replace('%', '%%')}",
-            *options(config, stage, slots),
-        ]
-        number = _submitted([*words, str(folder / "probe.sh")], stage).partition(";")[0]
-        queue = Queue(1.0, name="probe-of-nasd")
-        end, seen = time.monotonic() + patience, None
-        while time.monotonic() < end and not told.exists():
-            queue.look()
-            seen = next((one for one in queue.jobs.values() if one.id == number), seen)
-            if seen is not None and seen.state in OVER and not told.exists():
-                time.sleep(2)  # a shared file system may take a moment to show it
-                break
-            time.sleep(0.1)
-        if not told.exists():
-            said = last_line((folder / "log").read_text()) if (folder / "log").exists() else ""
-            subprocess.run(["scancel", number], capture_output=True, env=environment())
-            if seen is None or seen.state not in OVER:
-                why = f"still waits after {patience:g} s ({seen.reason if seen else 'unseen'})"
-                return Probe(f"its probe job {number} {why}, so no node could be looked at")
-            where = f" on {seen.nodes}" if seen.nodes else ""
-            return Probe(
-                f"its probe job {number} left no word in {first}{where} ({seen.state}"
-                f"{f', {said}' if said else ''}): the nodes have to see that folder, and nasd's"
-                f" environment ({python}), by the same paths; else name another experiment.state,"
-                " or slurm.python"
-            )
-        found = json.loads(told.read_text())
-        ours = folder / "ours"
-        ours.write_text("")
-        ahead = found["ahead"] - (time.time() - ours.stat().st_mtime)
-        return Probe("", found["node"], found["version"], ahead)
 
 
 ENTRY = Entry(

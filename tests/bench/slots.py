@@ -102,7 +102,7 @@ class Jobs(SlurmLauncher):
         squeue.write_text(f"#!/bin/sh\nexec cat '{self.listing}'\n")
         squeue.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-        slurm._submitted = self._submit  # type: ignore[assignment]
+        slurm.submitted = self._submit  # type: ignore[assignment]
         self.submitted = 0
 
     def _submit(self, words: Sequence[str], stage: str) -> str:

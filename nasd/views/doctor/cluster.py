@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import nasd
 from nasd.contract.readable import duration
-from nasd.launch import launchers, slurm
+from nasd.launch import launchers, probing, slurm
 from nasd.views.doctor.case import Case, Finding
 
 PROBE_SECONDS = 60.0
@@ -16,7 +16,7 @@ def nodes(case: Case) -> Iterator[Finding]:
     clock."""
     if launchers.of(case.config.slots) is not slurm.ENTRY or not case.devices:
         return
-    found = slurm.probe(case.config, case.state.path, PROBE_SECONDS)
+    found = probing.probe(case.config, case.state.path, PROBE_SECONDS)
     if found.fault:
         yield Finding("nodes", "bad", found.fault)
         return

@@ -68,7 +68,7 @@ def _calibrated(config: Config, measured: Snapshot, machine: Machine) -> Machine
     rates: dict[str, list[float]] = {}
     starts = []
     for (owner, name), result in measured.results.items():
-        tried = [a for a in measured.attempts if (a.candidate, a.stage) == (owner, name)]
+        tried = measured.attempts_at.get((owner, name), [])
         if name not in stages or len(tried) != 1 or result.seconds <= 0:
             continue
         (attempt,) = tried

@@ -40,19 +40,16 @@ def _held(attempt: Attempt, now: float) -> float:
 def _lost(snapshot: Snapshot, now: float) -> Iterator[tuple[int, float]]:
     """(attempt, slot-seconds) of those that ended before their stage's end: what they held,
     less what their newest checkpoint saved, at the pace of those that got to the end."""
-    groups: dict[tuple[int, str], list[Attempt]] = {}
-    for one in snapshot.attempts:
-        groups.setdefault((one.candidate, one.stage), []).append(one)
     paces: dict[str, list[float]] = {}
     own: dict[tuple[int, str], float] = {}
-    for key, tried in groups.items():
+    for key, tried in snapshot.attempts_at.items():
         result, last = snapshot.results.get(key), tried[-1]
         first = max((one.reached for one in tried[:-1]), default=0)
         if result is not None and result.steps > first:
             own[key] = _held(last, now) / (result.steps - first)
             paces.setdefault(key[1], []).append(own[key])
     usual = {stage: median(found) for stage, found in paces.items()}
-    for key, tried in groups.items():
+    for key, tried in snapshot.attempts_at.items():
         pace = own.get(key, usual.get(key[1], 0.0))
         furthest = 0
         for one in tried:
