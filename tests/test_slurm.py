@@ -886,10 +886,21 @@ def test_a_time_limit_that_lets_nobody_get_on_is_a_loss_and_else_an_interruption
     assert (got_on.verdict, got_on.message) == ("stopped", "its time was up: after step 5")
     done = Outcome(verdict="succeeded")
     assert heeded(snapshot, one, done, "gone", word, 0) == (done, "gone")
-    assert heeded(snapshot, one, None, "gone", Word(Because.LOST, "its node"), 0) == (
-        None,
-        "its node",
-    )
+
+
+def test_an_attempt_that_leaves_in_order_as_its_job_fails_is_told_why_and_no_loss_if_it_got_on(
+    store: Store,
+):
+    attempt = store.start_attempt(0, "prepare", ("cpu:0",), "t", 1.0)
+    snapshot = store.read()
+    one = next(a for a in snapshot.attempts if a.id == attempt)
+    word = Word(Because.LOST, "its job 3 failed on n1")
+    left = Outcome(verdict="stopped", message="asked to stop after step 1 of 8")
+    told = "its job 3 failed on n1: asked to stop after step 1 of 8"
+    got_on, _ = heeded(snapshot, one, left, "gone", word, 1)
+    assert got_on is not None and (got_on.verdict, got_on.message) == ("stopped", told)
+    assert heeded(snapshot, one, left, "gone", word, 0) == (None, told)
+    assert heeded(snapshot, one, None, "gone", word, 1) == (None, "its job 3 failed on n1")
 
 
 def test_a_launcher_that_cannot_see_what_runs_is_not_taken(store: Store):

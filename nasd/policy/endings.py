@@ -222,24 +222,21 @@ def heeded(
     """Outcome and loss of an attempt of whose end its launcher has something to say, too.
 
     What the worker says of its work stands, whoever ended it then. Where it was made to leave, or
-    could say nothing, it was interrupted; lost only where what it ran on failed, or where its time
-    was up before it got on at all: that would go on for ever. reached: the step of its newest
-    checkpoint.
+    could say nothing, it was interrupted; where what it ran on failed, or its time was up, only if
+    it got on before it left: that would go on for ever. reached: the step of its newest checkpoint.
     """
     if outcome is not None and outcome.verdict != Verdict.STOPPED:
         return outcome, lost
     told = f"{word.text}: {outcome.message}" if outcome is not None else word.text
     stopped = Outcome(verdict=Verdict.STOPPED, message=told)
+    earlier = attempts_at(snapshot, attempt.candidate, attempt.stage)
+    got_on = reached > max((one.reached for one in earlier), default=0)
     match word.because:
-        case Because.LIMIT:
-            earlier = attempts_at(snapshot, attempt.candidate, attempt.stage)
-            if reached > max((one.reached for one in earlier), default=0):
-                return stopped, lost
+        case Because.LIMIT if not got_on:
             return None, f"{word.text} before it had got on: give it more time"
-        case Because.INTERRUPTED | Because.CANCELLED | Because.REFUSED:
-            return stopped, lost
-        case Because.LOST:
-            return outcome, word.text
+        case Because.LOST if outcome is None or not got_on:
+            return None, told
+    return stopped, lost
 
 
 def ending(

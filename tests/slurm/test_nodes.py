@@ -83,7 +83,7 @@ def test_an_attempt_spreads_over_two_nodes_and_what_fails_on_one_ends_it_on_both
     daemon: Daemon, calm: Path, cluster: Cluster
 ):
     daemon.start()
-    hurt: set[str] = set()
+    hurt: dict[str, str] = {}  # by token: what of it was killed
 
     def ends(kind: str) -> None:
         def there() -> bool:
@@ -93,7 +93,7 @@ def test_an_attempt_spreads_over_two_nodes_and_what_fails_on_one_ends_it_on_both
         found = by_node(daemon, frozenset(hurt))
         assert {*found} == {"node1", "node2"}, kind
         mine = token(found["node1"])
-        hurt.add(mine)
+        hurt[mine] = kind
         private = Path(found["node1"].environ()[variables.RENDEZVOUS]).parent
         assert private.stat().st_mode & 0o777 == 0o700 and private.stat().st_uid == os.geteuid()
         goal = {
@@ -119,7 +119,12 @@ def test_an_attempt_spreads_over_two_nodes_and_what_fails_on_one_ends_it_on_both
     states = {one.state for one in found.attempts if one.token not in hurt}
     assert states == {AttemptState.SUCCEEDED}
     lost = [one for one in found.attempts if one.token in hurt]
-    assert {one.state for one in lost} == {AttemptState.LOST}, lost
+    for one in lost:
+        # Where all ranks are there still, Slurm lets them leave in order, if they are quick.
+        in_order = hurt[one.token] in ("srun", "the job") and one.reached > 0
+        left = one.state is AttemptState.PREEMPTED and in_order
+        assert left or one.state is AttemptState.LOST, one
+        assert not left or one.message.startswith("its job"), one
     assert all(len(one.slots) == 2 for one in lost)
     assert held_against(calm, daemon.state) == []
     assert not ranks(daemon.state)
