@@ -17,6 +17,8 @@ from nasd.control.preflight import Seed, check_seed
 from nasd.presets import preset_text, rewritten, smaller
 from nasd.presets.demo import write_demo_data
 from nasd.record import lookup, snapshot
+from nasd.search.variation.breeding import initial_population
+from nasd.search.variation.reach import MOST, steps_to
 from nasd.views.forecast.fitting import WORKING
 from tests.conftest import ROOT
 from tests.test_cli import refused
@@ -116,6 +118,19 @@ def test_every_space_holds_the_model_and_reaches_the_target(
         assert narrow < parameters(model, backbone) or rank == model.rank
 
 
+def test_half_of_the_mutants_of_so_many_steps_are_small_enough() -> None:
+    text = rewritten("compress", "# ours\n", {})
+    config = parse(tomllib.loads(text), "c")
+    about = DISTILBERT, BACKBONE, config.search_space, config.variation
+    steps = {share: steps_to(share, *about) for share in (0.9, 0.7, 0.5, 0.1)}
+    assert 1 < steps[0.9] < steps[0.7] < steps[0.5] < steps[0.1] == MOST
+    drawn = config.variation.model_copy(update={"steps": (steps[0.5],) * 2})
+    mutants = initial_population(DISTILBERT, config.search_space, drawn, 1, 3, 100)
+    whole = parameters(DISTILBERT, BACKBONE)
+    small = [one for one in mutants if parameters(one.genotype, BACKBONE) <= 0.5 * whole]
+    assert 30 <= len(small) <= 100
+
+
 def test_what_is_rewritten_keeps_the_presets_comments_under_its_own_head() -> None:
     text = rewritten(
         "compress", "# ours\n", {"data.qa.hub": None, "data.qa.files": ['a "b" ü.json']}
@@ -207,6 +222,9 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
     config = parse(tomllib.loads(text), "c")
     assert config.seed_model.source == str((home / "mine").resolve())
     assert config.data.mlm is None
+    # Many generations come to the target by small steps.
+    assert (config.experiment.generations, config.variation.steps) == (20, (1, 3))
+    assert not any(one.startswith("compression") for one in config.experiment.limits)
     again = nasd("compress", "mine", *QUESTIONS, "--target", "0.7", *place, folder=home)
     assert again.returncode == 0 and "going on with" in again.stdout
     assert (tmp_path / "c" / "config.toml").read_text() == text
@@ -220,6 +238,21 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
         assert done.returncode == 2 and words in done.stderr
     low = nasd("compress", "mine", *QUESTIONS, "--target", "0.1", *place, folder=home)
     assert low.returncode == 2 and "--target 0.1: the smallest encoder" in low.stderr
+
+
+def test_a_budget_that_pays_few_trainings_goes_to_the_target_in_one_generation(
+    home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c" / "config.toml"
+    asked = ("--target", "0.5", "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
+    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "0.1", folder=home)
+    assert done.returncode == 0, done.stderr
+    config = parse(tomllib.loads(path.read_text()), "c")
+    assert (config.experiment.generations, config.population.finishing) == (0, 0)
+    assert "compression >= 2.00" in config.experiment.limits
+    least, most = config.variation.steps
+    assert f"the steps: {least} to {most} at once, to at most 50 %" in done.stdout
+    assert config.experiment.budget_gpu_hours == 0.1
 
 
 @pytest.mark.heavy

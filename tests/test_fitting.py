@@ -94,3 +94,23 @@ def test_without_mlm_many_small_generations_come_before_whole_epochs() -> None:
     keys = changed(config, plan, frozenset())
     assert keys["stages.finetune.epochs"] == 1.0  # half of two
     assert "data.mlm.max_sequences" not in keys
+
+
+def test_where_children_take_many_steps_one_generation_is_trained_long() -> None:
+    config = parse(tomllib.loads(preset_text("compress")), "compress")
+    variation = config.variation.model_copy(update={"steps": (12, 36)})
+    config = config.model_copy(update={"variation": variation})
+    wishes = wishes_of(config)
+    assert {size[2] for size, _ in wishes} == {0}
+
+    def counted(plan: Plan) -> float:
+        return plan.mu * plan.finetune
+
+    plan = choose(10, 0, 0, 0, counted, wishes)
+    assert plan == Plan(8, 8, 0, 0, 1.0)
+    assert choose(0.5, 0, 0, 0, counted, wishes) == Plan(1, 1, 0, 0, 0.5)
+    keys = changed(config, plan, frozenset())
+    assert (keys["experiment.generations"], keys["population.finishing"]) == (0, 0)
+    assert keys["stages.finetune.epochs"] == 2.0
+    # Whoever wants the front trained on has generations.
+    assert all(size[2] >= 2 for size, _ in wishes_of(config, frozenset({"population.finishing"})))

@@ -325,7 +325,16 @@ def _write(asked: Asked) -> None:
     told: list[str] = []
     if asked.budget is not None:
         print(WORKING, file=sys.stderr, flush=True)
-        keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
+        needed = _needed(config, seed, asked.target)
+        try:
+            keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
+            taken = _taken(checked(rewritten(PRESET, head, {**values, **keys})))
+        except NasdError:  # not even few of them are paid
+            taken = 0
+        if taken < needed:
+            values |= smaller.straight(asked.target, needed, config.experiment.limits)
+            config = checked(rewritten(PRESET, head, values))
+            keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
         text = rewritten(PRESET, head, {**values, **keys})
         config = checked(text)
     else:
@@ -339,6 +348,20 @@ def _write(asked: Asked) -> None:
     for line in (*_told(asked, seed, config), *told):
         print(f"  {line}")
     print(f"wrote {asked.path}", flush=True)
+
+
+def _needed(config: "Config", seed: "Seed", target: float) -> int:
+    """Steps to the target."""
+    from nasd.search.variation.reach import steps_to
+
+    about = seed.baseline, seed.backbone, config.search_space, config.variation
+    return steps_to(target, *about)
+
+
+def _taken(config: "Config") -> int:
+    """Steps of the longest line of children that the search can have."""
+    bred = 1 + config.experiment.generations - config.population.finishing
+    return bred * config.variation.steps[1]
 
 
 def _unit(slots: tuple[str, ...]) -> str:
@@ -426,8 +449,19 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
         f"the space: {space.blocks[0]} to {space.blocks[1]} blocks, sizes"
         f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
         _told_split(config),
+        *_told_steps(config, asked.target),
         f"the search: {count:,} candidates, {counted(config.experiment.generations, 'generation')}"
         f" behind the first, on {counted(len(config.slots.devices), 'slot')}",
+    ]
+
+
+def _told_steps(config: "Config", target: float) -> list[str]:
+    if config.experiment.generations:
+        return []
+    least, most = config.variation.steps
+    return [
+        f"the steps: {least} to {most} at once, to at most {100 * target:g} %, as the budget does"
+        " not pay enough generations of small ones"
     ]
 
 

@@ -21,6 +21,9 @@ FINE = 8  # GPUs are fast at multiples of it
 FEWEST_HEADS = 0.25  # of the most that the model has
 LEFT = (0.25, 0.5, 0.75)  # of them, where heads are removed
 STEP = 0.01  # in which a share is told
+TRIED = 24  # mutants for each place, where children go all the way at once
+# A dropped block is dear where there is one training; units and heads come first.
+STRAIGHT = {"narrow": 4, "drop_heads": 2, "drop_block": 0.3}
 # Of 1e-4 to 5e-4 the best for a model 384 wide (docs/measured.md); 3e-5 to 5e-5 is usual for 768.
 RATE, RATE_WIDTH, HIGHEST_RATE = 2e-4, 384, 3e-4
 
@@ -52,6 +55,21 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
         "activations": sorted({ffn.activation for ffn in ffns}),
         "ranks": ranks,
         **_kernels(model),
+    }
+
+
+def straight(target: float, steps: int, limits: Sequence[str]) -> dict[str, Any]:
+    """The keys of a search that goes to its target at once, for a budget that pays few trainings
+    and no generations of small steps: among many mutants of about so many steps, those are born
+    that are small enough and know most untrained (docs/decisions.md). limits: of the config,
+    beside its own.
+    """
+    compression = math.ceil(1 / target / STEP) * STEP
+    return {
+        "experiment.limits": [*limits, f"compression >= {compression:.2f}"],
+        "population.screened": TRIED,
+        "variation.steps": [steps // 2, steps + steps // 2],
+        **{f"variation.operators.{name}": share for name, share in STRAIGHT.items()},
     }
 
 

@@ -1,9 +1,10 @@
 """A search that a budget pays for: which population, ladder and data, with a word on each.
 
 `choose` is pure: of the sizes in SIZES it takes the largest that leaves each candidate enough steps
-of MLM, and then as many sequences as the budget pays. Rungs, where they are asked for, follow from
-the size (`rungs_for`). `fit` has its choice simulated, and makes it again for less where the
-simulated search takes more than the budget.
+of MLM, and then as many sequences as the budget pays. Without MLM there are two ways: many
+generations of small steps, or, where children take many steps at once, one that is trained long.
+Rungs, where they are asked for, follow from the size (`rungs_for`). `fit` has its choice simulated,
+and makes it again for less where the simulated search takes more than the budget.
 """
 
 import itertools
@@ -32,6 +33,9 @@ WORKING = "working out what the budget pays for: of large searches that takes a 
 SIZES = ((8, 12, 3), (8, 12, 2), (6, 8, 2), (4, 6, 2), (4, 4, 1), (2, 2, 1), (1, 1, 1))
 # Without MLM a candidate is cheap, and what counts is how many small steps there are.
 MANY_SIZES = ((24, 32, 40), (24, 32, 20), (16, 24, 16), (12, 16, 12), (8, 12, 8), (6, 8, 6))
+# Where a child takes many steps at once there is nothing to go on to, and few are trained long.
+ONE_GENERATION = tuple((count, count, 0) for count in (48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1))
+MANY_STEPS = 12
 FINETUNE = (1.0, 0.5, 0.25, 0.1)  # of the ladder's epochs of questions
 FEW = 2  # of these shares: where there is nothing else to train, the others come last
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
@@ -62,8 +66,11 @@ WISHES: tuple[Wish, ...] = tuple(itertools.product(SIZES, FINETUNE))
 
 def wishes_of(config: Config, fixed: frozenset[str] = frozenset()) -> tuple[Wish, ...]:
     """What is wanted of a plan for the config, the best first."""
+    least = config.population.finishing if "population.finishing" in fixed else 0
     if tasks.reading(config.stages, tasks.MLM.data):
         found = WISHES
+    elif config.variation.steps[1] >= MANY_STEPS and not least:
+        found = tuple((size, share) for share in FINETUNE for size in ONE_GENERATION)
     else:
         sizes = (*MANY_SIZES, *SIZES)
         found = tuple(
@@ -71,7 +78,6 @@ def wishes_of(config: Config, fixed: frozenset[str] = frozenset()) -> tuple[Wish
             for shares in (FINETUNE[:FEW], FINETUNE[FEW:])
             for wish in itertools.product(sizes, shares)
         )
-    least = config.population.finishing if "population.finishing" in fixed else 0
     return tuple(wish for wish in found if wish[0][2] >= least)
 
 
