@@ -360,6 +360,36 @@ def curves_of(state: StateFolder, name: str) -> dict[str, list[tuple[int, float]
     }
 
 
+HALF_MADE = {
+    "an experiment": "meta.yaml",
+    "a run": "*/meta.yaml",
+    "a run's tags": "*/tags/mlflow.runName",
+    "a metric": "*/metrics/mlm/loss",
+    "a parameter": "*/params/blocks",
+}
+
+
+@needs("mlflow")
+@pytest.mark.parametrize("what", HALF_MADE)
+def test_what_a_kill_left_half_made_in_mlflows_files_is_made_again(
+    tick: Tick, tmp_path: Path, what: str
+):
+    state = copied(tick, tmp_path)
+    given = order(state, "mlflow", experiment="a search")
+    finish(start(given))
+    folder = state.sinks / "mlflow"
+    made = next(one for one in (folder / "runs").glob("*/") if [*one.glob("*/metrics")])
+    there = next(made.glob(HALF_MADE[what]))
+    there.write_bytes(b"")  # it was opened, and not yet written to
+    (folder / "handed-over.json").unlink()
+    finish(start(given))
+    names = sorted(one.read_text() for one in (folder / "runs").glob("*/*/tags/nasd.run"))
+    assert names == ["gen01/c0005", "gen01/selection", "search"]
+    files = [one for one in (folder / "runs").rglob("*") if one.is_file()]
+    assert all(one.read_bytes() for one in files if one.parent.name != "tags")  # a tag may be ""
+    assert len([*(folder / "runs").glob("*/*/metrics/mlm/loss")]) == 1
+
+
 @needs("mlflow")
 def test_mlflow_has_each_step_once_whatever_was_killed(tick: Tick, tmp_path: Path):
     state = copied(tick, tmp_path)

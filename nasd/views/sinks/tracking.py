@@ -6,6 +6,7 @@ it is. Its runs have ids of its own, and are found again by a tag.
 
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from math import isnan
@@ -27,6 +28,8 @@ from mlflow.tracking import MlflowClient
 SEARCH, NAME = "nasd.search", "nasd.run"  # tags
 CARD = "mlflow.note.content"
 AT_ONCE = 1000  # points in one call, as MLflow allows
+LAST_TAG = "mlflow.runName"  # that MLflow writes of a new run
+RUN = re.compile(r"[0-9a-f]{32}")  # the folder of one
 FORBIDDEN = re.compile(r"[^\w./: -]")  # in a name of MLflow's
 
 
@@ -114,6 +117,29 @@ def _milliseconds(at: float) -> int:
     return round(1000 * at)
 
 
+def mend(runs: Path) -> None:
+    """Takes out of MLflow's own files what a kill left half made: it opens a file, and writes into
+    it then, and one empty file ends all reading of its experiment."""
+    for experiment in runs.glob("[0-9]*/"):
+        if not _written(experiment / "meta.yaml"):
+            shutil.rmtree(experiment)
+            continue
+        for run in experiment.iterdir():
+            whole = _written(run / "meta.yaml") and _written(run / "tags" / LAST_TAG)
+            if RUN.fullmatch(run.name) and not whole:
+                shutil.rmtree(run)
+    for path in [*runs.rglob("*")]:
+        if path.is_file() and not _written(path):
+            path.unlink()
+
+
+def _written(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
 def open(settings: Mapping[str, Any], search: Search, folder: Path) -> Tracking:
-    where = settings["tracking"] or (folder.resolve() / "runs").as_uri()
+    where = settings["tracking"]
+    if not where:  # files that are nobody else's
+        mend(runs := folder.resolve() / "runs")
+        where = runs.as_uri()
     return Tracking(where, settings["experiment"] or search.name, search.key)
