@@ -81,7 +81,7 @@ def test_the_best_of_the_mutants_of_each_size_are_born_and_the_others_stay_in_th
             Tried(1.0, 1.0, known(names, found.candidates[one], found.baseline))
             for one in {one.parent for one in mine}
         ]
-        born = [mine[index] for index in best(points, places, parents)]
+        born = [mine[index] for index in best(points, places, parents, least=0.5)]
         assert [one.candidate for one in born] == [one.id for one in found.born_in(generation)]
         for one in born:
             child = found.candidates[one.candidate]
@@ -355,7 +355,7 @@ def test_a_worker_tries_mutants_and_the_more_a_mutant_loses_the_higher_its_loss(
 def test_of_equal_losses_the_smaller_is_born_and_of_equal_sizes_the_better() -> None:
     told = [(2.0, 1.0), (2.0, 1.5), (1.9, 1.0), (3.0, 1.5)]
     tried = [Tried(loss, 1.0, (size,)) for loss, size in told]
-    assert best(tried, 2) == [1, 2]
+    assert best(tried, 2, least=0.5) == [1, 2]
 
 
 def test_a_space_with_fewer_mutants_than_are_asked_for_still_fills_every_place() -> None:
@@ -387,19 +387,20 @@ def test_a_space_with_fewer_mutants_than_are_asked_for_still_fills_every_place()
 def test_a_mutant_that_is_as_good_as_larger_ones_is_born_before_their_spread() -> None:
     told = [(2.94, 1.34), (2.71, 1.31), (2.34, 1.24), (2.15, 1.20), (2.11, 1.09), (2.10, 1.06)]
     tried = [Tried(loss, 0.8, (size,)) for loss, size in told]
-    assert best(tried, 4, [Tried(2.08, 1.0, (1.0,))]) == [1, 2, 3, 4]
+    assert best(tried, 4, [Tried(2.08, 1.0, (1.0,))], least=0.5) == [1, 2, 3, 4]
 
 
 def test_those_without_a_loss_only_fill_up() -> None:
     tried = [Tried(None, 0.0, (9.0,)), Tried(2.0, 1.0, (1.0,)), Tried(None, 0.0, (9.0,))]
-    assert best(tried, 1) == [1]
-    assert best(tried, 2) == [0, 1]
+    assert best(tried, 1, least=0.5) == [1]
+    assert best(tried, 2, least=0.5) == [0, 1]
 
 
 def test_who_has_lost_most_of_what_its_parent_knows_is_born_last_however_small() -> None:
     tried = [Tried(3.5, 0.2, (9.0,)), Tried(2.0, 0.9, (1.0,)), Tried(2.4, 0.8, (1.2,))]
-    assert best(tried, 2) == [1, 2]
-    assert best(tried, 3) == [0, 1, 2]
+    assert best(tried, 2, least=0.5) == [1, 2]
+    assert best(tried, 3, least=0.5) == [0, 1, 2]
+    assert best(tried, 2, least=0.1) == [0, 2]  # an end of the front, where it is asked for
     assert kept(3.0, 2.0, 4.0) == 0.5
     assert kept(9.0, 5.0, 4.0) == 1.0  # of nothing all is left
 
@@ -407,8 +408,8 @@ def test_who_has_lost_most_of_what_its_parent_knows_is_born_last_however_small()
 def test_mutants_that_break_a_limit_by_what_is_known_of_them_are_born_behind_all_others() -> None:
     light, heavy = Tried(2.0, 0.9, (1.5, 1.0)), Tried(1.0, 1.0, (1.0, 1.0), missed=0.2)
     lost = Tried(0.5, 0.1, (9.0, 1.0))
-    assert best([heavy, light, lost], 1) == [1]
-    assert best([heavy, light, lost], 2) == [0, 1]
+    assert best([heavy, light, lost], 1, least=0.5) == [1]
+    assert best([heavy, light, lost], 2, least=0.5) == [0, 1]
 
 
 def test_a_limit_on_operations_is_held_from_the_screening_on(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
         )
     places = config.population.lambda_ if generation else config.population.mu
     baseline = snapshot.baseline
-    names = snapshot.experiment.objectives
+    names, least = snapshot.experiment.objectives, config.population.least_kept
     tried = [
         _tried(one, told, known(names, one, baseline), snapshot.missed_at_birth(one))
         for one in snapshot.mutants
@@ -94,7 +94,7 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
         Tried(said[PARENT], 1.0, known(names, snapshot.candidates[parent], baseline))
         for parent, said in told.items()
     ]
-    chosen = [snapshot.mutants[index] for index in best(tried, places, parents)]
+    chosen = [snapshot.mutants[index] for index in best(tried, places, parents, least=least)]
     found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
     losses = {
         mutant.id: one.loss

@@ -211,6 +211,10 @@ class Population(Section):
     screened: Annotated[Whole, Field(ge=1, le=1000)] = 1
     """How many mutants there are for each place in a generation; where several, they are tried
     untrained on windows that nobody trains on, and the best of each size are born."""
+    least_kept: Annotated[Real, Field(ge=0.0, le=1.0)] = 0.5
+    """Which share of what its parent knows, in nats of loss from a model that knows nothing, a
+    mutant keeps untrained; who keeps less is born only where nobody else is left. Less of it, and
+    no limit of quality, for a front with its smallest ends."""
     control: Annotated[bool, Field(strict=True)] = False
     """Train the unmodified baseline on with each generation, as its candidates are trained; only
     who is better than it is called better than the baseline."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from nasd.search.pareto import Point, subset
 
-LEAST = 0.5  # of what its parent knows is what a mutant has to keep
-
 
 @dataclass(frozen=True)
 class Tried:
@@ -31,19 +29,21 @@ def kept(loss: float, parent: float, ignorance: float) -> float:
     return 1.0 if parent >= ignorance else (ignorance - loss) / (ignorance - parent)
 
 
-def best(tried: Sequence[Tried], count: int, parents: Sequence[Tried] = ()) -> list[int]:
+def best(
+    tried: Sequence[Tried], count: int, parents: Sequence[Tried] = (), *, least: float
+) -> list[int]:
     """So many of them, as indices in their order: by non-dominated rank over (loss, objectives),
     and of the last front those that together dominate much (nasd.search.pareto.subset), above the
     worst along each axis of that front and of their parents.
 
-    Whoever has lost more than half of its parent's knowledge, or breaks a limit of the experiment,
-    comes behind all others, and those without a loss only fill up: the smallest would be on the
-    front, however little they can.
+    Whoever keeps less than the least share of its parent's knowledge, or breaks a limit of the
+    experiment, comes behind all others, and those without a loss only fill up: the smallest would
+    be on the front, however little they can.
     """
     judged = [(index, one.loss) for index, one in enumerate(tried) if one.loss is not None]
     points = [(-loss, *tried[index].known) for index, loss in judged]
     beside = [(-one.loss, *one.known) for one in parents if one.loss is not None]
-    missed = [max(0.0, LEAST - tried[index].kept) + tried[index].missed for index, _ in judged]
+    missed = [max(0.0, least - tried[index].kept) + tried[index].missed for index, _ in judged]
     chosen = [judged[place][0] for place in subset(points, count, missed, beside)]
     chosen += [index for index, one in enumerate(tried) if one.loss is None]
     return sorted(chosen[:count])

@@ -99,18 +99,18 @@ OPERATORS = {
 OURS = Way(
     ("start", "train_on", "evaluate"),
     {
-        "population.mu": 4,
-        "population.lambda": 8,
+        "population.mu": 6,
+        "population.lambda": 6,
         "population.tournament": 2,
         "population.control": True,
         "population.screened": 8,
+        "population.least_kept": 0.15,  # a hypervolume above no quality is of the smallest ends too
         "variation.transfers": "informed",
         "variation.inherit_from": "task",
         "variation.operators": OPERATORS,
-        "variation.steps": [1, 4],
+        "variation.steps": [1, 8],
         "variation.min_distance": 1,
         "variation.adaptive": True,
-        "experiment.limits": ["quality >= 70 % of the baseline"],
         "teacher.source": "best",
     },
 )
