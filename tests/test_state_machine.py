@@ -55,6 +55,7 @@ from tests.faults import (
     weights_on_disk,
 )
 
+ALONE = {f"stages__{name}__slots": 1 for name in ("pretrain_0", "pretrain_1", "finetune")}
 CONFIGS = {
     "small": {"experiment__generations": 4},
     "one parent": {
@@ -82,12 +83,29 @@ CONFIGS = {
         "population__lambda": 7,
         "experiment__generations": 3,
     },
+    "overlapping": {
+        **ALONE,
+        "population__overlap": True,
+        "population__lambda": 6,
+        "stages__pretrain_0__keep": 0.75,
+        "experiment__generations": 3,
+    },
+    "overlapping and asynchronous": {
+        **ALONE,
+        "population__overlap": True,
+        "promotion__rule": "asha",
+        "stages__pretrain_0__keep": 0.6,
+        "stages__finetune__rungs": [{"at": 0.25, "keep": 0.5}],
+        "population__lambda": 7,
+        "experiment__generations": 3,
+    },
     "shared": {
         "slots__devices": list(GPUS[:2]),
         "slots__share": 3,
         "experiment__generations": 3,
     },
 }
+OVERLAPPING = frozenset({"overlapping", "overlapping and asynchronous"})
 TURNS = 20  # of a life that no fuse ends
 CLIMBING = (State.PENDING, State.RUNNING, State.WAITING)
 MEDDLED = 3  # at most so often candidates are taken out or put in
@@ -218,7 +236,7 @@ class CheckedTick(Tick):
 
     def _apply(self, decision: decisions.Decision) -> None:
         whole = self.store.read()
-        assert decision == decisions.next_decision(whole, self.config)
+        assert decision == decisions.next_decision(whole, self.config, self._idle())
         if isinstance(decision, births.Breed):
             assert self.store.in_play().taken == whole.taken
         super()._apply(decision)
@@ -274,19 +292,23 @@ def fault(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
 
 
 class Search(RuleBasedStateMachine):
+    configs = frozenset(CONFIGS) - OVERLAPPING
+    script = staticmethod(some_diverge)
+
     @initialize(
-        name=st.sampled_from(sorted(CONFIGS)),
+        drawn=st.data(),
         checkpoints=st.booleans(),
         turns=st.sampled_from([12, 0, 4, 24, 48]),
     )
-    def begin(self, name: str, checkpoints: bool, turns: int) -> None:
+    def begin(self, drawn: st.DataObject, checkpoints: bool, turns: int) -> None:
+        name = drawn.draw(st.sampled_from(sorted(self.configs)))
         self.summaries = without_summaries()
         self.summaries.__enter__()
         self.name = name
         self.meddled = 0
         self.config = config_of(name)
         self.home = Path(tempfile.mkdtemp())
-        self.box = Box(StateFolder(self.home / "state"), self.config, some_diverge, checkpoints)
+        self.box = Box(StateFolder(self.home / "state"), self.config, self.script, checkpoints)
         self.box.health_age = 20.0
         self.struck: set[tuple[int, str, str]] = set()  # verdicts that may come once at a stage
         self.tick = self.box.daemon(CheckedTick)
@@ -598,9 +620,10 @@ class Search(RuleBasedStateMachine):
     def what_is_in_play_decides(self, found: Snapshot) -> None:
         now, slots = self.box.wall(), self.box.slots
         in_play = self.tick.store.in_play()
-        assert decisions.next_decision(in_play, self.config) == decisions.next_decision(
-            found, self.config
-        )
+        for idle in (False, True):
+            assert decisions.next_decision(in_play, self.config, idle) == decisions.next_decision(
+                found, self.config, idle
+            )
         assert scheduling.starts(in_play, self.config, slots, now) == scheduling.starts(
             found, self.config, slots, now
         )
@@ -625,13 +648,63 @@ class Search(RuleBasedStateMachine):
             self.ask("resume")  # which is refused where nothing is paused
             self.box.drive(self.tick)
             self.everything_holds()
-            assert story(self.tick.store) == self.expected
+            self.it_has_ended_as_it_had_to()
             self.tick.keep()
             self.nothing_stands_that_nobody_needs()
         finally:
             self.tick.store.close()
             self.summaries.__exit__(None, None, None)
             shutil.rmtree(self.home)
+
+    def it_has_ended_as_it_had_to(self) -> None:
+        assert story(self.tick.store) == self.expected
+
+
+def some_are_long(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+    """As some_diverge, but that to fine-tune some takes up to ten times as long as others."""
+    seconds, outcome = some_diverge(spec, before)
+    luck = int(Genotype.from_json(spec.genotype).hash[12:16], 16)
+    return seconds * (1 + luck % 10 * ("finetune" in stage_of(spec))), outcome
+
+
+class Overlap(Search):
+    """Who is late rests on when attempts end, so no other search tells the same story; what is
+    recorded of it is held to."""
+
+    configs = OVERLAPPING
+    script = staticmethod(some_are_long)
+
+    def the_story_is_the_undisturbed_one_so_far(self, found: Snapshot) -> None:
+        for generation in found.generations:
+            late = found.late(generation.number)
+            members = {
+                one.candidate: one for one in found.members if one.generation == generation.number
+            }
+            ranked = {number for number, one in members.items() if one.rank is not None}
+            assert not ranked & {*late}
+            before = {*found.late(generation.number - 1)}
+            born = {one.id for one in found.born_in(generation.number)}
+            assert {n for n, one in members.items() if one.role == "offspring"} == born | before
+            if generation.phase is Phase.COMPLETE:  # everybody is selected from, and once
+                scored = [n for n in members if found.candidates[n].state is State.SCORED]
+                assert ranked == {*scored} - {*late}
+
+    def it_has_ended_as_it_had_to(self) -> None:
+        found = self.found
+        assert found.experiment.state == "complete"
+        assert [one.number for one in found.generations] == [0, 1, 2, 3]
+        assert all(one.final for one in found.candidates.values())
+        assert not found.late(0) and not found.late(3)
+
+
+def test_whatever_goes_wrong_nobody_who_is_late_is_forgotten():
+    run_state_machine_as_test(Overlap, settings=settings(max_examples=10, stateful_step_count=40))
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(3600)
+def test_whatever_goes_wrong_for_long_nobody_who_is_late_is_forgotten():
+    run_state_machine_as_test(Overlap, settings=settings(max_examples=150, stateful_step_count=60))
 
 
 def test_whatever_goes_wrong_the_search_ends_as_if_nothing_had():

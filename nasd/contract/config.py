@@ -260,6 +260,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _finishing(self) -> Self:
         count, most = self.population.finishing, self.experiment.generations
+        if self.population.overlap and self.select.seeds > 1:
+            raise ValueError(
+                "population.overlap: finalists under several seeds (select.seeds) are those of a"
+                " whole generation; set one of the two"
+            )
         if count > most:
             raise ValueError(
                 f"population.finishing: {count} generations are more than the {most} that come"

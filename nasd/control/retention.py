@@ -57,11 +57,15 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
     wanted: set[tuple[int, str]] = set()
     for candidate in snapshot.candidates.values():
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
-    if snapshot.generation is not None:  # nobody else climbs
+    if snapshot.generation is not None:
         newest = snapshot.generation.number
-        wanted |= ladder.teachers(snapshot, config, newest)
-        for candidate in snapshot.candidates.values():
-            if candidate.generation == newest and candidate.state is not State.SCORED:
+        late = [snapshot.candidates[one] for one in snapshot.late(newest - 1)]
+        for generation in {newest, *(one.generation for one in late if not one.final)}:
+            assert generation is not None
+            wanted |= ladder.teachers(snapshot, config, generation)
+        for candidate in snapshot.candidates.values():  # nobody else climbs
+            climbs = candidate.generation == newest or candidate in late
+            if climbs and candidate.state is not State.SCORED:
                 wanted |= ladder.to_inherit(snapshot, config, candidate)
     models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
@@ -99,6 +103,8 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
             return finished if candidate is newest_one else set()
         case State.SCORED:
             # Until a generation's selection stands, each of its members may become a parent.
+            if candidate.id in snapshot.late(generation.number):
+                return finished
             members = [one for one in snapshot.members if one.generation == generation.number]
             selected = any(one.survives is not None for one in members)
             if any(

@@ -370,18 +370,22 @@ class Tick:
         before = self.store.in_play().generations
         try:
             while (
-                decision := decisions.next_decision(self.store.in_play(), self.config)
+                decision := decisions.next_decision(self.store.in_play(), self.config, self._idle())
             ) is not None:
                 self._apply(decision)
         finally:  # once for all that a turn decides, whatever ended it
             if self.store.in_play().generations != before:
                 self.pictures.show([], search=True)
 
+    def _idle(self) -> bool:
+        overlaps = self.config.population.overlap
+        return overlaps and scheduling.idle(self.store.in_play(), self.config, self.slots)
+
     def _apply(self, decision: decisions.Decision) -> None:
         now = self.clock()
         match decision:
-            case decisions.OpenGeneration(number, parents):
-                self.store.open_generation(number, parents, now)
+            case decisions.OpenGeneration(number, parents, late):
+                self.store.open_generation(number, parents, now, late)
                 self._kept_at = None  # some of the last generation's weights are needed no more
                 log.info("generation %d opens with %d parents", number, len(parents))
             case births.Screen(generation, mutants, by, payload):
@@ -403,8 +407,8 @@ class Tick:
                 self._draw()
                 kept = sorted(promotion.kept)
                 log.info("generation %d: cutoff after %s keeps %s", generation, stage, kept)
-            case decisions.StartSelecting(generation):
-                self.store.start_selecting(generation, now)
+            case decisions.StartSelecting(generation, late):
+                self.store.start_selecting(generation, now, late)
             case decisions.Repeat(generation, finalists, stage, payload, nth):
                 self.store.record_repeat(generation, finalists, stage, payload, now, nth)
                 self._draw()

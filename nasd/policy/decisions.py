@@ -14,7 +14,14 @@ from nasd.contract.errors import NasdError
 from nasd.policy.births import Breed, Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
-from nasd.policy.ladder import begins_at, seed_weights_stand, teacher_is_known, turn, under_way
+from nasd.policy.ladder import (
+    begins_at,
+    cutoffs,
+    seed_weights_stand,
+    teacher_is_known,
+    turn,
+    under_way,
+)
 from nasd.policy.predictors import losses_of, metric_of, pairs_behind
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
@@ -29,8 +36,11 @@ from nasd.search.pareto import Point, crowding, hypervolume, ranks, survivors
 
 @dataclass(frozen=True)
 class OpenGeneration:
+    """late: who is selected from with it, though born in the generation before."""
+
     number: int
     parents: tuple[int, ...]
+    late: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,10 @@ class Cutoff:
 
 @dataclass(frozen=True)
 class StartSelecting:
+    """late: who is still under way, where the next generation is not to wait for them."""
+
     generation: int
+    late: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +93,13 @@ Decision = (
 )
 
 
-def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
-    """The next step of the search, or None while attempts have to end first."""
+def next_decision(snapshot: Snapshot, config: Config, idle: bool = False) -> Decision | None:
+    """The next step of the search, or None while attempts have to end first. idle: whether there
+    are slots that nobody is left for (nasd.policy.scheduling); what is decided for it is the one
+    thing that rests on when attempts end, and is recorded before anything follows from it."""
     if not snapshot.experiment.runs:
         return None
-    decision = _search(snapshot, config)
+    decision = _search(snapshot, config, idle)
     # With nothing running, what is spent does not depend on the time.
     if decision is None and not snapshot.live_attempts and budget_spent(snapshot, config, now=0.0):
         return Halt(
@@ -94,7 +109,7 @@ def next_decision(snapshot: Snapshot, config: Config) -> Decision | None:
     return decision
 
 
-def _search(snapshot: Snapshot, config: Config) -> Decision | None:
+def _search(snapshot: Snapshot, config: Config, idle: bool) -> Decision | None:
     baseline = snapshot.baseline
     if baseline.state is State.FAILED:
         return Halt(f"the baseline failed at {baseline.stage}: {baseline.reason}")
@@ -113,7 +128,7 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             except NasdError as error:  # there is nobody to be born: nor will there be next time
                 return Halt(str(error))
         case Phase.CLIMBING:
-            return _climb(snapshot, config, generation.number)
+            return _climb(snapshot, config, generation.number, idle)
         case Phase.SELECTING:
             counts = config.variation.adaptive or config.experiment.limits or _by_baseline(snapshot)
             if counts and not baseline.final:
@@ -124,7 +139,8 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
             again = _repeat(snapshot, config, generation.number)
             return _select(snapshot, config, generation.number) if again is None else again
         case Phase.COMPLETE:
-            if not all(one.final for one in snapshot.born_in(generation.number)):
+            late = snapshot.late(generation.number)
+            if not all(one.final or one.id in late for one in snapshot.born_in(generation.number)):
                 return None  # cut ones that are trained on: what they come to changes nothing
             if not all(one.final for one in snapshot.controls):
                 return None  # the next one goes on from it
@@ -132,7 +148,7 @@ def _search(snapshot: Snapshot, config: Config) -> Decision | None:
                 if not teacher_is_known(snapshot, config):
                     return None
                 survivors = snapshot.survivors(generation.number)
-                return OpenGeneration(generation.number + 1, tuple(survivors))
+                return OpenGeneration(generation.number + 1, tuple(survivors), late)
             return Complete() if baseline.final else None
 
 
@@ -155,10 +171,11 @@ def points(snapshot: Snapshot, candidates: Sequence[int]) -> list[Point]:
 
 
 def _climb(
-    snapshot: Snapshot, config: Config, generation: int
+    snapshot: Snapshot, config: Config, generation: int, idle: bool
 ) -> Cutoff | StartSelecting | Halt | None:
     born = snapshot.born_in(generation)
-    if all(candidate.final for candidate in born):
+    before = [snapshot.candidates[one] for one in snapshot.late(generation - 1)]
+    if all(candidate.final for candidate in (*born, *before)):
         if (reason := all_failed(snapshot, generation)) is not None:
             return Halt(reason)
         return StartSelecting(generation)
@@ -167,7 +184,25 @@ def _climb(
             if (found := _promotion(snapshot, config, born, stage.name)) is not None:
                 nth = len(_made(snapshot, generation, stage.name))
                 return Cutoff(generation, stage.name, after.name, found, nth)
+    if idle and all(one.final for one in before) and _may_overlap(snapshot, config, generation):
+        return StartSelecting(generation, tuple(one.id for one in born if not one.final))
     return None
+
+
+def _may_overlap(snapshot: Snapshot, config: Config, generation: int) -> bool:
+    """Whether the generation can be selected from, and the next one opened, while the last of it
+    are trained: no cutoff waits for those, and there are as many scores as survivors. Not before
+    generations that breed nobody: they train a whole front on."""
+    if not config.population.overlap or generation >= config.experiment.generations:
+        return False
+    beside = (snapshot.baseline, *snapshot.controls)
+    if config.finishes(generation + 1) or not all(one.final for one in beside):
+        return False
+    steps = [one.name for one in config.ladder("candidates")]
+    last = max((steps.index(name) for name in cutoffs(config, generation)), default=-1)
+    late = [one for one in snapshot.born_in(generation) if not one.final]
+    apart = all(one.state is State.RUNNING and steps.index(one.stage) > last for one in late)
+    return apart and len(_pool(snapshot, generation)) >= config.population.mu
 
 
 def _promotion(
@@ -274,7 +309,8 @@ def _curve(
 
 
 def _pool(snapshot: Snapshot, generation: int) -> list[int]:
-    """Whom a generation is selected from: its parents, and its offspring that were scored."""
+    """Whom a generation is selected from: its parents, and those that were scored of its offspring
+    and of who was late in the generation before."""
     return sorted(
         member.candidate
         for member in snapshot.members
@@ -322,6 +358,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
     adapts = config.variation.adaptive
     credits = credits_behind(snapshot, generation) if adapts else {}
     chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
+    late = [one.id for one in snapshot.born_in(generation) if not one.final]
     return Select(
         generation,
         {
@@ -335,6 +372,7 @@ def _select(snapshot: Snapshot, config: Config, generation: int) -> Select:
             "survivors": sorted(chosen),
             "hypervolume": hypervolume(at, above),
             **({"missed": dict(zip(pool, beyond, strict=True))} if any(beyond) else {}),
+            **({"late": late} if late else {}),
             **(
                 {"predictors": pairs_behind(snapshot, config, generation)}
                 if config.promotion.metric == "best"

@@ -27,7 +27,10 @@ def credits_behind(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
     """The credits behind this generation."""
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     children = []
-    for one in snapshot.born_in(generation):
+    late = snapshot.late(generation - 1)
+    for one in (*(snapshot.candidates[one] for one in late), *snapshot.born_in(generation)):
+        if not one.final:  # late itself
+            continue
         origins = [snapshot.candidates[parent] for parent in one.parents]
         before = [
             snapshot.point(parent.id) or unscored(names, parent, baseline) for parent in origins

@@ -76,6 +76,19 @@ def starts(snapshot: Snapshot, config: Config, slots: Sequence[str], now: float)
     return [Start(number, snapshot.candidates[number].stage, its) for number, its in found.items()]
 
 
+def idle(snapshot: Snapshot, config: Config, slots: Sequence[str]) -> bool:
+    """Whether there are free slots, enough for a candidate's first stage, and nobody to have
+    them."""
+    experiment = snapshot.experiment
+    if not experiment.runs or experiment.hold or experiment.pause:
+        return False
+    if any(one.state is State.PENDING for one in snapshot.candidates.values()):
+        return False
+    fit = [slot for slot in slots if not snapshot.left_alone(slot)]
+    need = slots_needed(config, config.entry.name, len(fit))
+    return len(free(fit, snapshot.leases)) >= need
+
+
 def _spread(left: Sequence[str]) -> list[str]:
     """Free slots in the order in which they are given away: of devices that are shared, those come
     first on which the fewest others will run."""

@@ -327,7 +327,11 @@ _PLAYING = (
     " UNION SELECT id FROM candidate WHERE generation IS NULL"
     # By the index of those that are none of the population: all of them are few.
     " UNION SELECT id FROM candidate WHERE kind <> 'candidate'"
-    " AND (kind = 'control' OR generation = :newest))"
+    " AND (kind = 'control' OR generation = :newest)"
+    # Who was late in the generation before still inherits from its parents, or learns from one.
+    " UNION SELECT candidate FROM member WHERE generation = :newest - 1 AND role = 'parent'"
+    " AND EXISTS (SELECT 1 FROM decision WHERE generation = :newest - 1 AND kind = 'select'"
+    " AND payload -> 'late' IS NOT NULL))"
 )
 _IN_PLAY = _Part(
     generations="number >= :newest - 1",

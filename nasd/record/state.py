@@ -506,6 +506,12 @@ class Snapshot:
         found = (one for one in self.decisions if (one.generation, one.kind) == (generation, kind))
         return next(found, None)
 
+    def late(self, generation: int) -> tuple[int, ...]:
+        """Who was still under way when the generation was selected from, and is selected from with
+        the next one."""
+        selected = self.decided(generation, DecisionKind.SELECT)
+        return () if selected is None else tuple(selected.payload.get("late", ()))
+
     def stopped_in(self, generation: int) -> list[Candidate]:
         """Whom cutoffs have stopped, and who have not been trained on since."""
         stages = {

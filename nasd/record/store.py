@@ -322,11 +322,16 @@ class Store:
 
     # -- decisions -----------------------------------------------------------------------------
 
-    def open_generation(self, number: int, parents: Sequence[int], now: float) -> None:
+    def open_generation(
+        self, number: int, parents: Sequence[int], now: float, late: Sequence[int] = ()
+    ) -> None:
+        """late: who is selected from as its own offspring are, though born before."""
         with self._transaction():
             self._insert("generation", number=number, phase=str(Phase.BREEDING), opened_at=now)
             for parent in parents:
                 self._insert("member", generation=number, candidate=parent, role="parent")
+            for one in late:
+                self._insert("member", generation=number, candidate=one, role="offspring")
             self._log(now, event="generation", detail=f"generation {number} opens")
 
     def record_births(
@@ -432,8 +437,15 @@ class Store:
             for candidate in sorted(promotion.cut):
                 self._advance(candidate, Event.CUT, now, detail=promotion.reasons[candidate])
 
-    def start_selecting(self, generation: int, now: float) -> None:
+    def start_selecting(self, generation: int, now: float, late: Sequence[int] = ()) -> None:
+        """late: who is still under way, and not waited for."""
         with self._transaction():
+            if late:
+                told = ", ".join(map(str, late))
+                detail = (
+                    f"slots are idle: generation {generation} is selected from, {told} with the"
+                )
+                self._log(now, event="generation", detail=f"{detail} next")
             self._next_phase(generation, Phase.CLIMBING, now)
 
     def record_repeat(

@@ -375,6 +375,7 @@ def _selection(snapshot: Snapshot, selection: Recorded) -> Event:
     ranks = {int(one): rank for one, rank in selection.payload["ranks"].items()}
     survivors = selection.payload["survivors"]
     born = {one.id for one in snapshot.born_in(selection.generation)}
+    born |= {*snapshot.late(selection.generation - 1)}
     rows = [
         (
             _name(snapshot, one),

@@ -437,11 +437,14 @@ class _Compiler:
             "survivors": len(decision.payload["survivors"]),
         }
         if member.rank is None or member.crowding is None:
-            text = (
-                "took no part: a cutoff had stopped it, and it was trained on after the search"
-                if self._trained_on
-                else "not among those to choose from, as it has no score"
-            )
+            if member.candidate in decision.payload.get("late", ()):
+                text = "selected from with the next: it was under way, and slots were idle"
+            elif self._trained_on:
+                text = (
+                    "took no part: a cutoff had stopped it, and it was trained on after the search"
+                )
+            else:
+                text = "not among those to choose from, as it has no score"
         else:
             alone = "inf" if math.isinf(member.crowding) else f"{member.crowding:.3f}"
             text = (

@@ -5,7 +5,8 @@ four slots: all of nasd but its workers, whose losses and scores are recorded on
 Against `no cutoff`, of the same seed: `hours`, all slot-hours by the cost model; `volume`, the
 hypervolume in the end, of all that were ever scored, by quality and compression above no quality
 and none; `as soon`, the same against what `no cutoff` has after as many slot-hours; `regained`, the
-slot-hours until it is what `no cutoff` ends with, a seed that never comes to it counts as infinite.
+slot-hours until it is what `no cutoff` ends with, a seed that never comes to it counts as infinite;
+`time`, from the first birth to the end; `use`, the share of the slots' time then that is held.
 The recorded candidates are few, so what is bred late is told by some that are rather like it.
 """
 
@@ -41,13 +42,16 @@ POPULATION = {"mu": 8, "lambda": 16, "screened": 1, "control": False, "finishing
 SLOW = Machine(tflops=3e-6, step_seconds=0.0, start_seconds=30.0)
 NONE = "no cutoff"
 RULES = (NONE, "share", "halving", "hyperband", "asha", "curve")
+OVERLAPPING = ", overlapping"  # population.overlap
+WAYS = (*(f"{rule}{more}" for rule in RULES for more in ("", OVERLAPPING)),)
 
 
-def config(rule: str, generations: int) -> Config:
+def config(way: str, generations: int) -> Config:
+    rule = way.removesuffix(OVERLAPPING)
     data: dict[str, Any] = tomllib.loads(preset_text("demo"))
     data["experiment"] |= {"generations": generations, "limits": []}
     data["slots"]["devices"] = DEVICES
-    data["population"] |= POPULATION
+    data["population"] |= {**POPULATION, "overlap": way != rule}
     data.pop("teacher")
     (stage,) = [one for one in data["stages"] if one["name"] == "finetune"]
     stage["evaluations"] = 8  # an epoch: as often as was recorded
@@ -98,25 +102,30 @@ def figures(
     told: dict[str, list[Mapping[str, float]]] = {}
     for seed in range(1, seeds + 1):
         runs = {}
-        for rule in RULES:
-            say(f"seed {seed}, {rule}")
-            settings = config(rule, generations)
+        for way in WAYS:
+            say(f"seed {seed}, {way}")
+            settings = config(way, generations)
             run = simulate(settings, subject(curves), seed, lambda text: None, curves)
-            runs[rule] = volumes(run), run.snapshot.gpu_hours(run.ended)
-        (first, whole) = runs[NONE]
+            began = run.snapshot.generations[0].opened_at
+            before = _hours(run, began)
+            time = (run.ended - began) / 3600
+            runs[way] = volumes(run), run.snapshot.gpu_hours(run.ended), before, time
+        (first, whole, _, longest) = runs[NONE]
         aim, reference = first[-1][1], next(at for at, one in first if one >= first[-1][1])
-        for rule, (made, hours) in runs.items():
+        for way, (made, hours, before, time) in runs.items():
             reached = next((at for at, one in made if one >= aim), math.inf)
-            told.setdefault(rule, []).append(
+            told.setdefault(way, []).append(
                 {
                     "hours": hours / whole,
                     "volume": made[-1][1] / aim,
                     "as soon": made[-1][1]
                     / max((one for at, one in first if at <= hours), default=math.inf),
                     "regained": reached / reference,
+                    "time": time / longest,
+                    "use": (hours - before) / (SLOTS * time),
                 }
             )
-    return {rule: _summed(rows) for rule, rows in told.items()}
+    return {way: _summed(rows) for way, rows in told.items()}
 
 
 def _summed(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -126,6 +135,8 @@ def _summed(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "as soon": statistics.mean(one["as soon"] for one in rows),
         "regained": statistics.median(one["regained"] for one in rows),
         "never": sum(math.isinf(one["regained"]) for one in rows),
+        "time": statistics.mean(one["time"] for one in rows),
+        "use": statistics.mean(one["use"] for one in rows),
     }
 
 
@@ -139,16 +150,18 @@ def main(arguments: list[str]) -> None:
     told = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     found = figures(options.table, options.seeds, options.generations, told)
     made = Shown(title=f"{options.generations} generations, {options.seeds} seeds")
-    for name in ("", "hours", "volume", "as soon", "regained", "never"):
+    for name in ("", "hours", "volume", "as soon", "regained", "never", "time", "use"):
         made.add_column(name, justify="right" if name else "left")
-    for rule, row in found.items():
+    for way, row in found.items():
         made.add_row(
-            rule,
+            way,
             f"{row['hours']:.2f}",
             f"{row['volume']:.3f}",
             f"{row['as soon']:.3f}",
             f"{row['regained']:.2f}",
             f"{row['never']:.0f}",
+            f"{row['time']:.2f}",
+            f"{100 * row['use']:.1f} %",
         )
     Console(width=None if sys.stdout.isatty() else 100).print(made)
     if options.json:

@@ -221,6 +221,9 @@ class Population(Section):
     finishing: Annotated[Whole, Field(ge=0, le=10_000)] = 0
     """In so many of the last generations nobody new is bred: the front goes on being trained, as
     the control does."""
+    overlap: Annotated[bool, Field(strict=True)] = False
+    """Where slots would be idle while the last of a generation are trained, select from those that
+    are scored, and breed the next; who is under way is selected from with that."""
 
 
 MATCHES = ("logits", "hidden", "relations")

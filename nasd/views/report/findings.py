@@ -203,7 +203,9 @@ class Findings:
 
     @cached_property
     def members(self) -> tuple[MemberRow, ...]:
+        """Whoever was late in a generation is a row of the next."""
         snap = self.snapshot
+        late = {one.number: {*snap.late(one.number)} for one in snap.generations}
         return tuple(
             MemberRow(
                 generation=one.generation,
@@ -216,6 +218,7 @@ class Findings:
                 survives=one.survives,
             )
             for one in snap.members
+            if one.candidate not in late[one.generation]
         )
 
     def members_of(self, generation: int) -> Sequence[MemberRow]:
@@ -450,7 +453,7 @@ class Findings:
                 if (row.generation, row.stage) == (cutoff.generation, cutoff.stage)
                 and row.quality is not None
             ]
-            members = sorted(m.candidate for m in snap.members if m.generation == cutoff.generation)
+            members = sorted(row.candidate for row in self.members_of(cutoff.generation))
             known = {c: point for c in members if (point := snap.point(c)) is not None}
             pool, at = list(known), list(known.values())
             beyond = [snap.missed(one) for one in pool]

@@ -173,6 +173,13 @@ class Facts:
         ]
 
     @cached_property
+    def late(self) -> list[Candidate]:
+        """Born in the generation before, and selected from with the newest."""
+        generation = self.snapshot.generation
+        late = () if generation is None else self.snapshot.late(generation.number - 1)
+        return [self.snapshot.candidates[one] for one in late]
+
+    @cached_property
     def beside(self) -> list[Candidate]:
         """Of the newest generation: its control, and while it breeds what screens its mutants."""
         generation = self.snapshot.generation
@@ -186,9 +193,9 @@ class Facts:
 
     @cached_property
     def points(self) -> Mapping[int, Point]:
-        """Of who is scored among the newest generation and its parents."""
+        """Of who is scored among those that the newest generation is selected from."""
         found = {}
-        for one in (*self.parents, *self.born):
+        for one in (*self.parents, *self.late, *self.born):
             point = self.snapshot.point(one.id)
             if point is not None:
                 found[one.id] = point

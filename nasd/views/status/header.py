@@ -65,7 +65,7 @@ def _counts(facts: Facts) -> str:
     if facts.state is ExperimentState.COMPLETE:
         return ""
     baseline = facts.snapshot.baseline
-    everyone = [*facts.born, *([] if baseline.final else [baseline])]
+    everyone = [*facts.born, *facts.late, *([] if baseline.final else [baseline])]
     states = Counter(one.state for one in everyone)
     words = {
         State.RUNNING: "running" if facts.served else "interrupted",

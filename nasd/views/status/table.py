@@ -182,9 +182,9 @@ def _scores(facts: Facts) -> int:
 
 def everyone(facts: Facts) -> list[Candidate]:
     """Newborn, parents, what else runs for them, and baseline, in the order of the rows."""
-    born = {one.id for one in facts.born}
+    born = {one.id for one in (*facts.born, *facts.late)}
     parents = [one for one in facts.parents if one.id not in born and not one.is_baseline]
-    return [*facts.born, *parents, *facts.beside, facts.snapshot.baseline]
+    return [*facts.born, *facts.late, *parents, *facts.beside, facts.snapshot.baseline]
 
 
 def _chosen(
@@ -280,7 +280,8 @@ def _what(facts: Facts, one: Candidate, width: int) -> Text:
     assert generation is not None
     if member is not None and member.generation == generation.number and member.survives:
         return Text("survives")
-    return Text(str(one.state) if one.generation == generation.number else "parent")
+    own = one.generation == generation.number or one in facts.late
+    return Text(str(one.state) if own else "parent")
 
 
 def _progress(where: Where, width: int) -> Text:
