@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nasd.cli.compressing import _from_here
 from nasd.contract.config import parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.control.preflight import Seed, check_seed
 from nasd.presets import preset_text, rewritten, smaller
 from nasd.presets.demo import write_demo_data
-from nasd.record import lookup, snapshot
+from nasd.record import lookup, requests, snapshot
+from nasd.record.folders import StateFolder
 from nasd.search.variation.breeding import initial_population
 from nasd.search.variation.reach import MOST, steps_to
 from nasd.views.forecast.fitting import WORKING
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_tick
 from tests.test_cli import refused
 from tests.training import Workshop, exported, make_workshop
 
@@ -249,10 +251,49 @@ def test_a_budget_that_pays_few_trainings_goes_to_the_target_in_one_generation(
     assert done.returncode == 0, done.stderr
     config = parse(tomllib.loads(path.read_text()), "c")
     assert (config.experiment.generations, config.population.finishing) == (0, 0)
-    assert "compression >= 2.00" in config.experiment.limits
+    assert "compression >= 2" in config.experiment.limits
     least, most = config.variation.steps
     assert f"the steps: {least} to {most} at once, to at most 50 %" in done.stdout
     assert config.experiment.budget_gpu_hours == 0.1
+    again = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "0.1", folder=home)
+    assert again.returncode == 0 and f"going on with {path}, as it stands there\n" in again.stdout
+    lower = ("--target", "0.4", *asked[2:])
+    told = nasd("compress", "mine", *QUESTIONS, *lower, folder=home)
+    assert "its limit compression >= 2 is of another --target than 0.4" in told.stdout
+    # What was planned for one budget is no plan for another; of a search that has begun it is set.
+    other = ("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "5")
+    refusal = nasd(*other, folder=home)
+    assert refusal.returncode == 2
+    assert f"{path} was written for a budget of 0.1: remove it to have a search" in refusal.stderr
+    state = StateFolder(path.parent / config.experiment.state)
+    make_tick(state, config).store.close()
+    begun = nasd(*other, folder=home)
+    assert begun.returncode == 0, begun.stderr
+    assert "its budget is 5 slot-hours in all from here on" in begun.stdout
+    (request,) = requests.waiting(state.requests)
+    told = json.loads(request.read_text())
+    assert (told["action"], told["gpu_hours"]) == ("budget", 5.0)
+
+
+def test_a_target_that_is_near_has_one_long_training_each_as_well(
+    home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c" / "config.toml"
+    asked = ("--target", "0.9", "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
+    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "0.06", folder=home)
+    assert done.returncode == 0, done.stderr
+    config = parse(tomllib.loads(path.read_text()), "c")
+    assert (config.experiment.generations, config.population.finishing) == (0, 0)
+    assert "compression >= 1.111111" in config.experiment.limits
+    assert "at once, to at most 90 %" in done.stdout and " as set" not in done.stdout
+
+
+def test_files_of_a_setting_are_those_of_the_folder_where_it_is_typed(tmp_path: Path) -> None:
+    here = Path("test.csv").resolve()
+    assert _from_here({"test_files": ["test.csv"], "label": "stars"}) == {
+        "test_files": [str(here)],
+        "label": "stars",
+    }
 
 
 @pytest.mark.heavy

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from nasd.contract.config import load, parse
 from nasd.contract.errors import NasdError
 from nasd.presets import preset_text, write_preset
-from nasd.views.forecast.fitting import Plan, changed, choose, fit, wishes_of
+from nasd.views.forecast.fitting import Plan, applied, changed, choose, fit, hours_of, wishes_of
+from nasd.views.forecast.premises import gather
+from nasd.views.forecast.search import simulate
 
 
 def price(plan: Plan) -> float:
@@ -45,6 +47,31 @@ def test_a_budget_writes_a_config_whose_simulation_keeps_within_it(tmp_path: Pat
     assert float(spent.split()[1]) <= 24
     data = tomllib.loads(path.read_text())
     assert any(str(data["data"]["mlm"]["max_sequences"]) in one for one in told)
+
+
+def test_the_demos_data_are_made_before_a_budget_is_fitted_to_them(tmp_path: Path) -> None:
+    told: list[str] = []
+    fitted = partial(fit, budget=0.2)
+    path = write_preset("demo", tmp_path / "new", [], False, fitted, told.append)
+    assert (path.parent / "demo-data" / "squad.json").is_file()
+    assert load(path).experiment.budget_gpu_hours == 0.2
+    spent = next(one for one in told if one.startswith("simulated: "))
+    (dearer,) = [one for one in told if one.startswith("the next larger search")]
+    assert float(spent.split()[1]) <= 0.9 * 0.2 < float(dearer.split()[-2])
+    with pytest.raises(NasdError, match=r"experiment\.budget_gpu_hours"):
+        write_preset("demo", tmp_path / "poor", [], False, partial(fit, budget=1e-4))
+    assert not (tmp_path / "poor").exists()
+
+
+def test_what_is_screened_and_the_controls_are_in_the_price(tmp_path: Path) -> None:
+    config = load(write_preset("demo", tmp_path, [], False))
+    subject = gather(config, tmp_path / "config.toml")
+    run = simulate(config, subject, 1, lambda text: None)
+    spent = run.snapshot.gpu_hours(run.ended)
+    # All are taken for as large as the baseline, and half of a front for what is trained on.
+    assert spent < hours_of(config, subject) < 1.6 * spent
+    for key, value in {"population.screened": 1, "population.control": False}.items():
+        assert hours_of(applied(config, {key: value}), subject) < hours_of(config, subject)
 
 
 @pytest.mark.parametrize("budget", [0.01, 0, -1, float("nan")])

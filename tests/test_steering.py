@@ -1,6 +1,7 @@
 """Steering: what people ask is done once, within a turn, or refused in a sentence."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -825,6 +826,10 @@ def test_a_genotype_outside_of_the_space_is_refused_naming_what_is(box: Box, gen
     tick = box.daemon()
     tick()
     assert words in refused(tick, "inject", genotype=genotype)
+    # It is none whatever comes of what was asked before it.
+    asking.ask(tick.state.path, "drain", wait=False)
+    with pytest.raises(NasdError, match=re.escape(words)):
+        asking.ask(tick.state.path, "inject", wait=False, genotype=genotype)
 
 
 def test_without_a_generation_to_come_nothing_is_injected(folder: Folder):

@@ -51,7 +51,10 @@ def ask(
         settings = config_module.parse(found.experiment.config, str(state))
     if action == "stop" and not served:
         raise NasdError(f"no daemon serves {state}: there is nothing to stop")
-    if not requests.waiting(folder.requests):  # what is possible may change with those before it
+    waiting = requests.waiting(folder.requests)
+    if action == "inject" and waiting:
+        steering.check_injected(found, settings, arguments["genotype"])
+    if not waiting:  # what is possible may change with those before it
         steering.answer(found, settings, request, time.time(), folder.stands)
     requests.file(folder.requests, request)
     if not served:

@@ -1,8 +1,8 @@
 """`nasd compress`: from a model and data to a search for a smaller one, and its best."""
 
+import math
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +94,9 @@ def compress(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Export the best there at the end.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the exported model that stands there.")
+    ] = False,
     write_only: Annotated[
         bool, typer.Option("--write-only", help="Write the config, and do not run it.")
     ] = False,
@@ -112,16 +115,19 @@ def compress(
 
     files = _files(task, questions or [], data or [], more or [])
     asked = _asked(
-        model, files, target, config, state, devices, budget, task, _settings(set_ or [])
+        *(model, files, target, config, state, devices, budget, task),
+        _from_here(_settings(set_ or [])),
     )
     if out is not None:
         from nasd.export.export import check_place
 
-        check_place(out.expanduser(), force=False)
+        check_place(out.expanduser(), force)
     print("looking at the model and the data ...", file=sys.stderr, flush=True)
     if asked.path.exists():
-        _check_same(asked, load(asked.path))
-        print(f"going on with {asked.path}, as it stands there")
+        there = load(asked.path)
+        _check_same(asked, there)
+        print(f"going on with {asked.path}, as it stands there{_other_target(asked, there)}")
+        _set_budget(asked, there)
     else:
         _write(asked)
     on = f"--config {asked.path}"
@@ -133,13 +139,25 @@ def compress(
 
     settings = load(asked.path)
     home = asked.path.resolve().parent / settings.experiment.state
-    if not serve(settings, asked.path):
-        with suppress(NasdError):  # there may be none yet
-            _tell_best(asked, home, None)
+    over = serve(settings, asked.path)
+    try:
+        _tell_best(asked, home)
+    except NasdError:
+        if over:
+            raise
+    else:  # before the end there may be none
+        _take_home(asked, home, out if over or _is_spent(home) else None, force)
+    if not over:
         say_why(home)
         print("stopped; to go on: the same command again", file=sys.stderr)
-        return
-    _tell_best(asked, home, out)
+
+
+def _from_here(settings: dict[str, Any]) -> dict[str, Any]:
+    """Files by their full names, as those of --data: the config may lie elsewhere."""
+    names = settings.get("test_files")
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        return settings
+    return settings | {"test_files": [str(Path(one).expanduser().resolve()) for one in names]}
 
 
 def _asked(
@@ -260,7 +278,7 @@ def _look(source: str, folder: Path) -> "Seed":
 def _check_same(asked: Asked, there: "Config") -> None:
     """Raises NasdError unless the config that stands there is of the same wish, and can meet it."""
     from nasd.contract.genotype import parameters
-    from nasd.presets.smaller import check_target, smallest_of
+    from nasd.presets import smaller
 
     for key, have, want in (
         ("seed_model.source", there.seed_model.source, asked.source),
@@ -272,8 +290,51 @@ def _check_same(asked: Asked, there: "Config") -> None:
                 " --config, or go on with that one by `nasd run`"
             )
     seed = _look(asked.source, asked.path.parent)
-    smallest = smallest_of(there.search_space, seed.baseline, seed.backbone)
-    check_target(asked.target, parameters(seed.baseline, seed.backbone), smallest)
+    smallest = smaller.smallest_of(there.search_space, seed.baseline, seed.backbone)
+    smaller.check_target(asked.target, parameters(seed.baseline, seed.backbone), smallest)
+
+
+def _other_target(asked: Asked, there: "Config") -> str:
+    """What is to be said where its limit is of another target."""
+    from nasd.contract.limits import Limit
+    from nasd.presets.smaller import STEP
+
+    for text in there.experiment.limits:
+        one, asks = Limit.parse(text), 1 / asked.target
+        if (one.objective, one.sign) == ("compression", ">=") and abs(one.bound - asks) > STEP:
+            return (
+                f": its limit {text} is of another --target than {asked.target:g}, by which the"
+                " best is looked for all the same"
+            )
+    return ""
+
+
+def _set_budget(asked: Asked, there: "Config") -> None:
+    """Of a search that has begun as `nasd budget` does; raises NasdError where another was planned
+    for, and nothing has begun."""
+    from nasd.cli.asking import ask
+    from nasd.record import snapshot
+
+    if asked.budget is None:
+        return
+    if not 0 < asked.budget < math.inf:
+        raise NasdError(f"--budget-gpu-hours: {asked.budget:g} makes no sense, it must be above 0")
+    home = asked.path.resolve().parent / there.experiment.state
+    planned = there.experiment.budget_gpu_hours
+    try:
+        with snapshot.opened(home) as connection:
+            found = snapshot.read(connection, whole=False)
+    except snapshot.NoExperiment:
+        if planned != asked.budget:
+            was = "without a budget" if planned is None else f"for a budget of {planned:g}"
+            raise NasdError(
+                f"{asked.path} was written {was}: remove it to have a search planned for"
+                f" {asked.budget:g}, or leave --budget-gpu-hours out"
+            ) from None
+        return
+    if found.experiment.budget(planned) != asked.budget:
+        ask(home, "budget", settings=there, gpu_hours=asked.budget)
+        print(f"its budget is {asked.budget:g} {found.hours_unit} in all from here on")
 
 
 def _write(asked: Asked) -> None:
@@ -334,17 +395,21 @@ def _write(asked: Asked) -> None:
         if taken < needed:
             values |= smaller.straight(asked.target, needed, config.experiment.limits)
             config = checked(rewritten(PRESET, head, values))
-            keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
+            once = frozenset({"experiment.generations"})
+            keys, told = fit(config, asked.path, once, asked.budget, seed)
         text = rewritten(PRESET, head, {**values, **keys})
         config = checked(text)
     else:
         subject = gather(config, asked.path, seed=seed)
-        told = [f"about {hours_of(config, subject):.3g} {_unit(subject.slots)} at most"]
+        told = [
+            f"about {hours_of(config, subject):.3g} {_unit(subject.slots)}, if nothing is small"
+        ]
     try:
         asked.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(asked.path, text.encode())
     except OSError as error:
         raise NasdError(f"{asked.path} cannot be written: {error.strerror}") from error
+    told = [line for line in told if not line.endswith(" as set")]
     for line in (*_told(asked, seed, config), *told):
         print(f"  {line}")
     print(f"wrote {asked.path}", flush=True)
@@ -475,22 +540,32 @@ def _told_split(config: "Config") -> str:
     return f"{how}; the others score: if the model was trained on those too, all scores flatter it"
 
 
-def _tell_best(asked: Asked, state: Path, out: Path | None) -> None:
-    """The best that is small enough, and how to take it home; raises NasdError if there is none."""
-    import shlex
+def _is_spent(state: Path) -> bool:
+    """Whether the budget is what has ended the search."""
+    import time
 
+    from nasd.record import snapshot
+
+    with snapshot.opened(state) as connection:
+        snap = snapshot.read(connection)
+    hours = snap.experiment.budget(snap.experiment.config["experiment"].get("budget_gpu_hours"))
+    return hours is not None and snap.gpu_hours(time.time()) >= hours
+
+
+def _share(asked: Asked) -> str:
+    return f"{100 * asked.target:g}"
+
+
+def _tell_best(asked: Asked, state: Path) -> None:
+    """The best that is small enough; raises NasdError if there is none."""
     from nasd.contract.readable import of_baseline
-    from nasd.export import export
-    from nasd.launch import interpreter
     from nasd.record import lookup, snapshot
 
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
-    share = f"{100 * asked.target:g}"
-    wish = lookup.Wish(max_parameters=float(share))
-    config = shlex.quote(str(asked.path))
+    share = _share(asked)
     try:
-        best = lookup.find(snap, lookup.BEST, wish)
+        best = lookup.find(snap, lookup.BEST, lookup.Wish(max_parameters=float(share)))
     except NasdError as error:
         raise NasdError(
             f"the search is complete, but {error}; a higher experiment.generations in {asked.path}"
@@ -501,11 +576,23 @@ def _tell_best(asked: Asked, state: Path, out: Path | None) -> None:
         f" quality {snap.quality(best.id):.2f}, {of_baseline(snap.size(best.id))} of the parameters"
         f" (the baseline: {snap.quality(snap.baseline.id):.2f})"
     )
+
+
+def _take_home(asked: Asked, state: Path, out: Path | None, force: bool) -> None:
+    """Exports that, or says how to."""
+    import shlex
+
+    from nasd.export import export
+    from nasd.launch import interpreter
+    from nasd.record import lookup
+
+    share, config = _share(asked), shlex.quote(str(asked.path))
+    wish = lookup.Wish(max_parameters=float(share))
     if out is None:
         print(
             f"to take it home: {interpreter.nasd()} export best my-model --max-parameters {share}"
             f" --config {config}"
         )
         return
-    done = export.export(state, lookup.BEST, out, wish=wish)
+    done = export.export(state, lookup.BEST, out, force=force, wish=wish)
     print(f"it stands in {done.folder}; its README.md says what it is")

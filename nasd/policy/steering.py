@@ -240,13 +240,20 @@ def _cut(snapshot: Snapshot, one: Candidate) -> Accepted:
     return Accepted(Cut(one, attempt), f"{name} is cut at {one.stage}{ended}")
 
 
-def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Accepted:
+def check_injected(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Genotype:
+    """What a person has made, as a genotype of the search space; raises Refused where it is none,
+    whatever the search comes to."""
     try:
         genotype = Genotype.from_json(wanted)
         _check_keys(wanted, genotype.to_json())
         check_genotype(genotype, config.search_space, snapshot.experiment.backbone.width)
     except NasdError as error:
         raise Refused(str(error)) from error
+    return genotype
+
+
+def _inject(snapshot: Snapshot, config: Config, wanted: Mapping[str, Any]) -> Accepted:
+    genotype = check_injected(snapshot, config, wanted)
     for one in snapshot.candidates.values():
         if one.hash == genotype.hash:
             raise Refused(f"candidate {one.id} has this genotype already")

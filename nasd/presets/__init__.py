@@ -2,8 +2,10 @@
 
 import json
 import os
+import tempfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,11 @@ def write_preset(
         raise NasdError(
             f"{path} is there already: choose another folder, or write over it with --force"
         )
+    made = folder / "demo-data" if name.startswith("demo") else None
     if fit is not None:
         fixed = frozenset(one.partition("=")[0].strip() for one in settings)
-        keys, told = fit(config.parse(tomllib.loads(text), name), path, fixed)
+        with _demo_data_beside(path, made) as place:
+            keys, told = fit(config.parse(tomllib.loads(text), name), place, fixed)
         for key, value in keys.items():
             _set(document, f"{key}={value}")
         for line in told:
@@ -78,12 +82,26 @@ def write_preset(
             written.aside(path)
     except OSError as error:
         raise NasdError(f"{folder} cannot be written: {error.strerror}") from error
-    if name.startswith("demo"):
+    if made is not None:
         from nasd.presets.demo import write_demo_data
 
-        write_demo_data(folder / "demo-data")
+        write_demo_data(made)
     write_atomically(path, text.encode())
     return path
+
+
+@contextmanager
+def _demo_data_beside(path: Path, made: Path | None) -> Iterator[Path]:
+    """The config's path, or where there are to be data beside it that are yet to be made, one in a
+    temporary folder with them."""
+    if made is None or made.exists():
+        yield path
+        return
+    from nasd.presets.demo import write_demo_data
+
+    with tempfile.TemporaryDirectory(prefix="nasd-init-") as folder:
+        write_demo_data(Path(folder) / made.name)
+        yield Path(folder) / path.name
 
 
 def rewritten(name: str, head: str, values: Mapping[str, Any]) -> str:

@@ -64,13 +64,19 @@ def straight(target: float, steps: int, limits: Sequence[str]) -> dict[str, Any]
     that are small enough and know most untrained (docs/decisions.md). limits: of the config,
     beside its own.
     """
-    compression = math.ceil(1 / target / STEP) * STEP
     return {
-        "experiment.limits": [*limits, f"compression >= {compression:.2f}"],
+        "experiment.limits": [*limits, limit(target)],
+        "experiment.generations": 0,
+        "population.finishing": 0,
         "population.screened": TRIED,
         "variation.steps": [steps // 2, steps + steps // 2],
         **{f"variation.operators.{name}": share for name, share in STRAIGHT.items()},
     }
+
+
+def limit(target: float) -> str:
+    """Of at most this share of the parameters."""
+    return f"compression >= {math.floor(1e6 / target) / 1e6:.6f}".rstrip("0").removesuffix(".")
 
 
 def learning_rate(backbone: Backbone) -> float:

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from nasd.contract import readable, tasks, toml
 from nasd.contract import slots as slots_module
-from nasd.contract.config import Config, Stage
+from nasd.contract.config import SCREEN, Config, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Block, BlockLineage, Genotype, Lineage, unchanged
 from nasd.contract.volumes import Volumes
 from nasd.control.preflight import Seed
-from nasd.estimate.cost import Timeline, Work, prepare_seconds, work
+from nasd.estimate.cost import Timeline, Work, prepare_seconds, screening, work
+from nasd.policy.births import MOST_TRIED
 from nasd.policy.ladder import undivided
 from nasd.search.fidelity.promotion import Budget
 from nasd.views.forecast.premises import Subject, gather
@@ -39,7 +40,11 @@ MANY_STEPS = 12
 FINETUNE = (1.0, 0.5, 0.25, 0.1)  # of the ladder's epochs of questions
 FEW = 2  # of these shares: where there is nothing else to train, the others come last
 ENOUGH = 200  # steps of MLM in a stage, else a smaller population is taken
-AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget: what is done again needs some, and luck differs
+AIM = (0.9, 0.8, 0.7, 0.55, 0.4)  # of the budget, by the price of a plan
+WITHIN = 0.9  # of it a simulated search may take: what is done again needs some, and luck differs
+USED = 0.7  # of it is enough; for one that takes less a larger one is looked for
+LOOKS = 7  # simulations at most
+FRONT = 0.5  # of a generation's places, where a front is trained on
 # Where half goes on, by the fewest offspring that leave somebody to choose among at the last of
 # them: as `bin/bench fidelity` and `bin/bench rules` have tried them on recorded curves.
 RUNGS = ((16, (0.125, 0.25, 0.5)), (8, (0.25, 0.5)), (4, (0.5,)))
@@ -69,7 +74,7 @@ def wishes_of(config: Config, fixed: frozenset[str] = frozenset()) -> tuple[Wish
     least = config.population.finishing if "population.finishing" in fixed else 0
     if tasks.reading(config.stages, tasks.MLM.data):
         found = WISHES
-    elif config.variation.steps[1] >= MANY_STEPS and not least:
+    elif _trains_once(config, fixed) and not least:
         found = tuple((size, share) for share in FINETUNE for size in ONE_GENERATION)
     else:
         sizes = (*MANY_SIZES, *SIZES)
@@ -79,6 +84,12 @@ def wishes_of(config: Config, fixed: frozenset[str] = frozenset()) -> tuple[Wish
             for wish in itertools.product(sizes, shares)
         )
     return tuple(wish for wish in found if wish[0][2] >= least)
+
+
+def _trains_once(config: Config, fixed: frozenset[str]) -> bool:
+    """Whether there is one generation, as set or as children take many steps at once."""
+    once = "experiment.generations" in fixed and not config.experiment.generations
+    return once or config.variation.steps[1] >= MANY_STEPS
 
 
 def choose(
@@ -183,14 +194,20 @@ def _all_new(genotype: Genotype) -> Lineage:
 
 def hours_of(config: Config, subject: Subject, made: Made = _all_new) -> float:
     """Slot-hours of the whole search, if every candidate were of the baseline's size, and made so:
-    all of its modules new, if nothing else is said."""
-    population = config.population
+    all of its modules new, if nothing else is said. With its controls, and what is screened."""
+    population, generations = config.population, config.experiment.generations
     total = prepare_seconds(subject.machine, config.data.mlm, _volumes(config, subject))
     total /= config.slots.share
-    founders, bred = float(population.mu), float(population.lambda_ * config.experiment.generations)
+    breeding = generations - population.finishing
+    founders = float(population.mu)
+    bred = population.lambda_ * (breeding + FRONT * population.finishing)
+    controls = (1 + generations) * population.control
+    if population.screened > 1:
+        total += _screened(config, subject, population.mu, 1)
+        total += breeding * _screened(config, subject, population.lambda_, population.mu)
     for stage in config.parts:
-        there = {"candidates": founders + bred, "all": founders + bred + 1, "baseline": 1.0}
-        there["new"] = founders + bred
+        there = {"candidates": founders + bred + controls, "baseline": 1.0}
+        there |= {"all": there["candidates"] + 1, "new": founders + bred}
         if stage.who == "baseline" and subject.seed.has_mlm_head and stage.train == "head":
             continue
         held = stage.slots / _share(config, stage)
@@ -219,6 +236,17 @@ def _seconds(config: Config, subject: Subject, stage: Stage, made: Made = _all_n
     asked, every = _work(config, subject, stage, made), config.daemon.checkpoint_minutes
     about = (asked, subject.machine, stage.name, stage.slots, every)
     return Timeline.of(*about, share=_share(config, stage)).end
+
+
+def _screened(config: Config, subject: Subject, places: int, parents: int) -> float:
+    """Slot-seconds in which the mutants for so many places are tried, of so many parents."""
+    mutants = places * config.population.screened
+    attempts = max(min(parents, places), math.ceil(mutants / MOST_TRIED))
+    each = [subject.seed.baseline] * math.ceil(mutants / attempts)
+    volumes, share = _volumes(config, subject), config.slots.share
+    asked = screening(config.entry, each, subject.seed.backbone, config.data, volumes)
+    about = (asked, subject.machine, SCREEN, 1, config.daemon.checkpoint_minutes)
+    return attempts * Timeline.of(*about, share=share).end / share
 
 
 def _share(config: Config, stage: Stage) -> int:
@@ -271,31 +299,45 @@ def fit(
     def price(plan: Plan) -> float:
         return hours_of(applied(config, keys_of(plan)), subject)
 
-    spent = 0.0
     smallest = Plan(*wishes[-1][0], min(most, least), FINETUNE[-1])
-    for aim in AIM:
-        plan = choose(aim * budget, most, enough, least, price, wishes) or smallest
-        keys = keys_of(plan)
-        tried = applied(config, keys)
-        found = simulate(
-            tried,
-            gather(tried, config_path, seed=seed, measured=measured),
-            tried.experiment.seed,
-            lambda text: None,
-        )
-        spent = found.snapshot.gpu_hours(found.ended)
-        if spent <= budget:
-            capped = {} if KEY in fixed else {KEY: budget}
-            told = _told(tried, subject, keys, fixed, budget, spent, unit)
-            if rungs and not any(one.rungs for one in tried.stages):
-                told.insert(len(keys), f"no rungs: {rungs_for(tried, subject)[1]}")
-            return keys | capped, told + _dearer(config, plan, fixed, wishes, price, unit)
-        if plan == smallest:
+    found, scale, aims = None, 1.0, iter(AIM)
+    aim, spent = next(aims), 0.0
+    for _ in range(LOOKS):
+        plan = choose(aim * budget / scale, most, enough, least, price, wishes) or smallest
+        if found is not None and plan == found.plan:
             break
-    raise NasdError(
-        f"{KEY}: {budget:g} {unit} do not pay the smallest search of this config, which takes about"
-        f" {readable.hours(spent)}: give more, or fix fewer of the keys that follow from it"
-    )
+        tried = applied(config, keys_of(plan))
+        about = gather(tried, config_path, seed=seed, measured=measured)
+        run = simulate(tried, about, tried.experiment.seed, lambda text: None)
+        spent = run.snapshot.gpu_hours(run.ended)
+        if spent <= WITHIN * budget:
+            found, scale = _Fitted(plan, tried, spent), spent / price(plan)
+            if spent >= USED * budget:
+                break
+        elif (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:
+            break
+    if found is None:
+        raise NasdError(
+            f"{KEY}: {budget:g} {unit} do not pay the smallest search of this config, which takes"
+            f" about {readable.hours(spent / WITHIN)}: give more, or fix fewer of the keys that"
+            " follow from it"
+        )
+    keys = keys_of(found.plan)
+    told = _told(found.config, subject, keys, fixed, budget, found.spent, unit)
+    if rungs and not any(one.rungs for one in found.config.stages):
+        told.insert(len(keys), f"no rungs: {rungs_for(found.config, subject)[1]}")
+    capped = {} if KEY in fixed else {KEY: budget}
+    dearer = _dearer(config, found.plan, fixed, wishes, lambda one: scale * price(one), unit)
+    return keys | capped, told + dearer
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """spent: slot-hours, simulated."""
+
+    plan: Plan
+    config: Config
+    spent: float
 
 
 def _dearer(
