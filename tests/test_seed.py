@@ -449,6 +449,7 @@ def test_a_damaged_tokenizer_is_refused(bert: Path) -> None:
                     "all_special_ids": [],
                     "mask_token": None,
                     "__len__": lambda _: 9,
+                    "get_vocab": lambda _: {"a": 8},
                 },
             ),
             "has no mask_token",

@@ -21,6 +21,7 @@ from nasd.worker import prepare, trimming
 from nasd.worker.model import phenotype, vocabulary
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.model.seed import load_seed, load_tokenizer
+from nasd.worker.tasks import corpus
 from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.windows import of_batches
 from nasd.worker.training.progress import quiet
@@ -103,6 +104,29 @@ def test_the_most_frequent_stay_and_each_source_counts_alike() -> None:
     kept = vocabulary.chosen(whole, least + 3, counts)
     assert set(whole.convert_ids_to_tokens(kept.tolist()[-3:])) == {"axe", "bed", "cat"}
     assert vocabulary.lost(whole, kept, counts) == pytest.approx(2 / 12)
+
+
+def test_numbers_that_no_token_has_are_passed_over() -> None:
+    """As where a line stands twice in a vocab.txt."""
+    pieces = ["a", "b", "##a", "##b", "ab", "ba"]
+    placed = {one: number + 2 * (number > 5) for number, one in enumerate([*SPECIAL, *pieces])}
+    inner = Tokenizer(models.WordPiece(placed, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = [f"{one[1:-1].lower()}_token" for one in SPECIAL]
+    given = dict(zip(names, SPECIAL, strict=True))
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=inner, **given)
+    assert (len(tokenizer), vocabulary.numbers(tokenizer)) == (11, 13)
+    counts = trimming._count([["ab ba ba"]], tokenizer, quiet, "it")
+    assert counts[[11, 12]].tolist() == [1, 2]
+    assert corpus.SpecialTokens.of(tokenizer).vocab_size == 13
+    for count, lost in ((10, {"ab"}), (11, set[str]())):
+        kept = vocabulary.chosen(tokenizer, count, {"it": counts})
+        smaller = vocabulary.trimmed_tokenizer(tokenizer, kept)
+        assert set(smaller.get_vocab()) == {*SPECIAL, *pieces} - lost
+        assert vocabulary.numbers(smaller) == len(smaller) == count
+        assert smaller.decode(smaller("ba")["input_ids"]) == "ba"
+    with pytest.raises(NasdError, match="12 tokens are more than it has"):
+        vocabulary.chosen(tokenizer, 12, {"it": counts})
 
 
 def test_the_outputs_are_the_seeds_for_text_of_kept_tokens(shop: Workshop) -> None:

@@ -45,6 +45,7 @@ def losses(spec: Spec, stage: Stage, ranks: Ranks, progress: Progress) -> dict[s
 
     def loss() -> float:
         task.model.to(ranks.device).eval()
+        # One each: it keeps casts of weights (findings/torch-autocast-keeps-swapped-weights.sh).
         with autocast(spec.precision, ranks.device):
             return task.evaluate(ranks, batch, _unheard)["loss"]
 

@@ -130,7 +130,7 @@ def _counts(
 def _count(
     batches: Iterable[Sequence[str]], tokenizer: Any, progress: Progress, name: str
 ) -> NDArray[np.int64]:
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    counts = np.zeros(vocabulary.numbers(tokenizer), dtype=np.int64)
     for texts in batches:
         counts += np.bincount(corpus.encode(tokenizer, texts), minlength=len(counts))
         progress(f"counting the words of {name}", int(counts.sum()), patience=LONG)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
-from nasd.worker.model import families, header, phenotype, seed_heads, spans
+from nasd.worker.model import families, header, phenotype, seed_heads, spans, vocabulary
 from nasd.worker.model.architecture import MOST, Architecture, check_size
 from nasd.worker.model.families import FAMILIES, OWN, Family
 from nasd.worker.model.layers import ACTIVATIONS
@@ -273,10 +273,10 @@ def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
     # Where there are no files at all, transformers makes up a tokenizer without words.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise _error(source, "it has no tokenizer: put the tokenizer's files beside the model's")
-    if len(tokenizer) > arch.vocab_size:
+    if (known := vocabulary.numbers(tokenizer)) > arch.vocab_size:
         raise _error(
             source,
-            f"its tokenizer knows {len(tokenizer)} tokens, and the model only {arch.vocab_size}:"
+            f"its tokenizer knows {known} tokens, and the model only {arch.vocab_size}:"
             " take a tokenizer and a model that belong together",
         )
     for name in ("mask_token", "cls_token", "sep_token", "pad_token"):

@@ -29,6 +29,14 @@ WORDS = "embeddings.word.weight"
 Counts = Mapping[str, NDArray[np.int64]]  # of each token, by the source of the text
 
 
+def numbers(tokenizer: Any) -> int:
+    """How many a table for its tokens has: up to the largest number. Not len(tokenizer): numbers
+    that nobody has are no fault, as where a line stands twice in a vocab.txt
+    (findings/tokenizers-counts-what-it-should-number.sh)."""
+    known: dict[str, int] = tokenizer.get_vocab()
+    return 1 + max(known.values())
+
+
 def check(tokenizer: Any, count: int) -> None:
     """Raises NasdError where the tokenizer cannot keep so many tokens, and no others."""
     kind = _told(tokenizer)["model"]["type"]
@@ -38,11 +46,12 @@ def check(tokenizer: Any, count: int) -> None:
             " can be trimmed: leave the key out, or take another seed"
         )
     least = int(_needed(tokenizer).sum())
-    if not least <= count <= len(tokenizer):
-        what = "more than it has" if count > len(tokenizer) else "fewer than it needs"
+    has = len(tokenizer.get_vocab())
+    if not least <= count <= has:
+        what = "more than it has" if count > has else "fewer than it needs"
         raise NasdError(
             f"{KEY}: {count:,} tokens are {what}, as the seed's tokenizer knows"
-            f" {len(tokenizer):,}, and {least:,} are special or single characters: take a number"
+            f" {has:,}, and {least:,} are special or single characters: take a number"
             " between the two"
         )
 
@@ -59,8 +68,9 @@ def chosen(tokenizer: Any, count: int, counts: Counts) -> NDArray[np.int64]:
     check(tokenizer, count)
     stays = _needed(tokenizer)
     often = np.sum([_shares(one) for one in counts.values()], axis=0)
-    common = np.where(_readable(tokenizer), 1.0 / np.arange(1, len(tokenizer) + 1), 0.0)
+    common = np.where(_readable(tokenizer), 1.0 / np.arange(1, numbers(tokenizer) + 1), 0.0)
     often = often + _agreement(often, common) * _shares(common)
+    often[[not name for name in _names(tokenizer)]] = -np.inf
     order = np.argsort(-np.where(stays, np.inf, often), kind="stable")
     stays[order[:count]] = True
     _check_lost(tokenizer, stays, counts)
@@ -70,7 +80,7 @@ def chosen(tokenizer: Any, count: int, counts: Counts) -> NDArray[np.int64]:
 
 def lost(tokenizer: Any, kept: NDArray[np.int64], counts: Counts) -> float:
     """The share of the texts' words that fall apart into more pieces than before, at most."""
-    gone = np.ones(len(tokenizer), dtype=bool)
+    gone = np.ones(numbers(tokenizer), dtype=bool)
     gone[kept] = False
     begins = ~_continues(tokenizer)
     words = sum(int(one[begins].sum()) for one in counts.values())
@@ -122,7 +132,7 @@ def _needed(tokenizer: Any) -> NDArray[np.bool_]:
     vocabulary = tokenizer.get_vocab()
     special = {str(one) for one in tokenizer.added_tokens_decoder.values()}
     prefix = _prefix(tokenizer)
-    needed = np.zeros(len(tokenizer), dtype=bool)
+    needed = np.zeros(numbers(tokenizer), dtype=bool)
     for token, number in vocabulary.items():
         text, continues = _text(token, prefix)
         pieces = (prefix + one if place or continues else one for place, one in enumerate(text))
@@ -136,9 +146,9 @@ def _readable(tokenizer: Any) -> NDArray[np.bool_]:
     """[tokens] False for those that no text gives, as BERT's [unused7], which is cut first."""
     cut = tokenizer.backend_tokenizer.pre_tokenizer
     prefix = _prefix(tokenizer)
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    texts = [_text(name, prefix)[0] for name in names]
-    return np.array([cut is None or len(cut.pre_tokenize_str(text)) == 1 for text in texts])
+    texts = [_text(name, prefix)[0] for name in _names(tokenizer)]
+    one = (bool(text) and (cut is None or len(cut.pre_tokenize_str(text)) == 1) for text in texts)
+    return np.fromiter(one, dtype=bool)
 
 
 def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -177,7 +187,7 @@ def _scripts(tokenizer: Any) -> list[str]:
     """Of each token the script of its first letter, as Unicode names it; "" without letters."""
     prefix = _prefix(tokenizer)
     found = []
-    for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+    for name in _names(tokenizer):
         letter = next((one for one in _text(name, prefix)[0] if one.isalpha()), "")
         found.append(unicodedata.name(letter, "").partition(" ")[0] if letter else "")
     return found
@@ -186,8 +196,13 @@ def _scripts(tokenizer: Any) -> list[str]:
 def _continues(tokenizer: Any) -> NDArray[np.bool_]:
     """[tokens] True for what stands within a word."""
     prefix = _prefix(tokenizer)
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return np.array([_text(name, prefix)[1] for name in names])
+    return np.array([_text(name, prefix)[1] for name in _names(tokenizer)])
+
+
+def _names(tokenizer: Any) -> list[str]:
+    """[tokens] "" for a number that nobody has."""
+    names = tokenizer.convert_ids_to_tokens(list(range(numbers(tokenizer))))
+    return ["" if name is None else name for name in names]
 
 
 def _text(token: str, prefix: str) -> tuple[str, bool]:

@@ -26,6 +26,7 @@ from nasd.contract import formats
 from nasd.contract.config import Corpus, MlmData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.worker.model.vocabulary import numbers
 from nasd.worker.tasks import hub
 from nasd.worker.training.progress import LONG, Progress
 
@@ -51,7 +52,7 @@ class SpecialTokens:
             sep=tokenizer.sep_token_id,
             mask=tokenizer.mask_token_id,
             pad=tokenizer.pad_token_id,
-            vocab_size=len(tokenizer),
+            vocab_size=numbers(tokenizer),
             special=tuple(sorted(tokenizer.all_special_ids)),
         )
 
