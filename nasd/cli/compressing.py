@@ -503,7 +503,8 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
     fixed = embeddings(seed.baseline, seed.backbone, space.ranks)
     room = min(1.0, (asked.target - fixed) / (1 - whole))
     population = config.population
-    count = population.mu + population.lambda_ * config.experiment.generations
+    behind = config.experiment.generations
+    count = population.mu + population.lambda_ * behind
     size = parameters(seed.baseline, seed.backbone)
     task = tasks.of(asked.task)
     return [
@@ -515,8 +516,9 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
         f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
         _told_split(config),
         *_told_steps(config, asked.target),
-        f"the search: {count:,} candidates, {counted(config.experiment.generations, 'generation')}"
-        f" behind the first, on {counted(len(config.slots.devices), 'slot')}",
+        f"the search: {counted(count, 'candidate')},"
+        f" {counted(behind, 'generation')} behind the first,"
+        f" on {counted(len(config.slots.devices), 'slot')}",
     ]
 
 

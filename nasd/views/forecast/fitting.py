@@ -378,11 +378,14 @@ def _told(
         "data.mlm.max_sequences": f"to train on, of {most:,} that there are",
         "promotion.rule": "goes by loss and size",
     }
-    why |= {f"stages.{one.name}.rungs": _left_at(config, one) for one in config.stages if one.rungs}
-    lines = [
-        f"{key} = {toml.written(value)}: {why.get(key, 'of questions')}"
-        for key, value in keys.items()
-    ]
+    for one in config.stages:
+        questions = one.task == tasks.QA.name
+        why[f"stages.{one.name}.epochs"] = "of questions" if questions else "of examples"
+        if one.rungs:
+            why[f"stages.{one.name}.rungs"] = _left_at(config, one)
+    if not config.experiment.generations:
+        why["population.lambda"] = "offspring of a generation, where some are added"
+    lines = [f"{key} = {toml.written(value)}: {why[key]}" for key, value in keys.items()]
     lines += [f"{one} as set" for one in sorted(fixed)]
     lines.append(f"simulated: {readable.hours(spent)} {unit}, within {KEY} = {budget:g}")
     return lines + [f"rests on: {one}" for one in subject.assumptions[:3]]
