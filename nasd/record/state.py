@@ -509,8 +509,12 @@ class Snapshot:
     def late(self, generation: int) -> tuple[int, ...]:
         """Who was still under way when the generation was selected from, and is selected from with
         the next one."""
-        selected = self.decided(generation, DecisionKind.SELECT)
-        return () if selected is None else tuple(selected.payload.get("late", ()))
+        return self._late.get(generation, ())
+
+    @cached_property
+    def _late(self) -> dict[int, tuple[int, ...]]:
+        made = (one for one in self.decisions if one.kind is DecisionKind.SELECT)
+        return {one.generation: tuple(one.payload.get("late", ())) for one in made}
 
     def stopped_in(self, generation: int) -> list[Candidate]:
         """Whom cutoffs have stopped, and who have not been trained on since."""
