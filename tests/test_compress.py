@@ -304,9 +304,9 @@ def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_a
     path, out = tmp_path / "c" / "config.toml", tmp_path / "small"
     command = (
         *("compress", "mine", *QUESTIONS, "--target", "0.75", "--config", str(path)),
-        *("--budget-gpu-hours", "0.04", "--devices", "cpu:0,cpu:1"),
+        *("--devices", "cpu:0,cpu:1"),
     )
-    done = nasd(*command, "--write-only", folder=home)
+    done = nasd(*command, "--budget-gpu-hours", "0.04", "--write-only", folder=home)
     assert done.returncode == 0, done.stderr
     text = path.read_text()
     assert "budget_gpu_hours = 0.04" in text
@@ -324,3 +324,9 @@ def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_a
     taken = nasd(*command, "--out", str(out), folder=home, timeout=300)
     assert taken.returncode == 0, taken.stderr
     assert (out / "model.safetensors").exists() and "it stands in" in taken.stdout
+    refused_once = nasd(*command, "--out", str(out), folder=home)
+    assert refused_once.returncode == 2 and "replace the model there with --force" in (
+        refused_once.stderr
+    )
+    again = nasd(*command, "--out", str(out), "--force", folder=home, timeout=300)
+    assert again.returncode == 0 and "it stands in" in again.stdout, again.stderr
