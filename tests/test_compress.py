@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasd.cli.compressing import _from_here
-from nasd.contract.config import parse
+from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.control.preflight import Seed, check_seed
@@ -242,15 +242,23 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
     assert low.returncode == 2 and "--target 0.1: the smallest encoder" in low.stderr
 
 
+def planned_once(
+    home: Path, path: Path, target: str, budget: str
+) -> tuple[tuple[str, ...], "subprocess.CompletedProcess[str]", Config]:
+    """What was asked, what was said, and the config: of one generation."""
+    asked = ("--target", target, "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
+    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", budget, folder=home)
+    assert done.returncode == 0, done.stderr
+    config = parse(tomllib.loads(path.read_text()), "c")
+    assert (config.experiment.generations, config.population.finishing) == (0, 0)
+    return asked, done, config
+
+
 def test_a_budget_that_pays_few_trainings_goes_to_the_target_in_one_generation(
     home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "c" / "config.toml"
-    asked = ("--target", "0.5", "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
-    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "0.1", folder=home)
-    assert done.returncode == 0, done.stderr
-    config = parse(tomllib.loads(path.read_text()), "c")
-    assert (config.experiment.generations, config.population.finishing) == (0, 0)
+    asked, done, config = planned_once(home, path, target="0.5", budget="0.1")
     assert "compression >= 2" in config.experiment.limits
     least, most = config.variation.steps
     assert f"the steps: {least} to {most} at once, to at most 50 %" in done.stdout
@@ -279,11 +287,7 @@ def test_a_target_that_is_near_has_one_long_training_each_as_well(
     home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "c" / "config.toml"
-    asked = ("--target", "0.9", "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
-    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", "0.06", folder=home)
-    assert done.returncode == 0, done.stderr
-    config = parse(tomllib.loads(path.read_text()), "c")
-    assert (config.experiment.generations, config.population.finishing) == (0, 0)
+    _, done, config = planned_once(home, path, target="0.9", budget="0.06")
     assert "compression >= 1.111111" in config.experiment.limits
     assert "at once, to at most 90 %" in done.stdout and " as set" not in done.stdout
 

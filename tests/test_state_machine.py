@@ -697,21 +697,19 @@ class Overlap(Search):
         assert not found.late(0) and not found.late(3)
 
 
-def test_whatever_goes_wrong_nobody_who_is_late_is_forgotten():
-    run_state_machine_as_test(Overlap, settings=settings(max_examples=10, stateful_step_count=40))
+@pytest.mark.parametrize(("machine", "times"), [(Search, 25), (Overlap, 10)])
+def test_whatever_goes_wrong_the_search_ends_as_if_nothing_had(machine: Any, times: int) -> None:
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=times, stateful_step_count=40)
+    )
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)
-def test_whatever_goes_wrong_for_long_nobody_who_is_late_is_forgotten():
-    run_state_machine_as_test(Overlap, settings=settings(max_examples=150, stateful_step_count=60))
-
-
-def test_whatever_goes_wrong_the_search_ends_as_if_nothing_had():
-    run_state_machine_as_test(Search, settings=settings(max_examples=25, stateful_step_count=40))
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(3600)
-def test_whatever_goes_wrong_for_long_the_search_ends_as_if_nothing_had():
-    run_state_machine_as_test(Search, settings=settings(max_examples=250, stateful_step_count=60))
+@pytest.mark.parametrize(("machine", "times"), [(Search, 250), (Overlap, 150)])
+def test_whatever_goes_wrong_for_long_the_search_ends_as_if_nothing_had(
+    machine: Any, times: int
+) -> None:
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=times, stateful_step_count=60)
+    )

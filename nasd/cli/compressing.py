@@ -146,7 +146,7 @@ def compress(
         if over:
             raise
     else:  # before the end there may be none
-        _take_home(asked, home, out if over or _is_spent(home) else None, force)
+        _take_home(asked, home, out if over or _is_spent(home, settings) else None, force)
     if not over:
         say_why(home)
         print("stopped; to go on: the same command again", file=sys.stderr)
@@ -313,6 +313,7 @@ def _set_budget(asked: Asked, there: "Config") -> None:
     """Of a search that has begun as `nasd budget` does; raises NasdError where another was planned
     for, and nothing has begun."""
     from nasd.cli.asking import ask
+    from nasd.policy.scheduling import budget
     from nasd.record import snapshot
 
     if asked.budget is None:
@@ -332,7 +333,7 @@ def _set_budget(asked: Asked, there: "Config") -> None:
                 f" {asked.budget:g}, or leave --budget-gpu-hours out"
             ) from None
         return
-    if found.experiment.budget(planned) != asked.budget:
+    if budget(found, there) != asked.budget:
         ask(home, "budget", settings=there, gpu_hours=asked.budget)
         print(f"its budget is {asked.budget:g} {found.hours_unit} in all from here on")
 
@@ -409,7 +410,6 @@ def _write(asked: Asked) -> None:
         write_atomically(asked.path, text.encode())
     except OSError as error:
         raise NasdError(f"{asked.path} cannot be written: {error.strerror}") from error
-    told = [line for line in told if not line.endswith(" as set")]
     for line in (*_told(asked, seed, config), *told):
         print(f"  {line}")
     print(f"wrote {asked.path}", flush=True)
@@ -542,16 +542,15 @@ def _told_split(config: "Config") -> str:
     return f"{how}; the others score: if the model was trained on those too, all scores flatter it"
 
 
-def _is_spent(state: Path) -> bool:
+def _is_spent(state: Path, config: "Config") -> bool:
     """Whether the budget is what has ended the search."""
     import time
 
+    from nasd.policy.scheduling import budget_spent
     from nasd.record import snapshot
 
     with snapshot.opened(state) as connection:
-        snap = snapshot.read(connection)
-    hours = snap.experiment.budget(snap.experiment.config["experiment"].get("budget_gpu_hours"))
-    return hours is not None and snap.gpu_hours(time.time()) >= hours
+        return budget_spent(snapshot.read(connection), config, time.time())
 
 
 def _share(asked: Asked) -> str:

@@ -59,7 +59,7 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
         wanted |= {(candidate.id, stage) for stage in _of(snapshot, config, candidate)}
     if snapshot.generation is not None:
         newest = snapshot.generation.number
-        late = [snapshot.candidates[one] for one in snapshot.late(newest - 1)]
+        late = snapshot.joining(newest)
         for generation in {newest, *(one.generation for one in late if not one.final)}:
             assert generation is not None
             wanted |= ladder.teachers(snapshot, config, generation)

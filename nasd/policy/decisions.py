@@ -174,8 +174,8 @@ def _climb(
     snapshot: Snapshot, config: Config, generation: int, idle: bool
 ) -> Cutoff | StartSelecting | Halt | None:
     born = snapshot.born_in(generation)
-    before = [snapshot.candidates[one] for one in snapshot.late(generation - 1)]
-    if all(candidate.final for candidate in (*born, *before)):
+    joining = snapshot.joining(generation)
+    if all(candidate.final for candidate in (*born, *joining)):
         if (reason := all_failed(snapshot, generation)) is not None:
             return Halt(reason)
         return StartSelecting(generation)
@@ -184,7 +184,7 @@ def _climb(
             if (found := _promotion(snapshot, config, born, stage.name)) is not None:
                 nth = len(_made(snapshot, generation, stage.name))
                 return Cutoff(generation, stage.name, after.name, found, nth)
-    if idle and all(one.final for one in before) and _may_overlap(snapshot, config, generation):
+    if idle and all(one.final for one in joining) and _may_overlap(snapshot, config, generation):
         return StartSelecting(generation, tuple(one.id for one in born if not one.final))
     return None
 

@@ -27,8 +27,7 @@ def credits_behind(snapshot: Snapshot, generation: int) -> dict[str, Credit]:
     """The credits behind this generation."""
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     children = []
-    late = snapshot.late(generation - 1)
-    for one in (*(snapshot.candidates[one] for one in late), *snapshot.born_in(generation)):
+    for one in (*snapshot.joining(generation), *snapshot.born_in(generation)):
         if not one.final:  # late itself
             continue
         origins = [snapshot.candidates[parent] for parent in one.parents]

@@ -75,8 +75,7 @@ def pairs_behind(
 ) -> dict[str, list[tuple[float, float]]]:
     """The pairs of loss and quality behind this generation."""
     found = _pairs(snapshot, generation - 1)
-    late = [snapshot.candidates[one] for one in snapshot.late(generation - 1)]
-    for one in (*late, *snapshot.born_in(generation)):
+    for one in (*snapshot.joining(generation), *snapshot.born_in(generation)):
         quality = snapshot.quality(one.id)
         if quality is None:
             continue

@@ -70,7 +70,7 @@ def write_preset(
             keys, told = fit(config.parse(tomllib.loads(text), name), place, fixed)
         for key, value in keys.items():
             _set(document, f"{key}={value}")
-        for line in told:
+        for line in (*(f"{key} as set" for key in sorted(fixed)), *told):
             tell(line)
         text = tomlkit.dumps(document)
         config.parse(tomllib.loads(text), f"{name} with --budget-gpu-hours")

@@ -511,6 +511,10 @@ class Snapshot:
         the next one."""
         return self._late.get(generation, ())
 
+    def joining(self, generation: int) -> list[Candidate]:
+        """Who was late in the generation before, and is selected from with this one."""
+        return [self.candidates[one] for one in self.late(generation - 1)]
+
     @cached_property
     def _late(self) -> dict[int, tuple[int, ...]]:
         made = (one for one in self.decisions if one.kind is DecisionKind.SELECT)

@@ -323,7 +323,7 @@ def fit(
             " follow from it"
         )
     keys = keys_of(found.plan)
-    told = _told(found.config, subject, keys, fixed, budget, found.spent, unit)
+    told = _told(found.config, subject, keys, budget, found.spent, unit)
     if rungs and not any(one.rungs for one in found.config.stages):
         told.insert(len(keys), f"no rungs: {rungs_for(found.config, subject)[1]}")
     capped = {} if KEY in fixed else {KEY: budget}
@@ -364,7 +364,6 @@ def _told(
     config: Config,
     subject: Subject,
     keys: dict[str, Any],
-    fixed: frozenset[str],
     budget: float,
     spent: float,
     unit: str,
@@ -386,7 +385,6 @@ def _told(
     if not config.experiment.generations:
         why["population.lambda"] = "offspring of a generation, where some are added"
     lines = [f"{key} = {toml.written(value)}: {why[key]}" for key, value in keys.items()]
-    lines += [f"{one} as set" for one in sorted(fixed)]
     lines.append(f"simulated: {readable.hours(spent)} {unit}, within {KEY} = {budget:g}")
     return lines + [f"rests on: {one}" for one in subject.assumptions[:3]]
 

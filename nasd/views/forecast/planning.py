@@ -85,7 +85,6 @@ def plan(
             keys, told = fitting.fit(*(there, path, fixed, budget), rungs=True, measured=measured)
         except NasdError as error:
             raise NasdError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from None
-        told = [line for line in told if not line.endswith(" as set")]
         for key in missing:
             if key not in keys:
                 keys[key] = NEEDED[key]

@@ -176,8 +176,7 @@ class Facts:
     def late(self) -> list[Candidate]:
         """Born in the generation before, and selected from with the newest."""
         generation = self.snapshot.generation
-        late = () if generation is None else self.snapshot.late(generation.number - 1)
-        return [self.snapshot.candidates[one] for one in late]
+        return [] if generation is None else self.snapshot.joining(generation.number)
 
     @cached_property
     def beside(self) -> list[Candidate]:

@@ -152,9 +152,8 @@ class _Work:
         first = [] if baseline.final else [self._job_of(baseline)]
         generation = self._snapshot.generation
         if generation is not None:
-            late = self._snapshot.late(generation.number - 1)
-            others = (self._snapshot.candidates[one] for one in late)
-            first += [self._job_of(one) for one in others if not one.final]
+            late = self._snapshot.joining(generation.number)
+            first += [self._job_of(one) for one in late if not one.final]
         if generation is None or generation.phase is not Phase.CLIMBING:
             again = [one for one in self._born if not one.final]  # under further seeds
             yield first + [self._job_of(one) for one in again]
