@@ -51,7 +51,7 @@ WORKER = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-print("listens", *place, os.getpid(), flush=True)
+os.write(1, f"listens {' '.join(place)} {os.getpid()}\\n".encode())  # at once, or ranks mix
 time.sleep(600)
 """
 
