@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nasd.cli.command import Command
-from nasd.cli.options import SEARCH, app
+from nasd.cli.options import SEARCH, SpeedOption, app
 from nasd.contract.errors import NasdError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def compress(
         float | None,
         typer.Option("--budget-gpu-hours", help="Fit the search to so many (on CPUs slot-hours)."),
     ] = None,
+    tflops: SpeedOption = None,
     devices: Annotated[
         str, typer.Option(help="As cuda:0,cuda:1 or cpu:0; auto takes all GPUs, or the CPU.")
     ] = "auto",
@@ -129,7 +130,7 @@ def compress(
         print(f"going on with {asked.path}, as it stands there{_other_target(asked, there)}")
         _set_budget(asked, there)
     else:
-        _write(asked)
+        _write(asked, tflops)
     on = f"--config {asked.path}"
     if write_only:
         print(f"to begin: {interpreter.nasd()} run {on}")
@@ -338,8 +339,9 @@ def _set_budget(asked: Asked, there: "Config") -> None:
         print(f"its budget is {asked.budget:g} {found.hours_unit} in all from here on")
 
 
-def _write(asked: Asked) -> None:
-    """Writes the config, once nothing is wrong with it, and says what it chose."""
+def _write(asked: Asked, tflops: float | None) -> None:
+    """Writes the config, once nothing is wrong with it, and says what it chose. tflops: that a slot
+    sustains; None: one is tried out."""
     import tomllib
 
     from nasd.contract import config as config_module
@@ -389,7 +391,7 @@ def _write(asked: Asked) -> None:
         print(WORKING, file=sys.stderr, flush=True)
         needed = _needed(config, seed, asked.target)
         try:
-            keys, told = fit(config, asked.path, frozenset(), asked.budget, seed)
+            keys, told = fit(config, asked.path, frozenset(), asked.budget, seed, tflops=tflops)
             taken = _taken(checked(rewritten(PRESET, head, {**values, **keys})))
         except NasdError:  # not even few of them are paid
             taken = 0
@@ -397,13 +399,15 @@ def _write(asked: Asked) -> None:
             values |= smaller.straight(asked.target, needed, config.experiment.limits)
             config = checked(rewritten(PRESET, head, values))
             once = frozenset({"experiment.generations"})
-            keys, told = fit(config, asked.path, once, asked.budget, seed)
+            keys, told = fit(config, asked.path, once, asked.budget, seed, tflops=tflops)
         text = rewritten(PRESET, head, {**values, **keys})
         config = checked(text)
     else:
-        subject = gather(config, asked.path, seed=seed)
+        print("trying out how fast a slot is ...", file=sys.stderr, flush=True)
+        subject = gather(config, asked.path, tflops, seed=seed, tries=True)
         told = [
-            f"about {hours_of(config, subject):.3g} {_unit(subject.slots)}, if nothing is small"
+            f"about {hours_of(config, subject):.3g} {_unit(subject.slots)}, if nothing is small",
+            *(f"rests on: {one}" for one in subject.assumptions[:3]),
         ]
     try:
         asked.path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nasd import __version__
+from nasd.cli.numbers import real
 from nasd.contract.errors import NasdError
 
 WIDE = 1000  # columns of what is piped
@@ -30,6 +31,14 @@ ConfigOption = Annotated[
 StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="The state folder, if not the one that the config names."),
+]
+SpeedOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tflops",
+        help="TFLOP/s that a slot sustains; else as one shows when it is tried out.",
+        parser=real("--tflops", 0.001, 10**6),
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from nasd.cli.command import Command
 from nasd.cli.numbers import real, whole
-from nasd.cli.options import SEARCH, ConfigOption, app, show
+from nasd.cli.options import SEARCH, ConfigOption, SpeedOption, app, show
 from nasd.contract.errors import NasdError
 from nasd.record.lifecycle import ExperimentState
 
@@ -47,6 +47,7 @@ def init(
             " by simulating the search; what --set names stays as set.",
         ),
     ] = None,
+    tflops: SpeedOption = None,
 ) -> None:
     """Write a config.toml to begin with.
 
@@ -62,7 +63,7 @@ def init(
         from nasd.views.forecast.fitting import fit as fitted
 
         print(WORKING, file=sys.stderr, flush=True)
-        fit = partial(fitted, budget=budget)
+        fit = partial(fitted, budget=budget, tflops=tflops)
     files = _data_of(task or [], data or [])
     path = write_preset(preset, folder, set_ or [], force, fit, print, task or (), files)
     print(f"wrote {path}; check it, then: {go_on(path)}")
@@ -150,7 +151,7 @@ def simulate(
     tflops: Annotated[
         float | None,
         typer.Option(
-            help="TFLOP/s that a slot sustains; else as measured, or an A100's 75.",
+            help="TFLOP/s that a slot sustains; else as measured or tried, or an A100's 75.",
             parser=real("--tflops", 0.001, 10**6),
         ),
     ] = None,
@@ -216,9 +217,10 @@ def plan(
         Path | None,
         typer.Option(
             help="The state folder of a search on the same slots, which are as fast as it found"
-            " them; else as the config's own found them, or as is known of their kind."
+            " them; else as the config's own found them, or as one shows when it is tried out."
         ),
     ] = None,
+    tflops: SpeedOption = None,
     write: Annotated[
         bool, typer.Option("--write", help="Put what is chosen into the config.")
     ] = False,
@@ -244,7 +246,7 @@ def plan(
     from nasd.views.forecast.planning import described
 
     with Console(stderr=True).status("planning") as shown:
-        found = described(config, measured, runs, shown.update)
+        found = described(config, measured, runs, shown.update, tflops)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -86,20 +86,26 @@ def foreign(
 
 def list_gpus() -> list[dict[str, Any]]:
     """The GPUs that answer; none where there is no driver, or where it does not answer in time."""
-    question = _Question((), TIMEOUT_SECONDS, time.monotonic())
+    return [
+        {"index": Slot.parse(gpu.slot).number, "name": gpu.name, "memory": gpu.memory}
+        for gpu in now(()).values()
+        if not gpu.fault
+    ]
+
+
+def now(slots: Collection[str]) -> Mapping[str, Gpu]:
+    """How these GPUs are, or all of them, by slot; those that the driver does not know are left
+    out, and all of them where there is no driver or it does not answer in time."""
+    question = _Question(slots, TIMEOUT_SECONDS, time.monotonic())
     try:
         while not question.ended():
             if question.late(time.monotonic()):
-                return []
+                return {}
             time.sleep(0.01)
         answer = question.answer()
     finally:
         question.close()
-    return [
-        {"index": Slot.parse(gpu.slot).number, "name": gpu.name, "memory": gpu.memory}
-        for gpu in answer.gpus.values()
-        if not answer.error and not gpu.fault
-    ]
+    return {} if answer.error else answer.gpus
 
 
 def visible(slots: Iterable[str]) -> dict[str, str]:

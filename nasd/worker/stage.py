@@ -41,25 +41,29 @@ LOOK_SECONDS = 0.02  # between two looks at whether the first rank is done
 def join(spec: Spec) -> Ranks:
     """Takes this rank's place, on the device that the launcher left visible."""
     torch.set_num_threads(spec.threads)
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _device(spec))
+    varies = spec.stage is not None and tasks.of(spec.stage.task).varies
+    device = device_for(spec.precision, varies, spec.share)
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
     if ranks.world > 1:  # one alone needs no group, which opens a socket
         _meet(ranks, timedelta(minutes=max(LEAST_GROUP_MINUTES, spec.stall_minutes)))
     return ranks
 
 
-def _device(spec: Spec) -> torch.device:
+def device_for(precision: str, varies: bool, share: int = 1) -> torch.device:
+    """What the launcher left visible, set up for the work. varies: examples differ in length.
+    share: attempts on each GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        if spec.share > 1:
-            keep_to_share(device, spec.share)
-        torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
-        if spec.stage is not None and tasks.of(spec.stage.task).varies:
+        if share > 1:
+            keep_to_share(device, share)
+        torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
+        if varies:
             # cuDNN's attention plans anew for each shape: 0.1 s for nearly every batch (H100).
             torch.backends.cuda.enable_cudnn_sdp(False)
         return device
     keep_freed_memory()
-    if spec.stage is not None and tasks.of(spec.stage.task).varies:
+    if varies:
         bound_programs()
     return torch.device("cpu")
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,10 @@ from nasd.views.forecast.premises import Subject, gather
 from nasd.views.forecast.search import simulate
 
 KEY = "experiment.budget_gpu_hours"
-WORKING = "working out what the budget pays for: of large searches that takes a minute or two ..."
+WORKING = (
+    "trying out how fast a slot is, and working out what the budget pays for, which takes a minute"
+    " or two ..."
+)
 # (mu, lambda, generations), the largest first.
 SIZES = ((8, 12, 3), (8, 12, 2), (6, 8, 2), (4, 6, 2), (4, 4, 1), (2, 2, 1), (1, 1, 1))
 # Without MLM a candidate is cheap, and what counts is how many small steps there are.
@@ -269,17 +273,22 @@ def fit(
     seed: Seed | None = None,
     rungs: bool = False,
     measured: Path | None = None,
+    tflops: float | None = None,
+    keep: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The keys to set and their values, and a line on each choice; raises NasdError where the
     budget does not pay the smallest search. fixed: keys that the person has set. seed: where it
     was looked at already. rungs: whether there may be some, where nothing cuts yet. measured: a
-    state folder that tells how fast slots are, if not the config's own."""
+    state folder that tells how fast slots are, if not the config's own. tflops: that a slot
+    sustains. Where neither tells, one is tried out; keep: and what it shows is kept in the state
+    folder."""
     if not 0 < budget < math.inf:
         raise NasdError(
             f"experiment.budget_gpu_hours: {budget:g} makes no sense, it must be above 0"
         )
-    subject = gather(config, config_path, seed=seed, measured=measured)
-    seed = seed or subject.seed
+    about = partial(gather, config_path=config_path, tflops=tflops, measured=measured)
+    subject = about(config, seed=seed, tries=True, keep=keep)
+    about = partial(about, seed=seed or subject.seed, speed=subject.speed)
     unit = slots_module.unit(subject.slots)
     trained = [one for one in config.stages if tasks.of(one.task).ranks and one.epochs is not None]
     climbed = [one for one in trained if one.who != "baseline"]
@@ -306,12 +315,11 @@ def fit(
         plan = choose(aim * budget / scale, most, enough, least, price, wishes) or smallest
         if found is not None and plan == found.plan:
             break
-        tried = applied(config, keys_of(plan))
-        about = gather(tried, config_path, seed=seed, measured=measured)
-        run = simulate(tried, about, tried.experiment.seed, lambda text: None)
+        planned = applied(config, keys_of(plan))
+        run = simulate(planned, about(planned), planned.experiment.seed, lambda text: None)
         spent = run.snapshot.gpu_hours(run.ended)
         if spent <= WITHIN * budget:
-            found, scale = _Fitted(plan, tried, spent), spent / price(plan)
+            found, scale = _Fitted(plan, planned, spent), spent / price(plan)
             if spent >= USED * budget:
                 break
         elif (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:

@@ -56,9 +56,11 @@ def plan(
     fresh: bool = False,
     measured: Path | None = None,
     progress: Progress = lambda text: None,
+    tflops: float | None = None,
 ) -> Plan:
-    """measured: the state folder of an experiment that tells how fast slots are. Raises NasdError
-    for a config that is none, and for a budget that does not pay the smallest search."""
+    """measured: the state folder of an experiment that tells how fast slots are. tflops: that each
+    sustains. Where neither tells, one is tried out, once. Raises NasdError for a config that is
+    none, and for a budget that does not pay the smallest search."""
     data, origin = config_module.read(path), str(path)
     missing = [key for key in NEEDED if _at(data, key) is None]
     if not missing:
@@ -82,7 +84,10 @@ def plan(
         there = config.model_copy(update={"slots": _named(config)})
         progress(fitting.WORKING)
         try:
-            keys, told = fitting.fit(*(there, path, fixed, budget), rungs=True, measured=measured)
+            about = there, path, fixed, budget
+            keys, told = fitting.fit(
+                *about, rungs=True, measured=measured, tflops=tflops, keep=True
+            )
         except NasdError as error:
             raise NasdError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from None
         for key in missing:
@@ -95,14 +100,20 @@ def plan(
 
 
 def described(
-    path: Path, measured: Path | None = None, runs: int = 1, progress: Progress = lambda text: None
+    path: Path,
+    measured: Path | None = None,
+    runs: int = 1,
+    progress: Progress = lambda text: None,
+    tflops: float | None = None,
 ) -> dict[str, Any]:
     """What is chosen and why, and the forecast of that, as plain JSON values: `nasd plan --json`.
     Raises NasdError, besides as `plan` does, where a budget does not come to one candidate."""
-    found = plan(path, measured=measured, progress=progress)
+    found = plan(path, measured=measured, progress=progress, tflops=tflops)
     config = found.config.model_copy(update={"slots": _named(found.config)})
     if not found.keys:
-        check_budget(config, path, measured=measured)
+        progress("trying out how fast a slot is")
+        gather(config, path, tflops, measured=measured, tries=True, keep=True)
+        check_budget(config, path, measured=measured, tflops=tflops)
     return {
         "budget_gpu_hours": config.experiment.budget_gpu_hours,
         "begun": found.begun,
@@ -110,7 +121,9 @@ def described(
         # What it rests on is said by the forecast.
         "told": [one for one in found.told if not one.startswith("rests on: ")]
         or [_nothing_to_choose(found)],
-        "forecast": forecast(config, path, runs=runs, progress=progress, measured=measured),
+        "forecast": forecast(
+            config, path, tflops=tflops, runs=runs, progress=progress, measured=measured
+        ),
     }
 
 
@@ -122,7 +135,11 @@ def _nothing_to_choose(found: Plan) -> str:
 
 
 def check_budget(
-    config: Config, path: Path, seed: Seed | None = None, measured: Path | None = None
+    config: Config,
+    path: Path,
+    seed: Seed | None = None,
+    measured: Path | None = None,
+    tflops: float | None = None,
 ) -> None:
     """Raises NasdError where the budget, if there is one, does not come to one candidate, as far
     as that can be told. seed: where it was looked at already."""
@@ -131,7 +148,7 @@ def check_budget(
         return
     config = config.model_copy(update={"slots": _named(config)})
     try:
-        subject = gather(config, path, seed=seed, measured=measured)
+        subject = gather(config, path, tflops, seed=seed, measured=measured)
     except NasdError:  # of data that can only be counted once they are prepared
         return
     least = fitting.one_candidate(config, subject)

@@ -16,6 +16,8 @@ from nasd.launch import simulated
 from nasd.record import snapshot
 from nasd.record.state import Snapshot
 from nasd.views.forecast import data, rates
+from nasd.views.forecast import speed as speeds
+from nasd.views.forecast.speed import Speed
 
 DISTILBERT = Seed(
     Backbone(vocab_size=30522, positions=512, width=768),
@@ -39,13 +41,15 @@ _LUCK = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is simulated. assumptions: what it rests on, a sentence each."""
+    """What is simulated. speed: as a slot was tried, where it was. assumptions: what it rests on, a
+    sentence each."""
 
     seed: Seed
     volumes: Volumes
     slots: tuple[str, ...]
     machine: Machine
     assumptions: tuple[str, ...]
+    speed: Speed | None = None
 
 
 def gather(
@@ -57,11 +61,16 @@ def gather(
     qa_questions: int | None = None,
     seed: Seed | None = None,
     measured: Path | None = None,
+    speed: Speed | None = None,
+    tries: bool = False,
+    keep: bool = False,
 ) -> Subject:
     """Seed, data, slots and rate: as given, as measured, as known, or as can be looked up.
 
     seed: where who asks has looked at it. measured: the state folder of another experiment, by
-    which slots are as fast as they were in it.
+    which slots are as fast as they were in it. speed: as a slot was tried; else as kept, if it was.
+    tries: one is tried out where nothing else tells; keep: and what it shows is kept in the state
+    folder.
     """
     folder, origin = config_path.resolve().parent, str(config_path)
     names, about_slots = _slots(config, slots, origin)
@@ -73,10 +82,14 @@ def gather(
     theirs = own if measured is None else _experiment(measured)
     if theirs is None and measured is not None:
         raise NasdError(f"{measured} holds no experiment: name the state folder of one")
-    machine, about_rate = rates.machine(config, names, tflops, theirs)
-    return Subject(
-        seed, volumes, names, machine, (about_seed, about_data, about_slots + about_rate, _LUCK)
-    )
+    about = config, config_path, seed, volumes, names
+    speed = speed or speeds.known(*about)
+    machine, about_rate = rates.machine(config, names, tflops, theirs, speed)
+    if tries and tflops is None and not machine.rates:
+        speed = speeds.tried(*about, keep=keep)
+        machine, about_rate = rates.machine(config, names, tflops, theirs, speed)
+    told = (about_seed, about_data, about_slots + about_rate, _LUCK)
+    return Subject(seed, volumes, names, machine, told, speed)
 
 
 def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, ...], str]:

@@ -1,4 +1,5 @@
-"""How fast a slot is: as given, as an experiment has measured, or as known of its kind."""
+"""How fast a slot is: as given, as an experiment has measured, as it was tried, or as known of its
+kind."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +12,19 @@ from nasd.contract.slots import devices, on_gpus, sharers
 from nasd.contract.volumes import Volumes
 from nasd.estimate.cost import A100, CPU_BFLOAT16, CPU_THREAD, DEVICE_SHARE, Machine, work
 from nasd.record.state import Snapshot
+from nasd.views.forecast.speed import Speed
 
 LEAST_MEASURED = 3  # attempts, before the time they take to start is believed
 
 
 def machine(
-    config: Config, slots: Sequence[str], tflops: float | None, measured: Snapshot | None
+    config: Config,
+    slots: Sequence[str],
+    tflops: float | None,
+    measured: Snapshot | None,
+    speed: Speed | None = None,
 ) -> tuple[Machine, str]:
+    """And a sentence on it. speed: as it was tried."""
     machine, why = A100, "24 % of an A100's peak in bfloat16"
     if not on_gpus(slots):
         machine, why = CPU_THREAD, f"{CPU_THREAD.tflops:g} a CPU thread"
@@ -30,11 +37,17 @@ def machine(
         machine, why = replace(machine, tflops=tflops), "as given"
     elif measured is not None:
         machine = _calibrated(config, measured, machine)
+    shown = "as the experiment shows"
+    if speed is not None and tflops is None and not machine.rates:
+        machine, shown = replace(machine, rates=speed.rates), f"as tried {speed.told}"
+        why += "" if speed.rates else f"; {speed.told}"
     told = f"{machine.tflops:g} TFLOP/s each ({why})"
     if machine.rates:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in machine.rates.items())
+        if len(set(machine.rates.values())) == 1:
+            rates = f"{next(iter(machine.rates.values())):.3g}"
         rest = any(stage.name not in machine.rates for stage in config.parts)
-        told = f"TFLOP/s each as the experiment shows: {rates}" + (f"; else {told}" if rest else "")
+        told = f"TFLOP/s each {shown}: {rates}" + (f"; else {told}" if rest else "")
     return machine, (
         f"{told}, {machine.scaling:.0%} of it where four work together;"
         f" {machine.start_seconds:.0f} s to start an attempt, {machine.checkpoint_seconds:.0f} s"

@@ -90,9 +90,9 @@ class Nothing(nn.Module):
         return states + 1.0
 
 
-def device_name(measure: Measure) -> str:
-    """As people know it."""
-    if measure.device == "cuda":
+def device_name(device: str) -> str:
+    """As people know it. device: "cuda" or "cpu"."""
+    if device == "cuda":
         return torch.cuda.get_device_name()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -107,7 +107,7 @@ def about(measure: Measure) -> dict[str, Any]:
     """What a measurement was made on, and how: who compares two, compares these."""
     engine = ENGINES[measure.engine]
     return {
-        "name": device_name(measure),
+        "name": device_name(measure.device),
         "software": engine.version(),
         "clock": clock_of(measure.device, measure.threads)[1],
         **measure.model_dump(mode="json"),
