@@ -110,6 +110,38 @@ def test_the_first_generation_waits_for_the_fine_tuned_baseline(tmp_path: Path) 
     assert "finetune" in done
 
 
+def test_a_seed_that_is_fine_tuned_already_is_scored_as_it_is_and_children_begin_from_it(
+    tmp_path: Path,
+) -> None:
+    data = task_dict(
+        stages__finetune__who="candidates", population__control=True, teacher__source="baseline"
+    )
+    config = parse(data, "task.toml")
+    assert config.scores_seed
+    with without_summaries():
+        tick = make_tick(StateFolder(tmp_path / "state"), config)
+        drive(tick)
+        found = tick.store.read()
+    assert found.experiment.state == "complete"
+    baseline = found.baseline
+    assert [stage for one, stage in found.results if one == baseline.id] == ["prepare", "evaluate"]
+    assert found.quality(baseline.id) is not None
+    own = {one.id: one for one in found.candidates.values() if one.parent == baseline.id}
+    assert found.controls[0].id in own
+    for one in own.values():
+        first = replace(one, stage="finetune", state=State.PENDING)
+        assert ladder.weights_of(found, config, first) == ((baseline.id, "prepare"), True)
+        assert ladder.teacher_of(found, config, first) == (baseline.id, "prepare")
+        assert ladder.rounds(config, first) == one.generation  # nobody has gone before
+    # What others start from, learn from and are compared with is kept to the end.
+    assert tick.state.result(baseline.id, "prepare").is_dir()
+
+
+def test_a_baseline_that_nothing_trains_is_none_behind_mlm_stages_or_of_several_tasks() -> None:
+    with pytest.raises(NasdError, match="nothing trains the baseline"):
+        small_config(stages__finetune__who="candidates")
+
+
 @pytest.mark.parametrize(
     ("section", "words"),
     [

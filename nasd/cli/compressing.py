@@ -3,19 +3,21 @@
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nasd.cli.command import Command
+from nasd.cli.numbers import whole
 from nasd.cli.options import SEARCH, SpeedOption, app
 from nasd.contract.errors import NasdError
 
 if TYPE_CHECKING:
     from nasd.contract.config import Config
     from nasd.control.preflight import Seed
+    from nasd.record.state import Snapshot
 
 PRESET = "compress"
 TOKENS, STRIDE = 384, 128  # of a window, where the model has so many positions
@@ -27,7 +29,7 @@ ARTICLES = 5  # with fewer, questions are split one by one
 class Asked:
     """What a person wants. source, files: as the config will name them. task: that gives the score,
     by name. settings: of its section. target: share of the parameters. devices: of slots.devices,
-    or "auto"."""
+    or "auto". vocabulary: tokens that are kept; None: all."""
 
     source: str
     files: tuple[str, ...]
@@ -38,6 +40,7 @@ class Asked:
     budget: float | None
     task: str
     settings: dict[str, Any]
+    vocabulary: int | None
 
     @property
     def section(self) -> str:
@@ -77,6 +80,14 @@ def compress(
     target: Annotated[
         float, typer.Option(metavar="SHARE", help="Of the model's parameters, embeddings and all.")
     ] = 0.5,
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Keep so many of the model's tokens, the most frequent in the data; else all.",
+            parser=whole("--vocabulary", 1, 10**9),
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="The config to write; else compress-NAME/config.toml."),
@@ -117,7 +128,7 @@ def compress(
     files = _files(task, questions or [], data or [], more or [])
     asked = _asked(
         *(model, files, target, config, state, devices, budget, task),
-        _from_here(_settings(set_ or [])),
+        *(_from_here(_settings(set_ or [])), vocabulary),
     )
     if out is not None:
         from nasd.export.export import check_place
@@ -126,8 +137,9 @@ def compress(
     print("looking at the model and the data ...", file=sys.stderr, flush=True)
     if asked.path.exists():
         there = load(asked.path)
-        _check_same(asked, there)
-        print(f"going on with {asked.path}, as it stands there{_other_target(asked, there)}")
+        target = _check_same(asked, there)
+        told = _other_target(asked, there, target)
+        print(f"going on with {asked.path}, as it stands there{told}")
         _set_budget(asked, there)
     else:
         _write(asked, tflops)
@@ -142,12 +154,12 @@ def compress(
     home = asked.path.resolve().parent / settings.experiment.state
     over = serve(settings, asked.path)
     try:
-        _tell_best(asked, home)
+        share = _tell_best(asked, home)
     except NasdError:
         if over:
             raise
     else:  # before the end there may be none
-        _take_home(asked, home, out if over or _is_spent(home, settings) else None, force)
+        _take_home(asked, home, share, out if over or _is_spent(home, settings) else None, force)
     if not over:
         say_why(home)
         print("stopped; to go on: the same command again", file=sys.stderr)
@@ -171,6 +183,7 @@ def _asked(
     budget: float | None,
     task: str | None,
     settings: dict[str, Any],
+    vocabulary: int | None,
 ) -> Asked:
     from nasd.contract import tasks
 
@@ -197,6 +210,7 @@ def _asked(
         budget=budget,
         task=named,
         settings=settings,
+        vocabulary=vocabulary,
     )
 
 
@@ -276,32 +290,54 @@ def _look(source: str, folder: Path) -> "Seed":
         raise NasdError(str(error).removeprefix("seed_model.source: ")) from None
 
 
-def _check_same(asked: Asked, there: "Config") -> None:
-    """Raises NasdError unless the config that stands there is of the same wish, and can meet it."""
+def _check_same(asked: Asked, there: "Config") -> float:
+    """The target, as `_kept` has it. Raises NasdError unless the config that stands there is of the
+    same wish, and can meet it."""
     from nasd.contract.genotype import parameters
     from nasd.presets import smaller
 
+    kept = there.seed_model.vocabulary
     for key, have, want in (
         ("seed_model.source", there.seed_model.source, asked.source),
         (f"{asked.section}.files", _files_of(there, asked), asked.files),
+        ("seed_model.vocabulary", kept, asked.vocabulary or kept),
     ):
         if have != want:
             raise NasdError(
                 f"{asked.path} is of another search, as its {key} says: name another place with"
                 " --config, or go on with that one by `nasd run`"
             )
-    seed = _look(asked.source, asked.path.parent)
+    seed, target = _kept(replace(asked, vocabulary=kept), _look(asked.source, asked.path.parent))
     smallest = smaller.smallest_of(there.search_space, seed.baseline, seed.backbone)
-    smaller.check_target(asked.target, parameters(seed.baseline, seed.backbone), smallest)
+    smaller.check_target(target, parameters(seed.baseline, seed.backbone), smallest)
+    return target
 
 
-def _other_target(asked: Asked, there: "Config") -> str:
-    """What is to be said where its limit is of another target."""
+def _kept(asked: Asked, seed: "Seed") -> tuple["Seed", float]:
+    """The seed with the tokens that are kept, and the target as a share of what they leave: so the
+    search counts. Raises NasdError where nothing else would have to become smaller."""
+    from nasd.contract.genotype import parameters
+
+    if asked.vocabulary is None or asked.vocabulary >= seed.backbone.vocab_size:
+        return seed, asked.target
+    backbone = replace(seed.backbone, vocab_size=asked.vocabulary)
+    whole, left = (parameters(seed.baseline, one) for one in (seed.backbone, backbone))
+    if asked.target * whole >= left:
+        raise NasdError(
+            f"--vocabulary {asked.vocabulary}: with so few tokens the model has"
+            f" {100 * left / whole:.0f} % of its parameters, and --target {asked.target:g} asks for"
+            " no less: give a lower target, or more tokens"
+        )
+    return replace(seed, backbone=backbone), asked.target * whole / left
+
+
+def _other_target(asked: Asked, there: "Config", target: float) -> str:
+    """What is to be said where its limit is of another target. target: as `_kept` has it."""
     from nasd.contract.limits import Limit
     from nasd.presets.smaller import STEP
 
     for text in there.experiment.limits:
-        one, asks = Limit.parse(text), 1 / asked.target
+        one, asks = Limit.parse(text), 1 / target
         if (one.objective, one.sign) == ("compression", ">=") and abs(one.bound - asks) > STEP:
             return (
                 f": its limit {text} is of another --target than {asked.target:g}, by which the"
@@ -359,15 +395,17 @@ def _write(asked: Asked, tflops: float | None) -> None:
             f"{asked.state} holds a search already, and {asked.path} is not there: name another"
             " --state, or the config of that search with --config"
         )
-    seed = _look(asked.source, base)
+    whole = _look(asked.source, base)
+    seed, target = _kept(asked, whole)
     values = {
         "experiment.name": f"compress {Path(asked.source).name}"[:200],
         "experiment.state": asked.state,
         "seed_model.source": asked.source,
+        **({} if seed is whole else {"seed_model.vocabulary": asked.vocabulary}),
         **_slots(asked.devices),
         **{
             f"search_space.{key}": value
-            for key, value in smaller.space(seed.baseline, seed.backbone, asked.target).items()
+            for key, value in smaller.space(seed.baseline, seed.backbone, target).items()
         },
         "stages.finetune.learning_rate": smaller.learning_rate(seed.backbone),
         **_data(asked, seed),
@@ -383,20 +421,23 @@ def _write(asked: Asked, tflops: float | None) -> None:
 
     config = checked(text)
     try:
-        preflight.check(config, base, str(asked.path))
+        looked = preflight.check(config, base, str(asked.path))
     except NasdError as error:  # the file is not there yet
         raise NasdError(str(error).removeprefix(f"{asked.path}: ")) from None
+    if asked.task in looked.heads and not looked.fault:
+        values["stages.finetune.who"] = "candidates"  # the model is scored as it is
+        config = checked(rewritten(PRESET, head, values))
     told: list[str] = []
     if asked.budget is not None:
         print(WORKING, file=sys.stderr, flush=True)
-        needed = _needed(config, seed, asked.target)
+        needed = _needed(config, seed, target)
         try:
             keys, told = fit(config, asked.path, frozenset(), asked.budget, seed, tflops=tflops)
             taken = _taken(checked(rewritten(PRESET, head, {**values, **keys})))
         except NasdError:  # not even few of them are paid
             taken = 0
         if taken < needed:
-            values |= smaller.straight(asked.target, needed, config.experiment.limits)
+            values |= smaller.straight(target, needed, config.experiment.limits)
             config = checked(rewritten(PRESET, head, values))
             once = frozenset({"experiment.generations"})
             keys, told = fit(config, asked.path, once, asked.budget, seed, tflops=tflops)
@@ -414,7 +455,7 @@ def _write(asked: Asked, tflops: float | None) -> None:
         write_atomically(asked.path, text.encode())
     except OSError as error:
         raise NasdError(f"{asked.path} cannot be written: {error.strerror}") from error
-    for line in (*_told(asked, seed, config), *told):
+    for line in (*_told(asked, whole, config), *told):
         print(f"  {line}")
     print(f"wrote {asked.path}", flush=True)
 
@@ -503,26 +544,40 @@ def _told(asked: Asked, seed: "Seed", config: "Config") -> list[str]:
     from nasd.contract.readable import counted
     from nasd.presets.smaller import embeddings
 
-    space, whole = config.search_space, embeddings(seed.baseline, seed.backbone)
-    fixed = embeddings(seed.baseline, seed.backbone, space.ranks)
-    room = min(1.0, (asked.target - fixed) / (1 - whole))
+    space, size = config.search_space, parameters(seed.baseline, seed.backbone)
+    left, target = _kept(asked, seed)
+    whole = embeddings(left.baseline, left.backbone)
+    fixed = embeddings(left.baseline, left.backbone, space.ranks)
+    room = min(1.0, (target - fixed) / (1 - whole))
     population = config.population
     behind = config.experiment.generations
     count = population.mu + population.lambda_ * behind
-    size = parameters(seed.baseline, seed.backbone)
     task = tasks.of(asked.task)
     return [
         f"the model: {seed.baseline}, {size / 1e6:.1f} M parameters;"
         f" {seed_head.about(task, task.name in seed.heads, kept=True)}",
+        *_told_tokens(seed, left),
         f"of them {100 * whole:.0f} % are embeddings, {100 * fixed:.0f} % at their narrowest:"
-        f" at most {100 * asked.target:g} % in all leave the blocks {100 * room:.0f} % of theirs",
+        f" at most {100 * target:.3g} % in all leave the blocks {100 * room:.0f} % of theirs",
         f"the space: {space.blocks[0]} to {space.blocks[1]} blocks, sizes"
         f" {', '.join(map(str, space.sizes))}, heads {', '.join(map(str, space.heads))}",
         _told_split(config),
-        *_told_steps(config, asked.target),
+        *_told_steps(config, target),
         f"the search: {counted(count, 'candidate')},"
         f" {counted(behind, 'generation')} behind the first,"
         f" on {counted(len(config.slots.devices), 'slot')}",
+    ]
+
+
+def _told_tokens(seed: "Seed", left: "Seed") -> list[str]:
+    if left is seed:
+        return []
+    from nasd.contract.genotype import parameters
+
+    of_all = parameters(left.baseline, left.backbone) / parameters(seed.baseline, seed.backbone)
+    return [
+        f"of its {seed.backbone.vocab_size:,} tokens {left.backbone.vocab_size:,} are kept, the"
+        f" most frequent in the data: {100 * of_all:.0f} % of the parameters are left"
     ]
 
 
@@ -531,7 +586,7 @@ def _told_steps(config: "Config", target: float) -> list[str]:
         return []
     least, most = config.variation.steps
     return [
-        f"the steps: {least} to {most} at once, to at most {100 * target:g} %, as the budget does"
+        f"the steps: {least} to {most} at once, to at most {100 * target:.3g} %, as the budget does"
         " not pay enough generations of small ones"
     ]
 
@@ -557,18 +612,22 @@ def _is_spent(state: Path, config: "Config") -> bool:
         return budget_spent(snapshot.read(connection), config, time.time())
 
 
-def _share(asked: Asked) -> str:
-    return f"{100 * asked.target:g}"
+def _share(asked: Asked, snap: "Snapshot") -> str:
+    """Of the search's baseline, in percent: it may have fewer tokens than the model."""
+    known = snap.experiment.prepared or {}
+    whole, left = known.get("seed_parameters"), known.get("parameters")
+    target = asked.target * whole / left if whole and left else asked.target
+    return f"{math.ceil(1e4 * target - 1e-6) / 100:g}"
 
 
-def _tell_best(asked: Asked, state: Path) -> None:
-    """The best that is small enough; raises NasdError if there is none."""
+def _tell_best(asked: Asked, state: Path) -> str:
+    """The best that is small enough; raises NasdError if there is none. Returns `_share`."""
     from nasd.contract.readable import of_baseline
     from nasd.record import lookup, snapshot
 
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
-    share = _share(asked)
+    share = _share(asked, snap)
     try:
         best = lookup.find(snap, lookup.BEST, lookup.Wish(max_parameters=float(share)))
     except NasdError as error:
@@ -576,22 +635,24 @@ def _tell_best(asked: Asked, state: Path) -> None:
             f"the search is complete, but {error}; a higher experiment.generations in {asked.path}"
             " and the same command let it go on"
         ) from None
+    of_model = "" if share == f"{100 * asked.target:g}" else f", {100 * asked.target:g} % of all"
     print(
-        f"the best with at most {share} % of the baseline's parameters: candidate {best.id},"
-        f" quality {snap.quality(best.id):.2f}, {of_baseline(snap.size(best.id))} of the parameters"
-        f" (the baseline: {snap.quality(snap.baseline.id):.2f})"
+        f"the best with at most {share} % of the baseline's parameters{of_model}: candidate"
+        f" {best.id}, quality {snap.quality(best.id):.2f}, {of_baseline(snap.size(best.id))} of the"
+        f" parameters (the baseline: {snap.quality(snap.baseline.id):.2f})"
     )
+    return share
 
 
-def _take_home(asked: Asked, state: Path, out: Path | None, force: bool) -> None:
-    """Exports that, or says how to."""
+def _take_home(asked: Asked, state: Path, share: str, out: Path | None, force: bool) -> None:
+    """Exports that, or says how to. share: as `_share` has it."""
     import shlex
 
     from nasd.export import export
     from nasd.launch import interpreter
     from nasd.record import lookup
 
-    share, config = _share(asked), shlex.quote(str(asked.path))
+    config = shlex.quote(str(asked.path))
     wish = lookup.Wish(max_parameters=float(share))
     if out is None:
         print(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from nasd.contract import mistakes, tasks, toml
+from nasd.contract import mistakes, seed_head, tasks, toml
 from nasd.contract.errors import NasdError
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import LATENCY, MEASURED
@@ -162,6 +162,12 @@ class Config(Section):
         are tried untrained."""
         return next(stage for stage in self.ladder("candidates") if stage.who != "new")
 
+    @property
+    def scores_seed(self) -> bool:
+        """Whether the baseline is the seed as it is, under its own head: nothing trains it."""
+        own = [one for one in self.stages if one.who in ("baseline", "all") and one.train != "none"]
+        return not own and seed_head.kept_by(self.stages)
+
     def goes_by(self, objective: str) -> bool:
         """Whether candidates are selected by it, or have to hold a limit of it."""
         experiment = self.experiment
@@ -302,7 +308,8 @@ class Config(Section):
                     )
             for task in self.scoring:
                 own = [one for one in ladder if one.task == task.name]
-                if not any(one.train == "all" for one in own):
+                as_it_is = who == "baseline" and self.scores_seed
+                if not any(one.train == "all" for one in own) and not as_it_is:
                     raise ValueError(f"stages: nothing trains the {who} for {task.words}")
                 if own[-1].train != "none":
                     raise ValueError(

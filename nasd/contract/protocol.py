@@ -71,6 +71,7 @@ class Spec(Message):
     source: str  # the seed model
     vocabulary: int | None = None  # tokens of it that are kept; None: all
     keeps_qa_head: bool = False  # of the seed's, as no stage stands between it and fine-tuning
+    scores_seed: bool = False  # as it is: without its head there is no baseline
     data: Data
     config_folder: str  # relative data paths start here
     genotype: dict[str, Any]

@@ -27,3 +27,13 @@ def about(task: tasks.Task, has: bool, kept: bool, fault: str = "") -> str:
     if not kept:
         return f"its {head} is left, as MLM stages train its encoder first"
     return f"its {head} is kept, and trained on"
+
+
+def missing(source: str, task: tasks.Task, fault: str = "") -> str:
+    """Why the seed cannot be the baseline as it is. fault: why its head cannot be kept."""
+    head = f"{task.words.replace(' ', '-')} head"
+    why = f"its {head} cannot be kept, as {fault}" if fault else f"it has no {head}"
+    return (
+        f"stages: nothing trains the baseline, and {source} cannot be scored as it is: {why}; let a"
+        ' stage with train = "all" have who = "all"'
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nasd.contract import labelled, tasks
+from nasd.contract import labelled, seed_head, tasks
 from nasd.contract.config import Config, Teacher, check_against_seed
 from nasd.contract.errors import NasdError
 from nasd.contract.formats import check_texts
@@ -30,6 +30,7 @@ class Seed:
     baseline: Genotype
     has_mlm_head: bool
     heads: tuple[str, ...] = ()  # the tasks that it has a head for, besides MLM
+    fault: str = ""  # why the one of the data's task cannot be kept
     # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,6 +82,10 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
         )
     check_seed(config, seed, origin)
     _check_measure(config, origin)
+    task = config.scoring[0]
+    if config.scores_seed and (task.kind not in seed.heads or seed.fault):
+        why = seed.fault if task.kind in seed.heads else ""
+        raise NasdError(f"{origin}: {seed_head.missing(config.seed_model.source, task, why)}")
     reads = tasks.reading(config.stages, tasks.MLM.data)
     if reads and not seed.has_mlm_head and not any(stage.train == "head" for stage in reads):
         raise NasdError(
@@ -141,6 +146,7 @@ def look_at_seed(
         Genotype.from_json(answer["baseline"]),
         answer["has_mlm_head"],
         tuple(answer["heads"]),
+        answer["fault"],
         answer["known"],
     )
 

@@ -138,9 +138,9 @@ def _on_its_way(snapshot: Snapshot, config: Config, candidate: Candidate, here: 
 
 
 def answering_stage(config: Config, who: Literal["candidates", "baseline"] = "candidates") -> str:
-    """The last stage that trains: what it leaves is the model to be used. config: focused on a
-    task, where there are several."""
-    return [stage.name for stage in config.ladder(who) if stage.train != "none"][-1]
+    """The last stage that trains, or of a baseline that none does, prepare: what it leaves is the
+    model to be used. config: focused on a task, where there are several."""
+    return [PREPARE, *(one.name for one in config.ladder(who) if one.train != "none")][-1]
 
 
 def finished_stages(

@@ -44,6 +44,7 @@ def spec(
         source=config.seed_model.source,
         vocabulary=config.seed_model.vocabulary,
         keeps_qa_head=_keeps_qa_head(snapshot, config),
+        scores_seed=config.scores_seed,
         data=config.data,
         config_folder=str(config_folder),
         genotype=candidate.genotype.to_json(),

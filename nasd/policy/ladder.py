@@ -363,8 +363,9 @@ def teacher_is_known(snapshot: Snapshot, config: Config) -> bool:
 
 def _model_of(snapshot: Snapshot, config: Config, teacher: Candidate, task: str) -> str | None:
     """The last stage in which it was trained for the task; prepare leaves a model for those that
-    rank."""
-    found = PREPARE if teacher.is_baseline and tasks.of(task).ranks else None
+    rank, and where the seed is scored as it is, that."""
+    leaves = tasks.of(task).ranks or config.scores_seed
+    found = PREPARE if teacher.is_baseline and leaves else None
     for name in steps_of(snapshot, config, teacher):
         stage = stage_named(config, name)
         first = seeds.nth_of(name) == 1
@@ -385,13 +386,13 @@ def left_by(snapshot: Snapshot, config: Config, parent: int, task: str) -> str:
 
 def leaving(snapshot: Snapshot, config: Config, candidate: Candidate, task: str) -> list[str]:
     """The stages that leave a model such as children begin from at a stage of the task; prepare
-    leaves one with an MLM head."""
+    leaves one with an MLM head, or where the seed is scored as it is, one with its own."""
     wanted = config.variation.inherit_from
     names = []
     for name in steps_of(snapshot, config, candidate):
         stage = stage_named(config, name)
         if stage is None:
-            if wanted != tasks.SCORED:
+            if wanted != tasks.SCORED or (name == PREPARE and config.scores_seed):
                 names.append(name)
         elif seeds.nth_of(name) > 1:
             continue  # the model of a candidate is that of its first seed
@@ -401,13 +402,15 @@ def leaving(snapshot: Snapshot, config: Config, candidate: Candidate, task: str)
 
 
 def rounds(config: Config, candidate: Candidate) -> int:
-    """How often those whose weights it has may have gone through its stage: the baseline, and once
-    in each generation before its own. 0 where children do not begin from what the stage trains."""
+    """How often those whose weights it has may have gone through its stage: the baseline, where it
+    is trained, and once in each generation before its own. 0 where children do not begin from what
+    the stage trains."""
     stage = stage_named(config, candidate.stage)
     wanted = config.variation.inherit_from
     if stage is None or candidate.generation is None or wanted != tasks.SCORED:
         return 0
-    return candidate.generation + 1 if tasks.of(stage.task).scores else 0
+    before = candidate.generation + (not config.scores_seed)
+    return before if tasks.of(stage.task).scores else 0
 
 
 def all_leaving(snapshot: Snapshot, config: Config, candidate: Candidate) -> list[list[str]]:

@@ -4,8 +4,8 @@ Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revisio
 {"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
 longest window that it is shown, "vocabulary": how many of the seed's tokens are kept, or null}, and
 prints one JSON line: {"backbone", "baseline",
-"has_mlm_head", "heads", "known": what nasd.worker.data_check tells}, or {"error": one
-sentence}.
+"has_mlm_head", "heads", "fault": why the head of the data's task cannot be kept, "" where it can,
+"known": what nasd.worker.data_check tells}, or {"error": one sentence}.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 
 
@@ -28,7 +29,7 @@ def main() -> None:
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     from nasd.contract.config import Data, Stage, Teacher
     from nasd.worker import data_check, trimming
-    from nasd.worker.model import outside, seed, vocabulary
+    from nasd.worker.model import outside, seed, seed_heads, vocabulary
     from nasd.worker.tasks import hub
 
     source, folder = question["source"], Path(question["folder"])
@@ -44,7 +45,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             wanted = outside.Wanted.of(Teacher(**settings), data, told)
         width = description.backbone.width
         outside.look(Teacher(**settings), folder, tokenizer, question["tokens"], width, wanted)
-    known = {}
+    known, fault = {}, ""
     backbone = description.backbone
     if (count := question["vocabulary"]) is not None:
         vocabulary.check(tokenizer, count)
@@ -60,8 +61,12 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             wanted["seed"],
             [Stage(**stage) for stage in wanted["stages"]],
         )
+        told = data_check.labels(data, folder, wanted["seed"])
+        if told and tasks.scored(data).kind in description.heads:
+            fault = seed_heads.misfit(description.labels, told)
     return {
         "known": known,
+        "fault": fault,
         "backbone": asdict(backbone),
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,

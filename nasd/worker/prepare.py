@@ -299,6 +299,8 @@ def convert_seed(
             separator = separator if kept is None else int(kept[separator])
         model = load_with_head(kind, spec.source, base, spec.dropout, labels, separator)
         has_head = found.has_mlm_head
+    elif spec.scores_seed:
+        raise NasdError(seed_head.missing(spec.source, task, fault))
     else:
         model, has_head = load_seed(spec.source, base, spec.dropout, labels)
     if kept is not None:

@@ -55,7 +55,8 @@ class Stage(Section):
     """Who climbs it. `new`: the candidates in which some module is new (not kept from a parent as
     it was); all others go past it. Only of MLM stages ahead of those of the task, where
     `variation.inherit_from = "task"`: new modules learn between what a parent has fine-tuned, under
-    the baseline's MLM head, and the parent's own head is put back behind it."""
+    the baseline's MLM head, and the parent's own head is put back behind it. Where no stage trains
+    the baseline, it is the seed as it is, which then has to have a head for the task."""
     slots: Places
     """How many an attempt leases; fewer where there are no more."""
     epochs: Annotated[Real, Field(gt=0, le=10**6)] | None = None
