@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from nasd.cli.compressing import _from_here
 from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.contract.limits import Limit
+from nasd.control import preflight
 from nasd.control.preflight import Seed, check_seed
 from nasd.presets import preset_text, rewritten, smaller
 from nasd.presets.demo import write_demo_data
@@ -230,6 +233,7 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
     # Many generations come to the target by small steps.
     assert (config.experiment.generations, config.variation.steps) == (20, (1, 3))
     assert not any(one.startswith("compression") for one in config.experiment.limits)
+    assert config.scores_seed  # the model has its head: nothing but children and controls train
     again = nasd("compress", "mine", *QUESTIONS, "--target", "0.7", *place, folder=home)
     assert again.returncode == 0 and "going on with" in again.stdout
     assert (tmp_path / "c" / "config.toml").read_text() == text
@@ -295,6 +299,35 @@ def test_a_target_that_is_near_has_one_long_training_each_as_well(
     assert "at once, to at most 90 %" in done.stdout and " as set" not in done.stdout
 
 
+def test_fewer_tokens_are_kept_where_that_is_asked_and_the_target_is_of_the_whole_model(
+    home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c" / "config.toml"
+    place = ("--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
+    few = ("--vocabulary", "200", "--budget-gpu-hours", "0.1")
+    high = nasd("compress", "mine", *QUESTIONS, "--target", "0.995", *few, *place, folder=home)
+    assert high.returncode == 2 and "--vocabulary 200: with so few tokens the" in high.stderr
+    assert not path.exists()
+    done = nasd("compress", "mine", *QUESTIONS, "--target", "0.5", *few, *place, folder=home)
+    assert done.returncode == 0, done.stderr
+    config = parse(tomllib.loads(path.read_text()), "c")
+    assert config.seed_model.vocabulary == 200
+    known = preflight.look_at_seed(str(home / "mine"), home)
+    whole, left = (
+        parameters(known.baseline, replace(known.backbone, vocab_size=size))
+        for size in (known.backbone.vocab_size, 200)
+    )
+    (asks,) = (one for one in config.experiment.limits if one.startswith("compression"))
+    assert Limit.parse(asks).bound == pytest.approx(2 * left / whole, rel=1e-5)
+    assert f"tokens 200 are kept, the most frequent in the data: {100 * left / whole:.0f} %" in (
+        done.stdout
+    )
+    again = nasd("compress", "mine", *QUESTIONS, "--target", "0.5", *place, folder=home)
+    assert f"going on with {path}, as it stands there\n" in again.stdout
+    other = nasd("compress", "mine", *QUESTIONS, "--vocabulary", "250", *place, folder=home)
+    assert other.returncode == 2 and "as its seed_model.vocabulary says" in other.stderr
+
+
 def test_files_of_a_setting_are_those_of_the_folder_where_it_is_typed(tmp_path: Path) -> None:
     here = Path("test.csv").resolve()
     assert _from_here({"test_files": ["test.csv"], "label": "stars"}) == {
@@ -327,6 +360,8 @@ def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_a
         found = snapshot.read(connection)
     best = lookup.find(found, lookup.BEST, lookup.Wish(max_parameters=75.0))
     assert not best.is_baseline
+    stages = [stage for one, stage in found.results if one == found.baseline.id]
+    assert stages == ["prepare", "evaluate"]
     assert (found.experiment.prepared or {})["keeps_qa_head"]
     taken = nasd(*command, "--out", str(out), folder=home, timeout=300)
     assert taken.returncode == 0, taken.stderr

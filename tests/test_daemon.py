@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tests.conftest import (
     all_succeed,
     drive,
     make_tick,
+    of_tuned_parents,
     small_config,
     small_dict,
     to_toml,
@@ -187,6 +189,30 @@ def test_what_does_not_fit_together_is_named_and_nothing_is_written(
         daemon.run(config_module.load(path), path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("heads", "fault", "words"),
+    [
+        ((), "", "has no question-answering head; let a stage"),
+        (("qa",), "it tells 2 labels", "head cannot be kept, as it tells 2 labels; let a stage"),
+        (("qa",), "", None),
+    ],
+)
+def test_a_seed_that_cannot_be_scored_as_it_is_is_no_baseline_that_nothing_trains(
+    tmp_path, monkeypatch, heads, fault, words
+):
+    data = of_tuned_parents(small_dict(stages__finetune__who="candidates"), {"narrow": 1})
+    config = config_module.parse(data, "c.toml")
+    with_data(tmp_path)
+    found = replace(fake_seed(), heads=heads, fault=fault)
+    monkeypatch.setattr(preflight, "look_at_seed", lambda *_: found)
+    if words is None:
+        assert preflight.check(config, tmp_path, "c.toml") is found
+        return
+    with pytest.raises(NasdError, match=r"c\.toml: stages: nothing trains the baseline") as caught:
+        preflight.check(config, tmp_path, "c.toml")
+    assert words in str(caught.value)
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):

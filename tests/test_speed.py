@@ -70,7 +70,7 @@ def test_what_was_tried_is_kept_where_it_is_to_be_and_tried_once(demo, monkeypat
     assert not before.machine.rates and not asked
     first = gather(config, path, tries=True, keep=True)
     (question,) = asked
-    assert question["CUDA_VISIBLE_DEVICES"] == ""
+    assert (question["CUDA_VISIBLE_DEVICES"], question["slots"]) == ("", 2)
     tasks = [one["task"] for one in question["asked"]]
     tokens = dict(zip(tasks, (100.0, 1000.0), strict=True))
     assert set(tasks) == {"mlm", "qa"}

@@ -426,7 +426,8 @@ def _write(asked: Asked, tflops: float | None) -> None:
         raise NasdError(str(error).removeprefix(f"{asked.path}: ")) from None
     if asked.task in looked.heads and not looked.fault:
         values["stages.finetune.who"] = "candidates"  # the model is scored as it is
-        config = checked(rewritten(PRESET, head, values))
+        text = rewritten(PRESET, head, values)
+        config = checked(text)
     told: list[str] = []
     if asked.budget is not None:
         print(WORKING, file=sys.stderr, flush=True)

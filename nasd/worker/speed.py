@@ -3,21 +3,23 @@
 Random weights and made-up examples through the very loop that attempts go through, for some
 seconds: what a step's operations take, and all that comes with them. Reads one JSON object,
 {"source": the seed, "folder": where its relative path starts, "vocabulary": tokens that are kept,
-or null, "device": cuda or cpu, "threads", "precision", "packing": [slots] of a config, "asked":
-[{"task", "batch": examples of a step on a slot, "micro_batch", "tokens": of an example on average,
-"longest": of one, "mask_share": of MLM}], "keep": a file for the answer, or null}, with the slot's
-GPU visible alone, or none. Prints one JSON line: {"device": in words, "precision": that it computes
-in, "tokens_per_second": [one for each that is asked]}, or {"error": one sentence}.
+or null, "device": cuda or cpu, "slots": that work side by side, "threads", "precision", "packing":
+[slots] of a config, "asked": [{"task", "batch": examples of a step on a slot, "micro_batch",
+"tokens": of an example on average, "longest": of one, "mask_share": of MLM}], "keep": a file for
+the answer, or null}, with the slot's GPU visible alone, or none. Prints one JSON line: {"device":
+in words, "precision": that it computes in, "tokens_per_second": [a slot's, for each that is
+asked]}, or {"error": one sentence}.
 """
 
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +51,7 @@ CPU_BATCH = 16  # at most: a step's length goes with it there
 GPU_LINE = 10  # steps between two looks at the clock, each of which waits for the GPU
 UNCOUNTED, LEAST, MOST = 1, 2, 12  # lines: to warm up, and that count
 EXAMPLES, TESTED = 64, 4  # steps' worth to train on, and how many to evaluate by
+MOST_AT_ONCE = 8  # slots that are tried side by side: each holds a model and its optimizer
 SPREAD = 0.5  # of the average length: how much longer or shorter examples are
 
 
@@ -85,9 +88,9 @@ class Never:
 
 def main() -> None:
     question = json.load(sys.stdin)
-    keep = question.pop("keep")
+    keep, slots = question.pop("keep"), question.pop("slots")
     try:
-        answer = json.dumps(_answer(**question))
+        answer = json.dumps(_together(question, min(slots, MOST_AT_ONCE)))
         if keep is not None:
             Path(keep).parent.mkdir(exist_ok=True)
             write_atomically(Path(keep), answer.encode())
@@ -96,7 +99,21 @@ def main() -> None:
         print(json.dumps({"error": str(error)}))
 
 
-def _answer(
+def _together(question: dict[str, Any], slots: int) -> dict[str, Any]:
+    """The answer of each of so many that work side by side: cores share their memory's speed."""
+    if slots == 1:
+        return _answer(question)
+    with multiprocessing.get_context("spawn").Pool(slots) as pool:
+        found = pool.map(_answer, [question] * slots, chunksize=1)
+    speeds = [fmean(one) for one in zip(*(one["tokens_per_second"] for one in found), strict=True)]
+    return {**found[0], "tokens_per_second": speeds}
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    return _alone(**question)
+
+
+def _alone(
     source: str,
     folder: str,
     vocabulary: int | None,

@@ -57,6 +57,7 @@ class _Asked:
             "folder": str(folder),
             "vocabulary": config.seed_model.vocabulary,
             "device": Slot.parse(slots[0]).kind.value,
+            "slots": 1 if is_gpu(slots[0]) else len(slots),
             "threads": config.slots.threads,
             "precision": config.slots.precision,
             "packing": config.slots.packing,
