@@ -354,7 +354,7 @@ def test_a_model_is_compressed_from_its_checkpoint_through_to_an_export_of_the_a
     done = nasd(*command, folder=home, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "going on with" in done.stdout
-    assert "the best with at most 75 % of the baseline's parameters: candidate" in done.stdout
+    assert "the best with at most 75 % of the model's parameters: candidate" in done.stdout
     assert f"export best my-model --max-parameters 75 --config {path}" in done.stdout
     with snapshot.opened(tmp_path / "c" / "state") as connection:
         found = snapshot.read(connection)

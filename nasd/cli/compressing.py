@@ -613,12 +613,16 @@ def _is_spent(state: Path, config: "Config") -> bool:
         return budget_spent(snapshot.read(connection), config, time.time())
 
 
-def _share(asked: Asked, snap: "Snapshot") -> str:
-    """Of the search's baseline, in percent: it may have fewer tokens than the model."""
+def _tokens_left(snap: "Snapshot") -> float:
+    """The search's baseline as a share of the model, which may have more tokens."""
     known = snap.experiment.prepared or {}
     whole, left = known.get("seed_parameters"), known.get("parameters")
-    target = asked.target * whole / left if whole and left else asked.target
-    return f"{math.ceil(1e4 * target - 1e-6) / 100:g}"
+    return left / whole if whole and left else 1.0
+
+
+def _share(asked: Asked, snap: "Snapshot") -> str:
+    """Of the search's baseline, in percent."""
+    return f"{math.ceil(1e4 * asked.target / _tokens_left(snap) - 1e-6) / 100:g}"
 
 
 def _tell_best(asked: Asked, state: Path) -> str:
@@ -636,11 +640,13 @@ def _tell_best(asked: Asked, state: Path) -> str:
             f"the search is complete, but {error}; a higher experiment.generations in {asked.path}"
             " and the same command let it go on"
         ) from None
-    of_model = "" if share == f"{100 * asked.target:g}" else f", {100 * asked.target:g} % of all"
+    size = of_baseline(snap.size(best.id) / _tokens_left(snap))
+    beside = f"the baseline: {snap.quality(snap.baseline.id):.2f}"
+    if not (rival := snap.rival).is_baseline:
+        beside += f", trained on as the control: {snap.quality(rival.id):.2f}"
     print(
-        f"the best with at most {share} % of the baseline's parameters{of_model}: candidate"
-        f" {best.id}, quality {snap.quality(best.id):.2f}, {of_baseline(snap.size(best.id))} of the"
-        f" parameters (the baseline: {snap.quality(snap.baseline.id):.2f})"
+        f"the best with at most {100 * asked.target:g} % of the model's parameters: candidate"
+        f" {best.id}, quality {snap.quality(best.id):.2f}, {size} of them ({beside})"
     )
     return share
 
