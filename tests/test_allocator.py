@@ -30,7 +30,10 @@ if sys.argv[1] == "a worker":
     from nasd.worker import stage
     alone = {{"RANK": "0", "WORLD_SIZE": "1"}}
     os.environ |= alone | {{"CUDA_VISIBLE_DEVICES": ""}}
-    stage.join(SimpleNamespace(threads=1, stall_minutes=1, precision="float32", stage=None))
+    spec = SimpleNamespace(
+        threads=1, stall_minutes=1, precision="float32", share=1, stage=None
+    )
+    stage.join(spec)
 use()
 before = faults()
 use()

@@ -7,7 +7,9 @@ import pytest
 
 from nasd.contract.config import parse
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Outcome, Spec, read
+from nasd.record import requests
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import DecisionKind, State
 from nasd.record.snapshot import events, opened
@@ -91,6 +93,23 @@ def test_what_rests_on_arrival_is_recorded_before_anything_follows_from_it(done:
             numbers = ", ".join(map(str, late))
             said = f"slots are idle: generation {generation} is selected from, {numbers} with the"
             assert told.index(f"{said} next") < told.index(f"generation {generation + 1} opens")
+
+
+@pytest.mark.parametrize("injects", [False, True])
+def test_the_first_generation_is_waited_for_unless_somebody_was_put_into_it(
+    tmp_path: Path, injects: bool
+) -> None:
+    state = StateFolder(tmp_path / "state")
+    config = small_config(**CONFIG | {"experiment__generations": 1}, population__overlap=True)
+    tick = make_tick(state, config, some_are_long)
+    if injects:
+        made = Genotype((Block(2, (FeedForward("relu", (32,)),)),) * 2)
+        requests.file(state.requests, requests.new("inject", genotype=made.to_json()))
+    found = drive(tick)
+    assert found.experiment.state == "complete"
+    # Without it there are as many as survive, and so nobody to choose from before all have scores.
+    assert found.late(0) == ((2,) if injects else ())
+    assert found.candidates[2].state is State.SCORED
 
 
 def test_no_slot_is_idle_for_the_last_of_a_generation(done: Any) -> None:

@@ -697,7 +697,9 @@ class Overlap(Search):
         assert found.experiment.state == "complete"
         assert [one.number for one in found.generations] == [0, 1, 2, 3]
         assert all(one.final for one in found.candidates.values())
-        assert not found.late(0) and not found.late(3)
+        # As many are born into the first one as survive, unless somebody was put in beside them.
+        put_in = any(one.generation == 0 for one in found.injections)
+        assert (put_in or not found.late(0)) and not found.late(3)
 
 
 @pytest.mark.parametrize(("machine", "times"), [(Search, 25), (Overlap, 10)])
