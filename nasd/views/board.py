@@ -86,8 +86,8 @@ NEAREST = 20  # ancestors that a card shows
 ABOUT = {
     "search/hypervolume": "Of parents and scored offspring, above no quality and no compression.",
     "search/best_quality": "The quality in percent, the best among parents and offspring.",
-    "search/baseline_quality": "The seed model's, trained and scored by the same procedure; of its"
-    " controls the best.",
+    "search/baseline_quality": "The seed model's, trained, where it is, and scored by the same"
+    " procedure; of its controls the best.",
     "search/gpu_hours": "Slots x hours held by all attempts, until the selection.",
     "search/slot_use": "Slots x time held / (slots x time from the generation's opening to its"
     " selection); slots that nothing ran on in that time are not counted.",

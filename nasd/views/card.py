@@ -129,8 +129,8 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         _scores(snapshot, candidate, task),
         f"On {_examples(snapshot, task, 'test')} that it was not trained on; the search selects by"
         " these scores, which flatters a little whoever comes out first. The baseline is the seed"
-        " model, fine-tuned and scored in the same way. Parameters are the encoder's alone"
-        f"{_compression(snapshot)}.",
+        f" model, {'as it is and' if config.scores_seed else 'fine-tuned and'} scored in the same"
+        f" way. Parameters are the encoder's alone{_compression(snapshot)}.",
         *_measured(config, snapshot.experiment.objectives),
         "## Architecture",
         architecture(candidate),
