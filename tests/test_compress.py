@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.cli.compressing import _from_here
+from nasd.cli.wish import from_here
 from nasd.contract.config import Config, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
@@ -330,7 +330,7 @@ def test_fewer_tokens_are_kept_where_that_is_asked_and_the_target_is_of_the_whol
 
 def test_files_of_a_setting_are_those_of_the_folder_where_it_is_typed(tmp_path: Path) -> None:
     here = Path("test.csv").resolve()
-    assert _from_here({"test_files": ["test.csv"], "label": "stars"}) == {
+    assert from_here({"test_files": ["test.csv"], "label": "stars"}) == {
         "test_files": [str(here)],
         "label": "stars",
     }

@@ -36,7 +36,7 @@ SpeedOption = Annotated[
     float | None,
     typer.Option(
         "--tflops",
-        help="TFLOP/s that a slot sustains; else as one shows when it is tried out.",
+        help="TFLOP/s that a slot sustains; else as was measured or tried, or known of its kind.",
         parser=real("--tflops", 0.001, 10**6),
     ),
 ]

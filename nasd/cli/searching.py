@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nasd.cli.command import Command
-from nasd.cli.numbers import real, whole
+from nasd.cli.numbers import whole
 from nasd.cli.options import SEARCH, ConfigOption, SpeedOption, app, show
 from nasd.contract.errors import NasdError
 from nasd.record.lifecycle import ExperimentState
@@ -75,7 +75,7 @@ def _data_of(task: list[str], data: list[Path]) -> list[str]:
         return []
     if not task:
         raise NasdError("--data: name the task that it is for by --task")
-    from nasd.cli.compressing import check_data
+    from nasd.cli.wish import check_data
 
     files = [one.expanduser() for one in data]
     if len(task) == 1:
@@ -148,13 +148,7 @@ def say_why(state: Path) -> None:
 @app.command(cls=Command, rich_help_panel=SEARCH)
 def simulate(
     config: ConfigOption = Path("config.toml"),
-    tflops: Annotated[
-        float | None,
-        typer.Option(
-            help="TFLOP/s that a slot sustains; else as measured or tried, or an A100's 75.",
-            parser=real("--tflops", 0.001, 10**6),
-        ),
-    ] = None,
+    tflops: SpeedOption = None,
     slots: Annotated[
         int | None,
         typer.Option(help="How many, if not the config's.", parser=whole("--slots", 1, 4096)),

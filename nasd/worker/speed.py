@@ -102,18 +102,15 @@ def main() -> None:
 def _together(question: dict[str, Any], slots: int) -> dict[str, Any]:
     """The answer of each of so many that work side by side: cores share their memory's speed."""
     if slots == 1:
-        return _answer(question)
+        return _answer(**question)
     with multiprocessing.get_context("spawn").Pool(slots) as pool:
-        found = pool.map(_answer, [question] * slots, chunksize=1)
+        started = [pool.apply_async(_answer, kwds=question) for _ in range(slots)]
+        found = [one.get() for one in started]
     speeds = [fmean(one) for one in zip(*(one["tokens_per_second"] for one in found), strict=True)]
     return {**found[0], "tokens_per_second": speeds}
 
 
-def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    return _alone(**question)
-
-
-def _alone(
+def _answer(
     source: str,
     folder: str,
     vocabulary: int | None,

@@ -23,6 +23,7 @@ from nasd.contract.schedule import Schedule
 from nasd.worker import stage
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM
+from nasd.worker.speed import Never
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.passages import QaFeatures
@@ -84,12 +85,6 @@ class Gate(Pulse):
             self._watch(doing, step)
         except Finished:
             raise Stopped("enough is measured") from None
-
-
-class Never:
-    """A stop request that does not come."""
-
-    asked = False
 
 
 def _at_steps(job: Job, pacer: Pacer, stage: Stage) -> Watch:
