@@ -361,6 +361,19 @@ def test_the_phenotype_and_its_neighbours_need_neither_nasd_nor_transformers(
     assert shown.stdout.strip() == "[]"
 
 
+def test_a_model_is_read_without_the_compiler_of_torch(tmp_path: Path) -> None:
+    phenotype.save(built(QuestionAnswering), tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from nasd.worker.model import phenotype as read;"
+        "read.load(read.QuestionAnswering, Path(sys.argv[1]));"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "False"
+
+
 def test_the_modelling_code_names_each_file_that_travels() -> None:
     """transformers 4 copies what the first file imports, and not what those files do."""
     code = Path(phenotype.__file__).with_name("pretrained.py")

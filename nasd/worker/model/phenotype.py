@@ -14,11 +14,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .architecture import CONFIG, Architecture, norm_of
 from .embeddings import Embeddings
@@ -228,9 +229,23 @@ def initialise(module: nn.Module, generator: torch.Generator, spread: float = 0.
 
 def empty(kind: type[Model], arch: Architecture) -> Model:
     """A model with uninitialised weights: for who fills every one, as torch's own take a second."""
-    with torch.device("meta"):
-        model = kind(arch)
-    return model.to_empty(device="cpu")
+    return _outline(kind, arch).to_empty(device="cpu")
+
+
+def _outline(kind: type[Model], arch: Architecture) -> Model:
+    """A model on the meta device: shapes, and no weights."""
+    with torch.device("meta"), _Undrawn():
+        return kind(arch)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves an embedding undrawn: on the meta device torch draws it in Python, and imports its
+    compiler for that, a second of each process that only reads a model
+    (findings/torch-meta-embedding-imports-dynamo.sh)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
 
 
 def save(model: AnyModel, folder: Path) -> None:
@@ -288,8 +303,7 @@ def load_under_head(
 ) -> Model:
     """The same of any kind. labels: a classifier's."""
     arch = load_architecture(folder).with_dropout(dropout).with_labels(labels)
-    with torch.device("meta"):
-        head = kind(arch).get_submodule(kind.head_name)
+    head = _outline(kind, arch).get_submodule(kind.head_name)
     fresh = nn.ModuleDict({kind.head_name: head.to_empty(device="cpu")})
     initialise(fresh, generator, arch.initializer_range)
     return _filled(kind, arch, folder, fresh.state_dict())
