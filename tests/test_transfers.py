@@ -118,6 +118,20 @@ def windows(count: int = 24, seed: int = 1) -> Windows:
     return Windows(ids, mask)
 
 
+@given(count=st.integers(1, 40), tokens=st.integers(1, 40 * TOKENS))
+def test_of_windows_so_many_stay_as_hold_the_tokens_asked_for_and_one_at_least(
+    count: int, tokens: int
+) -> None:
+    seen = windows(count)
+    kept = seen.within(tokens)
+    assert len(kept.input_ids) == len(kept.attention_mask) >= 1
+    whole = int(seen.attention_mask.sum())
+    if tokens >= whole:
+        assert torch.equal(kept.input_ids, seen.input_ids)
+    else:
+        assert int(kept.attention_mask.sum()) <= tokens + 2 * TOKENS
+
+
 def outputs(model: Any, seen: Windows) -> torch.Tensor:
     with torch.no_grad():
         states = model.encoder(seen.input_ids, seen.attention_mask)

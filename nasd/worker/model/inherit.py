@@ -7,6 +7,7 @@ its place stays. The head is the first parent's, and so are the embeddings, whos
 nasd.worker.model.factors' matter, and a norm behind all blocks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,13 @@ class Windows:
     input_ids: Tensor
     attention_mask: Tensor
     counts: Callable[[], Tensor] | None = None
+
+    def within(self, tokens: int) -> "Windows":
+        """Every second one, third, or so forth, such that they have about so many tokens."""
+        step = math.ceil(int(self.attention_mask.sum()) / tokens)
+        return replace(
+            self, input_ids=self.input_ids[::step], attention_mask=self.attention_mask[::step]
+        )
 
 
 def inherit(
