@@ -17,7 +17,7 @@ from nasd.presets import preset_text
 from nasd.record.store import Store
 from nasd.views.forecast import planning
 from nasd.views.forecast.fitting import KEY, rungs_for
-from nasd.views.forecast.premises import gather
+from nasd.views.forecast.premises import Subject, gather
 
 
 def open_config(folder: Path, budget: float | None, cutoff: bool = False, **given: object) -> Path:
@@ -54,7 +54,7 @@ def test_a_budget_alone_gives_population_generations_and_rungs(planned: planning
     assert config.experiment.generations >= 1
     assert config.promotion.rule == "asha"
     (cut,) = (stage for stage in config.stages if stage.rungs)
-    assert cut.who == "candidates" and all(rung.keep == 0.5 for rung in cut.rungs)
+    assert cut.who == "candidates" and [rung.keep for rung in cut.rungs] == [0.5]
     told = "\n".join(planned.told)
     for key in planned.keys:
         assert f"{key} = " in told
@@ -146,6 +146,13 @@ def test_plan_writes_what_it_shows_and_leaves_the_rest(tmp_path: Path) -> None:
     assert all(line in path.read_text() for line in comments)
 
 
+def rung_at(config: Config, subject: Subject, start: float) -> float | None:
+    """Where the rung is if an attempt takes so many seconds to start."""
+    slow = replace(subject, machine=replace(subject.machine, start_seconds=start))
+    keys, _ = rungs_for(config, slow)
+    return next((keys[key][0]["at"] for key in keys if key.endswith(".rungs")), None)
+
+
 def test_rungs_that_would_cost_more_to_start_than_to_train_are_not_put(planned) -> None:
     stages = [{**one.model_dump(), "rungs": ()} for one in planned.config.stages]
     plain = planned.config.model_dump(by_alias=True) | {"stages": stages, "promotion": {}}
@@ -153,6 +160,9 @@ def test_rungs_that_would_cost_more_to_start_than_to_train_are_not_put(planned) 
     subject = gather(config, Path("config.toml"))
     keys, why = rungs_for(config, subject)
     assert keys and not why
+    found = [rung_at(config, subject, 2.0**doubled) for doubled in range(20)]
+    assert sorted({*found} - {None}) == [0.125, 0.25, 0.5]  # as each is twice the one before
+    assert found == sorted(found, key=lambda at: at or 1.0)
     slow = replace(subject, machine=replace(subject.machine, start_seconds=36_000.0))
     keys, why = rungs_for(config, slow)
     assert not keys and why.endswith("an attempt 36000 s to start")

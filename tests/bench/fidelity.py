@@ -65,6 +65,7 @@ WAYS = {
     "halving at 1/4, 1/2": Way("halving", HALVES),
     "halving at 1/8, 1/4, 1/2": Way("halving", EARLY),
     "asha at 1/8": Way("asha", ((0.125, 0.5),)),
+    "asha at 1/8, 2 of 3": Way("asha", ((0.125, 2 / 3),)),
     "asha at 1/4, 1/2": Way("asha", HALVES),
     "asha at 1/8, 1/4, 1/2": Way("asha", EARLY),
     "curve at 1/4, 1/2": Way("curve", HALVES),

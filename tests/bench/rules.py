@@ -1,6 +1,7 @@
 """`bin/bench rules`: rules of promotion in whole searches of the preset demo, in virtual time, on
 four slots: all of nasd but its workers, whose losses and scores are recorded ones (tests/data,
 `bin/record-curves`), or those of the recorded candidates most like one (nasd.estimate.recorded).
+Rungs are at 1/8, 1/4 and 1/2 where nothing else is said, and half goes on.
 
 Against `no cutoff`, of the same seed: `hours`, all slot-hours by the cost model; `volume`, the
 hypervolume in the end, of all that were ever scored, by quality and compression above no quality
@@ -41,24 +42,30 @@ POPULATION = {"mu": 8, "lambda": 16, "screened": 1, "control": False, "finishing
 # So slow that what an attempt takes to start, again behind each rung, is little beside an hour.
 SLOW = Machine(tflops=3e-6, step_seconds=0.0, start_seconds=30.0)
 NONE = "no cutoff"
-RULES = (NONE, "share", "halving", "hyperband", "asha", "curve")
+# (the rule, its rungs) by what they are called.
+RULES: Mapping[str, tuple[str, Sequence[tuple[float, float]]]] = {
+    NONE: (NONE, ()),
+    **{rule: (rule, EARLY) for rule in ("share", "halving", "hyperband", "asha", "curve")},
+    "asha at 1/8": ("asha", EARLY[:1]),
+}
 OVERLAPPING = ", overlapping"  # population.overlap
-WAYS = (*(f"{rule}{more}" for rule in RULES for more in ("", OVERLAPPING)),)
+WAYS = (*(f"{name}{more}" for name in RULES for more in ("", OVERLAPPING)),)
 
 
 def config(way: str, generations: int) -> Config:
-    rule = way.removesuffix(OVERLAPPING)
+    name = way.removesuffix(OVERLAPPING)
+    rule, rungs = RULES[name]
     data: dict[str, Any] = tomllib.loads(preset_text("demo"))
     data["experiment"] |= {"generations": generations, "limits": []}
     data["slots"]["devices"] = DEVICES
-    data["population"] |= {**POPULATION, "overlap": way != rule}
+    data["population"] |= {**POPULATION, "overlap": way != name}
     data.pop("teacher")
     (stage,) = [one for one in data["stages"] if one["name"] == "finetune"]
     stage["evaluations"] = 8  # an epoch: as often as was recorded
     if rule != NONE:
         data["promotion"] = {"rule": rule}
-        stage["rungs"] = [{"at": at, "keep": keep} for at, keep in EARLY]
-    return parse(data, f"rules/{rule}")
+        stage["rungs"] = [{"at": at, "keep": keep} for at, keep in rungs]
+    return parse(data, f"rules/{name}")
 
 
 def subject(curves: Table) -> Subject:

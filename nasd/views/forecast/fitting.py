@@ -49,12 +49,13 @@ WITHIN = 0.9  # of it a simulated search may take: what is done again needs some
 USED = 0.7  # of it is enough; for one that takes less a larger one is looked for
 LOOKS = 7  # simulations at most
 FRONT = 0.5  # of a generation's places, where a front is trained on
-# Where half goes on, by the fewest offspring that leave somebody to choose among at the last of
-# them: as `bin/bench fidelity` and `bin/bench rules` have tried them on recorded curves.
-RUNGS = ((16, (0.125, 0.25, 0.5)), (8, (0.25, 0.5)), (4, (0.5,)))
+# The one rung where half goes on is at the first of these shares that is worth it. Further rungs
+# save hours, and miss more than as many hours of further generations find (`bin/bench rules`).
+RUNGS = (0.125, 0.25, 0.5)
 KEEP = 0.5
 RULE = "asha"
 FEWEST_STEPS = 25  # up to a rung: behind fewer, losses tell of the warm-up
+FEWEST_OFFSPRING = 4  # that leave somebody to choose
 Made = Callable[[Genotype], Lineage]  # how a candidate has come by its modules
 
 
@@ -141,8 +142,8 @@ def changed(config: Config, plan: Plan, fixed: frozenset[str]) -> dict[str, Any]
 
 
 def rungs_for(config: Config, subject: Subject) -> tuple[dict[str, Any], str]:
-    """Rungs within the stage in which a candidate takes longest, and a rule, as keys of the config;
-    where there are none, why not."""
+    """A rung within the stage in which a candidate takes longest, and a rule, as keys of the
+    config; where there is none, why not."""
     climbed = [
         one
         for one in config.ladder("candidates")
@@ -152,21 +153,17 @@ def rungs_for(config: Config, subject: Subject) -> tuple[dict[str, Any], str]:
         return {}, "some cutoff stands in the config"
     stage = max(climbed, key=lambda one: _seconds(config, subject, one))
     steps, start = _work(config, subject, stage).steps, subject.machine.start_seconds
-    wanted = next((at for least, at in RUNGS if config.population.lambda_ >= least), ())
-    if not wanted:
+    if config.population.lambda_ < FEWEST_OFFSPRING:
         return {}, f"of {config.population.lambda_} offspring there is little to choose"
     busy = _seconds(config, subject, stage) - start
-    found = [
-        {"at": at, "keep": KEEP}
-        for at in wanted
-        if at * steps >= FEWEST_STEPS and at * busy >= start
-    ]
-    if not found:
+    worth = [at for at in RUNGS if at * steps >= FEWEST_STEPS and at * busy >= start]
+    if not worth:
         return {}, (
             f"{stage.name} takes {steps} steps in {readable.duration(busy)}, and an attempt"
             f" {start:.0f} s to start"
         )
-    return {f"stages.{stage.name}.rungs": found, "promotion.rule": RULE}, ""
+    rungs = [{"at": worth[0], "keep": KEEP}]
+    return {f"stages.{stage.name}.rungs": rungs, "promotion.rule": RULE}, ""
 
 
 def applied(config: Config, keys: Mapping[str, Any]) -> Config:
