@@ -102,3 +102,21 @@ def test_attention_in_bfloat16_stays_near_float32() -> None:
     rough = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, 0.1)
     assert rough.dtype is torch.bfloat16
     assert torch.allclose(rough.float(), exact, atol=0.05)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gradient_in_bfloat16_is_that_of_attention_in_float32(masked: bool) -> None:
+    torch.manual_seed(23)
+    mask = (torch.rand(2, 1, 1, 33) > 0.3).index_fill(3, torch.tensor([0]), True)
+    halves = [torch.randn(2, 4, 33, 16).bfloat16().requires_grad_() for _ in range(3)]
+    wholes = [one.detach().float().requires_grad_() for one in halves]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(*halves, mask if masked else None, 0.0)
+    exact = F.scaled_dot_product_attention(*wholes, attn_mask=mask if masked else None)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())
+    found.float().square().sum().backward()
+    exact.bfloat16().float().square().sum().backward()
+    for half, whole in zip(halves, wholes, strict=True):
+        assert half.grad is not None and whole.grad is not None
+        assert torch.equal(half.grad, whole.grad.bfloat16())

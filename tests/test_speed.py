@@ -78,8 +78,10 @@ def test_what_was_tried_is_kept_where_it_is_to_be_and_tried_once(demo, monkeypat
     again = gather(config, path)
     assert again.machine == first.machine and len(asked) == 1
     assert again.assumptions == first.assumptions
-    other = gather(config.model_copy(update={"slots": more_threads(config)}), path)
-    assert not other.machine.rates
+    assert question["dropout"] == config.seed_model.dropout
+    dropping = config.seed_model.model_copy(update={"dropout": 0.25})
+    for key, one in (("slots", more_threads(config)), ("seed_model", dropping)):
+        assert not gather(config.model_copy(update={key: one}), path).machine.rates
     by_task = {stage.task: again.machine.rates[stage.name] for stage in config.stages}
     assert (by_task["mlm"] < by_task["qa"]) == (tokens["mlm"] < tokens["qa"])
 

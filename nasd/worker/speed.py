@@ -3,12 +3,12 @@
 Random weights and made-up examples through the very loop that attempts go through, for some
 seconds: what a step's operations take, and all that comes with them. Reads one JSON object,
 {"source": the seed, "folder": where its relative path starts, "vocabulary": tokens that are kept,
-or null, "device": cuda or cpu, "slots": that work side by side, "threads", "precision", "packing":
-[slots] of a config, "asked": [{"task", "batch": examples of a step on a slot, "micro_batch",
-"tokens": of an example on average, "longest": of one, "mask_share": of MLM}], "keep": a file for
-the answer, or null}, with the slot's GPU visible alone, or none. Prints one JSON line: {"device":
-in words, "precision": that it computes in, "tokens_per_second": [a slot's, for each that is
-asked]}, or {"error": one sentence}.
+or null, "dropout": in place of the seed's, or null, "device": cuda or cpu, "slots": that work side
+by side, "threads", "precision", "packing": [slots] of a config, "asked": [{"task", "batch":
+examples of a step on a slot, "micro_batch", "tokens": of an example on average, "longest": of one,
+"mask_share": of MLM}], "keep": a file for the answer, or null}, with the slot's GPU visible alone,
+or none. Prints one JSON line: {"device": in words, "precision": that it computes in,
+"tokens_per_second": [a slot's, for each that is asked]}, or {"error": one sentence}.
 """
 
 import json
@@ -114,6 +114,7 @@ def _answer(
     source: str,
     folder: str,
     vocabulary: int | None,
+    dropout: float | None,
     device: str,
     threads: int,
     precision: str,
@@ -124,7 +125,7 @@ def _answer(
 
     os.environ.setdefault("LOCAL_RANK", "0")
     torch.set_num_threads(threads)
-    arch = seed.describe(source, Path(folder)).architecture
+    arch = seed.describe(source, Path(folder)).architecture.with_dropout(dropout)
     arch = replace(arch, vocab_size=min(vocabulary or arch.vocab_size, arch.vocab_size))
     found = []
     for one in asked:

@@ -56,6 +56,7 @@ class _Asked:
             "source": config.seed_model.source,
             "folder": str(folder),
             "vocabulary": config.seed_model.vocabulary,
+            "dropout": config.seed_model.dropout,
             "device": Slot.parse(slots[0]).kind.value,
             "slots": 1 if is_gpu(slots[0]) else len(slots),
             "threads": config.slots.threads,

@@ -24,7 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     """softmax(q k^T / sqrt(w)) v over [b, heads, k or l, w], where mask [b, 1, 1 or k, l] is true.
 
     On a CPU torch's own has no fast way through dropout, so there that is spelled out; and its
-    gradient in bfloat16 takes two to four times as long as in float32.
+    gradient in bfloat16 takes two to four times as long as in float32
+    (findings/torch-bfloat16-attention-learns-slowly-on-a-cpu.sh).
     """
     if q.device.type == "cpu" and q.dtype in HALVES and q.requires_grad and not dropout:
         with torch.autocast("cpu", enabled=False):
