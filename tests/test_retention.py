@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasd.contract.config import Config
+from nasd.contract.config import Config, parse
 from nasd.contract.genotype import parameters
 from nasd.control import retention
 from nasd.control.tick import Tick
@@ -29,8 +29,10 @@ from tests.conftest import (
     begin,
     drive,
     make_tick,
+    of_tuned_parents,
     open_quickly,
     small_config,
+    small_dict,
     story,
     without_summaries,
 )
@@ -348,7 +350,17 @@ LADDERS: dict[str, dict[str, Any]] = {
     "two cutoffs": {"stages__pretrain_1__keep": 0.5, "population__lambda": 6},
     "no cutoff": {"stages__pretrain_0__keep": None},
     "many parents": {"population__mu": 6, "population__lambda": 2},
+    "finalists": {"select__seeds": 3, "population__control": True},
+    "finalists of tuned parents": {"select__seeds": 3, "population__control": True},
 }
+
+
+def of_ladder(name: str, **changes: Any) -> Config:
+    data = small_dict(daemon__infrastructure_retries=10_000, **changes, **LADDERS[name])
+    if name == "finalists of tuned parents":
+        del data["data"]["mlm"]
+        data = of_tuned_parents(data, {"narrow": 1, "widen": 1})
+    return parse(data, f"{name}.toml")
 
 
 def search(state: StateFolder, config: Config) -> Tick:
@@ -386,17 +398,12 @@ def drive_within_bounds(tick: Tick, collect: bool) -> None:
     assert bound.total == bound.models * bound.largest_model + bound.checkpoints
 
 
-@settings(max_examples=6)
+@settings(max_examples=8)
 @given(ladder=st.sampled_from(sorted(LADDERS)), seed=st.integers(0, 99))
 def test_a_search_with_a_collection_after_every_turn_ends_as_one_without_any(
     folder: Callable[[], StateFolder], ladder: str, seed: int
 ):
-    config = small_config(
-        experiment__seed=seed,
-        experiment__generations=3,
-        daemon__infrastructure_retries=10_000,
-        **LADDERS[ladder],
-    )
+    config = of_ladder(ladder, experiment__seed=seed, experiment__generations=3)
     calm = search(folder(), config)
     calm.keep = lambda: None  # type: ignore[method-assign]
     drive(calm)
@@ -431,9 +438,7 @@ def models_stand_at_the_end(tick: Tick) -> None:
 def test_what_stands_between_two_collections_is_within_the_bound_too(
     folder: Callable[[], StateFolder], ladder: str
 ):
-    config = small_config(
-        experiment__generations=3, daemon__infrastructure_retries=10_000, **LADDERS[ladder]
-    )
+    config = of_ladder(ladder, experiment__generations=3)
     tick = search(folder(), config)
     drive_within_bounds(tick, collect=False)  # but for each generation's own
     models_stand_at_the_end(tick)

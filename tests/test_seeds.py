@@ -1,7 +1,9 @@
 """Whoever is to be selected is trained for its score under several seeds: their mean counts."""
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -182,7 +184,45 @@ def test_who_fails_under_another_seed_keeps_the_score_of_those_before(state: Sta
         found.results[next(iter(chosen)), "evaluate~3"]
 
 
-PATIENT = small_config(select__seeds=2, daemon__infrastructure_retries=10_000)
+@pytest.mark.parametrize("inherit_from", ["mlm", "task"])
+def test_the_control_has_the_mean_of_as_many_seeds_as_whom_it_is_held_against(
+    state: StateFolder, inherit_from: str
+) -> None:
+    began: dict[tuple[int, str], str] = {}
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if spec.stage is not None and spec.weights is not None:
+            assert Path(spec.weights).is_dir()
+            began[spec.candidate, spec.stage.name] = spec.weights
+        # The control is there long before those whom its further seeds wait for.
+        is_control = '"kept"' in (told := json.dumps(spec.lineage)) and '"ranked"' not in told
+        return 3.0 if is_control else 900.0, lucky(spec, before)[1]
+
+    data = small_dict(select__seeds=3, population__control=True)
+    if inherit_from == "task":
+        del data["data"]["mlm"]
+        data = of_tuned_parents(data, {"narrow": 1, "widen": 1})
+    found = searched(state, script, parse(data, "c.toml")).store.read()
+    assert [one.generation for one in found.controls] == [0, 1, 2]
+    for one in found.controls:
+        values = own_scores(found, one.id)
+        assert len(values) == found.seeds(one.id) == 3
+        assert found.quality(one.id) == pytest.approx(mean(values))
+        first = began[one.id, "finetune"]
+        assert began[one.id, "finetune~2"] == began[one.id, "finetune~3"] == first
+        made = [
+            decision
+            for decision in found.decisions
+            if (decision.generation, decision.kind) == (one.generation, DecisionKind.REPEAT)
+        ]
+        assert sum(one.id in decision.payload["finalists"] for decision in made) == 1
+    survive = {one.candidate for one in found.members if one.survives}
+    assert all(found.seeds(number) == 3 for number in survive)
+
+
+PATIENT = small_config(
+    select__seeds=2, population__control=True, daemon__infrastructure_retries=10_000
+)
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,8 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
             climbs = candidate.generation == newest or candidate in late
             if climbs and candidate.state is not State.SCORED:
                 wanted |= ladder.to_inherit(snapshot, config, candidate)
+            elif _may_repeat(snapshot, config, candidate):
+                wanted |= ladder.to_inherit(snapshot, config, _repeated(config, candidate))
     models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     pool = {
@@ -99,6 +101,8 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         case State.WAITING:
             return _on_its_way(snapshot, config, candidate, here + 1)
         case State.SCORED if candidate.kind is CandidateKind.CONTROL:
+            if _may_repeat(snapshot, config, candidate):
+                return finished | _to_repeat(snapshot, config, candidate)
             newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
             return finished if candidate is newest_one else set()
         case State.SCORED:
@@ -115,11 +119,29 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     return _on_its_way(snapshot, config, candidate, here)
 
 
+def _may_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> bool:
+    """Whether it is a control that further seeds are still to come for: those of parents' are kept
+    anyway."""
+    generation = snapshot.generation
+    assert generation is not None
+    return (
+        bool(config.further)
+        and candidate.kind is CandidateKind.CONTROL
+        and candidate.generation == generation.number
+        and generation.phase in (Phase.CLIMBING, Phase.SELECTING)
+    )
+
+
+def _repeated(config: Config, candidate: Candidate) -> Candidate:
+    """At the first stage under a further seed."""
+    return replace(candidate, stage=config.further[0].name)
+
+
 def _to_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     """The stages of its own that one under a further seed would start from."""
     if not config.further:
         return set()
-    again = replace(candidate, stage=config.further[-1].name)
+    again = _repeated(config, candidate)
     starts = (ladder.before(snapshot, config, again, one.name) for one in config.further)
     own = ladder.steps_of(snapshot, config, candidate)
     return {step for step in starts if step in own and seeds.nth_of(step) == 1}
@@ -257,8 +279,10 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
         if stage.keep is not None:
             offspring = min(offspring, max(1, math.ceil(stage.keep * offspring)))
     scored = mu + config.experiment.generations * offspring
-    controls = (1 + training) * config.population.control
-    in_play = (mu + lambda_) * training + len(config.ladder("baseline")) + 1 + controls
+    again = sum(stage.train != "none" for stage in config.further)  # of a generation's finalists
+    controls = (1 + training + again) * config.population.control
+    members = (mu + lambda_) * training + max(mu, lambda_) * again
+    in_play = members + len(config.ladder("baseline")) + 1 + controls
     return Bound(
         largest_model=largest,
         models=in_play + scored + slots,

@@ -134,7 +134,9 @@ def _search(snapshot: Snapshot, config: Config, idle: bool) -> Decision | None:
             if counts and not baseline.final:
                 return None  # gains, limits and some objectives are counted from it
             born = snapshot.born_in(generation.number)
-            if config.further and not all(one.final for one in born):
+            if config.further and not all(
+                one.final for one in (*born, *snapshot.controls_of(generation.number))
+            ):
                 return None  # finalists, under another seed
             again = _repeat(snapshot, config, generation.number)
             return _select(snapshot, config, generation.number) if again is None else again
@@ -321,8 +323,8 @@ def _pool(snapshot: Snapshot, generation: int) -> list[int]:
 
 def _repeat(snapshot: Snapshot, config: Config, generation: int) -> Repeat | None:
     """The finalists: of the generation's offspring those that would be selected now, and have not
-    been trained under further seeds yet. Parents have been, when they were offspring. None once
-    the scores of all who would be selected are means."""
+    been trained under further seeds yet. Parents have been, when they were offspring. With them
+    the control, as a mean is held against a mean. None once the scores of all of these are such."""
     if not config.further:
         return None
     made = [
@@ -334,7 +336,9 @@ def _repeat(snapshot: Snapshot, config: Config, generation: int) -> Repeat | Non
     pool = _pool(snapshot, generation)
     at, beyond = points(snapshot, pool), [snapshot.missed(candidate) for candidate in pool]
     chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
-    found = sorted(one for one in chosen - had if snapshot.candidates[one].generation == generation)
+    found = [one for one in chosen if snapshot.candidates[one].generation == generation]
+    found += [one.id for one in snapshot.controls_of(generation) if one.state is State.SCORED]
+    found = sorted({*found} - had)
     if not found:
         return None
     payload = {

@@ -484,6 +484,10 @@ class Snapshot:
         """The baseline trained on, one a generation, oldest first."""
         return [one for one in self.candidates.values() if one.kind is CandidateKind.CONTROL]
 
+    def controls_of(self, generation: int) -> list[Candidate]:
+        """One, or none."""
+        return [one for one in self.controls if one.generation == generation]
+
     def born_in(self, generation: int) -> list[Candidate]:
         return [one for one in self.individuals if one.generation == generation]
 

@@ -302,6 +302,6 @@ class Promotion(Section):
 
 class Select(Section):
     seeds: Annotated[Whole, Field(ge=1, le=100)] = 1
-    """Under how many seeds whoever is to be selected is trained for its score: selection goes by
-    the mean of the scores, and their standard error tells of the seeds as well. Weights, and what
-    is measured, are those of the first."""
+    """Under how many seeds whoever is to be selected is trained for its score, and the control with
+    them: selection goes by the mean of the scores, and their standard error tells of the seeds as
+    well. Weights, and what is measured, are those of the first."""

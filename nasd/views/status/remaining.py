@@ -156,14 +156,14 @@ class _Work:
             first += [self._job_of(one) for one in late if not one.final]
         if generation is None or generation.phase is not Phase.CLIMBING:
             again = [one for one in self._born if not one.final]  # under further seeds
+            again += [] if generation is None else self._controls(generation.number)
             yield first + [self._job_of(one) for one in again]
             if generation is not None and generation.phase is Phase.BREEDING:
                 yield from self._generation(generation.number)
             return
-        controls = [c for c in self._snapshot.controls if c.generation == generation.number]
         climbing = [one for one in self._born if not one.final]
         busy = [one for one in climbing if one.state is not State.WAITING]
-        busy += [one for one in controls if not one.final]
+        busy += self._controls(generation.number)
         yield first + [self._job_of(one) for one in busy]
         parts = self._parts(generation.number)
         steps = [stage.name for stage in self._config.ladder("candidates")]
@@ -187,10 +187,16 @@ class _Work:
         yield self._again(reach)
 
     def _again(self, reach: int) -> list[_Job]:
-        """Finalists under further seeds: of those who come so far, at most as many as survive."""
+        """Finalists under further seeds: of those who come so far, at most as many as survive, and
+        the control."""
         if not (stages := self._config.further):
             return []
-        return [self._usual(stages)] * min(reach, self._config.population.mu)
+        population = self._config.population
+        return [self._usual(stages)] * (min(reach, population.mu) + population.control)
+
+    def _controls(self, generation: int) -> list[Candidate]:
+        """That are under way."""
+        return [one for one in self._snapshot.controls_of(generation) if not one.final]
 
     def _parts(self, number: int) -> list[list[Stage]]:
         """The ladder, a part up to each cutoff."""
