@@ -220,6 +220,22 @@ def test_the_control_has_the_mean_of_as_many_seeds_as_whom_it_is_held_against(
     assert all(found.seeds(number) == 3 for number in survive)
 
 
+def test_a_control_bred_by_a_version_before_is_trained_once(state: StateFolder) -> None:
+    """What its further seeds would start from may be gone."""
+    config = small_config(select__seeds=2, population__control=True)
+    tick = make_tick(state, config, lucky)
+    drive(tick, lambda found: found.generation is not None and bool(found.controls))
+    with tick.store._transaction():
+        changed = tick.store._db.execute(
+            "UPDATE decision SET payload = json_remove(payload, '$.repeats_control')"
+            " WHERE kind = 'breed' AND json_extract(payload, '$.repeats_control')"
+        ).rowcount
+    assert changed == 1
+    found = drive(tick)
+    assert found.experiment.state == "complete"
+    assert [found.seeds(one.id) for one in tick.store.read().controls] == [1, 2, 2]
+
+
 PATIENT = small_config(
     select__seeds=2, population__control=True, daemon__infrastructure_retries=10_000
 )

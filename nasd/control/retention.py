@@ -126,8 +126,7 @@ def _may_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> boo
     assert generation is not None
     return (
         bool(config.further)
-        and candidate.kind is CandidateKind.CONTROL
-        and candidate.generation == generation.number
+        and candidate in snapshot.repeated_controls(generation.number)
         and generation.phase in (Phase.CLIMBING, Phase.SELECTING)
     )
 

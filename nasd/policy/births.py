@@ -230,6 +230,8 @@ def _breed(
         baseline = snapshot.baseline
         before = trained[-1] if trained else baseline.id
         control = Bred(before, baseline.genotype, unchanged(baseline.genotype))
+        if config.further:
+            told["repeats_control"] = True
     first_stage = config.ladder("candidates")[0].name
     breed = Breed(generation, tuple(births), first_stage, told, control=control)
     return _placed(config, _adopt(snapshot, config, breed))

@@ -135,7 +135,7 @@ def _search(snapshot: Snapshot, config: Config, idle: bool) -> Decision | None:
                 return None  # gains, limits and some objectives are counted from it
             born = snapshot.born_in(generation.number)
             if config.further and not all(
-                one.final for one in (*born, *snapshot.controls_of(generation.number))
+                one.final for one in (*born, *snapshot.repeated_controls(generation.number))
             ):
                 return None  # finalists, under another seed
             again = _repeat(snapshot, config, generation.number)
@@ -337,7 +337,8 @@ def _repeat(snapshot: Snapshot, config: Config, generation: int) -> Repeat | Non
     at, beyond = points(snapshot, pool), [snapshot.missed(candidate) for candidate in pool]
     chosen = {pool[index] for index in survivors(at, config.population.mu, beyond)}
     found = [one for one in chosen if snapshot.candidates[one].generation == generation]
-    found += [one.id for one in snapshot.controls_of(generation) if one.state is State.SCORED]
+    controls = snapshot.repeated_controls(generation)
+    found += [one.id for one in controls if one.state is State.SCORED]
     found = sorted({*found} - had)
     if not found:
         return None

@@ -488,6 +488,13 @@ class Snapshot:
         """One, or none."""
         return [one for one in self.controls if one.generation == generation]
 
+    def repeated_controls(self, generation: int) -> list[Candidate]:
+        """Those that were to be trained under further seeds when the generation was bred. By a
+        version that did not say so none was, and nothing was kept for it."""
+        bred = self.decided(generation, DecisionKind.BREED)
+        said = bred is not None and bred.payload.get("repeats_control", False)
+        return self.controls_of(generation) if said else []
+
     def born_in(self, generation: int) -> list[Candidate]:
         return [one for one in self.individuals if one.generation == generation]
 
