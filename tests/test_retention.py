@@ -111,7 +111,9 @@ def selected(found: Snapshot, generation: int, survivors: set[int]) -> Snapshot:
     others = tuple(one for one in found.members if one.generation != generation)
     scored = put(found, dict.fromkeys(here, ("evaluate", State.SCORED)))
     members = tuple(Member(generation, one, "offspring", one in survivors, 0, 0.0) for one in here)
-    return replace(scored, members=others + members)
+    *before, last = found.generations
+    done = (*before, replace(last, phase=Phase.COMPLETE))
+    return replace(scored, members=others + members, generations=done)
 
 
 def test_once_a_generation_is_selected_its_survivors_alone_may_have_children(
@@ -130,6 +132,16 @@ def test_the_front_of_all_ever_scored_keeps_its_models(generation_1: Snapshot):
     wanted = retention.needed(found, CONFIG, scored)
     front = {(72, "finetune"), (70, "finetune"), (73, "finetune")}  # 70 and 73 are equals
     assert wanted == BASELINES | parts("pretrain_1", "finetune", of=5) | front
+
+
+def test_whom_an_unselected_one_beats_keeps_its_model_as_further_seeds_may_tell_otherwise(
+    generation_1: Snapshot,
+):
+    lucky = put(generation_1, {4: ("evaluate", State.SCORED)})
+    known = [(70, 60.0, 100), (4, 61.0, 100)]
+    scored = [Scored(one, size, {"f1": x, "exact_match": x}, {}) for one, x, size in known]
+    assert (70, "finetune") in retention.needed(lucky, CONFIG, scored)
+    assert (70, "finetune") not in retention.needed(selected(lucky, 1, {4}), CONFIG, scored)
 
 
 def test_a_candidate_that_was_cut_is_kept_while_its_generation_is_the_newest(
@@ -359,7 +371,7 @@ def of_ladder(name: str, **changes: Any) -> Config:
     data = small_dict(daemon__infrastructure_retries=10_000, **changes, **LADDERS[name])
     if name == "finalists of tuned parents":
         del data["data"]["mlm"]
-        data = of_tuned_parents(data, {"narrow": 1, "widen": 1})
+        data = of_tuned_parents(data, {"narrow": 1, "widen": 1, "fewer_heads": 1, "more_heads": 1})
     return parse(data, f"{name}.toml")
 
 
@@ -421,7 +433,7 @@ def models_stand_at_the_end(tick: Tick) -> None:
     found = tick.store.read()
     standing = weights_on_disk(tick.state)
     assert found.generation is not None
-    scored = [one.id for one in found.candidates.values() if one.state is State.SCORED]
+    scored = [one.id for one in found.individuals if one.state is State.SCORED]
     at = dict(zip(scored, decisions.points(found, scored), strict=True))
     front = [
         one

@@ -1,9 +1,7 @@
 """Whoever is to be selected is trained for its score under several seeds: their mean counts."""
 
-import json
 import math
 from collections import Counter
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -192,11 +190,8 @@ def test_the_control_has_the_mean_of_as_many_seeds_as_whom_it_is_held_against(
 
     def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
         if spec.stage is not None and spec.weights is not None:
-            assert Path(spec.weights).is_dir()
             began[spec.candidate, spec.stage.name] = spec.weights
-        # The control is there long before those whom its further seeds wait for.
-        is_control = '"kept"' in (told := json.dumps(spec.lineage)) and '"ranked"' not in told
-        return 3.0 if is_control else 900.0, lucky(spec, before)[1]
+        return lucky(spec, before)
 
     data = small_dict(select__seeds=3, population__control=True)
     if inherit_from == "task":

@@ -9,7 +9,7 @@ What is kept, and why:
 - parents, and scored candidates that may become parents: their last MLM stage
 - the newest control that is scored, and the one on its way: the next goes on from it
 - whoever the newest generation learns from
-- whoever is on the front of all that were ever scored, and all survivors: the fine-tuned model
+- whoever is on the front of all that a selection has seen, and all survivors: the fine-tuned model
 - a cut candidate, while its generation is the newest: the stage it was cut at, so that a person
   can have it trained on to see what the cutoff missed (thesis, Figure 9)
 
@@ -67,16 +67,31 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
             climbs = candidate.generation == newest or candidate in late
             if climbs and candidate.state is not State.SCORED:
                 wanted |= ladder.to_inherit(snapshot, config, candidate)
-            elif _may_repeat(snapshot, config, candidate):
+            elif _may_repeat(snapshot, candidate):
                 wanted |= ladder.to_inherit(snapshot, config, _repeated(config, candidate))
     models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
+    unselected = _unselected(snapshot)
     pool = {
-        one.id: at for one in scored if (at := point(names, one, one.metrics, baseline)) is not None
+        one.id: at
+        for one in scored
+        if one.id not in unselected and (at := point(names, one, one.metrics, baseline)) is not None
     }
     front = ranks(list(pool.values()))
     best = [one for one, rank in zip(pool, front, strict=True) if rank == 0]
     return wanted | {(one, model) for one in best for model in models}
+
+
+def _unselected(snapshot: Snapshot) -> set[int]:
+    """Whoever is still to be selected from. They keep their models anyway, and further seeds may
+    lower their scores: whom they beat until then may be on the front again."""
+    generation = snapshot.generation
+    if generation is None:
+        return set()
+    if generation.phase is Phase.COMPLETE:
+        return set(snapshot.late(generation.number))
+    here = (*snapshot.born_in(generation.number), *snapshot.joining(generation.number))
+    return {one.id for one in here}
 
 
 def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
@@ -101,7 +116,7 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
         case State.WAITING:
             return _on_its_way(snapshot, config, candidate, here + 1)
         case State.SCORED if candidate.kind is CandidateKind.CONTROL:
-            if _may_repeat(snapshot, config, candidate):
+            if _may_repeat(snapshot, candidate):
                 return finished | _to_repeat(snapshot, config, candidate)
             newest_one = [one for one in snapshot.controls if one.state is State.SCORED][-1]
             return finished if candidate is newest_one else set()
@@ -119,16 +134,13 @@ def _of(snapshot: Snapshot, config: Config, candidate: Candidate) -> set[str]:
     return _on_its_way(snapshot, config, candidate, here)
 
 
-def _may_repeat(snapshot: Snapshot, config: Config, candidate: Candidate) -> bool:
+def _may_repeat(snapshot: Snapshot, candidate: Candidate) -> bool:
     """Whether it is a control that further seeds are still to come for: those of parents' are kept
     anyway."""
     generation = snapshot.generation
     assert generation is not None
-    return (
-        bool(config.further)
-        and candidate in snapshot.repeated_controls(generation.number)
-        and generation.phase in (Phase.CLIMBING, Phase.SELECTING)
-    )
+    under_way = generation.phase in (Phase.CLIMBING, Phase.SELECTING)
+    return under_way and candidate in snapshot.repeated_controls(generation.number)
 
 
 def _repeated(config: Config, candidate: Candidate) -> Candidate:

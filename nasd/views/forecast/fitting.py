@@ -3,8 +3,8 @@
 `choose` is pure: of the sizes in SIZES it takes the largest that leaves each candidate enough steps
 of MLM, and then as many sequences as the budget pays. Without MLM there are two ways: many
 generations of small steps, or, where children take many steps at once, one that is trained long.
-Rungs, where they are asked for, follow from the size (`rungs_for`). `fit` has its choice simulated,
-and makes it again for less where the simulated search takes more than the budget.
+A rung, where one is asked for, follows from how long a training takes (`rungs_for`). `fit` has its
+choice simulated, and makes it again for less where that search takes more than the budget.
 """
 
 import itertools
