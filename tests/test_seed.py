@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,37 @@ def test_every_kind_of_checkpoint_gives_the_same_encoder(kind: str, seeds: Any) 
         for given in (None, mask):
             wanted = encoder(input_ids=input_ids, attention_mask=given).last_hidden_state
             torch.testing.assert_close(model.eval().encoder(input_ids, given), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["DistilBertForMaskedLM", "BertForMaskedLM"])
+def test_of_a_seed_whose_heads_were_pruned_the_others_compute_what_they_did(
+    kind: str, tmp_path: Path
+) -> None:
+    """As transformers 4 writes it; version 5 does not read it any more."""
+    theirs, pruned = random_model(kind), {"1": [0, 2]}
+    width = DISTILBERT_SHAPE["dim"] // DISTILBERT_SHAPE["n_heads"]
+    gone = [width * head + row for head in pruned["1"] for row in range(width)]
+    left = [row for row in range(DISTILBERT_SHAPE["dim"]) if row not in gone]
+    theirs.save_pretrained(tmp_path)
+    change(tmp_path, pruned_heads=pruned)
+    state, said = theirs.state_dict(), []
+    for name in [one for one in state if "layer.1.attention" in one]:
+        if re.search("q_lin|k_lin|v_lin|query|key|value", name):
+            said.append((name, state[name][left]))
+        elif re.search("out_lin.weight|output.dense.weight", name):
+            said.append((name, state[name][:, left]))
+            state[name][:, gone] = 0  # which is to have no such heads
+    weights = load_file(tmp_path / "model.safetensors")
+    assert len(said) == 7
+    weights |= {name: one.contiguous() for name, one in said}
+    save_file(weights, tmp_path / "model.safetensors")
+    described = seed.describe(str(tmp_path), Path("."))
+    assert [block.remaining for block in described.baseline.blocks] == [None, 1]
+    model, _ = seed.load_seed(str(tmp_path), Path("."))
+    input_ids, mask = examples()
+    with torch.no_grad():
+        wanted = theirs(input_ids=input_ids, attention_mask=mask).logits
+        torch.testing.assert_close(model.eval()(input_ids, mask), wanted, **CLOSE)
 
 
 def test_a_missing_head_is_drawn_the_same_every_time(seeds: Any) -> None:
@@ -321,6 +353,13 @@ def test_a_package_with_several_models_is_refused_unless_one_is_named(packages: 
         ({"num_attention_heads": 5}, "5 heads do not divide the width 24"),
         ({"hidden_size": None}, "is damaged or not what it seems"),
         ({"num_hidden_layers": 3}, "lacks the weights encoder.layer.2.attention"),
+        ({"pruned_heads": {"0": [3]}}, "there are no heads [3] in a block 0 to be pruned"),
+        ({"pruned_heads": {"2": [0]}}, "there are no heads [0] in a block 2 to be pruned"),
+        (
+            {"pruned_heads": {"1": [0, 1, 2]}},
+            "it has a block whose heads are all pruned, which",
+        ),
+        ({"pruned_heads": [[0]]}, "is damaged or not what it seems"),
         (
             {"intermediate_size": 41},
             "of the shape [40, 24], where its config.json asks for [41,",

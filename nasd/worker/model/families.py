@@ -133,6 +133,21 @@ class Family:
         return all(f"{module}.weight" in there for module in head.modules.values())
 
 
+def heads_left(config: Mapping[str, Any], blocks: int, heads: int) -> dict[int, int]:
+    """Of each block that heads were pruned from (Michel et al. 2019), how many are left.
+
+    transformers up to version 4 writes down which went, and version 5 reads it no more. Raises
+    ValueError where such a head is none of the model's.
+    """
+    left = {}
+    for block, pruned in (config.get("pruned_heads") or {}).items():
+        if not 0 <= int(block) < blocks or not all(0 <= head < heads for head in pruned):
+            raise ValueError(f"there are no heads {pruned} in a block {block} to be pruned")
+        if pruned:
+            left[int(block)] = heads - len({*pruned})
+    return left
+
+
 def second_text(state: Mapping[str, Tensor]) -> Tensor | None:
     """What token type 1 adds to type 0, [e]; None where there are no two, or they are the same."""
     types = state.get(TOKEN_TYPES)

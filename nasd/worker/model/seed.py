@@ -406,6 +406,9 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         )
     with _reading(source, path):
         unfit = family.unfit(config)
+        left = families.heads_left(config, own("blocks"), own("heads"))
+    if 0 in left.values():
+        unfit = "it has a block whose heads are all pruned"
     if unfit:
         raise _error(source, f"{unfit}, which is not computed here: take another seed")
     activation = family.activations[own("activation")]
@@ -421,7 +424,10 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         check_size(family.keys["width"], own("width"))
         if own("blocks") != 0:  # which the genotype tells of
             check_size(family.keys["blocks"], own("blocks"), MOST["blocks"])
-        blocks = [{**block, **more} for more in family.blocks(config, own("blocks"))]
+        blocks = [
+            {**block, **more, **({"remaining": left[place]} if place in left else {})}
+            for place, more in enumerate(family.blocks(config, own("blocks")))
+        ]
         genotype = Genotype.from_json({"blocks": blocks})
         if own("width") % own("heads"):
             raise ValueError(f"{own('heads')} heads do not divide the width {own('width')}")
