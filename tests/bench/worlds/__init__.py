@@ -26,10 +26,12 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class World:
-    """lay: puts the files of a seed into a folder; takes the folder of real data too."""
+    """lay: puts the files of a seed into a folder; takes the folder of real data too. keys: what
+    stands there in the place of a way's own, where that has the key."""
 
     name: str
     lay: Callable[[Path, Path | None, int], None]
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> Table:
@@ -68,7 +70,14 @@ def _write(articles: Sequence[Any], path: Path) -> None:
     path.write_text(json.dumps({"version": "1.1", "data": articles}), encoding="utf-8")
 
 
-WORLDS = {one.name: one for one in (World("demo", _demo), World("minilm", _minilm))}
+# Where training is dear: few that go far at once, of many that are tried.
+FEW = {
+    "population.mu": 3,
+    "population.lambda": 3,
+    "population.screened": 12,
+    "variation.steps": [2, 20],
+}
+WORLDS = {one.name: one for one in (World("demo", _demo), World("minilm", _minilm, FEW))}
 
 
 # -- configs -------------------------------------------------------------------------------------
@@ -162,7 +171,8 @@ def table_of(world: World, way: Way, seed: int, more: Mapping[str, Any] | None =
     table = copy.deepcopy(world.table)
     table["experiment"]["seed"] = seed
     table["stages"] = [one for one in table["stages"] if one["name"] in way.stages]
-    for key, value in {**way.keys, **(more or {})}.items():
+    here = {key: world.keys.get(key, value) for key, value in way.keys.items()}
+    for key, value in {**here, **(more or {})}.items():
         if not known(key):
             continue
         place = table
