@@ -78,6 +78,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stages__finetune__task": "ner"}, "stages.finetune.task", "'mlm', 'qa', 'classify'"),
     ({"stages__finetune__train": "new"}, "stages.finetune", 'train = "new" stands only'),
     ({"stages__evaluate__epochs": 1}, "stages.evaluate", "no meaning"),
+    ({"stages__evaluate__average": 0.5}, "stages.evaluate", "no meaning"),
+    ({"stages__finetune__average": 1}, "stages.finetune.average", "less than 1"),
+    (
+        {"stages__finetune__average": 0.5, "stages__finetune__rungs": [{"at": 0.5, "keep": 0.5}]},
+        "stages.finetune",
+        "average stands on no stage with rungs",
+    ),
     ({"stages__pretrain_head__who": "all"}, "stages.pretrain_head", 'who = "baseline"'),
     ({"stages__finetune__name": "Fine Tune"}, "stages.Fine Tune.name", "'Fine Tune'"),
     ({"stages__finetune__name": "pretrain_0"}, "stages", "'pretrain_0' is taken"),

@@ -268,11 +268,12 @@ def mlm_task(shop: Workshop) -> MlmTask:
     return MlmTask(model, corpus, 0.15, {name for name, _ in model.named_parameters()})
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
 @pytest.mark.parametrize("stopped_after", [1, 4])
 def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
-    shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int
+    shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int, average: float
 ) -> None:
-    short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8)
+    short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8, average=average)
     straight, told = mlm_task(shop), Notes()
     expected = train(straight, short, alone, settings(tmp_path / "a", 10**9, notes=told))
     first, again = mlm_task(shop), Notes()
@@ -288,6 +289,28 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
     ]
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_a_stage_leaves_the_average_of_what_it_found_and_what_it_made_of_it(
+    shop: Workshop, tmp_path: Path, alone: Ranks
+) -> None:
+    began = mlm_task(shop).model.state_dict()
+    left, losses = {}, {}
+    for average in (0.0, 0.25):
+        task, called = mlm_task(shop), f"{average:g}"
+        short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8, average=average)
+        done = train(task, short, alone, settings(tmp_path / called, 10**9))
+        left[average], losses[average] = task.model.state_dict(), done.curve
+        task.model.eval()
+        with torch.no_grad():
+            told = task.evaluate(alone, 8, lambda *_, **__: None)["loss"]
+        assert done.metrics["loss"] == pytest.approx(told, abs=1e-4)
+    *before, last = losses[0.25]
+    assert before == losses[0.0][:-1]  # nothing else of the training is another one
+    assert last != losses[0.0][-1]
+    for name, start in began.items():
+        wanted = torch.lerp(left[0.0][name], start, 0.25)
+        torch.testing.assert_close(left[0.25][name], wanted, rtol=0, atol=1e-6)
 
 
 def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:

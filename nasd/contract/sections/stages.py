@@ -73,6 +73,10 @@ class Stage(Section):
     """AdamW's."""
     max_grad_norm: Annotated[Real, Field(gt=0, le=1e30)] = 1.0
     """Gradients are clipped to it."""
+    average: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """The share of the weights as the stage found them in those that it leaves, the rest being as
+    trained (Wortsman et al. 2022, WiSE-FT): of a fine-tuned model that is trained on, the average
+    of both is better than either. Not of a stage with rungs."""
     evaluations: Count = 1
     """Points of the learning curve in an epoch."""
     measure: Annotated[bool, Field(strict=True)] = False
@@ -114,8 +118,10 @@ class Stage(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.train == "none":
-            if self.epochs is not None or self.learning_rate is not None:
-                raise ValueError('epochs and learning_rate have no meaning where train = "none"')
+            if self.epochs is not None or self.learning_rate is not None or self.average:
+                raise ValueError(
+                    'epochs, learning_rate and average have no meaning where train = "none"'
+                )
         elif self.epochs is None or self.learning_rate is None:
             raise ValueError("epochs and learning_rate are missing")
         if self.measure and self.train != "none":
@@ -123,6 +129,10 @@ class Stage(Section):
         if self.rungs and self.train in ("none", "head"):
             raise ValueError(
                 f'rungs stand only where candidates train, not on train = "{self.train}"'
+            )
+        if self.rungs and self.average:
+            raise ValueError(
+                "average stands on no stage with rungs: behind one it goes on half trained"
             )
         for before, rung in pairwise(self.rungs):
             if rung.at <= before.at:

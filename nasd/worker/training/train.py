@@ -164,6 +164,12 @@ class Training:
         self.micro = _micro_batch(task, stage, ranks, run)
         self.optimizer = _optimizer(self.model, stage)
         self.monitor = DivergenceMonitor()
+        # Each that trains, as the stage found it: on the CPU, so that a GPU holds no more for it.
+        self.before = [
+            (one, one.detach().cpu().clone())
+            for one in self.model.parameters()
+            if stage.average and one.requires_grad
+        ]
         self.curve: list[tuple[int, float]] = []  # steps made and the loss there
         self.metrics: dict[str, float] = {}  # of the last evaluation
         # Losses and norms of the steps since the last line, as far as they have been fetched; of
@@ -192,6 +198,8 @@ class Training:
             due = self.due(done)
             if due.logs or due.saves:
                 self.log(done, due)
+            if done == self.schedule.steps:
+                self.average()
             if due.evaluates:
                 self.evaluate(done)
             if due.saves:
@@ -287,6 +295,12 @@ class Training:
                 raise Diverged(reason)
         self.left = (self.schedule.steps - done) * (now - self.logged) / len(self.waiting)
         self.waiting, self.tokens, self.logged = [], 0, time.monotonic()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Takes the weights back by the stage's share to what it found (Wortsman et al. 2022)."""
+        for parameter, before in self.before:
+            parameter.lerp_(before.to(parameter.device), self.stage.average)
 
     def evaluate(self, done: int) -> None:
         self.metrics = _evaluate(self.task, self.ranks, self.run)
