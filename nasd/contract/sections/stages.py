@@ -75,8 +75,9 @@ class Stage(Section):
     """Gradients are clipped to it."""
     average: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     """The share of the weights as the stage found them in those that it leaves, the rest being as
-    trained (Wortsman et al. 2022, WiSE-FT): of a fine-tuned model that is trained on, the average
-    of both is better than either. Not of a stage with rungs."""
+    trained (Wortsman et al. 2022, WiSE-FT): for a fine-tuned model that is trained on, and most of
+    all for a short while; a fresh head or module would stay so much of what was drawn. Not of a
+    stage with rungs."""
     evaluations: Count = 1
     """Points of the learning curve in an epoch."""
     measure: Annotated[bool, Field(strict=True)] = False
