@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from nasd.record.store import Store
 from nasd.views import doctor
 from nasd.views.doctor import Finding, machine, search, service, sources
 from nasd.views.doctor.case import Case
+from nasd.worker import devices
 from tests import test_gpus, test_service
 from tests.conftest import (
     BACKBONE,
@@ -331,6 +333,22 @@ def test_torch_is_tried_by_a_child_but_not_beside_a_daemon(tmp_path, world):
     # The stub is no GPU, so torch cannot compute on it, whatever it is built for.
     with suppress(NasdError):
         assert [one.mark for one in machine.torch(case)] == ["bad"]
+
+
+def test_a_processor_that_would_only_emulate_the_precision_is_told(tmp_path: Path):
+    case = case_of(tmp_path, slots__precision="bfloat16")
+    [*machine.slots(case)]
+    told = [(one.mark, one.text) for one in machine.torch(case)]
+    assert (told == []) is devices.has_bfloat16(torch.device("cpu"))
+    assert all(mark == "note" and "in float32" in text for mark, text in told)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_child_names_the_slots_that_lack_the_precision(monkeypatch, native: bool):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": native})
+    asked = ["cpu:0", "cpu:1"]
+    assert devices._answer(asked, "bfloat16")["emulated"] == ([] if native else asked)
+    assert devices._answer(asked, "float32")["emulated"] == []
 
 
 def test_too_many_threads_for_the_cores_are_worth_a_note(tmp_path: Path):

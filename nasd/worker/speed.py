@@ -29,12 +29,13 @@ from nasd.contract import tasks
 from nasd.contract.config import Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.protocol import write_atomically
+from nasd.worker.devices import has_bfloat16
 from nasd.worker.measure.table import device_name
 from nasd.worker.model import phenotype
 from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering, initialise
 from nasd.worker.model.spans import NO_CHARACTERS
-from nasd.worker.stage import device_for, has_bfloat16
+from nasd.worker.stage import device_for
 from nasd.worker.tasks.corpus import MlmCorpus, SpecialTokens
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.packing import choose

@@ -13,6 +13,7 @@ from nasd.contract.config import Stage
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict
 from nasd.contract.schedule import halved, share_of
 from nasd.worker import inputs
+from nasd.worker.devices import has_bfloat16
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry, teachers
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
@@ -96,15 +97,6 @@ def _with_precision(spec: Spec, ranks: Ranks) -> Spec:
             )
         return spec.model_copy(update={"precision": "float32"})
     return spec
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself; emulated, they take many times as
-    long as float32's."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # avx512_bf16, amx_bf16, sve_bf16 and the like
-    return any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items())
 
 
 def run(spec: Spec, folder: AttemptFolder, ranks: Ranks, stop: StopRequest) -> Outcome:

@@ -27,9 +27,9 @@ from nasd.contract.squad import Question, answered, read_squad, score
 from nasd.contract.tasks import questions
 from nasd.launch.local import LocalLauncher
 from nasd.record.store import BASELINE
+from nasd.worker.devices import has_bfloat16
 from nasd.worker.model import phenotype, seed
 from nasd.worker.model.phenotype import QuestionAnswering
-from nasd.worker.stage import has_bfloat16
 from nasd.worker.tasks.passages import build_features
 from nasd.worker.tasks.qa import QaTask
 from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast

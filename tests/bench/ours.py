@@ -21,6 +21,7 @@ from nasd.contract.genotype import BlockLineage, Genotype, Lineage, unchanged
 from nasd.contract.protocol import AttemptFolder, Spec
 from nasd.contract.schedule import Schedule
 from nasd.worker import stage
+from nasd.worker.devices import has_bfloat16
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import MaskedLM
 from nasd.worker.speed import Never
@@ -59,7 +60,7 @@ def run(job: Job, pacer: Pacer, device: Any) -> None:
 
     make_optimizer = train._optimizer
     hosts = mock.patch.object(train, "_optimizer", receive) if job.guest else nullcontext()
-    if spec.precision == "bfloat16" and not stage.has_bfloat16(device):
+    if spec.precision == "bfloat16" and not has_bfloat16(device):
         raise NasdError("there is no bfloat16 on this device: give --precision float32")
     with hosts, mock.patch.object(stage, "Pulse", partial(Gate, watch)):
         while not pacer.finished:

@@ -77,36 +77,42 @@ def driver(case: Case) -> Iterator[Finding]:
 
 
 def torch(case: Case) -> Iterator[Finding]:
-    """Whether torch can compute on the GPUs, asked of a child: not while a daemon uses them, which
-    would take the child for somebody else on its GPUs."""
-    if not case.gpu_memory:
-        return
-    if daemon_lock.held(case.state.lock):
+    """Whether torch can compute on the GPUs, and all slots of this machine in the precision asked
+    for. A child is asked: not while a daemon uses GPUs, which would take the child for somebody
+    else on them."""
+    precision = case.config.slots.precision
+    slots = sorted(case.gpu_memory)
+    if not slots:
+        if case.on_gpus or precision == "float32" or not launchers.of(case.config.slots).here:
+            return
+        slots = case.devices
+    if case.on_gpus and daemon_lock.held(case.state.lock):
         yield Finding("torch", "good", "not tried: a daemon is at work on the GPUs")
         return
-    slots = sorted(case.gpu_memory)
+    what = "GPUs" if case.on_gpus else "processor"
     try:
         told = child.ask(
             "nasd.worker.devices",
-            {"slots": slots, "precision": case.config.slots.precision},
-            gpus.visible(slots),
+            {"slots": slots, "precision": precision},
+            gpus.visible(slots) if case.on_gpus else None,
             CHILD_SECONDS,
         )
     except child.NoAnswer as error:
-        yield Finding("torch", "bad", f"it cannot be tried on the GPUs: {error}")
+        yield Finding("torch", "bad", f"it cannot be tried on the {what}: {error}")
         return
     for slot, fault in told["faults"].items():
         yield Finding("torch", "bad", f"it cannot compute on {slot}: {fault}")
-    if not told["faults"]:
+    if case.on_gpus and not told["faults"]:
         yield Finding(
             "torch", "good", f"{told['torch']} for CUDA {told['cuda']} computes on all of them"
         )
     if told["emulated"]:
+        where = ", ".join(told["emulated"]) if case.on_gpus else "this processor"
         yield Finding(
             "torch",
             "note",
-            f"{', '.join(told['emulated'])} would only emulate {case.config.slots.precision}, so"
-            " they compute in float32",
+            f"{where} would only emulate {precision}, so attempts compute in float32, which takes"
+            " longer than built-in bfloat16",
         )
 
 
