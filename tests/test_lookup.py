@@ -1,5 +1,8 @@
 """Candidates are found by the names that people give them."""
 
+import statistics
+from dataclasses import replace
+
 import pytest
 
 from nasd.contract.errors import NasdError
@@ -69,6 +72,26 @@ def test_the_best_with_at_most_a_share_of_the_baselines_parameters(search: Snaps
         assert every[found.id][0] == max(fitting)
     with pytest.raises(NasdError, match=r"no scored candidate has 0.1 % .*the smallest has \d"):
         lookup.find(search, "best", lookup.Wish(max_parameters=0.1))
+
+
+def test_the_best_holds_the_limits_where_anybody_does(search: Snapshot):
+    sizes = {one: search.size(one) for one in scored(search)}
+    for least in (0.0, statistics.median(sizes.values()), 1e6):
+        own = {**search.experiment.config["experiment"], "limits": [f"compression >= {least}"]}
+        experiment = replace(
+            search.experiment, config={**search.experiment.config, "experiment": own}
+        )
+        limited = replace(search, experiment=experiment)
+        within = [one for one, size in sizes.items() if size >= least] or list(sizes)
+        best = max(scored(search)[one][0] for one in within)
+        found = lookup.find(limited, "best")
+        assert found.id in within and limited.quality(found.id) == best
+
+
+def test_the_best_is_of_those_that_stand_as_long_as_anybody_does(search: Snapshot):
+    best = lookup.find(search, "best").id
+    assert lookup.find(search, "best", stands=lambda one: one.id != best).id != best
+    assert lookup.find(search, "best", stands=lambda one: False).id == best
 
 
 def test_a_wish_is_for_the_best_alone(search: Snapshot):

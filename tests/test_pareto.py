@@ -306,14 +306,22 @@ def test_an_axis_on_which_all_are_equal_changes_nothing(points: list[Point]) -> 
     assert survivors(wider, 5) == survivors(points, 5)
 
 
-def test_points_of_different_lengths_or_of_too_few_or_many_objectives_are_a_bug() -> None:
+def test_points_of_different_lengths_or_of_no_objective_are_a_bug() -> None:
     with pytest.raises(AssertionError, match="not of one experiment"):
         ranks([(1.0, 2.0), (1.0, 2.0, 3.0)])
     with pytest.raises(AssertionError, match="not of one experiment"):
         hypervolume([(1.0, 2.0, 3.0)], (0.0, 0.0))
-    for size in (1, 6):
-        with pytest.raises(AssertionError, match="objectives"):
-            survivors([(1.0,) * size], 1)
+    with pytest.raises(AssertionError, match="without an objective"):
+        survivors([()], 1)
+
+
+@given(st.lists(st.integers(0, 5), max_size=8), st.integers(1, 8))
+def test_along_one_axis_the_best_is_taken_and_of_equals_the_first(values, count) -> None:
+    points = [(float(one),) for one in values]
+    order = sorted(range(len(values)), key=lambda index: (-values[index], index))
+    assert survivors(points, count) == order[:count]
+    assert subset(points, count) == order[:count]
+    assert hypervolume(points, (0.0,)) == max(values, default=0)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, INF, -INF])

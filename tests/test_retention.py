@@ -144,6 +144,19 @@ def test_whom_an_unselected_one_beats_keeps_its_model_as_further_seeds_may_tell_
     assert (70, "finetune") not in retention.needed(selected(lucky, 1, {4}), CONFIG, scored)
 
 
+def test_who_is_best_within_the_limits_keeps_its_model_also_where_one_beyond_them_is_better(
+    generation_1: Snapshot,
+):
+    limits = {**generation_1.experiment.config["experiment"], "limits": ["flop <= 5"]}
+    config = {**generation_1.experiment.config, "experiment": limits}
+    limited = replace(generation_1, experiment=replace(generation_1.experiment, config=config))
+    light = Scored(70, 100, {"f1": 60.0, "exact_match": 60.0}, {"flop": 4.0})
+    heavy = Scored(71, 100, {"f1": 61.0, "exact_match": 61.0}, {"flop": 6.0})
+    both = {(70, "finetune"), (71, "finetune")}
+    assert both <= retention.needed(limited, CONFIG, [light, heavy])
+    assert retention.needed(generation_1, CONFIG, [light, heavy]) & both == {(71, "finetune")}
+
+
 def test_a_candidate_that_was_cut_is_kept_while_its_generation_is_the_newest(
     tmp_path_factory: pytest.TempPathFactory,
 ):

@@ -426,3 +426,26 @@ def test_a_limit_on_operations_is_held_from_the_screening_on(tmp_path: Path) -> 
     born = found.born_in(0)
     assert 0 < len(light) < sum(one.generation == 0 for one in tried)
     assert sum(one.figures["flop"] <= most for one in born) == min(len(light), len(born))
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        ["quality", "peak_memory_mb"],
+        ["compression", "flop", "bytes", "bytes_int8", "latency_ms"],
+    ],
+)
+def test_mutants_are_tried_by_however_many_objectives_are_known_from_birth(
+    tmp_path: Path, objectives: list[str]
+) -> None:
+    data = screened_dict(experiment__objectives=objectives, experiment__generations=1)
+    data["stages"][-1]["measure"] = True
+    config = parse(data, "screened.toml")
+    state = StateFolder(tmp_path / "state")
+    with without_summaries():
+        tick = make_tick(state, config)
+        drive(tick)
+        assert tick.store.read().experiment.state == "complete"
+    assert view(read(state.path, tick.clock()), 80, 40)
+    assert as_json.report(state.path, tick.clock())
+    assert write.write(write.read(state.path, tick.clock()), tmp_path / "report").exists()

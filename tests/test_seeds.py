@@ -268,6 +268,12 @@ def test_scores_come_together_one_by_one_as_they_would_at_once(told) -> None:
     assert found[noise.ERROR] == pytest.approx(math.sqrt(expected), abs=1e-5)
 
 
+def test_a_setting_of_the_weights_that_are_kept_is_the_first_seeds() -> None:
+    first = {"quality": 60.0, "loss": 1.0, "threshold": 1.0}
+    told = noise.with_another_seed(first, {"loss": 3.0, "threshold": 5.0}, 60.0, 62.0)
+    assert (told["loss"], told["threshold"]) == (2.0, 1.0)
+
+
 def test_one_seed_is_what_a_search_was_before(state: StateFolder, folder) -> None:
     one, other = small_config(select__seeds=1), small_config()
     assert one == other and not one.further

@@ -72,14 +72,18 @@ def needed(snapshot: Snapshot, config: Config, scored: Iterable[Scored]) -> set[
     models = finished_stages(config)
     names, baseline = snapshot.experiment.objectives, snapshot.baseline
     unselected = _unselected(snapshot)
-    pool = {
-        one.id: at
+    pool = [
+        (one, at)
         for one in scored
         if one.id not in unselected and (at := point(names, one, one.metrics, baseline)) is not None
-    }
-    front = ranks(list(pool.values()))
-    best = [one for one, rank in zip(pool, front, strict=True) if rank == 0]
-    return wanted | {(one, model) for one in best for model in models}
+    ]
+    points = [at for _, at in pool]
+    # Of the front of all, and of that of those who hold the limits: an export may ask for either.
+    missed = [snapshot.missed_by(one, one.metrics) for one, _ in pool]
+    for beyond in ([], missed) if any(missed) else ([],):
+        front = zip(pool, ranks(points, beyond), strict=True)
+        wanted |= {(one.id, model) for (one, _), rank in front if rank == 0 for model in models}
+    return wanted
 
 
 def _unselected(snapshot: Snapshot) -> set[int]:

@@ -23,6 +23,7 @@ from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import State
 from nasd.record.state import Candidate, Snapshot
+from nasd.search import noise
 from nasd.search.objectives import QUALITY
 from nasd.views import card
 
@@ -73,7 +74,9 @@ def export(
         snap = snapshot.read(connection)
     config = config_module.parse(snap.experiment.config, f"the experiment's config in {state}")
     config = config.focused(_task(config, task))
-    candidate = lookup.find(snap, name, wish)
+    candidate = lookup.find(
+        snap, name, wish, lambda one: (_model(state, config, one) / WEIGHTS).is_file()
+    )
     check_scored(candidate)
     model = _model(state, config, candidate)
     if not (model / WEIGHTS).is_file():
@@ -273,7 +276,7 @@ def _settings(config: Config, scores: Mapping[str, float]) -> dict[str, Any]:
     if config.data.qa is None:
         return {"longest": tasks.labelled(config.data).tokens}
     named = {"tokens", "stride", "n_best", "max_answer_tokens"}
-    threshold = {name: scores[name] for name in ("threshold",) if name in scores}
+    threshold = {name: scores[name] for name in noise.SETTINGS if name in scores}
     return {"answering": config.data.qa.model_dump(include=named) | threshold}
 
 

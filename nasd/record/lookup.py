@@ -1,6 +1,7 @@
 """Finds the candidate that a person means: by its number, or as `baseline`, or as `best`."""
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nasd.contract.errors import NasdError
@@ -29,8 +30,14 @@ class Wish:
 ANY = Wish()
 
 
-def find(snap: Snapshot, name: str, wish: Wish = ANY) -> Candidate:
-    """The candidate of that name; raises NasdError if there is none. snap: the whole search."""
+def find(
+    snap: Snapshot,
+    name: str,
+    wish: Wish = ANY,
+    stands: Callable[[Candidate], bool] = lambda _: True,
+) -> Candidate:
+    """The candidate of that name; raises NasdError if there is none. snap: the whole search.
+    stands: of whom `best` may be, as long as it is so of anybody."""
     if wish.any and name != BEST:
         raise NasdError(
             f"--smallest-within and --max-parameters choose what {BEST} is: give {BEST} in the"
@@ -40,7 +47,7 @@ def find(snap: Snapshot, name: str, wish: Wish = ANY) -> Candidate:
     if name == BASELINE:
         return snap.baseline
     if name == BEST:
-        return _best(snap, wish)
+        return _best(snap, wish, stands)
     if not (name.isascii() and name.isdigit()):
         raise NasdError(
             f"there is no candidate {shown(name)}: give its number, or {BASELINE}, or {BEST}"
@@ -55,12 +62,14 @@ def find(snap: Snapshot, name: str, wish: Wish = ANY) -> Candidate:
     return candidate
 
 
-def _best(snap: Snapshot, wish: Wish) -> Candidate:
+def _best(snap: Snapshot, wish: Wish, stands: Callable[[Candidate], bool]) -> Candidate:
     """The best quality, the baseline's included; of equals the smallest, then the oldest. With a
-    wish: of those small enough, and of these the smallest that is within so many points."""
+    wish: of those small enough, and of these the smallest that is within so many points. Whoever
+    breaks the experiment's limits is only taken where nobody holds them."""
     scored = [one for one in snap.individuals if one.state is State.SCORED]
     if not scored:
         raise NasdError("no candidate has a score yet: `nasd status` shows how far the search is")
+    scored = [one for one in scored if stands(one)] or scored
     if wish.max_parameters is not None:
         most = wish.max_parameters * snap.baseline.parameters / 100
         least = min(one.parameters for one in scored)
@@ -71,6 +80,7 @@ def _best(snap: Snapshot, wish: Wish) -> Candidate:
                 f" fewer: the smallest has {of_baseline(snap.baseline.parameters / least)}, so give"
                 " --max-parameters more"
             )
+    scored = [one for one in scored if not snap.missed(one.id)] or scored
     if wish.smallest_within is not None:
         highest = max(snap.quality(one.id) or 0.0 for one in scored)
         near = [

@@ -629,10 +629,14 @@ class Snapshot:
     def missed(self, candidate: int) -> float:
         """By how much a scored candidate breaks the experiment's limits, in all; 0 if it holds
         them."""
+        return self.missed_by(self.candidates[candidate], self.scores(candidate) or {})
+
+    def missed_by(self, model: objectives.Model, metrics: Mapping[str, float]) -> float:
+        """The same of a model with these scores, which need not be in play."""
         return sum(
             one.missed(value, self.value(self.baseline.id, one.objective))
             for one in self.experiment.limits
-            if (value := self.value(candidate, one.objective)) is not None
+            if (value := OBJECTIVES[one.objective].value(model, metrics, self.baseline)) is not None
         )
 
     def missed_at_birth(self, model: objectives.Model) -> float:

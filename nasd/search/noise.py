@@ -15,6 +15,8 @@ ERROR = "quality_error"  # the metric's name, in the unit of the quality
 # Of a score that is the mean over several seeds: how many, the standard deviation of quality among
 # them, and the quality of the last one alone.
 SEEDS, DEVIATION, OF_SEED = "seeds", "quality_deviation", "quality_of_seed"
+# Metrics that are settings of the weights they stand beside, those of the first seed, and no score.
+SETTINGS = ("threshold",)
 LEVEL = 1.96  # standard errors: 95 %
 
 
@@ -27,13 +29,14 @@ def with_another_seed(
     before: Mapping[str, float], found: Mapping[str, float], mean: float, quality: float
 ) -> dict[str, float]:
     """The mean of a score over one seed more. before: over the seeds so far, whose mean quality is
-    `mean`; found: under the new one, of that quality. What was not found again stays.
+    `mean`; found: under the new one, of that quality. What was not found again stays, and so do
+    settings, as the weights that are kept are the first seed's.
 
     All seeds answer the same examples, so what these differ by does not become less with more
     seeds; what the seeds differ by does. The variance is the sum of both.
     """
     seeds = int(before.get(SEEDS, 1)) + 1
-    own = {SEEDS, DEVIATION, OF_SEED, ERROR}
+    own = {SEEDS, DEVIATION, OF_SEED, ERROR, *SETTINGS}
     told = dict(before)
     for name in (before.keys() & found.keys()) - own:
         told[name] = before[name] + (found[name] - before[name]) / seeds

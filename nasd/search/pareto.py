@@ -1,17 +1,16 @@
 """The pieces of NSGA-II (Deb et al. 2002), as the thesis uses them (4.2.3 and 4.2.6).
 
-A point has an axis for each objective of the experiment, two to five, and all are maximised
-(nasd.search.objectives). Only scored candidates get here, so a NaN or an infinite objective is a
-programming error, and so are points of different lengths. Every tie ends at the lower index: hand
-the candidates over in a fixed order, such as by id. moocore brings numpy along, and is imported
-where it is called: commands that only look must start fast.
+A point has an axis for each objective of the experiment, and all are maximised
+(nasd.search.objectives); untrained mutants and rungs have the loss as an axis, beside those
+objectives that are known from birth, if any. A NaN or an infinite objective is a programming error,
+and so are points of different lengths. Every tie ends at the lower index: hand the candidates over
+in a fixed order, such as by id. moocore brings numpy along, and is imported where it is called:
+commands that only look must start fast.
 """
 
 import math
 import random
 from collections.abc import Collection, Sequence
-
-from nasd.contract.objectives import FEWEST, MOST
 
 Point = tuple[float, ...]
 
@@ -119,8 +118,6 @@ def subset(
     So knees of the front come first, and an end that is bought dearly last. By distances, a long
     tail that nobody wants takes most of the places.
     """
-    import moocore
-
     rank = ranks(points, missed)
     found: list[int] = []
     for front in sorted(set(rank)):
@@ -129,10 +126,20 @@ def subset(
         reference = [min(axis) for axis in zip(*reach, strict=True)]
         while len(members) > max(0, count - len(found)):
             line = [points[index] for index in members]
-            adds = moocore.hv_contributions(line, reference, maximise=True)
+            adds = _contributions(line, reference)
             least = min(range(len(members)), key=lambda at: (adds[at], -members[at]))
             del members[least]
         found += members
+    return found
+
+
+def _contributions(front: Sequence[Point], reference: Sequence[float]) -> Sequence[float]:
+    """By how much the hypervolume of a front is less without each of its points."""
+    import moocore
+
+    if len(reference) == 1:  # all are equal, which moocore does not take
+        return [0.0] * len(front)
+    found: Sequence[float] = moocore.hv_contributions(front, reference, maximise=True)
     return found
 
 
@@ -154,4 +161,4 @@ def _check(points: Sequence[Point]) -> None:
         assert all(map(math.isfinite, point)), f"an objective of {point} is not a finite number"
     lengths = {len(point) for point in points}
     assert len(lengths) <= 1, f"points of {sorted(lengths)} objectives are not of one experiment"
-    assert all(FEWEST <= length <= MOST for length in lengths), f"{lengths} objectives"
+    assert 0 not in lengths, "a point without an objective"
