@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nasd.contract import digests
 from nasd.contract.genotype import Genotype, Lineage
 from nasd.worker.model import phenotype
 from nasd.worker.model.inherit import inherit, new_parameters
@@ -286,6 +287,36 @@ def test_those_not_used_for_longest_make_room(tmp_path: Path) -> None:
     known(tasks[2], tmp_path, said, shelf=shelf)
     kept = {said[index].split()[-1] for index in (0, 3)}
     assert set(files(tmp_path)) == {*kept, "mlm-1"}
+
+
+def test_what_another_attempt_is_making_stays_and_takes_room(tmp_path: Path) -> None:
+    said: list[str] = []
+    task = task_of(["encoder.blocks.3"])
+    theirs = tmp_path / ".activations-0.bin.7.tmp"
+    theirs.touch()
+    os.truncate(theirs, STATES)
+    small, large = Shelf(tmp_path, 1.5 * STATES, 1), Shelf(tmp_path, 2.5 * STATES, 1)
+    assert known(task, tmp_path, said, shelf=small) is None
+    assert said[-1].endswith("the room is taken by what other attempts make just now")
+    assert files(tmp_path) == [theirs.name]
+    assert known(task, tmp_path, said, shelf=large) is not None
+    assert theirs.exists()
+
+
+def test_a_file_that_goes_while_it_is_made_means_that_none_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    seal = digests.seal_file
+
+    def gone(path: Path, *more: Any, **named: Any) -> None:
+        path.unlink()
+        seal(path, *more, **named)
+
+    monkeypatch.setattr(digests, "seal_file", gone)
+    assert known(task_of(["encoder.blocks.3"]), tmp_path, said) is None
+    assert "not cached" in said[-1]
+    assert files(tmp_path) == []
 
 
 def test_asked_to_stop_it_stops_and_leaves_no_half_a_file(tmp_path: Path) -> None:

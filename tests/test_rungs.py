@@ -21,6 +21,7 @@ from nasd.policy.ladder import work_ahead
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import Event, State
 from nasd.record.state import Snapshot
+from nasd.search.fidelity.promotion import Budget
 from nasd.views import history
 from nasd.views.board import _decisions, generation_events
 from nasd.views.dossier import compile_dossier
@@ -424,3 +425,10 @@ def test_who_passes_all_rungs_has_the_weights_of_one_that_met_none(
     assert {*told.curve} <= {*curve}
     assert outcome.metrics == told.metrics
     assert not (left / "optimizer.pt").exists()  # nobody goes on from there
+
+
+@given(st.integers(1, 100), st.integers(1, 1000))
+def test_a_share_that_is_a_whole_number_of_candidates_is_that_number(percent: int, reached: int):
+    exact = -(-percent * reached // 100)
+    assert rungs.places(percent / 100, reached) == exact
+    assert Budget(percent / 100).places(reached) == exact

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.contract.config import Config
+from nasd.contract.config import SCREEN, Config
 from nasd.contract.genotype import Block, FeedForward, Genotype
 from nasd.contract.protocol import Heartbeat
 from nasd.policy import ladder, scheduling
 from nasd.policy.endings import BACKOFF_SECONDS
-from nasd.record.lifecycle import AttemptState, QuarantineKind, State
+from nasd.record.lifecycle import AttemptState, CandidateKind, QuarantineKind, State
 from nasd.record.state import Quarantine, Snapshot
 from nasd.record.store import BASELINE
 from tests.conftest import small_config
@@ -217,6 +217,13 @@ def test_who_starts_with_nobody_left_to_wait_gets_what_would_idle(generation_1):
     beside = standing(generation_1, {4: RUNS, 5: TRAINS})
     assert widths(beside) == [(5, 2)]
     assert widths(beside, EIGHT) == [(5, 4)]
+
+
+def test_a_screening_that_runs_beside_it_will_ask_for_no_more(generation_1):
+    beside = standing(generation_1, {4: RUNS, 5: TRAINS})
+    screening = replace(beside.candidates[4], kind=CandidateKind.SCREENING, stage=SCREEN)
+    found = replace(beside, candidates={**beside.candidates, 4: screening})
+    assert widths(found, EIGHT) == [(5, 4)]
 
 
 def test_nobody_gets_more_slots_while_another_one_waits(generation_1):

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -229,6 +230,22 @@ def test_what_is_asked_while_nasd_is_down_waits_for_it(box: Box):
     found = tick.store.read()
     assert found.live_attempts == ()
     assert "after all" in found.experiment.pause_note
+
+
+def test_a_request_outlives_a_database_that_cannot_be_read_just_now(box: Box, monkeypatch):
+    tick = box.daemon()
+    tick.begin()
+    request = ask(tick.state, "drain")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read", _busy)
+        with pytest.raises(sqlite3.OperationalError):
+            tick()
+    tick()
+    assert said(tick.store, request)[0]
+
+
+def _busy(store: Store) -> Any:
+    raise sqlite3.OperationalError("database is locked")
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,10 @@ def test_attempts_that_want_a_teacher_at_once_ask_about_a_part_each(
 def test_other_weights_are_another_teacher_and_old_notes_go(
     shop: Workshop, tuned: Path, alone: Ranks, tmp_path: Path
 ) -> None:
+    elsewhere = shop.folder / "cache" / "teacher-of-another-task"
+    elsewhere.mkdir()
+    (elsewhere / notes.LOGITS).touch()
+    (elsewhere / notes.MANIFEST).write_text('{"of": "labels-1"}')
     made = []
     for number in range(3):
         other = phenotype.load(QuestionAnswering, tuned)
@@ -324,6 +328,8 @@ def test_other_weights_are_another_teacher_and_old_notes_go(
     assert not made[0].exists()
     assert made[1].exists()
     assert made[2].exists()
+    assert elsewhere.exists()
+    shutil.rmtree(elsewhere)
     (parts,) = (shop.folder / "cache").glob(".teacher-*.parts")
     assert parts.name == f".{made[2].name}.parts"
 

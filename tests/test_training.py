@@ -395,6 +395,33 @@ def test_a_fault_of_the_machine_is_told_from_one_of_the_candidate(
     assert _machine_failed(error) is of_the_machine
 
 
+@pytest.mark.parametrize(
+    ("error", "world", "gone"),
+    [
+        (
+            RuntimeError("[/pytorch/third_party/gloo/gloo/pair.cc:547] closed"),
+            2,
+            True,
+        ),
+        (
+            RuntimeError("[/pytorch/third_party/gloo/gloo/pair.cc:547] closed"),
+            1,
+            False,
+        ),
+        (torch.distributed.DistBackendError("NCCL error"), 2, True),
+        (NasdError("/home/gloor/squad.json is not there"), 2, False),
+        (FileNotFoundError(2, "No such file", "/gloo"), 2, False),
+    ],
+)
+def test_a_peer_is_gone_where_there_was_one_and_not_for_a_path_of_its_name(
+    error: Exception, world: int, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nasd.worker.__main__ import _peer_is_gone
+
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    assert _peer_is_gone(error) is gone
+
+
 def test_a_stage_without_checkpoints_leaves_at_once_when_asked(
     shop: Workshop, tmp_path: Path, alone: Ranks
 ) -> None:

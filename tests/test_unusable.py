@@ -375,3 +375,25 @@ def test_it_is_bound_by_modes_where_the_tests_say_so(tmp_path: Path) -> None:
     (tmp_path / "a").chmod(0o444)
     with bound_by_modes(), pytest.raises(PermissionError):
         (tmp_path / "a").write_text("y")
+
+
+def test_a_fault_of_nasds_own_is_told_where_people_look_and_the_turn_tried_again(
+    state: StateFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    failures = [ZeroDivisionError("division\nby zero")]
+
+    def script(spec: Spec, before: int) -> tuple[float, Outcome | None]:
+        if failures:
+            raise failures.pop()
+        return 0.0, all_succeed(spec, before)[1]
+
+    tick = make_tick(state, QUICK, script, RunningClock())
+    tick.say = said.append
+    assert daemon._serve(tick)
+    assert said == [
+        "ZeroDivisionError: division by zero, a fault of nasd's own: report it with the log; it"
+        " tries on",
+        "",
+    ]
+    assert "Traceback" in caplog.text

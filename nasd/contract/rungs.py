@@ -6,10 +6,18 @@ before, with one schedule and one state of the optimizer. The last part has the 
 so what a stage leaves is found under its name whether it has rungs or not.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 SIGN = "@"  # between the name of a stage and the share at which a rung stands: in no other name
+ROUNDING = 1e-9  # 0.28 * 25 is a hair above 7
+
+
+def places(keep: float, reached: int) -> int:
+    """How many of those that reached a cutoff may go on, at most: their share, rounded up; never
+    nobody. keep: above 0, at most 1."""
+    return max(1, math.ceil(keep * reached - ROUNDING))
 
 
 def name_of(stage: str, at: float) -> str:

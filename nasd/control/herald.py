@@ -86,7 +86,10 @@ class Herald:
         if found:
             snapshot = self._store.read()
             for name, event in found[-MOST:]:
-                self._tell(self._message(name, event, snapshot))
+                try:
+                    self._tell(self._message(name, event, snapshot))
+                except OSError as error:  # one that is lost takes no other along
+                    log.warning("nobody was told: %s", error)
 
     def _known(self) -> int:
         """The last event that was told; of a search that has told none yet, the newest."""

@@ -7,6 +7,7 @@ in between finds it answered, and removes it; so nothing is done twice.
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -94,8 +95,14 @@ class Inbox:
         if not self._store.answered(requests.named(path)):
             try:
                 request = requests.load(path)
-                meant = self._meant(request)
             except Exception as error:  # whatever a file holds, the others are answered
+                self._set_aside(path, error)
+                return False
+            try:
+                meant = self._meant(request)
+            except (OSError, sqlite3.Error):  # of the machine, and not of the request
+                raise
+            except Exception as error:
                 self._set_aside(path, error)
                 return False
             if isinstance(meant, Refused):

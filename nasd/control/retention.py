@@ -17,7 +17,6 @@ Optimizer state lives in checkpoints, which go when their stage is done, and in 
 rung, which whoever pauses there goes on from. Predictions, curves, genotypes and logs stay.
 """
 
-import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nasd.contract import seeds
+from nasd.contract import rungs, seeds
 from nasd.contract.config import PREPARE, Config
 from nasd.contract.genotype import (
     GATED,
@@ -292,7 +291,7 @@ def bound(config: Config, backbone: Backbone, slots: int) -> Bound:
     offspring = lambda_
     for stage in config.ladder("candidates"):
         if stage.keep is not None:
-            offspring = min(offspring, max(1, math.ceil(stage.keep * offspring)))
+            offspring = min(offspring, rungs.places(stage.keep, offspring))
     scored = mu + config.experiment.generations * offspring
     again = sum(stage.train != "none" for stage in config.further)  # of a generation's finalists
     controls = (1 + training + again) * config.population.control

@@ -1,4 +1,5 @@
-"""What keeps a daemon from its state folder: not writable, gone, on a full disk, damaged.
+"""What keeps a daemon from its state folder: not writable, gone, on a full disk, damaged. And what
+keeps it from its turns: a fault of its own.
 
 Each is told in one sentence, once, where a person looks: in the log, and beside the daemon's lock,
 where `nasd status` reads it, as nothing can be recorded meanwhile. Nothing is decided or started
@@ -20,6 +21,7 @@ log = logging.getLogger("nasd")
 
 LEAST_BYTES = 1 << 20  # that a turn of the daemon may want to write
 AGAIN = "and the search goes on by itself"
+LONGEST = 200  # characters of an error that are told
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -92,13 +94,17 @@ class Trouble:
 
     def turn(self, act: Callable[[], object]) -> None:
         """A turn, which is not begun where something is in its way. What comes of that is told, and
-        not raised; what is no such thing is raised."""
+        not raised; what is no such thing, but a fault of nasd's own, is told and raised."""
         try:
             if (reason := fault(self._state, self._database)) is not None:
                 raise NasdError(reason)
             act()
         except (OSError, sqlite3.Error, NasdError) as error:
             self._tell(self._now() or in_words(self._state, error))
+        except Exception as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+            self._tell(f"{said}, a fault of nasd's own: report it with the log; it tries on")
+            raise
         else:
             self._tell("")
 

@@ -188,7 +188,8 @@ def _width(
     for other, its in held.items():
         if other != number:
             ahead = way(snapshot, config, snapshot.candidates[other])
-            idle -= max(0, *(slots_needed(config, later.name, fit) - its for later in ahead))
+            wanted = [slots_needed(config, later.name, fit) - its for later in ahead]
+            idle -= max([0, *wanted])
     volumes = Volumes.of(snapshot.experiment.prepared or {}, config.data)
     examples = tasks.of(stage.task).examples(volumes)
     wide = min(own + idle, fit // len(held), stage.batch, examples)

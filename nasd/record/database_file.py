@@ -66,5 +66,5 @@ def unreadable(path: Path, error: Exception) -> str:
 def damaged(path: Path, why: object) -> str:
     return (
         f"{path} cannot be read: it is damaged ({why}); stop nasd and go back to a copy in"
-        f' {path.parent / "backups"}, as the README says under "When something breaks"'
+        f' {path.parent / "backups"}, as docs/operate.md says under "When something breaks"'
     )

@@ -130,8 +130,11 @@ def _tell(error: Exception) -> None:
 def _peer_is_gone(error: Exception) -> bool:
     import torch.distributed as dist
 
+    if isinstance(error, dist.DistError):
+        return True
     # gloo raises a bare RuntimeError with its own source's path in it.
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and type(error) is RuntimeError and "gloo" in str(error)
 
 
 FULL_OR_BROKEN_DISK = {

@@ -3,11 +3,12 @@
 Pure, and nothing of the standard library's but values, so that whatever reads a record can.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
+
+from nasd.contract import rungs
 
 Curves = Mapping[int, Sequence[tuple[int, float]]]  # (step, evaluation loss), by candidate
 
@@ -49,7 +50,7 @@ class Budget:
 
     def places(self, reached: int) -> int:
         """How many may go on at most; never nobody."""
-        return max(1, math.ceil(self.keep * reached))
+        return rungs.places(self.keep, reached)
 
     def point(self, candidate: int, loss: float) -> tuple[float, ...]:
         """To be maximised."""

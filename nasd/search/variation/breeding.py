@@ -227,6 +227,11 @@ def _step(
     return tuple(made)
 
 
+def _more(variation: Variation, rates: str) -> str:
+    """What lets a mutant be farther from its parent."""
+    return f"raise variation.{'steps' if variation.operators else rates}"
+
+
 def initial_population(
     baseline: Genotype,
     space: SearchSpace,
@@ -269,8 +274,8 @@ def initial_population(
             raise NasdError(
                 f"{TRIES} mutations of the baseline gave none that lies variation.min_distance ="
                 f" {variation.min_distance} from the baseline and from the {individual} of {mu}"
-                " found before: lower variation.min_distance, raise variation.initial, or widen"
-                " search_space"
+                f" found before: lower variation.min_distance, {_more(variation, 'initial')}, or"
+                " widen search_space"
             )
     return population
 
@@ -352,7 +357,7 @@ def offspring(
             raise NasdError(
                 f"{TRIES} mutations of candidate {parent.candidate} gave no genotype that is new"
                 f" to the experiment (generation {generation}, offspring {index}): widen"
-                " search_space, or raise variation.offspring"
+                f" search_space, or {_more(variation, 'offspring')}"
             )
     return children
 

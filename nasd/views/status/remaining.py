@@ -6,12 +6,12 @@ has finished yet is taken to be as fast as those most alike.
 
 import heapq
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median
 
+from nasd.contract import rungs
 from nasd.contract.config import Config, Stage
 from nasd.contract.protocol import Heartbeat
 from nasd.estimate.pace import Effort
@@ -255,9 +255,7 @@ class _Work:
         for stage in stages:
             self.asked.add(stage.name)
             share = self._config.slots.share
-            slots = min(stage.slots, max(1, self.slots // share))
-            if ladder.undivided(self._config, stage.name):
-                slots = share
+            slots = ladder.slots_needed(self._config, stage.name, self.slots)
             seconds += share * expected(stage.name) / slots
             slot_seconds += expected(stage.name)
             most = max(most, slots)
@@ -274,7 +272,7 @@ class _Work:
 def _kept(part: Sequence[Stage], reach: int) -> int:
     """How many go on behind the last stage of a part."""
     share = part[-1].keep
-    return reach if share is None else math.ceil(share * reach)
+    return reach if share is None or not reach else rungs.places(share, reach)
 
 
 def _span(jobs: Sequence[_Job], slots: int, widen: bool) -> float:

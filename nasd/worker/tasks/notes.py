@@ -49,7 +49,7 @@ MANIFEST = "manifest.json"
 TAUGHT = "taught_{}"  # of a batch
 ASKED = ".parts"  # behind a hidden name
 DAY = 86_400.0
-KEPT = 2  # notes of the newest teachers
+KEPT = 2  # notes of the newest teachers, for each set of examples: a search may have several tasks
 LARGEST = 6e4  # that float16 holds, and far more than a logit
 
 
@@ -204,20 +204,22 @@ class _Asking:
                 at += high - low
         assert said is not None
         np.save(folder / LOGITS, said, allow_pickle=False)
+        of = self.book.cache(self.spec).name
         manifest = {"teacher": teacher.name, "examples": len(bounds) - 1, "rows": said.shape[1]}
-        (folder / MANIFEST).write_text(json.dumps(manifest))
-        _forget(its)
+        (folder / MANIFEST).write_text(json.dumps({**manifest, "of": of}))
+        _forget(its, of)
 
 
 def _part(folder: Path, part: int) -> Path:
     return folder.with_name(f".{folder.name}{ASKED}") / str(part) / "said"
 
 
-def _forget(made: Path) -> None:
-    """Removes the notes of all but the newest teachers, and one more that is being made; and parts
-    that are put together, or that nobody has touched for a day."""
+def _forget(made: Path, of: str) -> None:
+    """Removes the notes about these examples of all but the newest teachers, and one more that is
+    being made; and parts that are put together, or that nobody has touched for a day."""
     root = made.parent
     found = [path for path in root.glob("teacher-*") if (path / LOGITS).is_file()]
+    found = [path for path in found if _about(path) in (of, None)]
     newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest[KEPT - 1 :]:
         shutil.rmtree(path, ignore_errors=True)
@@ -225,6 +227,15 @@ def _forget(made: Path) -> None:
         done = (root / parts.name[1 : -len(ASKED)]).is_dir()
         if parts != _part(made, 0).parent.parent and (done or _idle(parts)):
             shutil.rmtree(parts, ignore_errors=True)
+
+
+def _about(notes: Path) -> str | None:
+    """The cache of the examples; None of a version before, and where it cannot be read."""
+    try:
+        found = json.loads((notes / MANIFEST).read_text()).get("of")
+    except (OSError, ValueError):
+        return None
+    return None if found is None else str(found)
 
 
 def _idle(parts: Path) -> bool:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -36,6 +37,8 @@ from nasd.worker.training.stop import Stopped, StopRequest
 FORMAT = 2
 CHUNK = 32  # sequences at once; always as many, for the same last bits
 GB = 1e9
+HALF = ".tmp"  # behind a hidden name: of an attempt that makes it
+ABANDONED_SECONDS = 3600.0  # without a write, and nobody is making it any more
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _make(
     progress: Progress,
 ) -> None:
     """Fills the file, each rank its share of it; raises OSError on every rank if one cannot."""
-    temporary = path.with_name(f".{path.name}.{shelf.attempt}.tmp")
+    temporary = path.with_name(f".{path.name}.{shelf.attempt}{HALF}")
 
     def allocate() -> None:
         _make_room(shelf, size)
@@ -208,29 +211,40 @@ def _below(task: Task, indices: NDArray[np.int64], precision: str, ranks: Ranks)
 
 
 def _make_room(shelf: Shelf, size: int) -> None:
-    """Removes what was not used for longest, until `size` more bytes are within the bounds.
+    """Removes what was not used for longest, until `size` more bytes are within the bounds; raises
+    OSError where they never are, as other attempts make theirs.
 
     A file that another attempt has mapped stays with it until it is done.
     """
-    files = shelf.folder.glob("*activations-*")
-    found = [(path, path.stat()) for path in files if path.suffix != digests.SUFFIX]
+    found = []
+    for path in shelf.folder.glob("*activations-*"):
+        with contextlib.suppress(FileNotFoundError):  # it goes just now
+            if path.suffix != digests.SUFFIX:
+                found.append((path, path.stat()))
     taken = sum(stat.st_size for _, stat in found)
     for path, stat in sorted(found, key=lambda one: one[1].st_mtime):
         if taken + size <= shelf.room:
             return
+        if path.suffix == HALF and time.time() - stat.st_mtime < ABANDONED_SECONDS:
+            continue
         path.unlink(missing_ok=True)
         digests.note_of(path).unlink(missing_ok=True)
         taken -= stat.st_size
+    if taken + size > shelf.room:
+        raise OSError("the room is taken by what other attempts make just now")
 
 
 def _together(act: Callable[[], None], mine: bool, ranks: Ranks) -> None:
-    """Acts, on the ranks whose business it is; an OSError of one is raised by all."""
-    fault = None
+    """Acts, on the ranks whose business it is; an OSError of one is raised by all, and so is that
+    what it wrote is gone."""
+    fault: OSError | None = None
     try:
         if mine:
             act()
     except OSError as error:
         fault = error
+    except Damaged as error:
+        fault = OSError(str(error))
     if not _agreed(fault is None, ranks):
         raise fault or OSError("another rank could not write it")
 
