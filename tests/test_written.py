@@ -19,7 +19,7 @@ def make(folder: Path, **files: str) -> Path:
 
 
 def replace(folder: Path) -> None:
-    written.check_replaceable(folder, "choose another")
+    written.check_replaceable(folder, "a.txt", "choose another")
     with written.beside(folder) as beside:
         written.put(make(beside / "new", **{"a.txt": "new"}), folder)
 
@@ -105,4 +105,11 @@ def test_what_comes_while_it_is_replaced_stays_beside_it(
 def test_a_pipe_or_a_long_name_is_a_sentence(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NasdError, match="is no folder"):
-        written.check_replaceable(tmp_path / "pipe", "choose another")
+        written.check_replaceable(tmp_path / "pipe", "a.txt", "choose another")
+
+
+def test_what_another_command_wrote_is_not_replaced(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", **{"model.safetensors": "weights"})
+    with pytest.raises(NasdError, match="holds what another command of nasd's wrote: choose"):
+        written.check_replaceable(folder, "index.html", "choose another")
+    written.check_replaceable(folder, "model.safetensors", "choose another")

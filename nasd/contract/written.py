@@ -99,10 +99,12 @@ def aside(folder: Path) -> Path:
     return place
 
 
-def check_replaceable(folder: Path, instead: str) -> None:
-    """Raises NasdError unless a folder is not there, or empty, or holds only what nasd wrote.
+def check_replaceable(folder: Path, mark: str, instead: str) -> None:
+    """Raises NasdError unless a folder is not there, or empty, or holds only what nasd wrote, of
+    the same kind.
 
-    instead: what to do, in the sentence.
+    mark: a file that all of the kind have, as model.safetensors. instead: what to do, in the
+    sentence.
     """
     if folder.is_symlink():
         raise NasdError(f"{folder} is a link: {instead}")
@@ -112,6 +114,8 @@ def check_replaceable(folder: Path, instead: str) -> None:
         raise NasdError(f"{folder} is no folder: {instead}")
     if (found := stranger(folder)) is not None:
         raise NasdError(f"{folder} {found}: {instead}")
+    if vouched(folder) and not _is_file(folder / mark):
+        raise NasdError(f"{folder} holds what another command of nasd's wrote: {instead}")
 
 
 def _remove(folder: Path) -> None:

@@ -130,7 +130,7 @@ def check_place(folder: Path, force: bool) -> None:
     """Raises NasdError unless `folder` is new, empty, or a model that nasd wrote there: it may be
     replaced if nothing was changed or added since, or moved aside if it is of an earlier nasd."""
     if not _of_an_earlier_nasd(folder):
-        written.check_replaceable(folder, "choose another folder")
+        written.check_replaceable(folder, WEIGHTS, "choose another folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise NasdError(
             f"{folder} is not empty: choose another folder, or replace the model there with --force"

@@ -36,6 +36,7 @@ from nasd.views.report.page import render
 from nasd.views.report.regret import price, stopped
 
 MARKER = "report.json"
+PAGE = "index.html"
 STEERING = ("inject", "cut", "retry")  # the requests that change the story of a search
 PNG_DPI = 200
 SIZE, PERCENT = "size", "parameters_percent"  # compression, and what people are shown of it
@@ -77,7 +78,7 @@ def write(findings: Findings, folder: Path, png: bool = False) -> Path:
     folder = folder.parent.resolve() / folder.name
     earlier = not folder.is_symlink() and not written.vouched(folder) and _is_report(folder)
     if not earlier:
-        written.check_replaceable(folder, "name another folder with --out")
+        written.check_replaceable(folder, PAGE, "name another folder with --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with written.beside(folder) as beside:
@@ -90,12 +91,12 @@ def write(findings: Findings, folder: Path, png: bool = False) -> Path:
             written.put(made, folder)
     except OSError as error:
         raise NasdError(f"the report cannot be written to {folder}: {error.strerror}") from error
-    return folder / "index.html"
+    return folder / PAGE
 
 
 def _is_report(folder: Path) -> bool:
     """Whether it is what an earlier nasd, which kept no list, wrote, and nothing besides."""
-    known = {MARKER, "index.html", "figures", "tables"}
+    known = {MARKER, PAGE, "figures", "tables"}
     return (folder / MARKER).is_file() and {one.name for one in folder.iterdir()} <= known
 
 
@@ -109,7 +110,7 @@ def _fill(folder: Path, findings: Findings, png: bool) -> None:
     for name in TABLES:
         _table(name, getattr(findings, name), tables)
     page = render(findings, drawn, notes(findings), png)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / PAGE).write_text(page, encoding="utf-8")
     about = {
         "nasd": __version__,
         "experiment": findings.snapshot.experiment.name,
