@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nasd.contract import labelled
 from nasd.contract.config import ClassifyData, RegressData, TagData
 from nasd.contract.errors import NasdError
-from nasd.contract.labelled import Example, Labelled
+from nasd.contract.labelled import Example, Labelled, Labels
 
 TEXTS = ["one red kite", "two red kites", "three", "four", "five", "six", "seven", "eight"]
 KINDS = {"classify": ClassifyData, "regress": RegressData, "tag": TagData}
@@ -57,7 +57,7 @@ def alternate(place: int) -> str:
 def test_the_same_examples_are_read_of_every_form(tmp_path: Path, form: str) -> None:
     name = put(tmp_path / f"rows.{form}", small(label=alternate))
     found = read(tmp_path, files=(name,))
-    assert found.labels == ("a", "b")
+    assert found.labels == Labels(("a", "b"), told=False)
     assert {one.text: one.label for one in (*found.train, *found.test)} == {
         text: alternate(place) for place, text in enumerate(TEXTS)
     }
@@ -95,16 +95,16 @@ def test_columns_are_found_by_their_names_or_named(
 
 def test_labels_that_are_numbers_stand_by_size_and_others_by_letter(tmp_path: Path) -> None:
     numbers = put(tmp_path / "n.csv", small(label=lambda place: [10, 9, 2][place % 3]))
-    assert read(tmp_path, files=(numbers,)).labels == ("2", "9", "10")
+    assert read(tmp_path, files=(numbers,)).labels == Labels(("2", "9", "10"))
     words = put(tmp_path / "w.csv", small(label=lambda place: "zya"[place % 3]))
-    assert read(tmp_path, files=(words,)).labels == ("a", "y", "z")
+    assert read(tmp_path, files=(words,)).labels == Labels(("a", "y", "z"), told=False)
 
 
 def test_a_data_set_that_names_its_labels_has_them_in_its_order() -> None:
     rows = small(label=lambda place: place % 2)
     source = labelled.Rows("set", "data.classify.hub", rows, {"label": ("world", "arts")})
     found = labelled.parts(ClassifyData(hub="set"), [source], [], 1)
-    assert found.labels == ("world", "arts")
+    assert found.labels == Labels(("world", "arts"))
     assert {one.label for one in found.train} == {"world", "arts"}
     unlabelled = labelled.Rows(
         "set", "data.classify.hub", [{"text": "x", "label": -1}], source.names

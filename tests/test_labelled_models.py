@@ -19,6 +19,7 @@ from nasd.contract import tasks
 from nasd.contract.config import Stage, Teacher
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.contract.labelled import Labels
 from nasd.contract.protocol import Spec, Teaching
 from nasd.export import answer as oracle
 from nasd.worker import answer, export, prepare
@@ -200,7 +201,7 @@ def test_a_fine_tuned_checkpoint_tells_the_same_its_labels_in_our_order(
     assert found.heads == (name,)
     assert found.labels == tuple(names)
     ours = ("ant", "mole", "zebra") if count > 1 else ("score",)
-    assert seed_heads.misfit(found.labels, ours) == ""
+    assert seed_heads.misfit(found.labels, Labels(ours)) == ""
     model = seed.load_with_head(
         seed_heads.KINDS[name], str(tmp_path), Path("."), labels=ours
     ).eval()
@@ -213,9 +214,33 @@ def test_a_fine_tuned_checkpoint_tells_the_same_its_labels_in_our_order(
 
 
 def test_a_head_of_other_labels_is_left_and_that_is_said() -> None:
-    assert "tells 2 labels and the data has 3" in seed_heads.misfit("ab", "abc")
-    assert "other ones" in seed_heads.misfit(("bad", "good"), ("no", "yes"))
-    assert seed_heads.misfit(("LABEL_0", "LABEL_1"), ("no", "yes")) == ""
+    assert "tells 2 labels and the data has 3" in seed_heads.misfit("ab", Labels(("a", "b", "c")))
+    assert "other ones" in seed_heads.misfit(("bad", "good"), Labels(("no", "yes")))
+
+
+def test_a_head_of_unnamed_labels_is_kept_where_the_data_has_an_order_of_its_own() -> None:
+    unnamed = ("LABEL_0", "LABEL_1")
+    assert seed_heads.misfit(unnamed, Labels(("0", "1"))) == ""
+    assert seed_heads.misfit(unnamed, Labels(("no", "yes"))) == ""  # a data set that names them
+    by_letter = seed_heads.misfit(unnamed, Labels(("ham", "spam"), told=False))
+    assert "have no names" in by_letter and "id2label" in by_letter
+    assert seed_heads.misfit(("spam", "ham"), Labels(("ham", "spam"), told=False)) == ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "wanted"),
+    [
+        (("spam", "Ham"), ("ham", "spam"), [1, 0]),
+        (("pos", "Pos"), ("Pos", "pos"), [1, 0]),
+        (("Pos", "neg"), ("Pos", "pos"), None),
+        (("LABEL_1", "LABEL_0"), ("LABEL_0", "LABEL_1"), [1, 0]),
+        (("one",), ("score",), [0]),
+    ],
+)
+def test_labels_are_found_by_their_names_and_by_their_case_where_that_tells_them_apart(
+    theirs: tuple[str, ...], ours: tuple[str, ...], wanted: list[int] | None
+) -> None:
+    assert seed_heads.places(theirs, ours) == wanted
 
 
 @EACH
@@ -280,7 +305,7 @@ def test_a_teacher_from_outside_tells_the_labels_in_our_order(
     shops: Shops, tmp_path: Path, name: str
 ) -> None:
     shop = shops(name)
-    ours = prepare.labels_of(shop.spec(None))
+    ours = prepare.labels_of(shop.spec(None)).names
     theirs = [one.upper() for one in reversed(ours)]
     bert = bert_of(shop, name, tmp_path / "bert", theirs)
     spec = fetched(shop, name, tmp_path / "bert")
@@ -341,7 +366,7 @@ def test_what_cannot_be_the_teacher_of_labels_is_refused(shops: Shops, tmp_path:
         fetched(shop, name, tmp_path / "words")
     other_words(shop, tmp_path / "two")
     tag = shops(tasks.TAG.name)
-    labels = list(prepare.labels_of(tag.spec(None)))
+    labels = list(prepare.labels_of(tag.spec(None)).names)
     bert_of(tag, tasks.TAG.name, tmp_path / "tags", labels)
     other_words(tag, tmp_path / "tags")
     with pytest.raises(NasdError, match="is shown the seed's own tokens: take one with the seed's"):
@@ -364,7 +389,7 @@ def test_a_teacher_of_another_vocabulary_reads_the_texts_by_itself(
     shops: Shops, tmp_path: Path, name: str
 ) -> None:
     shop = shops(name)
-    ours = prepare.labels_of(shop.spec(None))
+    ours = prepare.labels_of(shop.spec(None)).names
     bert = bert_of(shop, name, tmp_path / "bert", list(reversed(ours)))
     other_words(shop, tmp_path / "bert")
     spec = fetched(shop, name, tmp_path / "bert")

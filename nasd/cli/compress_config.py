@@ -99,7 +99,7 @@ def write_config(asked: Asked, tflops: float | None) -> None:
         write_atomically(asked.path, text.encode())
     except OSError as error:
         raise NasdError(f"{asked.path} cannot be written: {error.strerror}") from error
-    for line in (*_told(asked, whole, seed, target, config), *told):
+    for line in (*_told(asked, whole, seed, target, config, looked.fault), *told):
         print(f"  {line}")
     print(f"wrote {asked.path}", flush=True)
 
@@ -177,8 +177,10 @@ def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
     }
 
 
-def _told(asked: Asked, seed: "Seed", left: "Seed", target: float, config: "Config") -> list[str]:
-    """left, target: as `kept_by` has them."""
+def _told(
+    asked: Asked, seed: "Seed", left: "Seed", target: float, config: "Config", fault: str
+) -> list[str]:
+    """left, target: as `kept_by` has them. fault: why the model's head cannot be kept; or ""."""
     from nasd.contract import seed_head, tasks
     from nasd.contract.genotype import parameters
     from nasd.contract.readable import counted
@@ -194,7 +196,7 @@ def _told(asked: Asked, seed: "Seed", left: "Seed", target: float, config: "Conf
     task = tasks.of(asked.task)
     return [
         f"the model: {seed.baseline}, {size / 1e6:.1f} M parameters;"
-        f" {seed_head.about(task, task.name in seed.heads, kept=True)}",
+        f" {seed_head.about(task, task.name in seed.heads, True, fault)}",
         *_told_tokens(seed, left),
         f"of them {100 * whole:.0f} % are embeddings, {100 * fixed:.0f} % at their narrowest:"
         f" at most {100 * target:.3g} % in all leave the blocks {100 * room:.0f} % of theirs",

@@ -62,13 +62,25 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """All there are, in the order of a head's outputs; the name of the number, where examples have
+    numbers. told: whether the data has such an order of its own, as numbers have, or a data set
+    that names them; others stand by letter here, as nobody who trains on them need have them."""
+
+    names: tuple[str, ...] = ()
+    told: bool = True
+
+
+NO_LABELS = Labels()  # of questions, and where they are not known yet
+
+
+@dataclass(frozen=True)
 class Labelled:
-    """The two parts. labels: all there are, in the order of a head's outputs; the name of the
-    number, where examples have numbers."""
+    """The two parts."""
 
     train: list[Example]
     test: list[Example]
-    labels: tuple[str, ...]
+    labels: Labels
 
 
 def kind_of(data: LabelledData) -> Kind:
@@ -117,9 +129,10 @@ def parts(data: LabelledData, train: Sequence[Rows], test: Sequence[Rows], seed:
     where = train[0].key
     given = next((names for rows in train for names in rows.names.values() if names), ())
     labels = _labels(kind, found, tuple(given), where)
-    if isinstance(positive := getattr(data, "positive", None), str) and positive not in labels:
+    names, positive = labels.names, getattr(data, "positive", None)
+    if isinstance(positive, str) and positive not in names:
         raise NasdError(
-            f"{section(data)}.positive: there is no label {shown(positive)}, only {_listed(labels)}"
+            f"{section(data)}.positive: there is no label {shown(positive)}, only {_listed(names)}"
         )
     if not test:
         found, tested = split(found, data.train_share, seed, where)
@@ -281,12 +294,10 @@ def _seen(examples: Sequence[Example]) -> set[str]:
     return {label for example in examples for label in _labels_of(example)}
 
 
-def _labels(
-    kind: Kind, examples: Sequence[Example], given: tuple[str, ...], where: str
-) -> tuple[str, ...]:
+def _labels(kind: Kind, examples: Sequence[Example], given: tuple[str, ...], where: str) -> Labels:
     """In the order of a data set that names them; else numbers by size, and others by letter."""
     if kind == "number":
-        return ("score",)
+        return Labels(("score",))
     there = _seen(examples)
     if len(there) < 2:
         raise NasdError(
@@ -294,10 +305,10 @@ def _labels(
             " a search needs two labels at least: give examples of another one"
         )
     if given and there <= set(given):
-        return given
+        return Labels(given)
     if all(_whole(one) for one in there):
-        return tuple(sorted(there, key=int))
-    return tuple(sorted(there))
+        return Labels(tuple(sorted(there, key=int)))
+    return Labels(tuple(sorted(there)), told=False)
 
 
 def _whole(text: str) -> bool:

@@ -62,7 +62,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             [Stage(**stage) for stage in wanted["stages"]],
         )
         told = data_check.labels(data, folder, wanted["seed"])
-        if told and tasks.scored(data).kind in description.heads:
+        if told.names and tasks.scored(data).kind in description.heads:
             fault = seed_heads.misfit(description.labels, told)
     return {
         "known": known,

@@ -11,6 +11,7 @@ from typing import Any
 from nasd.contract import tasks
 from nasd.contract.config import Data, MlmData, Stage
 from nasd.contract.errors import NasdError
+from nasd.contract.labelled import NO_LABELS, Labels
 from nasd.contract.squad import Question, read_all, split
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import spans
@@ -89,16 +90,16 @@ def _labelled(
     for stage in stages:
         if stage.train != "none" and tasks.of(stage.task).scores:
             _check_dealt(stage, len(found.train))
-    places = {label: place for place, label in enumerate(found.labels)}
+    places = {label: place for place, label in enumerate(found.labels.names)}
     some, _ = examples.tokenised(found.train[:CONTEXTS], tokenizer, texts.tokens, places, quiet)
     unknown = float((some.tokens == tokenizer.unk_token_id).mean())
     return {"labelled_test": len(found.test), "labelled_unknown": unknown}
 
 
-def labels(data: Data, base: Path, seed: int) -> tuple[str, ...]:
+def labels(data: Data, base: Path, seed: int) -> Labels:
     """Of texts with labels in files, in the order of a head's outputs; else none."""
     if tasks.scored(data) is tasks.QA or not (texts := tasks.labelled(data)).files:
-        return ()
+        return NO_LABELS
     return examples.read(texts, base, seed, quiet).labels
 
 

@@ -21,6 +21,7 @@ from nasd.contract import labelled as contract_labelled
 from nasd.contract.config import Data, LabelledData, QaData
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.contract.labelled import NO_LABELS, Labels
 from nasd.contract.protocol import Spec
 from nasd.contract.squad import Question, Questions, from_records, read_all, split
 from nasd.contract.streams import stream_seed
@@ -261,11 +262,18 @@ def _labelled_counts(folder: Path) -> dict[str, Any]:
     }
 
 
-def labels_of(spec: Spec) -> tuple[str, ...]:
+def labels_of(spec: Spec) -> Labels:
     """Of the search's examples, of the first task that has such; none before prepare has read them,
     or without any."""
     first = next(iter(spec.labelled_caches.values()), spec.labelled_cache)
-    return tuple(examples.manifest(Path(first))["labels"]) if first else ()
+    return labels_in(Path(first)) if first else NO_LABELS
+
+
+def labels_in(cache: Path) -> Labels:
+    """Of a cache of texts with labels; those of a version before count as in an order of their
+    own, as all did there."""
+    told = examples.manifest(cache)
+    return Labels(tuple(told["labels"]), told.get("ordered", True))
 
 
 def convert_seed(
@@ -274,7 +282,7 @@ def convert_seed(
     folder: Path,
     progress: Progress,
     kept: NDArray[np.int64] | None = None,
-    labels: Sequence[str] = (),
+    labels: Labels = NO_LABELS,
 ) -> tuple[phenotype.AnyModel, bool]:
     """Writes the seed's model and tokenizer, sealed; returns it, and whether the seed has an MLM
     head. The model has the seed's head for the task that scores where the spec says that it is
@@ -288,7 +296,7 @@ def convert_seed(
     task = scored[0]
     has = task.kind in found.heads
     fault = seed_head.among(scored)
-    if not fault and has and labels:
+    if not fault and has and labels.names:
         fault = seed_heads.misfit(found.labels, labels)
     model: phenotype.AnyModel
     if spec.keeps_qa_head and has and not fault:
@@ -297,12 +305,12 @@ def convert_seed(
         if "token_type_ids" in tokenizer.model_input_names:
             separator = int(tokenizer.sep_token_id)
             separator = separator if kept is None else int(kept[separator])
-        model = load_with_head(kind, spec.source, base, spec.dropout, labels, separator)
+        model = load_with_head(kind, spec.source, base, spec.dropout, labels.names, separator)
         has_head = found.has_mlm_head
     elif spec.scores_seed:
         raise NasdError(seed_head.missing(spec.source, task, fault))
     else:
-        model, has_head = load_seed(spec.source, base, spec.dropout, labels)
+        model, has_head = load_seed(spec.source, base, spec.dropout, labels.names)
     if kept is not None:
         model = trimmed_model(cast("phenotype.MaskedLM", model), kept)
     for one in scored:

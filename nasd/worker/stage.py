@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from nasd.contract import digests, tasks, variables
 from nasd.contract.config import Stage
+from nasd.contract.labelled import NO_LABELS
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict
 from nasd.contract.schedule import halved, share_of
 from nasd.worker import inputs
@@ -183,7 +184,7 @@ def _prepare(spec: Spec, result: Path, pulse: Pulse) -> Outcome:
     words = trimming.words(spec, pulse)
     made = prepare.caches(spec.data, base, words.tokenizer, Path(spec.cache), spec.seed, pulse)
     counts = prepare.counts(*made)
-    labels = counts.get("labels", ())
+    labels = prepare.labels_in(next(iter(made.labelled.values()))) if made.labelled else NO_LABELS
     model, has_head = prepare.convert_seed(spec, words.tokenizer, result, pulse, words.kept, labels)
     taught = ""
     if spec.teacher is not None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nasd.contract import tasks
 from nasd.contract.config import Data, Teacher
 from nasd.contract.errors import NasdError
+from nasd.contract.labelled import Labels
 from nasd.worker.model import phenotype, seed, seed_heads
 from nasd.worker.model.architecture import MODEL_TYPE
 from nasd.worker.model.families import FAMILIES
@@ -44,16 +45,17 @@ AUTO = {kind: f"AutoModelFor{kind.__name__}" for kind in seed_heads.KINDS.values
 @dataclass(frozen=True)
 class Wanted:
     """What a teacher is to be for. labels: in the order of a student's outputs; () for questions,
-    and while they are not known."""
+    and while they are not known. told: of Labels."""
 
     task: tasks.Task = tasks.QA
     labels: tuple[str, ...] = ()
+    told: bool = True
 
     @classmethod
-    def of(cls, settings: Teacher, data: Data, labels: Sequence[str]) -> "Wanted":
+    def of(cls, settings: Teacher, data: Data, labels: Labels) -> "Wanted":
         """labels: of the task that gives the score."""
         task = settings.of(data)
-        return cls(task, tuple(labels) if task.scores else ())
+        return cls(task, labels.names, labels.told) if task.scores else cls(task)
 
     @property
     def kind(self) -> type[Any]:
@@ -338,7 +340,7 @@ def _order(source: str, theirs: Sequence[str], wanted: Wanted) -> list[int]:
     """Where each of our labels stands among a teacher's; raises NasdError where one does not."""
     if wanted.task is tasks.QA or not wanted.labels:
         return []
-    if fault := seed_heads.misfit(theirs, wanted.labels):
+    if fault := seed_heads.misfit(theirs, Labels(wanted.labels, wanted.told)):
         raise _error(source, f"{fault}: take a teacher that tells the labels of the data")
     found = seed_heads.places(theirs, wanted.labels)
     assert found is not None, "they fit"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from nasd.contract import tasks
+from nasd.contract.labelled import Labels
 from nasd.worker.model import phenotype
 from nasd.worker.model.families import Family
 
@@ -70,23 +71,36 @@ def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(told[key]) for key in sorted(told, key=int))
 
 
-def misfit(theirs: Sequence[str], ours: Sequence[str]) -> str:
+def misfit(theirs: Sequence[str], ours: Labels) -> str:
     """Why a head with their labels cannot be kept for ours; "" where it can."""
-    if len(theirs) != len(ours):
-        return f"it tells {len(theirs)} labels and the data has {len(ours)}"
-    if places(theirs, ours) is None:
+    if len(theirs) != len(ours.names):
+        return f"it tells {len(theirs)} labels and the data has {len(ours.names)}"
+    if places(theirs, ours.names) is None:
         return "its labels are other ones than the data's"
+    if len(theirs) > 1 and _unnamed(theirs) and not ours.told:
+        return (
+            "its labels have no names (LABEL_0 and so on), so that which is which of the data's is"
+            " not known (id2label in its config.json names them)"
+        )
     return ""
+
+
+def _unnamed(theirs: Sequence[str]) -> bool:
+    return all(one.startswith(UNNAMED) for one in theirs)
 
 
 def places(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
     """Where each of our labels stands among theirs; None where one does not. Those that nobody has
-    named, and a single one, are taken in their order."""
-    if len(theirs) == 1 == len(ours) or all(one.startswith(UNNAMED) for one in theirs):
-        return list(range(len(ours)))
-    known = {one.casefold(): place for place, one in enumerate(theirs)}
-    found = [known.get(one.casefold()) for one in ours]
-    return None if None in found else [one for one in found if one is not None]
+    named, and a single one, are taken in their order. Upper and lower case are the same only where
+    no two labels are so."""
+    if len(theirs) == 1 == len(ours):
+        return [0]
+    for alike in (str, str.casefold):
+        known = {alike(one): place for place, one in enumerate(theirs)}
+        wanted = [alike(one) for one in ours]
+        if len({*wanted}) == len(ours) and len(known) == len(theirs) and known.keys() >= {*wanted}:
+            return [known[one] for one in wanted]
+    return list(range(len(ours))) if _unnamed(theirs) else None
 
 
 def in_order(

@@ -108,8 +108,9 @@ def build(
     """Fills the folder of a cache."""
     progress("reading", patience=LONG)
     found = read(data, base, seed, progress)
-    places = {label: place for place, label in enumerate(found.labels)}
-    sizes: dict[str, Any] = {"labels": found.labels}
+    names = found.labels.names
+    places = {label: place for place, label in enumerate(names)}
+    sizes: dict[str, Any] = {"labels": names, "ordered": found.labels.told}
     unknown = tokens = 0
     for part, examples in zip(PARTS, (found.train, found.test), strict=True):
         made, shown = tokenised(examples, tokenizer, data.tokens, places, progress)
@@ -125,7 +126,7 @@ def build(
     (folder / MANIFEST).write_text(json.dumps({**sizes, "unknown": unknown / tokens}))
     print(
         f"examples: {sizes['train']:,} for train, {sizes['test']:,} for test, of"
-        f" {len(found.labels)} labels",
+        f" {len(names)} labels",
         flush=True,
     )
 

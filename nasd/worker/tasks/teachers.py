@@ -7,13 +7,13 @@ What comes from outside is copied into the cache when an experiment begins,
 named by what it was made of, so that it stays what it was; a damaged copy is made again.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.contract.labelled import NO_LABELS, Labels
 from nasd.contract.protocol import Spec, Teaching
 from nasd.worker import caches
 from nasd.worker.caches import Kind
@@ -43,7 +43,7 @@ def load(teaching: Teaching, kind: Any) -> Any:
         return phenotype.load(kind, folder, 0.0)
 
 
-def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Sequence[str] = ()) -> Path:
+def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Labels = NO_LABELS) -> Path:
     """The copy of a teacher from outside, made where it is missing or damaged. tokenizer: the
     seed's; labels: of the data. Raises NasdError where the model cannot be the teacher."""
     from nasd.worker.model import outside
