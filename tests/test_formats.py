@@ -115,6 +115,33 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path, conten
         formats.check_texts(path, "body")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_stands_in_a_header_without_commas_is_between_the_fields(
+    tmp_path, delimiter: str, encoding: str
+):
+    path = written(tmp_path / "a.csv", csv_text(delimiter).encode(encoding))
+    assert [*formats.texts(path, "text")] == LINES
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1,Well, I liked it", "line 2 has 3 fields, and the first line names 2: put a text with a"),
+        ('1,"Well, I liked it"', None),
+        ("1,Well,", None),  # as a spreadsheet leaves it where a column was emptied
+        ("1", None),
+    ],
+)
+def test_a_text_is_not_cut_where_it_has_a_comma(tmp_path, line: str, said: str | None):
+    path = written(tmp_path / "a.csv", f"n,text\n{line}\n".encode())
+    if said is None:
+        assert len([*formats.texts(path, "text")]) == 1
+        return
+    with pytest.raises(NasdError, match=said):
+        [*formats.texts(path, "text")]
+
+
 def tar(content: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:

@@ -48,6 +48,7 @@ REFUSED = {
     b"SQLite format 3\x00": "a SQLite database",
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, without the file's content",
 }
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}  # of CSV, the usual one first
 TAR_AT, TAR = 257, b"ustar"
 # How an object begins, or a list of objects.
 JSON_BEGINS = re.compile(r'\s*(\{\s*"[^"]*"\s*:|\{\s*\}|\[\s*\{\s*"|\[\s*\]\s*$)')
@@ -196,13 +197,30 @@ def _json_lines(path: Path, seen: Look) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path, seen: Look) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(LONGEST_FIELD)
-    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     with _text(path, seen.zipped, seen.encoding, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=True)
+        delimiter = _delimiter(path, file.readline(LONGEST_LINE))
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
-            yield from reader
+            for row in reader:
+                if any(rest := row.pop(None, ())):
+                    named = len(reader.fieldnames or ())
+                    raise NasdError(
+                        f"{path}: line {reader.line_num} has {named + len(rest)} fields, and the"
+                        f" first line names {named}: put a text with {DELIMITERS[delimiter]} in it"
+                        " in double quotes"
+                    )
+                yield row
         except csv.Error as error:
             raise NasdError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
+
+
+def _delimiter(path: Path, header: str) -> str:
+    """Between fields: tabs in .tsv, and else commas, or what stands in a header without one, as
+    semicolons do where numbers have decimal commas."""
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    return next((one for one in DELIMITERS if one in header), ",")
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
