@@ -1,18 +1,23 @@
 """`nasd compress`: a smaller model of a person's own, from their checkpoint and questions."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasd.cli.wish import from_here
-from nasd.contract.config import Config, parse
+from nasd.cli.compress_config import write_config
+from nasd.cli.compressing import _check_same, _tell_changed
+from nasd.cli.wish import Asked, asked_of, check_data, from_here
+from nasd.contract.config import Config, load, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
 from nasd.contract.limits import Limit
@@ -326,6 +331,61 @@ def test_fewer_tokens_are_kept_where_that_is_asked_and_the_target_is_of_the_whol
     assert f"going on with {path}, as it stands there\n" in again.stdout
     other = nasd("compress", "mine", *QUESTIONS, "--vocabulary", "250", *place, folder=home)
     assert other.returncode == 2 and "as its seed_model.vocabulary says" in other.stderr
+
+
+def test_the_same_wish_goes_on_and_what_differs_is_named(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asks(**changes: Any) -> Asked:
+        wish: dict[str, Any] = {
+            "model": str(home / "mine"),
+            "files": [home / "data" / "squad.json"],
+            "target": 0.6,
+            "config": tmp_path / "config.toml",
+            "state": None,
+            "devices": "auto",
+            "budget": None,
+            "task": None,
+            "settings": {"no_answer": False},
+            "vocabulary": 10**6,  # more than the model has
+        }
+        return asked_of(**wish | changes)
+
+    write_config(asks(devices="cpu:0", settings={"max_answer_tokens": 12}), None)
+    there = load(tmp_path / "config.toml")
+    assert there.data.qa is not None and there.data.qa.max_answer_tokens == 12
+    assert there.seed_model.vocabulary is None
+    for same in ({}, {"devices": "cpu:0"}, {"settings": {"max_answer_tokens": 12}}):
+        assert _check_same(asks(**same), there) == 0.6
+    for other, words in (
+        ({"vocabulary": 100}, "as its seed_model.vocabulary says"),
+        ({"settings": {"max_answer_tokens": 13}}, "as its data.qa.max_answer_tokens says"),
+        ({"state": tmp_path / "elsewhere"}, "as its experiment.state says"),
+        ({"devices": "cpu:0,cpu:1"}, "--devices cpu:0,cpu:1: .* change slots.devices there"),
+    ):
+        with pytest.raises(NasdError, match=words):
+            _check_same(asks(**other), there)
+    make_tick(StateFolder(tmp_path / "state"), there).store.close()
+    for one in (home / "data" / "squad.json", *(home / "mine").iterdir()):
+        os.utime(one, (1, 1))
+    _tell_changed(asks(), there)
+    assert "has changed" not in capsys.readouterr().out
+    later = time.time() + 60
+    os.utime(home / "mine" / "config.json", (later, later))
+    _tell_changed(asks(), there)
+    assert "config.json has changed since the search began" in capsys.readouterr().out
+
+
+def test_questions_without_an_answer_are_taken_where_that_is_asked(tmp_path: Path) -> None:
+    entry = {"id": "1", "question": "Who?", "answers": []}
+    article = {"title": "a", "paragraphs": [{"context": "Nobody.", "qas": [entry]}]}
+    (tmp_path / "two.json").write_text(json.dumps({"version": "v2.0", "data": [article]}))
+    files = [tmp_path / "two.json"]
+    with pytest.raises(NasdError, match="take them by --set no_answer=true"):
+        check_data("qa", files, {})
+    check_data("qa", files, {"no_answer": True})
+    with pytest.raises(NasdError, match=r"--set: unknown key qa\.no_answers; did you mean no_answer"):
+        check_data("qa", files, {"no_answers": True})
 
 
 def test_files_of_a_setting_are_those_of_the_folder_where_it_is_typed(tmp_path: Path) -> None:

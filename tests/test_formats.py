@@ -127,7 +127,10 @@ def test_what_stands_in_a_header_without_commas_is_between_the_fields(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("1,Well, I liked it", "line 2 has 3 fields, and the first line names 2: put a text with a"),
+        (
+            "1,Well, I liked it",
+            "line 2 has 3 fields, and the first line names 2: put a text with a",
+        ),
         ('1,"Well, I liked it"', None),
         ("1,Well,", None),  # as a spreadsheet leaves it where a column was emptied
         ("1", None),
@@ -285,6 +288,11 @@ def official(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"data": [{"title": one["title"], "paragraphs": [nested(one)]} for one in entries]}
 
 
+def one_by_one(entry: dict[str, Any]) -> dict[str, Any]:
+    (found,) = official([entry])["data"][0]["paragraphs"][0]["qas"]
+    return {**entry, "answers": found["answers"]}
+
+
 ENTRIES = [entry(n) for n in range(3)]
 AS_LINES = "".join(json.dumps(one) + "\n" for one in ENTRIES).encode()
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -296,6 +304,13 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "JSON lines": lambda path: path.write_bytes(AS_LINES),
     "JSON lines, gzip": lambda path: path.write_bytes(packed(AS_LINES)),
     "Parquet": lambda path: parquet(path, ENTRIES),
+    "a list": lambda path: path.write_text(json.dumps(ENTRIES)),
+    "a list as data": lambda path: path.write_text(json.dumps({"data": ENTRIES}, indent=1)),
+    "a list on one line": lambda path: path.write_text(json.dumps({"data": ENTRIES})),
+    "answers one by one": lambda path: path.write_text(json.dumps([*map(one_by_one, ENTRIES)])),
+    "numbers as ids": lambda path: path.write_text(
+        json.dumps([{**one, "id": int(one["id"])} for one in ENTRIES])
+    ),
 }
 
 

@@ -180,7 +180,6 @@ def test_characters_beyond_the_basic_plane_count_as_one(tmp_path: Path) -> None:
         (("data",), {}, "data must be a list, not {}"),
         (("data",), [], "has no questions"),
         (("data", 0), 7, "data[0] must be an object, not 7"),
-        (("data", 0, "title"), None, "data[0].title is missing"),
         (("data", 0, "title"), 7, "data[0].title must be a string, not 7"),
         (("data", 0, "paragraphs"), None, "data[0].paragraphs is missing"),
         (("data", 0, "paragraphs", 0), "x", 'data[0].paragraphs[0] must be an object, not "x"'),
@@ -202,7 +201,7 @@ ENTRY = ("data", 0, "paragraphs", 0, "qas", 1)
     [
         ((), 7, " must be an object, not 7"),
         (("id",), None, ".id is missing"),
-        (("id",), 7, ".id must be a string, not 7"),
+        (("id",), True, ".id must be a string, not true"),
         (("id",), "", ".id is empty"),
         (("id",), "1", ": the id '1' is taken by data[0].paragraphs[0].qas[0]"),
         (("question",), None, ".question is missing"),
@@ -298,7 +297,8 @@ def test_records_of_the_hub_are_read_alike() -> None:
         ([], "hub has no questions"),
         ([record(), record()], "hub: [1]: the id '1' is taken by [0]"),
         ([record(context="a cat")], "hub: [0].answers[0]: the answer"),
-        ([record(answers=[])], "hub: [0].answers must be an object"),
+        ([record(answers="cat")], "hub: [0].answers must be an object"),
+        ([record(answers=[])], "hub: [0].answers is empty"),
         ([record(answers={"text": ["cat"]})], "hub: [0].answers.answer_start is missing"),
         ([record(answers={"text": ["cat"], "answer_start": []})], "as many texts as starts"),
     ],
@@ -381,3 +381,14 @@ def test_an_id_of_two_files_is_refused() -> None:
     questions = made_of([(0, 0), (1, 1)])
     with pytest.raises(NasdError, match="'q00' stands twice"):
         squad.split([*questions, questions[0]], 0.5, "record", 0)
+
+
+def test_without_titles_a_split_by_article_goes_by_contexts() -> None:
+    records = [record(id=str(n), context=f"the cat {n // 2}") for n in range(6)]
+    for one in records:
+        del one["title"]
+    found = squad.from_records(records, "hub").sound
+    assert {one.title for one in found} == {""}
+    train, test = squad.split(found, 0.67, "article", 1)
+    assert len(train) == 4 and len(test) == 2
+    assert not {one.context for one in train} & {one.context for one in test}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nasd.cli.wish import Asked, kept_by, look
+from nasd.cli.wish import STRIDE, TOKENS, Asked, kept_by, look
 from nasd.contract.errors import NasdError
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from nasd.control.preflight import Seed
 
 PRESET = "compress"
-TOKENS, STRIDE = 384, 128  # of a window, where the model has so many positions
 THREADS = 16  # of a GPU's process, at most
 ARTICLES = 5  # with fewer, questions are split one by one
 
@@ -164,16 +163,19 @@ def _data(asked: Asked, seed: "Seed") -> dict[str, Any]:
 
 
 def _questions(asked: Asked, seed: "Seed") -> dict[str, Any]:
-    from nasd.contract.squad import read_all
+    from nasd.contract.squad import article, read_all
 
-    tokens = min(TOKENS, seed.backbone.positions)
-    titles = {one.title for one in read_all([Path(name) for name in asked.files]).sound}
+    faults = [asked.settings.get(key, False) for key in ("skip_faulty", "no_answer")]
+    found = read_all([Path(name) for name in asked.files], *faults)
+    tokens = asked.settings.get("tokens", min(TOKENS, seed.backbone.positions))
+    articles = len({article(one) for one in found.sound})
     return {
         "data.qa.hub": None,
         "data.qa.files": list(asked.files),
         "data.qa.tokens": tokens,
         "data.qa.stride": min(STRIDE, tokens // 3),
-        "data.qa.split_by": "article" if len(titles) >= ARTICLES else "record",
+        "data.qa.split_by": "article" if articles >= ARTICLES else "record",
+        **{f"data.qa.{key}": value for key, value in asked.settings.items()},
     }
 
 

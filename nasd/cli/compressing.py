@@ -4,7 +4,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from nasd.cli.compress_config import write_config
 from nasd.cli.numbers import whole
 from nasd.cli.options import SEARCH, SpeedOption, app
 from nasd.cli.wish import (
+    USUAL_STATE,
     Asked,
     asked_of,
     files_of,
@@ -119,6 +120,7 @@ def compress(
         target = _check_same(asked, there)
         told = _other_target(asked, there, target)
         print(f"going on with {asked.path}, as it stands there{told}")
+        _tell_changed(asked, there)
         _set_budget(asked, there)
     else:
         write_config(asked, tflops)
@@ -150,21 +152,41 @@ def _check_same(asked: Asked, there: "Config") -> float:
     from nasd.contract.genotype import parameters
     from nasd.presets import smaller
 
-    kept = there.seed_model.vocabulary
+    kept, data = there.seed_model.vocabulary, in_config(there, asked)
+    model = look(asked.source, asked.path.parent)
+    if kept_by(asked, model)[0] is model:
+        asked = replace(asked, vocabulary=None)  # as many as it has, or more, are all
+    home = asked.path.resolve().parent
+    state = there.experiment.state if asked.state == USUAL_STATE else asked.state
     for key, have, want in (
         ("seed_model.source", there.seed_model.source, asked.source),
-        (f"{asked.section}.files", in_config(there, asked), asked.files),
+        (f"{asked.section}.files", getattr(data, "files", None), asked.files),
+        *(
+            (f"{asked.section}.{key}", _plain(getattr(data, key, None)), _plain(value))
+            for key, value in asked.settings.items()
+        ),
         ("seed_model.vocabulary", kept, asked.vocabulary or kept),
+        ("experiment.state", home / there.experiment.state, home / state),
     ):
         if have != want:
             raise NasdError(
                 f"{asked.path} is of another search, as its {key} says: name another place with"
                 " --config, or go on with that one by `nasd run`"
             )
-    seed, target = kept_by(replace(asked, vocabulary=kept), look(asked.source, asked.path.parent))
+    if asked.devices != "auto" and tuple(asked.devices.split(",")) != there.slots.devices:
+        raise NasdError(
+            f"--devices {asked.devices}: {asked.path} names other slots; change slots.devices"
+            " there, or leave the option out"
+        )
+    seed, target = kept_by(replace(asked, vocabulary=kept), model)
     smallest = smaller.smallest_of(there.search_space, seed.baseline, seed.backbone)
     smaller.check_target(target, parameters(seed.baseline, seed.backbone), smallest)
     return target
+
+
+def _plain(value: Any) -> Any:
+    """As a config holds what was typed."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _other_target(asked: Asked, there: "Config", target: float) -> str:
@@ -180,6 +202,26 @@ def _other_target(asked: Asked, there: "Config", target: float) -> str:
                 " best is looked for all the same"
             )
     return ""
+
+
+def _tell_changed(asked: Asked, there: "Config") -> None:
+    """What has been written anew since the search began, which goes on with what it was."""
+    from nasd.record import snapshot
+
+    home = asked.path.resolve().parent / there.experiment.state
+    try:
+        with snapshot.opened(home) as connection:
+            began = snapshot.read(connection, whole=False).experiment.created_at
+    except snapshot.NoExperiment:
+        return
+    source = Path(asked.source)
+    paths = [Path(one) for one in asked.files] + (list(source.iterdir()) if source.is_dir() else [])
+    for path in paths:
+        if path.is_file() and path.stat().st_mtime > began:
+            print(
+                f"{path} has changed since the search began, which goes on with what it was: for a"
+                " search of what it is now name another place with --config"
+            )
 
 
 def _set_budget(asked: Asked, there: "Config") -> None:

@@ -1,5 +1,6 @@
 """What a person asks of `nasd compress`, put together and found to make sense."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 from nasd.contract.errors import NasdError
 
 if TYPE_CHECKING:
-    from nasd.contract.config import Config
+    from nasd.contract.config import Config, Section
     from nasd.control.preflight import Seed
+
+
+USUAL_STATE = "state"  # beside the config
+TOKENS, STRIDE = 384, 128  # of a window of question and context, where the model has so many
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def asked_of(
         files=tuple(str(one.resolve()) for one in files),
         target=target,
         path=path,
-        state="state" if state is None else str(state.expanduser().resolve()),
+        state=USUAL_STATE if state is None else str(state.expanduser().resolve()),
         devices=devices,
         budget=budget,
         task=named,
@@ -136,25 +141,37 @@ def check_data(
     from nasd.contract.config import Data
     from nasd.contract.squad import read_all
 
-    if task == tasks.QA.name:
-        if settings:
-            raise NasdError("--set is of the section of --task's data: leave it out for questions")
-        try:
-            read_all(files)
-        except NasdError as error:
-            raise NasdError(f"{option}: {error}") from None
-        return
-    section = {tasks.of(task).data: {"files": [str(one) for one in files], **settings}}
+    asks = task == tasks.QA.name
+    windows = {"tokens": TOKENS, "stride": min(STRIDE, _third(settings))} if asks else {}
+    names = [str(one) for one in files]
+    section = {tasks.of(task).data: {"files": names, **windows, **settings}}
     try:
         data = Data.model_validate(section)
     except ValidationError as error:
         raise NasdError(f"--set: {mistakes.sentence(error, section, Data)}") from None
-    labelled.of_files(tasks.labelled(data), Path(), 0)
+    if not asks:
+        labelled.of_files(tasks.labelled(data), Path(), 0)
+        return
+    assert data.qa is not None
+    try:
+        read_all(files, data.qa.skip_faulty, data.qa.no_answer)
+    except NasdError as error:
+        said = str(error)
+        if option == "--questions":  # of `nasd compress`, which has no config yet
+            said = re.sub(r"(in a search )?data\.qa\.(\w+) = true", r"--set \2=true", said)
+        raise NasdError(f"{option}: {said}") from None
 
 
-def in_config(config: "Config", asked: Asked) -> tuple[str, ...] | None:
-    section = getattr(config.data, asked.section.removeprefix("data."))
-    return None if section is None else tuple(section.files)
+def _third(settings: dict[str, Any]) -> int:
+    """Of a window that is asked for: what two of a context share at most."""
+    tokens = settings.get("tokens")
+    return tokens // 3 if isinstance(tokens, int) else STRIDE
+
+
+def in_config(config: "Config", asked: Asked) -> "Section | None":
+    """The section of the task's data."""
+    found: Section | None = getattr(config.data, asked.section.removeprefix("data."))
+    return found
 
 
 def look(source: str, folder: Path) -> "Seed":

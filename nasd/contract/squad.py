@@ -204,7 +204,7 @@ def _entries(path: Path) -> Entries:
         case "JSON lines" | "Parquet":
             rows = list(formats.rows(path, seen))
             if len(rows) == 1 and "question" not in rows[0]:  # the official form, on one line
-                yield from _nested(rows[0], str(path))
+                yield from _document(rows[0], str(path))
             else:
                 yield from _flat(rows, str(path))
         case "CSV":
@@ -213,7 +213,15 @@ def _entries(path: Path) -> Entries:
                 " lines or Parquet"
             )
         case _:
-            yield from _nested(_json(path), str(path))
+            yield from _document(_json(path), str(path))
+
+
+def _document(root: Any, origin: str) -> Entries:
+    """The official form; or a list with a question a row, by itself or as `data`."""
+    rows = root if isinstance(root, list) else root.get("data") if isinstance(root, dict) else None
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "question" in rows[0]:
+        return _flat(rows, origin)
+    return _nested(root, origin)
 
 
 def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool, no_answer: bool) -> Questions:
@@ -259,10 +267,10 @@ def _sound(sources: Sequence[tuple[str, Entries]], skip_faulty: bool, no_answer:
 
 def _nested(root: Any, origin: str) -> Entries:
     articles = _list(_object(root, f"{origin}: the top level"), "data", f"{origin}: ")
-    for i, article in enumerate(articles):
+    for i, one in enumerate(articles):
         at = f"{origin}: data[{i}]"
-        title = _text(_object(article, at), "title", f"{at}.")
-        for j, paragraph in enumerate(_list(article, "paragraphs", f"{at}.")):
+        title = _title(_object(one, at), f"{at}.")
+        for j, paragraph in enumerate(_list(one, "paragraphs", f"{at}.")):
             at = f"{origin}: data[{i}].paragraphs[{j}]"
             context = _text(_object(paragraph, at), "context", f"{at}.")
             for k, entry in enumerate(_list(paragraph, "qas", f"{at}.")):
@@ -275,21 +283,33 @@ def _asked(entry: Any, title: str, context: str, where: str) -> Question:
     return _question(_object(entry, where), title, context, where)
 
 
-def _flat(records: Iterable[Mapping[str, Any]], origin: str) -> Entries:
+def _flat(records: Iterable[Any], origin: str) -> Entries:
     for i, record in enumerate(records):
-        yield f"[{i}]", partial(_of_record, dict(record), f"{origin}: [{i}]")
+        yield f"[{i}]", partial(_of_record, record, f"{origin}: [{i}]")
 
 
-def _of_record(entry: dict[str, Any], where: str) -> Question:
+def _of_record(record: Any, where: str) -> Question:
+    entry = dict(_object(record, where) if not isinstance(record, Mapping) else record)
+    if not isinstance(entry.get("answers"), list):  # as they stand in the official form
+        entry["answers"] = _paired(entry, where)
+    context = _text(entry, "context", f"{where}.")
+    return _question(entry, _title(entry, f"{where}."), context, where)
+
+
+def _paired(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Answers from the list of their texts and that of their starts."""
     answers = _object(_need(entry, "answers", f"{where}."), f"{where}.answers")
     texts, starts = (_list(answers, key, f"{where}.answers.") for key in ("text", "answer_start"))
     if len(texts) != len(starts):
         raise NasdError(f"{where}.answers must have as many texts as starts; correct it")
-    entry["answers"] = [
+    return [
         {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
     ]
-    title, context = (_text(entry, key, f"{where}.") for key in ("title", "context"))
-    return _question(entry, title, context, where)
+
+
+def _title(entry: dict[str, Any], prefix: str) -> str:
+    """ "" where there is none, which only a split by article would ask for."""
+    return _text(entry, "title", prefix) if entry.get("title") is not None else ""
 
 
 def read_predictions(path: Path) -> dict[str, str]:
@@ -302,7 +322,9 @@ def read_predictions(path: Path) -> dict[str, str]:
 
 def _question(entry: dict[str, Any], title: str, context: str, where: str) -> Question:
     """`where` is the file and the place of the entry in it."""
-    key = _text(entry, "id", f"{where}.")
+    number = entry.get("id")
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    key = str(number) if whole else _text(entry, "id", f"{where}.")
     if not key:
         raise NasdError(f"{where}.id is empty; give each question an id of its own")
     answers = []
@@ -400,6 +422,11 @@ def split(
     )
 
 
+def article(question: Question) -> str:
+    """The title, or the context itself where it has none."""
+    return question.title or question.context
+
+
 def _articles(questions: Sequence[Question]) -> list[list[Question]]:
     """The questions of each article; articles with a context in common count as one."""
     leader: dict[str, str] = {}  # of a title: another title of its group, or itself
@@ -411,9 +438,10 @@ def _articles(questions: Sequence[Question]) -> list[list[Question]]:
 
     first: dict[str, str] = {}  # of a context: the first title it stands under
     for question in questions:
-        leader.setdefault(question.title, question.title)
-        leader[find(question.title)] = find(first.setdefault(question.context, question.title))
+        title = article(question)
+        leader.setdefault(title, title)
+        leader[find(title)] = find(first.setdefault(question.context, title))
     groups: defaultdict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        groups[find(question.title)].append(question)
+        groups[find(article(question))].append(question)
     return list(groups.values())  # in the order of their smallest ids

@@ -66,8 +66,8 @@ class MlmData(Section):
 
 class QaData(Section):
     files: tuple[Plain, ...] = ()
-    """In SQuAD v1.1's JSON form, or with a question a row as on the hub, as JSON lines or Parquet;
-    gzipped or not."""
+    """In SQuAD v1.1's JSON form, or with a question a row as on the hub, as a JSON list, JSON lines
+    or Parquet; gzipped or not."""
     hub: Plain | None = None
     """Or a data set of the hub."""
     revision: str | None = None
