@@ -384,7 +384,7 @@ def test_questions_without_an_answer_are_taken_where_that_is_asked(tmp_path: Pat
     with pytest.raises(NasdError, match="take them by --set no_answer=true"):
         check_data("qa", files, {})
     check_data("qa", files, {"no_answer": True})
-    with pytest.raises(NasdError, match=r"--set: unknown key qa\.no_answers; did you mean no_answer"):
+    with pytest.raises(NasdError, match=r"unknown key qa\.no_answers; did you mean no_answer"):
         check_data("qa", files, {"no_answers": True})
 
 

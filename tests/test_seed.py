@@ -420,11 +420,56 @@ def test_a_missing_tensor_is_refused(bert: Path) -> None:
     assert "lacks the weights embeddings.word_embeddings.weight" in refused(str(bert))
 
 
-def test_an_untied_mlm_head_is_refused(bert: Path) -> None:
+def test_an_untied_mlm_head_is_left(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tied, has_head = seed.load_seed(str(bert), bert)
+    assert has_head
     state = load_file(bert / "model.safetensors")
     state["cls.predictions.decoder.weight"] = torch.zeros(97, 24)
     save_file(state, bert / "model.safetensors")
-    assert "output weights other than the word embeddings" in refused(str(bert))
+    model, has_head = seed.load_seed(str(bert), bert)
+    assert not has_head and "its MLM head is left" in capsys.readouterr().out
+    for name, weight in model.encoder.state_dict().items():
+        torch.testing.assert_close(weight, tied.encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_seed_in_half_precision_is_added_up_in_float32(bert: Path, kind: torch.dtype) -> None:
+    halves = {name: one.to(kind) for name, one in load_file(bert / "model.safetensors").items()}
+    save_file({name: one.float() for name, one in halves.items()}, bert / "model.safetensors")
+    wanted, _ = seed.load_seed(str(bert), bert)
+    save_file(halves, bert / "model.safetensors")
+    found, _ = seed.load_seed(str(bert), bert)
+    for name, weight in found.state_dict().items():
+        torch.testing.assert_close(weight, wanted.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_decoder_is_refused(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
+    assert "it is a decoder" in refused(str(bert))
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ("adapter_config.json", "it holds an adapter alone; merge it into its model"),
+        ("model.safetensors.index.json", "its weights are in several files; load it and save"),
+        ("checkpoint-90/model.safetensors", "name a folder of its checkpoints, as .*checkpoint-90"),
+    ],
+)
+def test_what_stands_in_the_place_of_the_weights_is_told_with_what_to_do(
+    bert: Path, left: str, words: str
+) -> None:
+    (bert / "model.safetensors").unlink()
+    (bert / left).parent.mkdir(exist_ok=True)
+    (bert / left).touch()
+    assert re.search(words, refused(str(bert)))
+
+
+def test_a_checkpoint_with_more_than_weights_in_it_is_told(bert: Path) -> None:
+    (bert / "model.safetensors").unlink()
+    torch.save({"state_dict": {}, "epoch": 3}, bert / "pytorch_model.bin")
+    assert "'state_dict' in it is no tensor: save model.state_dict()" in refused(str(bert))
 
 
 def test_a_model_that_the_hub_does_not_give_is_refused(

@@ -106,6 +106,16 @@ def test_the_most_frequent_stay_and_each_source_counts_alike() -> None:
     assert vocabulary.lost(whole, kept, counts) == pytest.approx(2 / 12)
 
 
+def test_an_added_token_with_capitals_stays_as_it_was_added() -> None:
+    tokenizer = tokenizer_of([*SPECIAL, "a", "##a", "b", "##b", "ab"])
+    tokenizer.add_tokens(["COVID-19"])
+    every = len(tokenizer)
+    kept = vocabulary.chosen(tokenizer, every, {"it": np.ones(every, dtype=np.int64)})
+    smaller = vocabulary.trimmed_tokenizer(tokenizer, kept)
+    assert smaller.get_vocab() == tokenizer.get_vocab()
+    assert smaller("a COVID-19 b")["input_ids"] == tokenizer("a COVID-19 b")["input_ids"]
+
+
 def test_numbers_that_no_token_has_are_passed_over() -> None:
     """As where a line stands twice in a vocab.txt."""
     pieces = ["a", "b", "##a", "##b", "ab", "ba"]

@@ -116,18 +116,21 @@ def load_seed(
 ) -> tuple[MaskedLM, bool]:
     """The baseline with the seed's weights, and whether its MLM head came with them.
 
-    A head that did not is drawn afresh, always the same. dropout: overrides the seed's own. labels:
-    of the classifier that it is to become.
+    A head that did not is drawn afresh, always the same, and so is one whose output weights are
+    other ones than the word embeddings. dropout: overrides the seed's own. labels: of the
+    classifier that it is to become.
     """
     found, theirs = _read(source, base)
-    family, arch, has_head = found.family, found.architecture.with_labels(labels), found.has_head
+    family, arch = found.family, found.architecture.with_labels(labels)
     words = theirs.get(family.theirs("encoder.embeddings.word.weight"))
     output = theirs.get(family.tied)
-    if output is not None and words is not None and not torch.equal(output, words):
-        raise _error(
-            source,
-            "its MLM head has output weights other than the word embeddings, which is not"
-            " supported: take a seed that ties the two",
+    tied = output is None or words is None or torch.equal(output, words)
+    has_head = found.has_head and tied
+    if not tied:
+        print(
+            "seed: its MLM head is left, as its output weights are other ones than the word"
+            " embeddings",
+            flush=True,
         )
     model = phenotype.empty(MaskedLM, arch.with_dropout(dropout))
     if not has_head:
@@ -176,6 +179,8 @@ def _read(source: str, base: Path) -> "tuple[_Look, dict[str, Tensor]]":
         state = found.state
         if state is None:
             state = found.family.named(_state(found.path), found.config)
+        # Of a checkpoint in half precision: what is added up is not rounded once more.
+        state = {n: one.float() if one.is_floating_point() else one for n, one in state.items()}
         theirs = families.with_types(state)
     return found, theirs
 
@@ -342,7 +347,7 @@ def file_of(source: str, base: Path, names: tuple[str, ...]) -> Path:
             if (resolved / name).is_file():
                 return resolved / name
         raise _error(
-            source, f"there is no {' or '.join(names)} in {resolved}: put the model's files there"
+            source, f"there is no {' or '.join(names)} in {resolved}: {_instead(resolved, names)}"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -361,6 +366,28 @@ def file_of(source: str, base: Path, names: tuple[str, ...]) -> Path:
         f" ({_first_line(problem)}): check the name and the network, or download the model and"
         " name its folder",
     )
+
+
+def _instead(folder: Path, names: tuple[str, ...]) -> str:
+    """What to do where a folder lacks a model's files, by what people save in their place."""
+    runs = [(int(one.name[11:]), one) for one in folder.glob("checkpoint-*") if _is_run(one, names)]
+    if runs:
+        return f"name a folder of its checkpoints, as {max(runs)[1]}"
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "it holds an adapter alone; merge it into its model and save that, by peft's"
+            " merge_and_unload() and save_pretrained()"
+        )
+    if any((folder / f"{name}.index.json").is_file() for name in names):
+        return (
+            "its weights are in several files; load it and save them in one, by"
+            ' save_pretrained(..., max_shard_size="100GB")'
+        )
+    return "put the model's files there"
+
+
+def _is_run(folder: Path, names: tuple[str, ...]) -> bool:
+    return folder.name[11:].isdigit() and any((folder / name).is_file() for name in names)
 
 
 def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], Architecture]:
@@ -406,6 +433,8 @@ def _architecture(source: str, base: Path) -> tuple[Family, Mapping[str, Any], A
         )
     with _reading(source, path):
         unfit = family.unfit(config)
+        if config.get("is_decoder"):
+            unfit = "it is a decoder, whose tokens see none behind them"
         left = families.heads_left(config, own("blocks"), own("heads"))
     if 0 in left.values():
         unfit = "it has a block whose heads are all pruned"
@@ -473,8 +502,11 @@ def _state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     # weights_only: no code in the file is run.
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for name, one in state.items():
+        if not isinstance(one, Tensor):
+            raise ValueError(f"{name!r} in it is no tensor: save model.state_dict() by itself")
+    return cast("dict[str, Tensor]", state)
 
 
 @contextmanager

@@ -91,8 +91,8 @@ def trimmed_tokenizer(tokenizer: Any, kept: NDArray[np.int64]) -> Any:
     """The same tokenizer with these tokens alone, numbered in their order."""
     from tokenizers import Tokenizer
 
-    names = tokenizer.convert_ids_to_tokens(kept.tolist())
-    number = {name: place for place, name in enumerate(names)}
+    names = _names(tokenizer)
+    number = {names[one]: place for place, one in enumerate(kept.tolist())}
     told = _told(tokenizer)
     told["model"]["vocab"] = number
     for added in told["added_tokens"]:
@@ -200,9 +200,13 @@ def _continues(tokenizer: Any) -> NDArray[np.bool_]:
 
 
 def _names(tokenizer: Any) -> list[str]:
-    """[tokens] "" for a number that nobody has."""
-    names = tokenizer.convert_ids_to_tokens(list(range(numbers(tokenizer))))
-    return ["" if name is None else name for name in names]
+    """[tokens] "" for a number that nobody has. As the vocabulary has them: asked by its number, an
+    added token with capitals is told as a tokenizer of lower case sees it
+    (findings/tokenizers-tells-an-added-token-in-lower-case.sh)."""
+    found = [""] * numbers(tokenizer)
+    for name, number in tokenizer.get_vocab().items():
+        found[number] = name
+    return found
 
 
 def _text(token: str, prefix: str) -> tuple[str, bool]:
