@@ -135,6 +135,23 @@ def test_an_export_loads_by_its_auto_class_and_tells_what_was_scored(
         assert [[label for label, _ in words] for words in told] == predictions
 
 
+def test_a_regressor_of_large_numbers_is_exported_as_any_other(
+    shops: Shops, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed: bin/setup onnx")
+    name = tasks.REGRESS.name
+    model = phenotype.load(seed_heads.KINDS[name], trained(name))
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            model.get_parameter(f"{seed_heads.KINDS[name].head_name}.out.{part}").mul_(1e5)
+    phenotype.save(model, tmp_path / "large")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    home = Path(seed.resolve(SOURCE, shops(name).folder))
+    export.write(tmp_path / "large", home, folder, {"longest": 48}, name)
+    assert export.write_onnx(folder, name) > export.ONNX_TOLERANCE
+
+
 @pytest.mark.parametrize("name", [tasks.CLASSIFY.name, tasks.TAG.name])
 def test_in_int8_it_is_scored_and_asked_as_in_float32(
     shops: Shops, trained: Callable[[str], Path], tmp_path: Path, name: str

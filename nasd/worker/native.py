@@ -26,7 +26,7 @@ from nasd.worker.model.seed import SECOND
 from nasd.worker.model.seed_heads import model_of
 
 FOLDER = "native"  # below an exported model
-TOLERANCE = 1e-4  # of a logit
+TOLERANCE = 1e-4  # of a logit, or of the largest one above 1, as a regressor's may be
 WORDS, WIDEN = "encoder.embeddings.word.weight", "encoder.embeddings.widen.weight"
 TYPES = 2  # of tokens, in BERT's way
 
@@ -102,8 +102,8 @@ def write(model: phenotype.AnyModel, tokenizer: Any, folder: Path, task: str) ->
     copy = getattr(transformers, auto).from_config(config)
     _fill(copy, name, _even(model, size))
     copy.eval()
-    difference = _difference(model.eval(), copy, by_token=not _whole_texts(task))
-    if not difference <= TOLERANCE:
+    difference, largest = _difference(model.eval(), copy, by_token=not _whole_texts(task))
+    if not difference <= TOLERANCE * largest:
         raise NasdError(
             f"--native: the logits of {type(copy).__name__} differ from the model's by"
             f" {difference:.1e}"
@@ -222,10 +222,12 @@ def _fill(copy: Any, name: str, ours: Mapping[str, Tensor]) -> None:
     assert not left, f"nothing was said of {left}"
 
 
-def _difference(model: phenotype.AnyModel, copy: torch.nn.Module, by_token: bool) -> float:
-    """The largest of a logit, over examples of several lengths, padded too. by_token: whether it is
-    a token's, which counts where there is one."""
-    arch, worst = model.architecture, 0.0
+def _difference(
+    model: phenotype.AnyModel, copy: torch.nn.Module, by_token: bool
+) -> tuple[float, float]:
+    """The largest of a logit, over examples of several lengths, padded too; and the largest logit,
+    or 1 if that is more. by_token: whether it is a token's, which counts where there is one."""
+    arch, worst, largest = model.architecture, 0.0, 1.0
     for examples, tokens in ((1, 2), (2, max(2, arch.positions // 2)), (2, arch.positions)):
         words, mask = example(arch, examples, tokens)
         behind = model.encoder.embeddings.behind(words)
@@ -236,7 +238,8 @@ def _difference(model: phenotype.AnyModel, copy: torch.nn.Module, by_token: bool
         for one, two in zip(_logits(said), _logits(other), strict=True):
             apart = (one - two).abs()
             worst = max(worst, float((apart[mask.bool()] if by_token else apart).max()))
-    return worst
+            largest = max(largest, float(one.abs().max()))
+    return worst, largest
 
 
 def _logits(said: Any) -> Iterable[Tensor]:
