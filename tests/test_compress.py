@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasd.cli.compress_config import write_config
-from nasd.cli.compressing import _check_same, _tell_changed
+from nasd.cli.compressing import _check_same, _tell_best, _tell_changed
 from nasd.cli.wish import Asked, asked_of, check_data, from_here
 from nasd.contract.config import Config, load, parse
 from nasd.contract.errors import NasdError
@@ -30,7 +30,7 @@ from nasd.record.folders import StateFolder
 from nasd.search.variation.breeding import initial_population
 from nasd.search.variation.reach import MOST, steps_to
 from nasd.views.forecast.fitting import WORKING
-from tests.conftest import ROOT, make_tick
+from tests.conftest import ROOT, drive, make_tick, small_config
 from tests.test_cli import refused
 from tests.training import Workshop, exported, make_workshop
 
@@ -374,6 +374,26 @@ def test_the_same_wish_goes_on_and_what_differs_is_named(
     os.utime(home / "mine" / "config.json", (later, later))
     _tell_changed(asks(), there)
     assert "config.json has changed since the search began" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spent", "words"),
+    [
+        (True, "the budget is spent, and no candidate has at most 1 % .* a higher --budget-gpu"),
+        (False, "the search is complete, and no candidate .* a higher experiment.generations in"),
+    ],
+)
+def test_where_nobody_is_small_enough_the_nearest_is_told_and_how_to_go_on(
+    tmp_path: Path, spent: bool, words: str
+) -> None:
+    tick = make_tick(StateFolder(tmp_path / "state"), small_config(experiment__generations=0))
+    found = drive(tick)
+    tick.store.close()
+    asked = Asked("model", (), 0.01, tmp_path / "c.toml", "state", "auto", None, "qa", {}, None)
+    least = min(found.born_in(0), key=lambda one: one.parameters)
+    with pytest.raises(NasdError, match=f"{words}") as raised:
+        _tell_best(asked, tmp_path / "state", spent)
+    assert f"the smallest, candidate {least.id}, has" in str(raised.value)
 
 
 def test_questions_without_an_answer_are_taken_where_that_is_asked(tmp_path: Path) -> None:

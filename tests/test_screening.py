@@ -412,6 +412,14 @@ def test_mutants_that_break_a_limit_by_what_is_known_of_them_are_born_behind_all
     assert best([heavy, light, lost], 2, least=0.5) == [0, 1]
 
 
+def test_in_the_last_generation_a_limit_comes_before_what_a_mutant_knows() -> None:
+    heavy, little = Tried(1.0, 1.0, (1.9,), missed=0.01), Tried(4.0, 0.1, (2.1,))
+    less = Tried(4.5, 0.05, (2.4,))
+    assert best([heavy, little, less], 2, least=0.5) == [0, 1]
+    assert best([heavy, little, less], 2, least=0.5, last=True) == [1, 2]
+    assert best([heavy, little, less], 1, least=0.5, last=True) == [1]
+
+
 def test_a_limit_on_operations_is_held_from_the_screening_on(tmp_path: Path) -> None:
     config = screened(
         experiment__limits=["flop <= 90 % of the baseline"],

@@ -134,13 +134,14 @@ def compress(
     settings = load(asked.path)
     home = asked.path.resolve().parent / settings.experiment.state
     over = serve(settings, asked.path)
+    spent = _is_spent(home, settings)
     try:
-        share = _tell_best(asked, home)
+        share = _tell_best(asked, home, spent)
     except NasdError:
-        if over:
+        if over or spent:
             raise
     else:  # before the end there may be none
-        _take_home(asked, home, share, out if over or _is_spent(home, settings) else None, force)
+        _take_home(asked, home, share, out if over or spent else None, force)
     if not over:
         say_why(home)
         print("stopped; to go on: the same command again", file=sys.stderr)
@@ -276,21 +277,35 @@ def _share(asked: Asked, snap: "Snapshot") -> str:
     return f"{math.ceil(1e4 * asked.target / _tokens_left(snap) - 1e-6) / 100:g}"
 
 
-def _tell_best(asked: Asked, state: Path) -> str:
+def _tell_best(asked: Asked, state: Path, spent: bool) -> str:
     """The best that is small enough; raises NasdError if there is none. Returns `_share`."""
     from nasd.contract.readable import of_baseline
     from nasd.record import lookup, snapshot
+    from nasd.record.lifecycle import State
 
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     share = _share(asked, snap)
+    scored = [one for one in snap.individuals if one.state is State.SCORED and not one.is_baseline]
     try:
         best = lookup.find(snap, lookup.BEST, lookup.Wish(max_parameters=float(share)))
-    except NasdError as error:
-        raise NasdError(
-            f"the search is complete, but {error}; a higher experiment.generations in {asked.path}"
-            " and the same command let it go on"
-        ) from None
+    except NasdError:
+        found = "no candidate is scored"
+        if scored:
+            least = min(scored, key=lambda one: one.parameters)
+            part = of_baseline(snap.size(least.id) / _tokens_left(snap))
+            found = (
+                f"no candidate has at most {100 * asked.target:g} % of the model's parameters: the"
+                f" smallest, candidate {least.id}, has {part} and quality"
+                f" {snap.quality(least.id):.2f}"
+            )
+        ended = "the budget is spent" if spent else "the search is complete"
+        mend = (
+            "a higher --budget-gpu-hours"
+            if spent
+            else f"a higher experiment.generations in {asked.path}, or a higher --target"
+        )
+        raise NasdError(f"{ended}, and {found}; to go on: the same command, with {mend}") from None
     size = of_baseline(snap.size(best.id) / _tokens_left(snap))
     beside = f"the baseline: {snap.quality(snap.baseline.id):.2f}"
     if not (rival := snap.rival).is_baseline:

@@ -94,7 +94,9 @@ def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen |
         Tried(said[PARENT], 1.0, known(names, snapshot.candidates[parent], baseline))
         for parent, said in told.items()
     ]
-    chosen = [snapshot.mutants[index] for index in best(tried, places, parents, least=least)]
+    ends = config.finishes(generation + 1)
+    born = best(tried, places, parents, least=least, last=ends)
+    chosen = [snapshot.mutants[index] for index in born]
     found = _breed(snapshot, config, generation, [_bred(one) for one in chosen], screen.payload)
     losses = {
         mutant.id: one.loss

@@ -30,7 +30,12 @@ def kept(loss: float, parent: float, ignorance: float) -> float:
 
 
 def best(
-    tried: Sequence[Tried], count: int, parents: Sequence[Tried] = (), *, least: float
+    tried: Sequence[Tried],
+    count: int,
+    parents: Sequence[Tried] = (),
+    *,
+    least: float,
+    last: bool = False,
 ) -> list[int]:
     """So many of them, as indices in their order: by non-dominated rank over (loss, objectives),
     and of the last front those that together dominate much (nasd.search.pareto.subset), above the
@@ -38,12 +43,16 @@ def best(
 
     Whoever keeps less than the least share of its parent's knowledge, or breaks a limit of the
     experiment, comes behind all others, and those without a loss only fill up: the smallest would
-    be on the front, however little they can.
+    be on the front, however little they can. last: nobody is bred of them, so that whoever breaks a
+    limit is of no use to anybody, and comes behind those who only know little.
     """
     judged = [(index, one.loss) for index, one in enumerate(tried) if one.loss is not None]
     points = [(-loss, *tried[index].known) for index, loss in judged]
     beside = [(-one.loss, *one.known) for one in parents if one.loss is not None]
-    missed = [max(0.0, least - tried[index].kept) + tried[index].missed for index, _ in judged]
+    short = [(max(0.0, least - tried[at].kept), tried[at].missed) for at, _ in judged]
+    faults = [(limits, knows) if last else (0.0, limits + knows) for knows, limits in short]
+    worse = sorted({one for one in faults if any(one)})
+    missed = [1.0 + worse.index(one) if any(one) else 0.0 for one in faults]
     chosen = [judged[place][0] for place in subset(points, count, missed, beside)]
     chosen += [index for index, one in enumerate(tried) if one.loss is None]
     return sorted(chosen[:count])
