@@ -114,7 +114,8 @@ def check_replaceable(folder: Path, mark: str, instead: str) -> None:
         raise NasdError(f"{folder} is no folder: {instead}")
     if (found := stranger(folder)) is not None:
         raise NasdError(f"{folder} {found}: {instead}")
-    if vouched(folder) and not _is_file(folder / mark):
+    listed = _listed(folder)
+    if listed is not None and mark not in listed[0]:
         raise NasdError(f"{folder} holds what another command of nasd's wrote: {instead}")
 
 

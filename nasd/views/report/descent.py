@@ -174,7 +174,7 @@ def family(findings: Findings) -> Drawing:
     wide = 72 * (WIDTH - 0.5) / (newest + 2.9)  # of a generation, in points
     crowded = False
     for row, room in _spaces(shown, column, places):
-        text = _name(row)
+        text = _name(findings, row)
         if 0.62 * small * len(text) + 8 > wide * room:
             crowded = True
             continue
@@ -210,7 +210,7 @@ def family(findings: Findings) -> Drawing:
     )
     drawing.figure = figure
     drawing.caption = (
-        "Who came from whom, by one mutation of the whole genotype each. Beside a candidate stands"
+        "Who came from whom, each by a mutation of the whole genotype. Beside a candidate stands"
         " its number, and its quality in % where it was scored. Blue: the lines that lead to the"
         " last population." + left_out + (" Without a name: point at it." if crowded else "")
     )
@@ -303,9 +303,11 @@ def _spaces(
         right.setdefault(round(at), []).append((at, x))
 
 
-def _name(row: CandidateRow) -> str:
+def _name(findings: Findings, row: CandidateRow) -> str:
+    """With its quality; the baseline with its own, also where it was trained on as its control."""
     name = BASELINE if row.is_baseline else row.name
-    return name if row.quality is None else f"{name}: {number(row.quality)}"
+    quality = findings.snapshot.quality(row.id)
+    return name if quality is None else f"{name}: {number(quality)}"
 
 
 def _ticks(newest: int) -> list[int]:

@@ -116,8 +116,8 @@ def pareto(findings: Findings) -> Drawing:
         " parameters, both better to the upper left. Numbers name the candidates of rank 0; the"
         " line"
         " bounds what they dominate. Dotted: the front of all that were ever scored, whose members"
-        " the table names. Dashed: the baseline; what lies above and to the left of"
-        " it is better in both." + (" Arrows: far below the frame." if far else "")
+        f" the table names. Dashed: the {findings.baseline.name}; what lies above and to the left"
+        " of it is better in both." + (" Arrows: far below the frame." if far else "")
     )
     if any(m.rank is None and m.quality is not None for m in findings.members):
         drawing.caption += " Grey: not selected among, yet or at all."
@@ -322,5 +322,5 @@ def _baseline_cross(axes: Axes, findings: Findings) -> None:
 
 
 def _baseline_words(findings: Findings) -> str:
-    quality = findings.baseline.quality
-    return "" if quality is None else f" The baseline has quality {number(quality)}."
+    base = findings.baseline
+    return "" if base.quality is None else f" The {base.name} has quality {number(base.quality)}."

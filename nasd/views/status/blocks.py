@@ -102,32 +102,34 @@ def front(facts: Facts, width: int, height: int) -> list[Text]:
     """Scores against parameters. Better is up and left."""
     if height < 4 or width < 20:
         return []
-    baseline = facts.snapshot.baseline
     snap = facts.snapshot
-    quality = snap.quality(baseline.id)
+    quality = snap.quality(snap.baseline.id)
     base = [] if quality is None else [(100.0, quality)]
+    trained = None if snap.rival.is_baseline else snap.quality(snap.rival.id)
+    control = [] if trained is None else [(100.0, trained)]
     at = {
         one: (share_of_baseline(snap.size(one)), snap.quality(one) or 0.0) for one in facts.points
     }
     ahead = [at[one] for one in at if facts.ranks[one] == 0]
     behind = [at[one] for one in at if facts.ranks[one] > 0]
-    everything = [*base, *ahead, *behind]
+    everything = [*base, *control, *ahead, *behind]
     if not everything:
         return [line(("no scores to draw yet", "dim"))]
     xs, ys = _span([x for x, _ in everything]), _span([y for _, y in everything])
     label = 6
     rows = marks.plane(
-        {marks.OTHER: behind, marks.FRONT: ahead, marks.BASELINE: base},
+        {marks.OTHER: behind, marks.FRONT: ahead, marks.BASELINE: base, marks.CONTROL: control},
         width - label - 1,
         height - 2,
         xs,
         ys,
     )
+    legend = _legend(bool(control))
     title = fitting(
         width,
-        line(("quality by parameters  ", "dim"), *_legend()),
-        line(("quality  ", "dim"), *_legend()),
-        line(*_legend()),
+        line(("quality by parameters  ", "dim"), *legend),
+        line(("quality  ", "dim"), *legend),
+        line(*legend),
     )
     found = [title]
     for index, row in enumerate(rows):
@@ -140,10 +142,12 @@ def front(facts: Facts, width: int, height: int) -> list[Text]:
     return [fitting(width, one) for one in found]
 
 
-_COLOURS = {marks.FRONT: "green", marks.BASELINE: "cyan"}
+_COLOURS = {marks.FRONT: "green", marks.BASELINE: "cyan", marks.CONTROL: "cyan"}
 
 
-def _legend() -> Sequence[tuple[str, str]]:
+def _legend(control: bool) -> Sequence[tuple[str, str]]:
+    """control: whether there is one, the baseline trained on as candidates are."""
+    own = ((" ", ""), (marks.CONTROL, "cyan"), (" control", "dim")) if control else ()
     return (
         (marks.FRONT, "green"),
         (" front ", "dim"),
@@ -151,6 +155,7 @@ def _legend() -> Sequence[tuple[str, str]]:
         (" behind ", "dim"),
         (marks.BASELINE, "cyan"),
         (" baseline", "dim"),
+        *own,
     )
 
 
@@ -182,7 +187,8 @@ def events(facts: Facts, width: int, most: int) -> list[Text]:
 
 
 def ahead(facts: Facts, width: int, most: int) -> list[Text]:
-    """The candidates of the front, the largest quality first, and the baseline to compare with."""
+    """The candidates of the front, the largest quality first, and whom to compare them with: the
+    baseline, and its best control."""
     first = [one for one, rank in facts.ranks.items() if rank == 0]
     first.sort(key=lambda one: -facts.points[one][0])
     if not first or most < 2:
@@ -191,14 +197,17 @@ def ahead(facts: Facts, width: int, most: int) -> list[Text]:
     names = others(snap)
     titles = "".join(f" {OBJECTIVES[name].unit:>9}" for name in names)
     found = [line((f"{'front':>5} quality  of base{titles}  genotype", "dim"))]
-    compared = snap.quality(snap.baseline.id) is not None and most > 2
-    shown = [snap.candidates[one] for one in first[: most - 1 - compared]]
-    for one in [*shown, snap.baseline] if compared else shown:
+    beside = [snap.baseline] if snap.quality(snap.baseline.id) is not None and most > 2 else []
+    if beside and not snap.rival.is_baseline and most > 3:
+        beside.append(snap.rival)
+    shown = [snap.candidates[one] for one in first[: most - 1 - len(beside)]]
+    for one in [*shown, *beside]:
         share = of_baseline(snap.size(one.id))
         values = [(OBJECTIVES[name], snap.value(one.id, name)) for name in names]
         told = "".join(f" {'' if v is None else each.shown(v):>9}" for each, v in values)
-        row = f"{one.id:>5} {snap.quality(one.id):>7.2f} {share:>8}{told}  {one.genotype}"
-        found.append(line((row, "cyan" if one.is_baseline else "")))
+        what = "the control" if one in beside and not one.is_baseline else str(one.genotype)
+        row = f"{one.id:>5} {snap.quality(one.id):>7.2f} {share:>8}{told}  {what}"
+        found.append(line((row, "cyan" if one in beside else "")))
     return [fit(one, width) for one in found]
 
 

@@ -9,10 +9,10 @@ from statistics import fmean
 
 LEVELS = "▁▂▃▄▅▆▇█"
 DONE, LEFT = "━", "─"
-FRONT, OTHER, BASELINE = "●", "○", "◆"
+FRONT, OTHER, BASELINE, CONTROL = "●", "○", "◆", "◇"
 PLAIN = str.maketrans(
     dict(zip(LEVELS, "__..--''", strict=True))
-    | {DONE: "=", LEFT: "-", FRONT: "#", OTHER: "o", BASELINE: "B"}
+    | {DONE: "=", LEFT: "-", FRONT: "#", OTHER: "o", BASELINE: "B", CONTROL: "C"}
     | {"│": "|", "└": "+", "…": "~", "−": "-", "°": " "}
 )
 
