@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from nasd import cli
 from nasd.contract import digests, written
+from nasd.contract.config import parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.squad import Question
@@ -40,8 +41,10 @@ from tests.conftest import (
     begin,
     drive,
     make_tick,
+    of_tuned_parents,
     open_quickly,
     small_config,
+    small_dict,
     without_summaries,
 )
 from tests.damage import flip_a_bit
@@ -526,6 +529,17 @@ THESIS: dict[str, Any] = {
 }
 
 
+def test_a_card_tells_how_its_search_hands_weights_down(finished: StateFolder) -> None:
+    snap = look(finished)
+    child = next(one for one in snap.individuals if not one.is_baseline)
+    files = card.Files(400_000_000, 66_000_000, True, None, 5e-6)
+    thesis = card.text(snap, CONFIG, child, files, now=0.0)
+    assert "last stage of masked language modelling. What is new was drawn at random" in thesis
+    config = parse(of_tuned_parents(small_dict(), {"narrow": 1.0}), "c.toml")
+    ours = card.text(snap, config, child, files, now=0.0)
+    assert "fine-tuned as they were, head and all. What became smaller keeps of it what" in ours
+
+
 def test_names_of_the_hub_become_links_and_their_licences_are_told(finished: StateFolder) -> None:
     snap = look(finished)
     files = card.Files(400_000_000, 66_000_000, True, None, 5e-6)
@@ -568,9 +582,7 @@ def test_the_best_is_the_best_quality_and_the_smallest_of_equals(finished: State
 @pytest.mark.usefixtures("here")
 def test_the_baseline_can_be_taken_too(finished: StateFolder, tmp_path: Path) -> None:
     done = invoke("export", "baseline", str(tmp_path / "b"), "--state", str(finished.path))
-    assert done.startswith(
-        "the baseline, the unmodified seed, (quality 60.50, 100.0 % of the baseline's parameters)"
-    )
+    assert done.startswith("the baseline (quality 60.50, 100.0 % of the baseline's parameters)")
     assert read_card(tmp_path / "b")[1].startswith("\n# small, baseline")
 
 
@@ -584,7 +596,8 @@ def test_it_can_be_taken_as_a_class_of_transformers_own_as_well(
 
     folder = tmp_path / "b"
     done = invoke("export", "baseline", str(folder), "--native", "--state", str(finished.path))
-    assert "native/ holds it as a DistilBertForQuestionAnswering, of 0.0 M parameters" in done
+    assert "native/ holds it as a DistilBertForQuestionAnswering, of " in done
+    assert " k parameters with the zeros that fill it up" in done
     assert "own `DistilBertForQuestionAnswering`" in read_card(folder)[1]
     own = transformers.AutoModelForQuestionAnswering.from_pretrained(folder / "native").eval()
     words = transformers.AutoTokenizer.from_pretrained(folder / "native")

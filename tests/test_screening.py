@@ -26,7 +26,7 @@ from nasd.search.variation.keeping import informed
 from nasd.search.variation.screening import Tried, best, kept
 from nasd.views import dossier, dossier_view
 from nasd.views.report import write
-from nasd.views.status import as_json, standing
+from nasd.views.status import as_json, blocks, marks, standing
 from nasd.views.status.facts import read
 from nasd.views.status.view import view
 from nasd.worker.tasks.notes import Noted
@@ -126,6 +126,43 @@ def test_the_rival_is_the_best_of_the_baseline_and_its_controls(
     assert found.quality(found.rival.id) == max(known_to)
     front = standing.ever(found)
     assert not any(one is found.baseline for one in front) or found.rival is found.baseline
+
+
+def test_show_says_of_a_screening_and_of_a_control_what_they_are_for(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state")
+    with without_summaries():
+        tick = make_tick(state, screened(experiment__generations=0))
+        drive(tick)
+        found, now = tick.store.read(), tick.clock()
+        tick.store.close()
+    (screening,), (control,) = found.screenings_of(0), found.controls_of(0)
+    for one, words in (
+        (screening, ("has tried all mutants", "tries mutants of the baseline untrained")),
+        (control, ("has climbed the whole", "the baseline, trained on as generation 0 is")),
+    ):
+        console = Console(width=200, file=StringIO())
+        console.print(dossier_view.render(dossier.compile_dossier(state.path, str(one.id), now)))
+        told = console.file.getvalue()  # type: ignore[attr-defined]
+        assert all(word in told for word in words), told
+        assert "drawn as a mutant" not in told
+
+
+def test_the_status_chart_has_the_control_beside_the_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateFolder(tmp_path / "state")
+    with without_summaries():
+        tick = make_tick(state, screened(experiment__generations=0))
+        drive(tick)
+        facts = read(state.path, tick.clock())
+        tick.store.close()
+    (control,) = facts.snapshot.controls
+    for rival, seen in ((facts.snapshot.baseline, False), (control, True)):
+        monkeypatch.setattr(Snapshot, "rival", rival)
+        drawn = [str(one) for one in blocks.front(facts, 80, 12)]
+        assert drawn[0].endswith(f" {marks.CONTROL} control") is seen
+        assert any(marks.CONTROL in one for one in drawn[1:]) is seen
+        assert any("the control" in str(one) for one in blocks.ahead(facts, 100, 6)) is seen
 
 
 def test_killed_between_any_two_turns_a_screened_search_tells_the_same_story(

@@ -76,7 +76,7 @@ def export(
 
     Example: nasd export best my-model --smallest-within 1
     """
-    from nasd.contract.readable import of_baseline
+    from nasd.contract.readable import of_baseline, parameters
     from nasd.export import export as door
     from nasd.record.lookup import Wish
 
@@ -92,8 +92,8 @@ def export(
         print(f"model.onnx is beside it; its logits differ by {done.files.onnx_difference:.0e}")
     if (own := done.files.native) is not None:
         print(
-            f"native/ holds it as a {own.auto}, of {own.parameters / 1e6:.1f} M parameters; its"
-            f" logits differ by {own.difference:.0e}"
+            f"native/ holds it as a {own.auto}, of {parameters(own.parameters)} parameters with"
+            f" the zeros that fill it up; its logits differ by {own.difference:.0e}"
         )
     if done.files.int8 is not None:
         print("model-int8.onnx is beside it, too; on the test data:")
@@ -102,7 +102,7 @@ def export(
 
 
 def _named(candidate: int) -> str:
-    return f"candidate {candidate}" if candidate else "the baseline, the unmodified seed,"
+    return f"candidate {candidate}" if candidate else "the baseline"
 
 
 @app.command(cls=Command, rich_help_panel=MODELS)

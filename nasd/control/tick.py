@@ -589,7 +589,7 @@ class Tick:
 
 
 def _last_line(log_file: Path) -> str:
-    """`: ` and what the worker said last, if it said anything."""
+    """What the worker said last, if it said anything: not always why it is gone."""
     try:
         with log_file.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
@@ -597,4 +597,4 @@ def _last_line(log_file: Path) -> str:
     except OSError:
         return ""
     words = [line.strip() for line in lines if line.strip()]
-    return f": {words[-1][:200]}" if words else ""
+    return f"; the last line of its log: {words[-1][:200]}" if words else ""

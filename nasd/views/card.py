@@ -141,7 +141,7 @@ def text(snapshot: Snapshot, config: Config, candidate: Candidate, files: Files,
         f" {'before' if snapshot.experiment.backbone.pre_norm else 'after'} each module. Genotype"
         f" `{candidate.hash}`.",
         *_vocabulary(snapshot, candidate),
-        *_ancestry(snapshot, candidate),
+        *_ancestry(snapshot, config, candidate),
         "## Training",
         _training(snapshot, config, candidate),
         _cost(snapshot, candidate, now),
@@ -403,7 +403,7 @@ def ancestors(snapshot: Snapshot, candidate: Candidate) -> list[Candidate]:
     return line[::-1]
 
 
-def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
+def _ancestry(snapshot: Snapshot, config: Config, candidate: Candidate) -> Iterable[str]:
     if candidate.is_baseline:
         return
     yield "## Ancestry"
@@ -428,9 +428,29 @@ def _ancestry(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:
             for one in ancestors(snapshot, candidate)
         ],
     )
-    yield (
-        "What no mutation touched keeps the parent's weights, of its last stage of masked language"
-        " modelling; what is new was drawn at random, and trained alone first."
+    yield f"{_kept(config)} {_began(config)}"
+
+
+def _kept(config: Config) -> str:
+    """Of a parent's weights, in a sentence."""
+    of = (
+        "of its last stage of masked language modelling"
+        if config.variation.inherit_from == tasks.MLM.name
+        else "fine-tuned as they were, head and all"
+    )
+    return f"What no mutation touched keeps the parent's weights, {of}."
+
+
+def _began(config: Config) -> str:
+    """How what a mutation touched began, in a sentence."""
+    alone = any(one.train == "new" for one in config.ladder("candidates"))
+    behind = ", and trained alone first" if alone else ""
+    if config.variation.transfers == "fresh":
+        return f"What is new was drawn at random{behind}."
+    fitted = ", fitted anew to what the parent computed" if config.variation.refit else ""
+    return (
+        f"What became smaller keeps of it what tells most{fitted}; what is new began so that it"
+        f" changes nothing, where that can be, and else at random{behind}."
     )
 
 

@@ -17,13 +17,23 @@ from nasd.control.retention import finished_stages
 from nasd.policy import ladder
 from nasd.record import lookup, snapshot
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import DecisionKind, State
+from nasd.record.lifecycle import CandidateKind, DecisionKind, State
 from nasd.record.state import Attempt, Candidate, Member, Recorded
 from nasd.search.variation.operators import TRAIN_ON
 from nasd.views.card import ancestors
 from nasd.views.why import Subject, why
 
 Reached = Literal["done", "here", "ahead", "never", "skipped"]
+
+
+# What is said of those that are no members of a population.
+UNCHANGED = {CandidateKind.SCREENING: "nothing: its mutants are tried"}
+OWN = {
+    CandidateKind.SCREENING: "tries mutants of {origin} untrained, of which generation {generation}"
+    " is born",
+    CandidateKind.CONTROL: "the baseline, trained on as generation {generation} is, which is held"
+    " against it",
+}
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,7 @@ class _Compiler:
             []
             if other.parent is None
             else changes(other.genotype, other.lineage, snap.candidates[other.parent].genotype)
-            or ["nothing: it is trained on"]
+            or [UNCHANGED.get(other.kind, "nothing: it is trained on")]
         )
         return Ancestor(
             other.id,
@@ -389,6 +399,8 @@ class _Compiler:
             if one.operators == (TRAIN_ON,):
                 how = "trained on, as it stood on the front:"
             text = f"{how} {origin}"
+            if (own := OWN.get(one.kind)) is not None:
+                text = own.format(origin=origin, generation=number)
             facts: dict[str, Any] = {"parent": one.parent, "untrained": one.untrained}
             if one.second is not None:
                 text += f" and {one.second}"

@@ -11,7 +11,7 @@ from nasd.contract.slots import devices, divided
 from nasd.policy import ladder, scheduling
 from nasd.record import daemon_lock
 from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import ExperimentState, State
+from nasd.record.lifecycle import CandidateKind, ExperimentState, State
 from nasd.record.state import PAUSED, Attempt, Candidate, Member, Snapshot
 
 
@@ -118,7 +118,8 @@ def _slots(subject: Subject) -> tuple[str, ...]:
 def _fate(subject: Subject) -> str:
     selected = [m for m in subject.memberships if m.survives is not None]
     if not selected:
-        return "has climbed the whole ladder"
+        tries = subject.candidate.kind is CandidateKind.SCREENING
+        return "has tried all mutants" if tries else "has climbed the whole ladder"
     last = selected[-1]
     newest = subject.snapshot.generation
     assert newest is not None
