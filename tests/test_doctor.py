@@ -318,7 +318,7 @@ def test_gpus_are_named_with_their_driver_and_whether_they_stay_awake(tmp_path, 
 
 def test_without_gpus_no_driver_is_asked(tmp_path: Path):
     case = case_of(tmp_path)
-    assert [one.text for one in machine.slots(case)] == ["4 CPU shares of 1 cores"]
+    assert [one.text for one in machine.slots(case)] == ["4 CPU shares of 1 core each"]
     assert [*machine.driver(case), *machine.torch(case)] == []
 
 

@@ -37,7 +37,7 @@ def write_config(asked: Asked, tflops: float | None) -> None:
             f"{asked.state} holds a search already, and {asked.path} is not there: name another"
             " --state, or the config of that search with --config"
         )
-    whole = look(asked.source, base)
+    whole = look(asked.source, Path.cwd())  # where it was typed
     seed, target = kept_by(asked, whole)
     values = {
         "experiment.name": f"compress {Path(asked.source).name}"[:200],

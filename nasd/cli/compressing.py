@@ -11,7 +11,7 @@ import typer
 from nasd.cli.command import Command
 from nasd.cli.compress_config import write_config
 from nasd.cli.numbers import whole
-from nasd.cli.options import SEARCH, SpeedOption, app
+from nasd.cli.options import SEARCH, BudgetOption, SpeedOption, app
 from nasd.cli.wish import (
     USUAL_STATE,
     Asked,
@@ -75,10 +75,7 @@ def compress(
     state: Annotated[
         Path | None, typer.Option("--state", help="The state folder; else beside the config.")
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget-gpu-hours", help="Fit the search to so many (on CPUs slot-hours)."),
-    ] = None,
+    budget: BudgetOption = None,
     tflops: SpeedOption = None,
     devices: Annotated[
         str, typer.Option(help="As cuda:0,cuda:1 or cpu:0; auto takes all GPUs, or the CPU.")
@@ -154,7 +151,7 @@ def _check_same(asked: Asked, there: "Config") -> float:
     from nasd.presets import smaller
 
     kept, data = there.seed_model.vocabulary, in_config(there, asked)
-    model = look(asked.source, asked.path.parent)
+    model = look(asked.source, Path.cwd())
     if kept_by(asked, model)[0] is model:
         asked = replace(asked, vocabulary=None)  # as many as it has, or more, are all
     home = asked.path.resolve().parent
@@ -234,8 +231,6 @@ def _set_budget(asked: Asked, there: "Config") -> None:
 
     if asked.budget is None:
         return
-    if not 0 < asked.budget < math.inf:
-        raise NasdError(f"--budget-gpu-hours: {asked.budget:g} makes no sense, it must be above 0")
     home = asked.path.resolve().parent / there.experiment.state
     planned = there.experiment.budget_gpu_hours
     try:

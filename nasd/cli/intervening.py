@@ -11,12 +11,10 @@ import typer
 
 from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument
-from nasd.cli.options import STEER, ConfigOption, StateOption, app, state_folder
+from nasd.cli.options import MOST_HOURS, STEER, ConfigOption, StateOption, app, state_folder
 from nasd.contract import strangers
 from nasd.contract.errors import NasdError
 from nasd.contract.readable import shown
-
-MOST_HOURS = 10**9  # as of experiment.budget_gpu_hours
 
 WhyOption = Annotated[str, typer.Option("--why", help="Recorded with your name.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answer.")]

@@ -12,6 +12,7 @@ from nasd.cli.command import Command
 from nasd.cli.completion import CandidateArgument, candidates
 from nasd.cli.numbers import MOST_ID, real, whole
 from nasd.cli.options import LOOK, ConfigOption, StateOption, app, show, state_folder
+from nasd.contract.errors import NasdError
 from nasd.contract.strangers import harmless
 
 
@@ -33,6 +34,8 @@ def status(
     Example: nasd status --watch
     """
     folder = state_folder(config, state)
+    if as_json and watch:
+        raise NasdError("--json tells once what is: leave --watch out")
     if as_json:
         from nasd.contract.bulk import kept
 
@@ -178,6 +181,8 @@ def events(
         print(json.dumps(history.to_json(found), indent=1))
     else:
         show(history.render(found))
+        if len(found) == last:
+            print(f"the newest {last:,}; --last takes another number", file=sys.stderr)
 
 
 @app.command(cls=Command, rich_help_panel=LOOK)

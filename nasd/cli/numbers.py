@@ -25,6 +25,13 @@ def real(option: str, least: float, most: float) -> Any:
     )
 
 
+def above_zero(option: str, most: float) -> Any:
+    """The same of numbers above 0."""
+    return _parser(
+        float, f"{option}: take a number above 0, up to {most:,.0f}", lambda n: 0 < n <= most
+    )
+
+
 def _parser(
     kind: type[int] | type[float], what: str, fits: Callable[[float], bool]
 ) -> Callable[[str], float]:

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from nasd import __version__
-from nasd.cli.numbers import real
+from nasd.cli.numbers import above_zero, real
 from nasd.contract.errors import NasdError
 
 WIDE = 1000  # columns of what is piped
 NARROW = 72  # columns below which the terminal breaks the lines of a table
+MOST_HOURS = 10**9  # as of experiment.budget_gpu_hours
 # The panels of `nasd --help`.
 SEARCH, LOOK, STEER, MODELS = "The search", "Looking at it", "Steering", "Models"
 
@@ -31,6 +32,15 @@ ConfigOption = Annotated[
 StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="The state folder, if not the one that the config names."),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-gpu-hours",
+        metavar="HOURS",
+        help="Fit the search to so many GPU-hours (on CPUs slot-hours), by simulating it.",
+        parser=above_zero("--budget-gpu-hours", MOST_HOURS),
+    ),
 ]
 SpeedOption = Annotated[
     float | None,

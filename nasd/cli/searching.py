@@ -10,7 +10,7 @@ import typer
 
 from nasd.cli.command import Command
 from nasd.cli.numbers import whole
-from nasd.cli.options import SEARCH, ConfigOption, SpeedOption, app, show
+from nasd.cli.options import SEARCH, BudgetOption, ConfigOption, SpeedOption, app, show
 from nasd.contract.errors import NasdError
 from nasd.record.lifecycle import ExperimentState
 
@@ -39,14 +39,7 @@ def init(
         typer.Option("--data", help="Files of the task's data: CSV, JSON lines, Parquet, SQuAD."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a config.toml.")] = False,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            "--budget-gpu-hours",
-            help="Fit population, generations and data to so many GPU-hours (on CPUs slot-hours),"
-            " by simulating the search; what --set names stays as set.",
-        ),
-    ] = None,
+    budget: BudgetOption = None,
     tflops: SpeedOption = None,
 ) -> None:
     """Write a config.toml to begin with.

@@ -74,6 +74,8 @@ def write_preset(
             tell(line)
         text = tomlkit.dumps(document)
         config.parse(tomllib.loads(text), f"{name} with --budget-gpu-hours")
+    if folder.is_file():
+        raise NasdError(f"{folder} is a file: name the folder that the config is to lie in")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise NasdError(f"{path} is no file of its own: choose another folder")
     try:

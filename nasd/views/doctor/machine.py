@@ -11,11 +11,12 @@ import psutil
 from nasd.contract import tasks
 from nasd.contract.config import check_against_slots
 from nasd.contract.genotype import unchanged
-from nasd.contract.readable import duration
+from nasd.contract.readable import counted, duration
 from nasd.contract.slots import Slot, SlotKind, devices, divided, part_of, unit
 from nasd.estimate.cost import memory_gb
 from nasd.launch import child, gpus, interpreter, launchers
 from nasd.record import daemon_lock
+from nasd.views.doctor import service
 from nasd.views.doctor.case import GB, Case, Finding
 
 CHILD_SECONDS = 120.0  # importing torch from a cold disk takes a while
@@ -47,8 +48,8 @@ def slots(case: Case) -> Iterator[Finding]:
                 part = "" if share == 1 else f", {_gb(part_of(size, share))} to each of {share}"
                 yield Finding("slots", "good", f"{device}: {gpu['name']}, {_gb(size)}{part}")
     else:
-        cores = config.slots.threads
-        yield Finding("slots", "good", f"{len(case.devices)} CPU shares of {cores} cores")
+        cores = counted(config.slots.threads, "core")
+        yield Finding("slots", "good", f"{counted(len(case.devices), 'CPU share')} of {cores} each")
     check_against_slots(config, len(devices(case.devices)), str(case.path))
 
 
@@ -198,9 +199,8 @@ def clock(case: Case) -> Iterator[Finding]:
     if synchronised:
         yield Finding("clock", "good", "synchronised, and not behind what is recorded")
     elif synchronised is False:
-        yield Finding(
-            "clock", "note", "not synchronised with any other: sudo timedatectl set-ntp true"
-        )
+        mend = "sudo timedatectl set-ntp true" if service.systemd_runs() else "run ntpd or chronyd"
+        yield Finding("clock", "note", f"not synchronised with any other: {mend}")
 
 
 class _Timex(ctypes.Structure):

@@ -17,11 +17,16 @@ ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
 
 
+def systemd_runs() -> bool:
+    """Whether it runs this machine."""
+    return Path("/run/systemd/system").is_dir()
+
+
 def service(case: Case, units: Path = UNITS) -> Iterator[Finding]:
     """units: where the unit files stand."""
     installed = units / SEARCH
     if not installed.exists():
-        if Path("/run/systemd/system").is_dir():
+        if systemd_runs():
             yield Finding(
                 "service",
                 "note",
