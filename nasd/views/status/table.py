@@ -267,7 +267,8 @@ def _beside(texts: Sequence[str], width: int) -> str:
 def _what(facts: Facts, one: Candidate, width: int) -> Text:
     where = facts.where.get(one.id)
     if where is not None:
-        return _progress(where, width)
+        rests = not facts.served and where.share is None  # its worker went with the daemon
+        return Text("interrupted") if rests else _progress(where, width)
     if one.id in facts.waits:
         return Text(facts.waits[one.id])
     if one.state is State.FAILED:
