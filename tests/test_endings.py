@@ -61,13 +61,17 @@ def test_a_fault_of_the_candidate_is_its_end_whatever_happened_before(generation
     assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
 
 
-def test_who_runs_out_of_memory_has_one_more_chance_at_half_the_micro_batch(generation_1):
+def test_who_runs_out_of_memory_is_tried_with_half_down_to_one_example(generation_1):
     once = lost(4, 1, "out_of_memory")
     four = generation_1.candidates[4]
     assert endings.halvings(generation_1, CONFIG, four, slots=2) == 0
     assert endings.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=2) == 1
     assert endings.halvings(with_attempts(generation_1, *once), CONFIG, four, slots=1) == 2
-    end = ends(generation_1, 4, Outcome(verdict="out_of_memory", message="16 GB"), *once)
+    full = Outcome(verdict="out_of_memory", message="16 GB")
+    for times in range(4):  # of 32 examples on two slots, on one
+        end = ends(generation_1, 4, full, *lost(4, times, "out_of_memory"))
+        assert (end.state, end.event) == (AttemptState.FAILED, Event.INTERRUPT)
+    end = ends(generation_1, 4, full, *lost(4, 4, "out_of_memory"))
     assert (end.state, end.event) == (AttemptState.FAILED, Event.FAIL)
     assert end.message == "out_of_memory: 16 GB"
 

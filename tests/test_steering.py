@@ -567,7 +567,8 @@ def test_one_that_waits_after_losses_is_tried_again_at_once(folder: Folder, undi
     assert len(endings.attempts_at(tick.store.read(), 1, "pretrain_0")) == 4
 
 
-def test_out_of_memory_counts_anew_for_one_that_is_retried(folder: Folder):
+def test_out_of_memory_counts_anew_for_one_that_is_retried(folder: Folder, monkeypatch):
+    monkeypatch.setattr(endings, "smallest", lambda stage, world, halvings: halvings > 0)
     full = Outcome(verdict="out_of_memory", message="no room")
     box = Box(folder(), script=at_stage("pretrain_1", [full, full, full], candidate=2))
     tick = box.daemon()

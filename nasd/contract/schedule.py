@@ -83,11 +83,21 @@ class Schedule:
         return self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
 
 
+EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
+
+
 def share_of(stage: Stage, world: int) -> int:
     """How many examples a rank takes at once where nothing is tried: its share of the batch, or
     what the stage says, if that is less."""
     share = -(-stage.batch // world)
     return min(stage.micro_batch or share, share)
+
+
+def smallest(stage: Stage | None, world: int, halvings: int) -> bool:
+    """Whether nothing is worked on at a time that could still be halved. stage: None of a
+    screening."""
+    share = 1 if stage is None or stage.train == "none" else share_of(stage, world)
+    return halved(max(EVALUATION_BATCH, share), halvings) == 1
 
 
 def halved(size: int, times: int) -> int:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 
 from nasd.contract import seeds
-from nasd.contract.config import Config
+from nasd.contract.config import PREPARE, Config
 from nasd.contract.protocol import Outcome, Verdict
+from nasd.contract.schedule import smallest
 from nasd.contract.slots import devices, is_gpu
 from nasd.policy.ladder import after, stage_named
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, State
@@ -24,7 +25,6 @@ RETRIES = {
     AttemptVerdict.INVALID: 0,
 }
 ALIKE = 3  # candidates in a row with the same error at a stage: that is none of theirs
-MEMORY_RETRIES = 1  # as does one that ran out of memory, at half the micro-batch
 SUSPICIOUS = 3  # attempts lost in a row on one GPU
 BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0)  # before the next attempt after lost ones
 CLOCK_SLACK_SECONDS = 10.0  # by which a clock may run apart from the time that passed
@@ -50,6 +50,15 @@ def _shortages(snapshot: Snapshot, candidate: Candidate) -> int:
         attempt.verdict is AttemptVerdict.OUT_OF_MEMORY and attempt.id > candidate.retried_after
         for attempt in ended
     )
+
+
+def _at_its_smallest(snapshot: Snapshot, config: Config, attempt: Attempt) -> bool:
+    """Whether the attempt had as little to hold at a time as can be."""
+    candidate, slots = snapshot.candidates[attempt.candidate], len(attempt.slots)
+    times = halvings(snapshot, config, candidate, slots)
+    if candidate.stage == PREPARE:  # of which nothing is halved
+        return times > 0
+    return smallest(stage_named(config, candidate.stage), slots, times)
 
 
 def setbacks(snapshot: Snapshot, candidate: Candidate) -> list[Attempt]:
@@ -263,7 +272,7 @@ def ending(
             return Ending(AttemptState.SUCCEEDED, event, next_stage, "", told)
         case AttemptVerdict.STOPPED:
             return Ending(AttemptState.PREEMPTED, Event.INTERRUPT, None, outcome.message, told)
-        case AttemptVerdict.OUT_OF_MEMORY if _shortages(snapshot, candidate) < MEMORY_RETRIES:
+        case AttemptVerdict.OUT_OF_MEMORY if not _at_its_smallest(snapshot, config, attempt):
             message = f"out of memory, tried again at half the micro-batch: {outcome.message}"
             return Ending(AttemptState.FAILED, Event.INTERRUPT, None, message, told)
         case AttemptVerdict.MACHINE:  # never the candidate's: where it stays, see worn_out

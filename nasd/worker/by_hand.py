@@ -18,6 +18,7 @@ from nasd.contract.leash import die_with_parent
 from nasd.contract.protocol import Spec
 
 if TYPE_CHECKING:
+    from nasd.contract.schedule import EVALUATION_BATCH
     from nasd.worker.model.pretrained import NasdPreTrainedModel
 
 MODEL = "model"
@@ -39,7 +40,7 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
 
     from nasd.worker.model import phenotype
     from nasd.worker.tasks import beginning, registry
-    from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks
+    from nasd.worker.tasks.task import Ranks
     from nasd.worker.training.divergence import Diverged
     from nasd.worker.training.progress import quiet
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nasd.contract.config import Stage
 from nasd.contract.genotype import BlockLineage, Genotype, Lineage
 from nasd.contract.protocol import IGNORANCE, PARENT, Spec, Untried
-from nasd.contract.schedule import halved
+from nasd.contract.schedule import EVALUATION_BATCH, halved
 from nasd.contract.streams import stream_seed
 from nasd.worker.model import phenotype
 from nasd.worker.model.encoder import Block
@@ -25,7 +25,7 @@ from nasd.worker.model.inherit import Trace, Windows, born, shared
 from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks import registry
 from nasd.worker.tasks.beginning import reading
-from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
+from nasd.worker.tasks.task import Ranks, autocast
 from nasd.worker.training.progress import Progress
 
 # By which a mutant is refitted, half of those by which it is born: it takes a third less, and ranks

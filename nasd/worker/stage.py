@@ -12,12 +12,12 @@ from nasd.contract import digests, tasks, variables
 from nasd.contract.config import Stage
 from nasd.contract.labelled import NO_LABELS
 from nasd.contract.protocol import AttemptFolder, Outcome, Prepared, Spec, Verdict
-from nasd.contract.schedule import halved, share_of
+from nasd.contract.schedule import EVALUATION_BATCH, halved, share_of
 from nasd.worker import inputs
 from nasd.worker.devices import has_bfloat16
 from nasd.worker.model import phenotype
 from nasd.worker.tasks import registry, teachers
-from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, Task
+from nasd.worker.tasks.task import Ranks, Task
 from nasd.worker.tasks.taught import watched
 from nasd.worker.training import checkpoint
 from nasd.worker.training.allocator import bound_programs, keep_freed_memory, keep_to_share

@@ -22,7 +22,7 @@ from nasd.contract.config import Config, QaData, Stage
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype, Lineage, parameters, unchanged
 from nasd.contract.protocol import AttemptFolder, Outcome, Spec, Verdict, read, write
-from nasd.contract.schedule import Schedule
+from nasd.contract.schedule import EVALUATION_BATCH, Schedule
 from nasd.contract.squad import Question, answered, read_squad, score
 from nasd.contract.tasks import questions
 from nasd.launch.local import LocalLauncher
@@ -32,7 +32,7 @@ from nasd.worker.model import phenotype, seed
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.tasks.passages import build_features
 from nasd.worker.tasks.qa import QaTask
-from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
+from nasd.worker.tasks.task import Ranks, autocast
 from nasd.worker.training.progress import quiet
 from nasd.worker.training.train import Run, train
 from tests.bench.standing import Model, share_of_blocks

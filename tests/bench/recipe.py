@@ -23,6 +23,7 @@ from rich.table import Table
 from nasd.contract.config import Config, Stage, Teacher, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype
+from nasd.contract.schedule import EVALUATION_BATCH
 from nasd.contract.tasks import questions
 from nasd.presets import preset_text
 from nasd.search.variation.keeping import informed
@@ -33,7 +34,7 @@ from nasd.worker.model.inherit import Trace, born
 from nasd.worker.model.phenotype import QuestionAnswering
 from nasd.worker.tasks.passages import QaFeatures
 from nasd.worker.tasks.qa import QaTask
-from nasd.worker.tasks.task import EVALUATION_BATCH, Ranks, autocast
+from nasd.worker.tasks.task import Ranks, autocast
 from nasd.worker.tasks.taught import Along, Taught, watched
 from nasd.worker.tasks.windows import held_out, of_batches
 from nasd.worker.training.progress import quiet

@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 from nasd.contract import digests
 from nasd.contract.digests import Damaged
 from nasd.contract.protocol import Spec
-from nasd.contract.schedule import halved
+from nasd.contract.schedule import EVALUATION_BATCH, halved
 from nasd.worker import caches
 from nasd.worker.caches import Kind
 from nasd.worker.tasks import teachers
 from nasd.worker.tasks.task import (
-    EVALUATION_BATCH,
     Batch,
     Outputs,
     Ranks,

@@ -27,7 +27,6 @@ Made = TypeVar("Made")
 # tokens [b, n], or over classes [b, classes] or [b, n, classes], or over a vocabulary at masks
 # [b, n, vocabulary], or is values themselves.
 Compared = Literal["places", "classes", "words", "values"]
-EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
 def ahead(build: Callable[[int], Made], numbers: Iterable[int]) -> Iterator[Made]:

@@ -22,11 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nasd.contract.config import Stage
 from nasd.contract.errors import NasdError
-from nasd.contract.schedule import Schedule, halved, share_of
+from nasd.contract.schedule import EVALUATION_BATCH, Schedule, halved, share_of
 from nasd.contract.streams import stream_seed
 from nasd.worker.model.phenotype import AnyModel
 from nasd.worker.tasks.task import (
-    EVALUATION_BATCH,
     Batch,
     Ranks,
     Task,
