@@ -729,3 +729,28 @@ def test_two_experiments_set_aside_within_a_second_are_both_kept(
         olds.append(daemon.set_aside(state))
     kept = [(old / state.database.name).read_text() for old in olds]
     assert kept == ["first", "second", "third"]
+
+
+def test_an_experiment_that_was_killed_while_it_was_set_aside_is_set_aside_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateFolder(tmp_path)
+    content = ("backups", "candidates", "nasd.db", "tensorboard")
+    for name in content:
+        (tmp_path / name).write_text(name)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "nasd.db":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        daemon.set_aside(state)
+    assert state.database.exists()
+    daemon._finish_aside(state)
+    (old,) = (tmp_path / "old").iterdir()
+    assert sorted(path.name for path in old.iterdir()) == sorted(content)
+    assert not state.database.exists()
+    daemon._finish_aside(state)

@@ -18,6 +18,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 
 from nasd.contract.config import PREPARE, Config, check_against_slots, parse
 from nasd.contract.errors import NasdError
+from nasd.contract.protocol import write_atomically
 from nasd.control import notify, preflight, unusable
 from nasd.control.herald import Herald
 from nasd.control.leaving import Leaving, Tell, on_stderr
@@ -40,6 +41,7 @@ Check = Callable[[Config, Path, preflight.Seed], None]
 
 OVERDUE_SECONDS = 5.0  # beyond two intervals without a turn
 FRESH = "--fresh"  # of `nasd run`, which sets aside what is there
+MOVING = "moving"  # in old/: the name of the folder there that an experiment is moved to just now
 HANG_SECONDS = 300.0  # after which a turn counts as hanging
 
 # What may differ from what the experiment was begun with; all else would change its meaning.
@@ -89,6 +91,7 @@ def _run(
     folder = config_path.resolve().parent
     state = StateFolder(folder / config.experiment.state)
     home.lend(state.home)
+    _finish_aside(state)
     if not fresh:
         _bring_up_to_date(state)
     began = None if fresh else _began_with(state)
@@ -312,10 +315,24 @@ def set_aside(state: StateFolder) -> Path:
     names = itertools.chain([moment], (f"{moment}-{again}" for again in itertools.count(2)))
     old = next(folder / name for name in names if not (folder / name).exists())
     old.mkdir(parents=True)
+    write_atomically(folder / MOVING, old.name.encode())
+    return _move_aside(state, old)
+
+
+def _move_aside(state: StateFolder, old: Path) -> Path:
     for path in sorted(state.path.iterdir()):
         if path.name not in ("old", "cache", state.lock.name, ".gitkeep"):
             path.rename(old / path.name)
+    (old.parent / MOVING).unlink()
     return old
+
+
+def _finish_aside(state: StateFolder) -> None:
+    """Goes on with a move that was killed: half of it would be a search without its weights."""
+    moving = state.path / "old" / MOVING
+    if moving.exists():
+        with daemon_lock.hold(state.lock), unusable.refused(state):
+            _move_aside(state, moving.with_name(moving.read_text()))
 
 
 def _bring_up_to_date(state: StateFolder) -> None:
