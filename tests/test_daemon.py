@@ -745,9 +745,10 @@ def test_an_experiment_that_was_killed_while_it_was_set_aside_is_set_aside_whole
             raise KeyboardInterrupt
         return rename(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
-        daemon.set_aside(state)
+        with pytest.raises(KeyboardInterrupt):
+            daemon.set_aside(state)
     assert state.database.exists()
     daemon._finish_aside(state)
     (old,) = (tmp_path / "old").iterdir()
