@@ -96,6 +96,9 @@ def test_columns_are_found_by_their_names_or_named(
 def test_labels_that_are_numbers_stand_by_size_and_others_by_letter(tmp_path: Path) -> None:
     numbers = put(tmp_path / "n.csv", small(label=lambda place: [10, 9, 2][place % 3]))
     assert read(tmp_path, files=(numbers,)).labels == Labels(("2", "9", "10"))
+    holes = put(tmp_path / "h.csv", small(label=lambda place: [10.0, 9.0, 2.0][place % 3]))
+    assert "10.0" in (tmp_path / "h.csv").read_text()
+    assert read(tmp_path, files=(holes,)).labels == Labels(("2", "9", "10"))
     words = put(tmp_path / "w.csv", small(label=lambda place: "zya"[place % 3]))
     assert read(tmp_path, files=(words,)).labels == Labels(("a", "y", "z"), told=False)
 

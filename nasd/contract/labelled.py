@@ -7,6 +7,7 @@ it before a search begins.
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -237,7 +238,8 @@ def _label(value: Any, column: str, names: Sequence[str], at: str) -> str:
             f"{at}: {column!r} holds {shown(value)}, which is no label: fill it, or leave the row"
             " out"
         )
-    return value.strip()
+    # As such a column is written to CSV.
+    return re.sub(r"^(-?\d+)\.0$", r"\1", value.strip())
 
 
 def _number(value: Any, column: str, names: Sequence[str], at: str) -> float:
