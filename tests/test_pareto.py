@@ -370,6 +370,13 @@ def test_of_a_front_nearly_as_much_is_dominated_as_any_so_many_could(
     assert hypervolume(found, reference) >= 0.8 * most
 
 
+def test_of_two_equal_points_that_contribute_nothing_one_is_taken_all_the_same() -> None:
+    """findings/moocore-equals-contribute-nothing.sh"""
+    points = [(3.0, 3.0), (3.0, 3.0), (1.0, 1.0)]
+    assert subset(points, 1) == [0]
+    assert subset(points, 2) == [0, 1]
+
+
 def test_knees_of_a_front_come_before_its_ends() -> None:
     # (-loss, how small): a quarter smaller for nothing; half for much; the end for nearly all.
     front = [(-2.1, 1.1), (-2.11, 1.2), (-2.15, 1.5), (-2.7, 2.0), (-3.4, 2.1), (-5.0, 2.2)]
