@@ -755,3 +755,15 @@ def test_an_experiment_that_was_killed_while_it_was_set_aside_is_set_aside_whole
     assert sorted(path.name for path in old.iterdir()) == sorted(content)
     assert not state.database.exists()
     daemon._finish_aside(state)
+
+
+def test_the_log_tells_each_score(state: StateFolder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nasd")
+    tick = make_tick(state, small_config(experiment__generations=0))
+    found = drive(tick)
+    told = [one for one in caplog.messages if "evaluate: attempt" in one and "succeeded" in one]
+    assert len(told) == 1 + len(found.survivors(0))
+    for one in found.survivors(0):
+        (line,) = (line for line in told if line.startswith(f"candidate {one} "))
+        assert f": quality {found.quality(one):.2f}, " in line
+        assert line.endswith(" % of the baseline's parameters")

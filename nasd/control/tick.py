@@ -28,6 +28,7 @@ from nasd.contract.protocol import (
     write,
     write_atomically,
 )
+from nasd.contract.readable import share_of_baseline
 from nasd.control import backups, retention, specs
 from nasd.control.inbox import Inbox
 from nasd.control.machine import MachineWatch, free_bytes
@@ -308,14 +309,23 @@ class Tick:
         self._met.discard(attempt.id)
         self._asked.discard(attempt.id)
         log.info(
-            "candidate %d %s: attempt %d %s%s",
+            "candidate %d %s: attempt %d %s%s%s",
             attempt.candidate,
             attempt.stage,
             attempt.id,
             end.state,
             f" ({end.message})" if end.message else "",
+            self._score_in_words(attempt.candidate) if end.event is Event.SCORE else "",
         )
         retention.clear(self.state, self.store.in_play(), attempt.candidate, attempt.stage)
+
+    def _score_in_words(self, candidate: int) -> str:
+        found = self.store.in_play()
+        quality = found.quality(candidate)
+        if quality is None:  # a screening has none
+            return ""
+        size = share_of_baseline(found.size(candidate))
+        return f": quality {quality:.2f}, {size:.1f} % of the baseline's parameters"
 
     def _outcome(self, attempt: Attempt, folder: AttemptFolder) -> Outcome | None:
         """What the worker says, if it is whole, this attempt's own, and its result stands."""
