@@ -82,6 +82,8 @@ def export(
 
     wish = Wish(smallest_within, max_parameters)
     place = state_folder(config, state)
+    scores = ", and scoring it, which takes minutes" if int8 else ""
+    print(f"writing and checking the model{scores} ...", file=sys.stderr, flush=True)
     done = door.export(place, candidate, folder, onnx, force, wish, int8, task, native)
     print(
         f"{_named(done.candidate)} (quality {done.quality:.2f}, {of_baseline(done.size)} of the"
