@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nasd.contract import genotype
+from nasd.contract import genotype, tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Genotype, unchanged
 from nasd.contract.squad import Question
@@ -43,7 +43,7 @@ def test_the_encoder_and_its_language_head_give_what_transformers_do(
     theirs = encoders.model(name, "MaskedLM", data.draw(encoders.configs(name)))
     theirs.save_pretrained(tmp_path)
     described = seed.describe(str(tmp_path), HERE)
-    assert described.has_mlm_head and not described.has_qa_head
+    assert described.has_mlm_head and tasks.QA.name not in described.heads
     model, has_head = seed.load_seed(str(tmp_path), HERE)
     assert has_head
     model.eval()
@@ -72,8 +72,8 @@ def test_a_fine_tuned_head_comes_along_and_gives_the_same_answers_packed_or_not(
     theirs = encoders.model(name, "QuestionAnswering", data.draw(encoders.configs(name)))
     theirs.save_pretrained(tmp_path)
     described = seed.describe(str(tmp_path), HERE)
-    assert described.has_qa_head and not described.has_mlm_head
-    model = seed.load_answering(str(tmp_path), HERE).eval()
+    assert tasks.QA.name in described.heads and not described.has_mlm_head
+    model = seed.load_with_head(phenotype.QuestionAnswering, str(tmp_path), HERE).eval()
     ids, mask = encoders.batch(theirs.config.pad_token_id)
     kept = mask.bool()
     packing = Packing(

@@ -61,11 +61,8 @@ def test_entities_that_are_counted_by_text_give_the_scores_of_all_texts():
     wanted = [["B-A", "I-A", "O"], ["O", "B-B", "O"], ["B-A", "O", "B-B"]]
     told = [["B-A", "I-A", "O"], ["B-B", "O", "O"], ["B-A", "O", "O"]]
     counts = scores.counts_of_entities(wanted, told)
-    assert scores.of_counts(*counts.sum(0).tolist()) == scores.of_entities(wanted, told)
-    some = [0, 2, 2]
-    assert scores.of_counts(*counts[some].sum(0).tolist()) == scores.of_entities(
-        [wanted[one] for one in some], [told[one] for one in some]
-    )
+    assert counts.tolist() == [[1, 1, 1], [0, 1, 1], [1, 1, 2]]  # right, told and wanted
+    assert scores.of_counts(*counts.sum(0).tolist())["f1"] == pytest.approx(4 / 7)
 
 
 MEASURED = st.builds(

@@ -32,8 +32,8 @@ def checkpoint(shop: Workshop) -> Path:
 def test_a_fine_tuned_checkpoint_gives_the_same_answers(kind: str, tmp_path: Path) -> None:
     theirs = random_model(kind)
     theirs.save_pretrained(tmp_path)
-    assert seed.describe(str(tmp_path), Path(".")).has_qa_head
-    model = seed.load_answering(str(tmp_path), Path(".")).eval()
+    assert tasks.QA.name in seed.describe(str(tmp_path), Path(".")).heads
+    model = seed.load_with_head(phenotype.QuestionAnswering, str(tmp_path), Path(".")).eval()
     input_ids, mask = examples()
     with torch.no_grad():
         for given in (None, mask):
@@ -54,8 +54,8 @@ def test_an_export_is_a_seed_with_its_own_blocks_and_head(tmp_path: Path) -> Non
     phenotype.save(model, tmp_path)
     found = seed.describe(str(tmp_path), Path("."))
     assert found.architecture == arch
-    assert found.has_qa_head and not found.has_mlm_head
-    again = seed.load_answering(str(tmp_path), Path("."))
+    assert tasks.QA.name in found.heads and not found.has_mlm_head
+    again = seed.load_with_head(phenotype.QuestionAnswering, str(tmp_path), Path("."))
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     language, has_head = seed.load_seed(str(tmp_path), Path("."))
@@ -67,7 +67,7 @@ def test_an_export_is_a_seed_with_its_own_blocks_and_head(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["DistilBertModel", "BertForMaskedLM"])
 def test_a_checkpoint_without_a_head_for_questions_is_told_apart(kind: str, tmp_path: Path) -> None:
     random_model(kind).save_pretrained(tmp_path)
-    assert not seed.describe(str(tmp_path), Path(".")).has_qa_head
+    assert tasks.QA.name not in seed.describe(str(tmp_path), Path(".")).heads
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5", None])
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None
     state["qa_outputs.weight"][0, 0] = torch.nan
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(NasdError, match=r"the weights qa_outputs\.weight in .* are no finite"):
-        seed.load_answering(str(tmp_path), Path("."))
+        seed.load_with_head(phenotype.QuestionAnswering, str(tmp_path), Path("."))
 
 
 def test_a_head_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_head_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     state["qa_outputs.weight"] = torch.zeros(3, 24)
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(NasdError, match=r"has qa_outputs\.weight of the shape \[3, 24\]"):
-        seed.load_answering(str(tmp_path), Path("."))
+        seed.load_with_head(phenotype.QuestionAnswering, str(tmp_path), Path("."))
 
 
 def prepared(shop: Workshop, checkpoint: Path, path: Path, **changes: Any) -> Any:

@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nasd.contract import tasks
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Genotype
 from nasd.worker.model import families, header, phenotype, seed_heads, spans, vocabulary
 from nasd.worker.model.architecture import MOST, Architecture, check_size
 from nasd.worker.model.families import FAMILIES, OWN, Family
 from nasd.worker.model.layers import ACTIVATIONS
-from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
+from nasd.worker.model.phenotype import MaskedLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,10 +46,6 @@ class SeedDescription:
     has_mlm_head: bool
     heads: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-
-    @property
-    def has_qa_head(self) -> bool:
-        return tasks.QA.name in self.heads
 
     @property
     def backbone(self) -> Backbone:
@@ -139,14 +134,6 @@ def load_seed(
     left_out = () if has_head else (f"{MaskedLM.head_name}.",)
     _fill(source, model, family, found.path, theirs, left_out)
     return model, has_head
-
-
-def load_answering(source: str, base: Path, dropout: float | None = None) -> QuestionAnswering:
-    """The baseline with the seed's weights, its question-answering head among them.
-
-    Raises NasdError where there is none, or one of another kind. dropout: as in `load_seed`.
-    """
-    return load_with_head(QuestionAnswering, source, base, dropout)
 
 
 def load_with_head(
