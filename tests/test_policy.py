@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from nasd.contract.config import Config
 from nasd.contract.protocol import Outcome
-from nasd.policy import births, decisions, scheduling
+from nasd.policy import decisions, scheduling
 from nasd.policy.decisions import Cutoff, Halt, OpenGeneration, Select, StartSelecting
 from nasd.record.lifecycle import AttemptVerdict, Event, ExperimentState, Phase, State
-from nasd.record.state import Member, Snapshot, StageResult
+from nasd.record.state import Breed, Member, Snapshot, StageResult
 from nasd.record.store import BASELINE
 from nasd.search import pareto
 from tests.conftest import small_config
@@ -250,7 +250,7 @@ def test_where_nobody_was_scored_the_next_generation_begins_from_the_baseline(ge
     members = tuple(one for one in generation_1.members if one.role != "parent")
     found = replace(in_phase(generation_1, Phase.BREEDING), members=members)
     decision = decisions.next_decision(found, CONFIG)
-    assert isinstance(decision, births.Breed)
+    assert isinstance(decision, Breed)
     assert [one.parent for one in decision.births] == [BASELINE] * CONFIG.population.lambda_
 
 

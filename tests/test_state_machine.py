@@ -35,11 +35,11 @@ from nasd.control import retention
 from nasd.control.daemon import _begin
 from nasd.control.machine import GB
 from nasd.control.tick import Tick
-from nasd.policy import births, decisions, ladder, scheduling
+from nasd.policy import decisions, ladder, scheduling
 from nasd.record import requests
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, Event, Phase, State
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.state import Breed, Candidate, Snapshot
 from nasd.record.store import Store
 from nasd.search.pareto import ranks
 from tests.conftest import BASELINE, decisions_of, small_config, story, without_summaries
@@ -237,7 +237,7 @@ class CheckedTick(Tick):
     def _apply(self, decision: decisions.Decision) -> None:
         whole = self.store.read()
         assert decision == decisions.next_decision(whole, self.config, self._idle())
-        if isinstance(decision, births.Breed):
+        if isinstance(decision, Breed):
             assert self.store.in_play().taken == whole.taken
         super()._apply(decision)
 

@@ -30,7 +30,7 @@ from nasd.record.lifecycle import (
 )
 from nasd.record.migrations import migrations
 from nasd.record.sqlite import Database
-from nasd.record.state import Ending
+from nasd.record.state import Breed, Ending
 from nasd.record.store import BASELINE, Ended, StageRecord, Store
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.variation.breeding import Bred
@@ -56,7 +56,7 @@ def open_with(store: Store, *sizes: int) -> list[int]:
     """Opens the next generation with one candidate a size."""
     number = len(store.read().generations)
     store.open_generation(number, (), 1.0)
-    return store.record_births(number, births(*sizes), {}, "pretrain_0", 2.0)
+    return store.record_births(Breed(number, tuple(births(*sizes)), "pretrain_0", {}), 2.0)
 
 
 def start(store: Store, candidate: int, *slots: str, now: float = 10.0) -> int:
@@ -159,7 +159,7 @@ def test_no_two_candidates_share_a_genotype(store: Store):
     store.open_generation(0, (), 1.0)
     before = contents(store)
     with pytest.raises(sqlite3.IntegrityError, match="hash"):
-        store.record_births(0, births(32, 64, 32), {}, "pretrain_0", 2.0)
+        store.record_births(Breed(0, tuple(births(32, 64, 32)), "pretrain_0", {}), 2.0)
     assert contents(store) == before
 
 
@@ -300,7 +300,7 @@ def test_a_generation_cannot_be_bred_twice(store: Store):
     open_with(store, 32)
     before = contents(store)
     with pytest.raises(sqlite3.IntegrityError, match="decision"):
-        store.record_births(0, births(64), {}, "pretrain_0", 3.0)
+        store.record_births(Breed(0, tuple(births(64)), "pretrain_0", {}), 3.0)
     assert contents(store) == before
 
 

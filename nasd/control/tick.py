@@ -39,7 +39,7 @@ from nasd.launch.launcher import Launcher, NotYet, wait_until
 from nasd.policy import births, decisions, endings, ladder, scheduling
 from nasd.record.folders import StateFolder
 from nasd.record.lifecycle import AttemptState, AttemptVerdict, Event, QuarantineKind
-from nasd.record.state import Attempt, Because, Ending, Snapshot, Word
+from nasd.record.state import Attempt, Because, Breed, Ending, Snapshot, Word
 from nasd.record.store import Ended, StageRecord, Store
 
 log = logging.getLogger("nasd")
@@ -401,13 +401,8 @@ class Tick:
             case births.Screen(generation, mutants, by, payload):
                 self.store.record_screening(generation, mutants, by, payload, SCREEN, now)
                 log.info("generation %d: %d mutants are to be tried", generation, len(mutants))
-            case births.Breed(
-                generation, bred, first_stage, payload, injections, control, losses, chosen
-            ):
-                born = self.store.record_births(
-                    *(generation, bred, payload, first_stage, now, injections),
-                    *(control, losses, chosen),
-                )
+            case Breed(generation):
+                born = self.store.record_births(decision, now)
                 self._draw()
                 log.info(
                     "generation %d: candidates %d to %d are born", generation, born[0], born[-1]

@@ -4,7 +4,7 @@ snapshot: mutants, by screening the best of many, what people have injected, and
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nasd.contract.config import SCREEN, Config
 from nasd.contract.errors import NasdError
@@ -13,7 +13,7 @@ from nasd.contract.protocol import IGNORANCE, PARENT
 from nasd.policy.gains import shares_of
 from nasd.policy.ladder import begins_at
 from nasd.record.lifecycle import DecisionKind, State
-from nasd.record.state import Mutant, Snapshot
+from nasd.record.state import Breed, Mutant, Snapshot
 from nasd.search.objectives import known, unscored
 from nasd.search.pareto import Point, ranks, survivors
 from nasd.search.variation.breeding import (
@@ -39,18 +39,6 @@ class Screen:
     mutants: tuple[Bred, ...]
     by: tuple[int, ...]
     payload: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Breed:
-    generation: int
-    births: tuple[Bred, ...]
-    first_stage: str
-    payload: dict[str, object]
-    injections: Mapping[int, int | None] = field(default_factory=dict)  # to its place among births
-    control: Bred | None = None
-    losses: Mapping[int, float] = field(default_factory=dict)  # of the mutants that were screened
-    chosen: tuple[int, ...] = ()  # of these mutants, who the first births are
 
 
 def next_births(snapshot: Snapshot, config: Config, generation: int) -> Screen | Breed | None:

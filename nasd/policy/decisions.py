@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from nasd.contract.config import Config, Stage
 from nasd.contract.errors import NasdError
-from nasd.policy.births import Breed, Screen, next_births
+from nasd.policy.births import Screen, next_births
 from nasd.policy.endings import all_failed, epidemic, worn_out
 from nasd.policy.gains import credits_behind
 from nasd.policy.ladder import (
@@ -25,7 +25,7 @@ from nasd.policy.ladder import (
 from nasd.policy.predictors import losses_of, metric_of, pairs_behind
 from nasd.policy.scheduling import budget, budget_spent
 from nasd.record.lifecycle import DecisionKind, Phase, State
-from nasd.record.state import Candidate, Snapshot
+from nasd.record.state import Breed, Candidate, Snapshot
 from nasd.search.fidelity import RULES, promote
 from nasd.search.fidelity.promotion import Budget, Promotion, Rung
 from nasd.search.objectives import OBJECTIVES, known

@@ -9,10 +9,10 @@ parents and offspring. Decisions need no more, and so take no longer in a search
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasd.contract import rungs, seeds, slots, tasks
 from nasd.contract.genotype import Backbone, BlockLineage, Genotype, Lineage, text_of
@@ -35,6 +35,9 @@ from nasd.search import noise, objectives
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.objectives import COMPRESSION, OBJECTIVES, QUALITY
 from nasd.search.pareto import Point
+
+if TYPE_CHECKING:
+    from nasd.search.variation.breeding import Bred
 
 PAUSED = {"pause": "paused", "drain": "draining"}  # Experiment.pause, in words
 
@@ -216,6 +219,26 @@ class Attempt:
     def worth(self) -> float:
         """How many whole slots it holds, or held: of a share of a GPU its part."""
         return slots.worth(self.slots)
+
+
+@dataclass(frozen=True)
+class Breed:
+    """Who is born into a generation.
+
+    first_stage: that they climb first. payload: what the decision rests on. injections: to their
+    places among the births, None for one that is not born. control: is born behind the others, and
+    is no member. losses: of the mutants that were screened; chosen: of these, who the first births
+    are, in order.
+    """
+
+    generation: int
+    births: tuple["Bred", ...]
+    first_stage: str
+    payload: Mapping[str, object]
+    injections: Mapping[int, int | None] = field(default_factory=dict)
+    control: "Bred | None" = None
+    losses: Mapping[int, float] = field(default_factory=dict)
+    chosen: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from nasd.record.lifecycle import (
 )
 from nasd.record.requests import Request
 from nasd.record.sqlite import Database
-from nasd.record.state import Ending, Holdings, LoggedEvent, Scored, Selected, Snapshot
+from nasd.record.state import Breed, Ending, Holdings, LoggedEvent, Scored, Selected, Snapshot
 from nasd.search.fidelity.promotion import Promotion
 from nasd.search.objectives.figures import figures
 from nasd.search.variation.breeding import Bred
@@ -334,32 +334,17 @@ class Store:
                 self._insert("member", generation=number, candidate=one, role="offspring")
             self._log(now, event="generation", detail=f"generation {number} opens")
 
-    def record_births(
-        self,
-        generation: int,
-        births: Sequence[Bred],
-        payload: Mapping[str, Any],
-        first_stage: str,
-        now: float,
-        injections: Mapping[int, int | None] | None = None,
-        control: Bred | None = None,
-        losses: Mapping[int, float] | None = None,
-        chosen: Sequence[int] = (),
-    ) -> list[int]:
-        """The breed decision and all its candidates; the generation climbs from here on.
-
-        injections: to their places among the births, None for one that is not born. control: is
-        born behind the others, and is no member. losses: of mutants that were screened; chosen: of
-        these, who they are that are born first, in order.
-        """
+    def record_births(self, breed: Breed, now: float) -> list[int]:
+        """The breed decision and all its candidates; the generation climbs from here on."""
+        generation, first_stage = breed.generation, breed.first_stage
         with self._transaction():
-            self._decide(generation, DecisionKind.BREED, "", payload, now)
+            self._decide(generation, DecisionKind.BREED, "", breed.payload, now)
             backbone = Backbone(**json.loads(self._value("SELECT backbone FROM experiment")))
             first = self._value("SELECT max(id) FROM candidate") + 1
-            for number, birth in enumerate(births, first):
+            for number, birth in enumerate(breed.births, first):
                 self._bear(number, generation, birth, backbone, first_stage, now)
                 self._insert("member", generation=generation, candidate=number, role="offspring")
-            for injection, place in (injections or {}).items():
+            for injection, place in breed.injections.items():
                 self._db.execute(
                     "UPDATE injection SET generation = ?, candidate = ? WHERE id = ?",
                     (generation, None if place is None else first + place, injection),
@@ -367,20 +352,20 @@ class Store:
                 if place is None:
                     detail = f"injection {injection} is not born: its genotype had been by then"
                     self._log(now, event="injection", detail=detail)
-            if control is not None:
-                number = first + len(births)
+            if breed.control is not None:
+                number = first + len(breed.births)
                 kind = CandidateKind.CONTROL
-                self._bear(number, generation, control, backbone, first_stage, now, kind)
-            for mutant, loss in (losses or {}).items():
+                self._bear(number, generation, breed.control, backbone, first_stage, now, kind)
+            for mutant, loss in breed.losses.items():
                 self._db.execute("UPDATE mutant SET loss = ? WHERE id = ?", (loss, mutant))
-            for number, mutant in enumerate(chosen, first):
+            for number, mutant in enumerate(breed.chosen, first):
                 self._db.execute("UPDATE mutant SET candidate = ? WHERE id = ?", (number, mutant))
-                untrained = (losses or {}).get(mutant)
+                untrained = breed.losses.get(mutant)
                 self._db.execute(
                     "UPDATE candidate SET untrained = ? WHERE id = ?", (untrained, number)
                 )
             self._next_phase(generation, Phase.BREEDING, now)
-            return list(range(first, first + len(births)))
+            return list(range(first, first + len(breed.births)))
 
     def record_screening(
         self,
