@@ -30,8 +30,8 @@ def init(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it is for, where not questions: classify, regress or tag. Several, each with"
-            " its own --task, give a search of several tasks."
+            help="What it is for: qa (questions, as without it), classify, regress or tag. Several,"
+            " each with its own --task, give a search of several tasks."
         ),
     ] = None,
     data: Annotated[
@@ -57,7 +57,8 @@ def init(
 
         print(WORKING, file=sys.stderr, flush=True)
         fit = partial(fitted, budget=budget, tflops=tflops)
-    files = _data_of(task or [], data or [])
+    task = task or (["qa"] if data else [])
+    files = _data_of(task, data or [])
     path = write_preset(preset, folder, set_ or [], force, fit, print, task or (), files)
     print(f"wrote {path}; check it, then: {go_on(path)}")
 
@@ -66,8 +67,6 @@ def _data_of(task: list[str], data: list[Path]) -> list[str]:
     """The files in full, once they are found to hold what the task trains on."""
     if not data:
         return []
-    if not task:
-        raise NasdError("--data: name the task that it is for by --task")
     from nasd.cli.wish import check_data
 
     files = [one.expanduser() for one in data]
