@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nasd.cli import compress_config, compressing
 from nasd.cli.compress_config import write_config
 from nasd.cli.compressing import _check_same, _tell_best, _tell_changed
 from nasd.cli.wish import Asked, asked_of, check_data, from_here
@@ -334,7 +335,10 @@ def test_fewer_tokens_are_kept_where_that_is_asked_and_the_target_is_of_the_whol
 
 
 def test_the_same_wish_goes_on_and_what_differs_is_named(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def asks(**changes: Any) -> Asked:
         wish: dict[str, Any] = {
@@ -351,6 +355,9 @@ def test_the_same_wish_goes_on_and_what_differs_is_named(
         }
         return asked_of(**wish | changes)
 
+    seen = preflight.look_at_seed(str(home / "mine"), home)
+    for module in (compress_config, compressing):  # a process each
+        monkeypatch.setattr(module, "look", lambda source, folder: seen)
     write_config(asks(devices="cpu:0", settings={"max_answer_tokens": 12}), None)
     there = load(tmp_path / "config.toml")
     assert there.data.qa is not None and there.data.qa.max_answer_tokens == 12

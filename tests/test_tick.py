@@ -347,7 +347,8 @@ MEMORY = Outcome(verdict="out_of_memory", message="x")
     [
         ([Outcome(verdict="diverged", message="NaN")], "failed", "failed", "diverged: NaN"),
         ([MEMORY], "failed succeeded", "scored", ""),
-        ([MEMORY, None, MEMORY], "failed lost failed", "failed", "out_of_memory: x"),
+        ([MEMORY, None, MEMORY], "failed lost failed succeeded", "scored", ""),
+        ([None, *[MEMORY] * 6], "lost" + " failed" * 6, "failed", "out_of_memory: x"),
         ([ERROR], "failed succeeded", "scored", ""),
         ([ERROR, ERROR], "failed failed", "failed", "error: RuntimeError: boom"),
         ([None, None], "lost lost succeeded", "scored", ""),

@@ -151,9 +151,6 @@ def _check_same(asked: Asked, there: "Config") -> float:
     from nasd.presets import smaller
 
     kept, data = there.seed_model.vocabulary, in_config(there, asked)
-    model = look(asked.source, Path.cwd())
-    if kept_by(asked, model)[0] is model:
-        asked = replace(asked, vocabulary=None)  # as many as it has, or more, are all
     home = asked.path.resolve().parent
     state = there.experiment.state if asked.state == USUAL_STATE else asked.state
     for key, have, want in (
@@ -163,14 +160,15 @@ def _check_same(asked: Asked, there: "Config") -> float:
             (f"{asked.section}.{key}", _plain(getattr(data, key, None)), _plain(value))
             for key, value in asked.settings.items()
         ),
-        ("seed_model.vocabulary", kept, asked.vocabulary or kept),
         ("experiment.state", home / there.experiment.state, home / state),
     ):
         if have != want:
-            raise NasdError(
-                f"{asked.path} is of another search, as its {key} says: name another place with"
-                " --config, or go on with that one by `nasd run`"
-            )
+            raise _other(asked, key)
+    model = look(asked.source, Path.cwd())
+    if asked.vocabulary is not None:  # as many as the model has, or more, are all
+        whole = kept_by(asked, model)[0] is model
+        if kept != (None if whole else asked.vocabulary):
+            raise _other(asked, "seed_model.vocabulary")
     if asked.devices != "auto" and tuple(asked.devices.split(",")) != there.slots.devices:
         raise NasdError(
             f"--devices {asked.devices}: {asked.path} names other slots; change slots.devices"
@@ -180,6 +178,13 @@ def _check_same(asked: Asked, there: "Config") -> float:
     smallest = smaller.smallest_of(there.search_space, seed.baseline, seed.backbone)
     smaller.check_target(target, parameters(seed.baseline, seed.backbone), smallest)
     return target
+
+
+def _other(asked: Asked, key: str) -> NasdError:
+    return NasdError(
+        f"{asked.path} is of another search, as its {key} says: name another place with --config,"
+        " or go on with that one by `nasd run`"
+    )
 
 
 def _plain(value: Any) -> Any:

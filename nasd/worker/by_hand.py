@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from nasd.contract.errors import NasdError
 from nasd.contract.leash import die_with_parent
 from nasd.contract.protocol import Spec
+from nasd.contract.schedule import EVALUATION_BATCH
 
 if TYPE_CHECKING:
-    from nasd.contract.schedule import EVALUATION_BATCH
     from nasd.worker.model.pretrained import NasdPreTrainedModel
 
 MODEL = "model"
