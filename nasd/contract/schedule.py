@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from nasd.contract.config import Stage
 
+EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -81,9 +83,6 @@ class Schedule:
     def _share(self, per_epoch: int) -> float:
         """Steps between two evaluations."""
         return self.steps_per_epoch / min(per_epoch, self.steps_per_epoch)
-
-
-EVALUATION_BATCH = 32  # examples a rank, unless memory ran out
 
 
 def share_of(stage: Stage, world: int) -> int:

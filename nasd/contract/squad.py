@@ -289,7 +289,7 @@ def _flat(records: Iterable[Any], origin: str) -> Entries:
 
 
 def _of_record(record: Any, where: str) -> Question:
-    entry = dict(_object(record, where) if not isinstance(record, Mapping) else record)
+    entry = dict(record) if isinstance(record, Mapping) else _object(record, where)
     if not isinstance(entry.get("answers"), list):  # as they stand in the official form
         entry["answers"] = _paired(entry, where)
     context = _text(entry, "context", f"{where}.")
@@ -308,7 +308,7 @@ def _paired(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _title(entry: dict[str, Any], prefix: str) -> str:
-    """ "" where there is none, which only a split by article would ask for."""
+    """Empty where there is none, which only a split by article asks for."""
     return _text(entry, "title", prefix) if entry.get("title") is not None else ""
 
 
