@@ -47,6 +47,7 @@ def init(
     Example: nasd init --preset minilm --set experiment.seed=3 my-search
     Or of labels: nasd init --preset minilm --task classify my-search
     """
+    from nasd.contract import tasks
     from nasd.control.leaving import go_on
     from nasd.presets import write_preset
 
@@ -57,7 +58,7 @@ def init(
 
         print(WORKING, file=sys.stderr, flush=True)
         fit = partial(fitted, budget=budget, tflops=tflops)
-    task = task or (["qa"] if data else [])
+    task = task or ([tasks.QA.name] if data else [])
     files = _data_of(task, data or [])
     path = write_preset(preset, folder, set_ or [], force, fit, print, task or (), files)
     print(f"wrote {path}; check it, then: {go_on(path)}")
