@@ -319,7 +319,7 @@ def test_gpus_are_named_with_their_driver_and_whether_they_stay_awake(tmp_path, 
 def test_without_gpus_no_driver_is_asked(tmp_path: Path):
     case = case_of(tmp_path)
     assert [one.text for one in machine.slots(case)] == ["4 CPU shares of 1 core each"]
-    assert [*machine.driver(case), *machine.torch(case)] == []
+    assert [*machine.driver(case), *machine.torch(case), *machine.precision(case)] == []
 
 
 def test_torch_is_tried_by_a_child_but_not_beside_a_daemon(tmp_path, world):
@@ -338,7 +338,7 @@ def test_torch_is_tried_by_a_child_but_not_beside_a_daemon(tmp_path, world):
 def test_a_processor_that_would_only_emulate_the_precision_is_told(tmp_path: Path):
     case = case_of(tmp_path, slots__precision="bfloat16")
     [*machine.slots(case)]
-    told = [(one.mark, one.text) for one in machine.torch(case)]
+    told = [(one.mark, one.text) for one in machine.precision(case)]
     assert (told == []) is devices.has_bfloat16(torch.device("cpu"))
     assert all(mark == "note" and "in float32" in text for mark, text in told)
 

@@ -57,7 +57,7 @@ def alternate(place: int) -> str:
 def test_the_same_examples_are_read_of_every_form(tmp_path: Path, form: str) -> None:
     name = put(tmp_path / f"rows.{form}", small(label=alternate))
     found = read(tmp_path, files=(name,))
-    assert found.labels == Labels(("a", "b"), told=False)
+    assert found.labels == Labels(("a", "b"), ordered=False)
     assert {one.text: one.label for one in (*found.train, *found.test)} == {
         text: alternate(place) for place, text in enumerate(TEXTS)
     }
@@ -100,7 +100,7 @@ def test_labels_that_are_numbers_stand_by_size_and_others_by_letter(tmp_path: Pa
     assert "10.0" in (tmp_path / "h.csv").read_text()
     assert read(tmp_path, files=(holes,)).labels == Labels(("2", "9", "10"))
     words = put(tmp_path / "w.csv", small(label=lambda place: "zya"[place % 3]))
-    assert read(tmp_path, files=(words,)).labels == Labels(("a", "y", "z"), told=False)
+    assert read(tmp_path, files=(words,)).labels == Labels(("a", "y", "z"), ordered=False)
 
 
 def test_a_data_set_that_names_its_labels_has_them_in_its_order() -> None:

@@ -239,9 +239,9 @@ def test_a_head_of_unnamed_labels_is_kept_where_the_data_has_an_order_of_its_own
     unnamed = ("LABEL_0", "LABEL_1")
     assert seed_heads.misfit(unnamed, Labels(("0", "1"))) == ""
     assert seed_heads.misfit(unnamed, Labels(("no", "yes"))) == ""  # a data set that names them
-    by_letter = seed_heads.misfit(unnamed, Labels(("ham", "spam"), told=False))
+    by_letter = seed_heads.misfit(unnamed, Labels(("ham", "spam"), ordered=False))
     assert "have no names" in by_letter and "id2label" in by_letter
-    assert seed_heads.misfit(("spam", "ham"), Labels(("ham", "spam"), told=False)) == ""
+    assert seed_heads.misfit(("spam", "ham"), Labels(("ham", "spam"), ordered=False)) == ""
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_search_s_own_model_teaches_another_whose_labels_stand_otherwise(
     model = phenotype.load(kind, trained(name))
     ours = model.architecture.labels
     phenotype.save(
-        outside._reordered("x", model, outside.Wanted(tasks.of(name), ours[::-1])), tmp_path
+        outside._reordered("x", model, outside.Wanted(tasks.of(name), Labels(ours[::-1]))), tmp_path
     )
     tokenizer_of(shop).save_pretrained(tmp_path)
     assert phenotype.load_architecture(tmp_path).labels == ours[::-1]

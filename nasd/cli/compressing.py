@@ -277,35 +277,39 @@ def _share(asked: Asked, snap: "Snapshot") -> str:
     return f"{math.ceil(1e4 * asked.target / _tokens_left(snap) - 1e-6) / 100:g}"
 
 
+def _none_small_enough(asked: Asked, snap: "Snapshot", spent: bool) -> NasdError:
+    """Who has come nearest, and how to go on."""
+    from nasd.contract.readable import of_baseline
+    from nasd.record.lifecycle import State
+
+    found = "no candidate is scored"
+    scored = [one for one in snap.individuals if one.state is State.SCORED and not one.is_baseline]
+    if scored:
+        least = min(scored, key=lambda one: one.parameters)
+        part = of_baseline(snap.size(least.id) / _tokens_left(snap))
+        found = (
+            f"no candidate has at most {100 * asked.target:g} % of the model's parameters: the"
+            f" smallest, candidate {least.id}, has {part} and quality {snap.quality(least.id):.2f}"
+        )
+    ended, mend = "the budget is spent", "a higher --budget-gpu-hours"
+    if not spent:
+        ended = "the search is complete"
+        mend = f"a higher experiment.generations in {asked.path}, or a higher --target"
+    return NasdError(f"{ended}, and {found}; to go on: the same command, with {mend}")
+
+
 def _tell_best(asked: Asked, state: Path, spent: bool) -> str:
     """The best that is small enough; raises NasdError if there is none. Returns `_share`."""
     from nasd.contract.readable import of_baseline
     from nasd.record import lookup, snapshot
-    from nasd.record.lifecycle import State
 
     with snapshot.opened(state) as connection:
         snap = snapshot.read(connection)
     share = _share(asked, snap)
-    scored = [one for one in snap.individuals if one.state is State.SCORED and not one.is_baseline]
     try:
         best = lookup.find(snap, lookup.BEST, lookup.Wish(max_parameters=float(share)))
     except NasdError:
-        found = "no candidate is scored"
-        if scored:
-            least = min(scored, key=lambda one: one.parameters)
-            part = of_baseline(snap.size(least.id) / _tokens_left(snap))
-            found = (
-                f"no candidate has at most {100 * asked.target:g} % of the model's parameters: the"
-                f" smallest, candidate {least.id}, has {part} and quality"
-                f" {snap.quality(least.id):.2f}"
-            )
-        ended = "the budget is spent" if spent else "the search is complete"
-        mend = (
-            "a higher --budget-gpu-hours"
-            if spent
-            else f"a higher experiment.generations in {asked.path}, or a higher --target"
-        )
-        raise NasdError(f"{ended}, and {found}; to go on: the same command, with {mend}") from None
+        raise _none_small_enough(asked, snap, spent) from None
     size = of_baseline(snap.size(best.id) / _tokens_left(snap))
     beside = f"the baseline: {snap.quality(snap.baseline.id):.2f}"
     if not (rival := snap.rival).is_baseline:

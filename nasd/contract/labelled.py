@@ -65,11 +65,11 @@ class Rows:
 @dataclass(frozen=True)
 class Labels:
     """All there are, in the order of a head's outputs; the name of the number, where examples have
-    numbers. told: whether the data has such an order of its own, as numbers have, or a data set
+    numbers. ordered: whether the data has such an order of its own, as numbers have, or a data set
     that names them; others stand by letter here, as nobody who trains on them need have them."""
 
     names: tuple[str, ...] = ()
-    told: bool = True
+    ordered: bool = True
 
 
 NO_LABELS = Labels()  # of questions, and where they are not known yet
@@ -310,7 +310,7 @@ def _labels(kind: Kind, examples: Sequence[Example], given: tuple[str, ...], whe
         return Labels(given)
     if all(_whole(one) for one in there):
         return Labels(tuple(sorted(there, key=int)))
-    return Labels(tuple(sorted(there)), told=False)
+    return Labels(tuple(sorted(there)), ordered=False)
 
 
 def _whole(text: str) -> bool:

@@ -28,7 +28,7 @@ from nasd.contract.protocol import (
     write,
     write_atomically,
 )
-from nasd.contract.readable import share_of_baseline
+from nasd.contract.readable import of_baseline
 from nasd.control import backups, retention, specs
 from nasd.control.inbox import Inbox
 from nasd.control.machine import MachineWatch, free_bytes
@@ -324,8 +324,8 @@ class Tick:
         quality = found.quality(candidate)
         if quality is None:  # a screening has none
             return ""
-        size = share_of_baseline(found.size(candidate))
-        return f": quality {quality:.2f}, {size:.1f} % of the baseline's parameters"
+        size = of_baseline(found.size(candidate))
+        return f": quality {quality:.2f}, {size} of the baseline's parameters"
 
     def _outcome(self, attempt: Attempt, folder: AttemptFolder) -> Outcome | None:
         """What the worker says, if it is whole, this attempt's own, and its result stands."""

@@ -15,6 +15,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("slots", machine.slots),
     ("driver", machine.driver),
     ("torch", machine.torch),
+    ("torch", machine.precision),
     ("cores", machine.cores),
     ("state", search.state),
     ("state", search.others),

@@ -4,7 +4,8 @@ import ctypes
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import psutil
 
@@ -78,43 +79,55 @@ def driver(case: Case) -> Iterator[Finding]:
 
 
 def torch(case: Case) -> Iterator[Finding]:
-    """Whether torch can compute on the GPUs, and all slots of this machine in the precision asked
-    for. A child is asked: not while a daemon uses GPUs, which would take the child for somebody
-    else on them."""
-    precision = case.config.slots.precision
-    slots = sorted(case.gpu_memory)
-    if not slots:
-        if case.on_gpus or precision == "float32" or not launchers.of(case.config.slots).here:
-            return
-        slots = case.devices
-    if case.on_gpus and daemon_lock.held(case.state.lock):
+    """Whether torch can compute on the GPUs, asked of a child: not while a daemon uses them, which
+    would take the child for somebody else on its GPUs."""
+    if not case.gpu_memory:
+        return
+    if daemon_lock.held(case.state.lock):
         yield Finding("torch", "good", "not tried: a daemon is at work on the GPUs")
         return
-    what = "GPUs" if case.on_gpus else "processor"
+    slots = sorted(case.gpu_memory)
     try:
-        told = child.ask(
-            "nasd.worker.devices",
-            {"slots": slots, "precision": precision},
-            gpus.visible(slots) if case.on_gpus else None,
-            CHILD_SECONDS,
-        )
+        told = _of_torch(case, slots, gpus.visible(slots))
     except child.NoAnswer as error:
-        yield Finding("torch", "bad", f"it cannot be tried on the {what}: {error}")
+        yield Finding("torch", "bad", f"it cannot be tried on the GPUs: {error}")
         return
     for slot, fault in told["faults"].items():
         yield Finding("torch", "bad", f"it cannot compute on {slot}: {fault}")
-    if case.on_gpus and not told["faults"]:
+    if not told["faults"]:
         yield Finding(
             "torch", "good", f"{told['torch']} for CUDA {told['cuda']} computes on all of them"
         )
     if told["emulated"]:
-        where = ", ".join(told["emulated"]) if case.on_gpus else "this processor"
-        yield Finding(
-            "torch",
-            "note",
-            f"{where} would only emulate {precision}, so attempts compute in float32, which takes"
-            " longer than built-in bfloat16",
-        )
+        yield _emulated(case, ", ".join(told["emulated"]))
+
+
+def precision(case: Case) -> Iterator[Finding]:
+    """Whether this machine's processor computes in the precision that CPU slots are to have."""
+    here = case.devices and not case.on_gpus and launchers.of(case.config.slots).here
+    if not here or case.config.slots.precision == "float32":
+        return
+    try:
+        told = _of_torch(case, case.devices)
+    except child.NoAnswer as error:
+        yield Finding("torch", "bad", f"it cannot be asked what the processor computes in: {error}")
+        return
+    if told["emulated"]:
+        yield _emulated(case, "this processor")
+
+
+def _of_torch(
+    case: Case, slots: Sequence[str], lent: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """lent: of a child's environment."""
+    question = {"slots": slots, "precision": case.config.slots.precision}
+    return child.ask("nasd.worker.devices", question, lent, CHILD_SECONDS)
+
+
+def _emulated(case: Case, where: str) -> Finding:
+    wanted = case.config.slots.precision
+    said = f"{where} would only emulate {wanted}, so attempts compute in float32, which takes"
+    return Finding("torch", "note", f"{said} longer than built-in {wanted}")
 
 
 def cores(case: Case) -> Iterator[Finding]:

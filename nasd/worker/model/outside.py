@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nasd.contract import tasks
 from nasd.contract.config import Data, Teacher
 from nasd.contract.errors import NasdError
-from nasd.contract.labelled import Labels
+from nasd.contract.labelled import NO_LABELS, Labels
 from nasd.worker.model import phenotype, seed, seed_heads
 from nasd.worker.model.architecture import MODEL_TYPE
 from nasd.worker.model.families import FAMILIES
@@ -44,18 +44,16 @@ AUTO = {kind: f"AutoModelFor{kind.__name__}" for kind in seed_heads.KINDS.values
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a teacher is to be for. labels: in the order of a student's outputs; () for questions,
-    and while they are not known. told: of Labels."""
+    """What a teacher is to be for. labels: of a student's outputs."""
 
     task: tasks.Task = tasks.QA
-    labels: tuple[str, ...] = ()
-    told: bool = True
+    labels: Labels = NO_LABELS
 
     @classmethod
     def of(cls, settings: Teacher, data: Data, labels: Labels) -> "Wanted":
         """labels: of the task that gives the score."""
         task = settings.of(data)
-        return cls(task, labels.names, labels.told) if task.scores else cls(task)
+        return cls(task, labels if task.scores else NO_LABELS)
 
     @property
     def kind(self) -> type[Any]:
@@ -285,7 +283,7 @@ def _checked(
     else:
         model = _of_transformers(source, folder, wanted)
         order = _order(source, seed_heads.labels_of(model.config.to_dict()), wanted)
-        found = Outside(model, int(tokenizer.sep_token_id), wanted.labels, order)
+        found = Outside(model, int(tokenizer.sep_token_id), wanted.labels.names, order)
         positions = _positions(found.model.config.to_dict(), tokens)
     if rows is None:
         if not isinstance(found, Outside):
@@ -338,11 +336,11 @@ def _called(task: tasks.Task) -> str:
 
 def _order(source: str, theirs: Sequence[str], wanted: Wanted) -> list[int]:
     """Where each of our labels stands among a teacher's; raises NasdError where one does not."""
-    if wanted.task is tasks.QA or not wanted.labels:
+    if wanted.task is tasks.QA or not wanted.labels.names:
         return []
-    if fault := seed_heads.misfit(theirs, Labels(wanted.labels, wanted.told)):
+    if fault := seed_heads.misfit(theirs, wanted.labels):
         raise _error(source, f"{fault}: take a teacher that tells the labels of the data")
-    found = seed_heads.places(theirs, wanted.labels)
+    found = seed_heads.places(theirs, wanted.labels.names)
     assert found is not None, "they fit"
     return found
 
@@ -354,7 +352,7 @@ def _reordered(source: str, model: Any, wanted: Wanted) -> Any:
         return model
     state = model.state_dict()
     last = seed_heads.parameters(wanted.task.name)[-2:]
-    made = phenotype.empty(type(model), model.architecture.with_labels(wanted.labels))
+    made = phenotype.empty(type(model), model.architecture.with_labels(wanted.labels.names))
     made.load_state_dict({**state, **{name: state[name][order] for name in last}})
     return made
 

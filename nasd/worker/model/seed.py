@@ -121,7 +121,7 @@ def load_seed(
     output = theirs.get(family.tied)
     tied = output is None or words is None or torch.equal(output, words)
     has_head = found.has_head and tied
-    if not tied:
+    if found.has_head and not tied:
         print(
             "seed: its MLM head is left, as its output weights are other ones than the word"
             " embeddings",

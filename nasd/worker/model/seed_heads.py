@@ -77,7 +77,7 @@ def misfit(theirs: Sequence[str], ours: Labels) -> str:
         return f"it tells {len(theirs)} labels and the data has {len(ours.names)}"
     if places(theirs, ours.names) is None:
         return "its labels are other ones than the data's"
-    if len(theirs) > 1 and _unnamed(theirs) and not ours.told:
+    if len(theirs) > 1 and _unnamed(theirs) and not ours.ordered:
         return (
             "its labels have no names (LABEL_0 and so on), so that which is which of the data's is"
             " not known (id2label in its config.json names them)"

@@ -110,7 +110,7 @@ def build(
     found = read(data, base, seed, progress)
     names = found.labels.names
     places = {label: place for place, label in enumerate(names)}
-    sizes: dict[str, Any] = {"labels": names, "ordered": found.labels.told}
+    sizes: dict[str, Any] = {"labels": names, "ordered": found.labels.ordered}
     unknown = tokens = 0
     for part, examples in zip(PARTS, (found.train, found.test), strict=True):
         made, shown = tokenised(examples, tokenizer, data.tokens, places, progress)

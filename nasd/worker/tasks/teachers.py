@@ -70,8 +70,8 @@ def fetch(spec: Spec, tokenizer: Any, progress: Progress, labels: Labels = NO_LA
     theirs = outside.vocabulary(source, base)
     if theirs != tokenizer.get_vocab():
         cut["vocabulary"] = digests.of_json(sorted(theirs.items()))
-    if wanted.labels:
-        cut["labels"] = [wanted.task.name, *wanted.labels]
+    if names := wanted.labels.names:
+        cut["labels"] = [wanted.task.name, *names]
     if settings.task is not None:
         cut["task"] = settings.task
     key = caches.key_of({"teacher": made_of, "tokens": tokens, **cut})
