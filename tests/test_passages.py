@@ -375,3 +375,6 @@ def test_the_metric_of_evaluate_equals_the_official_score() -> None:
             "exact_match": expected["exact_match"],
             "f1": expected["f1"],
         }
+        metrics.confirm(expected, predictions, questions)
+        with pytest.raises(AssertionError, match="evaluate says"):
+            metrics.confirm({**expected, "f1": -1.0}, predictions, questions)

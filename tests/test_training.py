@@ -17,7 +17,7 @@ from nasd.contract.schedule import Schedule
 from nasd.worker.model import phenotype
 from nasd.worker.prepare import test_questions as questions_of
 from nasd.worker.stage import run as run_stage
-from nasd.worker.tasks import packing
+from nasd.worker.tasks import metrics, packing
 from nasd.worker.tasks.corpus import MlmCorpus
 from nasd.worker.tasks.mlm import MlmTask
 from nasd.worker.tasks.qa import QaTask
@@ -228,6 +228,26 @@ def test_the_evaluate_stage_scores_as_nasd_score_does(shop: Workshop, tmp_path: 
     assert first.metrics["f1"] == pytest.approx(expected["f1"])
     assert first.metrics["exact_match"] == pytest.approx(expected["exact_match"])
     assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], abs=1e-5)
+
+
+def test_the_baselines_score_alone_is_confirmed_by_evaluate(
+    shop: Workshop, tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose import would be half of a small evaluation."""
+    confirmed: list[dict[str, float]] = []
+    monkeypatch.setattr(metrics, "confirm", lambda scores, *given: confirmed.append(scores))
+    asked = phenotype.load_for_answering(shop.seed_weights, torch.Generator().manual_seed(0))
+    phenotype.save(asked, tmp_path / "asked")
+    for generation in (None, 0):
+        spec = shop.spec(
+            stage(CONFIG, "evaluate"), weights=tmp_path / "asked", generation=generation
+        )
+        path = tmp_path / str(generation)
+        path.mkdir()
+        outcome = run_stage(spec, AttemptFolder(path), alone, Never())
+        assert outcome.verdict == "succeeded", outcome
+        assert confirmed[0]["f1"] == outcome.metrics["f1"]
+    assert len(confirmed) == 1
 
 
 def test_the_users_mistake_reaches_the_outcome_in_words(shop: Workshop, tmp_path: Path) -> None:

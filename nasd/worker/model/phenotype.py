@@ -27,6 +27,7 @@ from .encoder import Encoder
 from .layers import ACTIVATIONS, CLASSIFIERS, Depthwise, Dropout, Packing
 
 WEIGHTS = "model.safetensors"
+DRAWN = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}  # what is dear in a new model
 
 
 class MaskedLMHead(nn.Module):
@@ -228,24 +229,22 @@ def initialise(module: nn.Module, generator: torch.Generator, spread: float = 0.
 
 
 def empty(kind: type[Model], arch: Architecture) -> Model:
-    """A model with uninitialised weights: for who fills every one, as torch's own take a second."""
-    return _outline(kind, arch).to_empty(device="cpu")
+    """A model with uninitialised weights: for who fills every one, as torch's own take a second.
 
-
-def _outline(kind: type[Model], arch: Architecture) -> Model:
-    """A model on the meta device: shapes, and no weights."""
-    with torch.device("meta"), _Undrawn():
+    Not by way of the meta device, which torch's manual has for that: what it does in Python there
+    imports sympy and torch's compiler, a second and more of each process that only reads a model
+    (findings/torch-meta-device-imports-the-compiler.sh).
+    """
+    with _Undrawn():
         return kind(arch)
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves an embedding undrawn: on the meta device torch draws it in Python, and imports its
-    compiler for that, a second of each process that only reads a model
-    (findings/torch-meta-embedding-imports-dynamo.sh)."""
+    """Leaves what torch would draw as it lies in memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
+        return given["tensor"] if func in DRAWN else func(*args, **given)
 
 
 def save(model: AnyModel, folder: Path) -> None:
@@ -303,8 +302,7 @@ def load_under_head(
 ) -> Model:
     """The same of any kind. labels: a classifier's."""
     arch = load_architecture(folder).with_dropout(dropout).with_labels(labels)
-    head = _outline(kind, arch).get_submodule(kind.head_name)
-    fresh = nn.ModuleDict({kind.head_name: head.to_empty(device="cpu")})
+    fresh = nn.ModuleDict({kind.head_name: empty(kind, arch).get_submodule(kind.head_name)})
     initialise(fresh, generator, arch.initializer_range)
     return _filled(kind, arch, folder, fresh.state_dict())
 

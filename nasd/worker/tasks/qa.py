@@ -19,10 +19,9 @@ from nasd.contract.squad import Judged, Question
 from nasd.worker.model import phenotype
 from nasd.worker.model.phenotype import AnyModel, QuestionAnswering
 from nasd.worker.prepare import TUNE, questions_of, test_questions, train_questions
-from nasd.worker.tasks import notes, packing
+from nasd.worker.tasks import metrics, notes, packing
 from nasd.worker.tasks.beginning import born, continued, drawing, loaded
 from nasd.worker.tasks.by_character import AskedByCharacter, ByCharacter, fits
-from nasd.worker.tasks.metrics import squad_scores
 from nasd.worker.tasks.passages import QaFeatures, judge
 from nasd.worker.tasks.task import (
     Batch,
@@ -214,9 +213,10 @@ def score(
     answers = squad.answered(judged, most)
     result.mkdir(exist_ok=True)
     write_atomically(result / "predictions.json", json.dumps(answers, indent=0).encode())
-    progress("scoring", patience=LONG)  # a slow import, and nothing to be heard of the rest
-    scored = squad.score if data.no_answer else squad_scores
-    scores = scored(answers, questions)
+    progress("scoring", patience=LONG)  # nothing is to be heard of it
+    scores = squad.score(answers, questions)
+    if spec.generation is None and not data.no_answer:  # the baseline, all others' yardstick
+        metrics.confirm(scores, answers, questions)
     found = {
         "loss": loss,
         "exact_match": scores["exact_match"],
