@@ -174,6 +174,7 @@ def home(shop: Workshop) -> Path:
 
 
 QUESTIONS = ("--questions", "data/squad.json")
+SPEED = ("--tflops", "0.005")  # as a core's, which is not tried then
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence_before_anything_is_looked_
         (("nowhere/at/all", *QUESTIONS), "there is no folder"),
         (("mine", *QUESTIONS, "--devices", "gpu"), "--devices gpu: take auto, or a list"),
         (("mine", *QUESTIONS, "--devices", "cuda:7"), "slots.devices: cuda:7 is not on"),
-        (("mine", *QUESTIONS, "--budget-gpu-hours", "1e-6"), "do not pay the smallest search"),
+        (("mine", *QUESTIONS, *SPEED, "--budget-gpu-hours", "1e-6"), "do not pay the smallest"),
     ],
 )
 def test_a_model_or_a_wish_that_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(
@@ -256,11 +257,12 @@ def test_it_writes_a_config_that_says_what_it_chose_and_keeps_to_it(
 
 
 def planned_once(
-    home: Path, path: Path, target: str, budget: str
+    home: Path, path: Path, target: str, budget: str, *speed: str
 ) -> tuple[tuple[str, ...], "subprocess.CompletedProcess[str]", Config]:
     """What was asked, what was said, and the config: of one generation."""
     asked = ("--target", target, "--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
-    done = nasd("compress", "mine", *QUESTIONS, *asked, "--budget-gpu-hours", budget, folder=home)
+    hours = ("--budget-gpu-hours", budget, *speed)
+    done = nasd("compress", "mine", *QUESTIONS, *asked, *hours, folder=home)
     assert done.returncode == 0, done.stderr
     config = parse(tomllib.loads(path.read_text()), "c")
     assert (config.experiment.generations, config.population.finishing) == (0, 0)
@@ -271,7 +273,7 @@ def test_a_budget_that_pays_few_trainings_goes_to_the_target_in_one_generation(
     home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "c" / "config.toml"
-    asked, done, config = planned_once(home, path, target="0.5", budget="0.1")
+    asked, done, config = planned_once(home, path, "0.5", "0.1", *SPEED)
     assert "compression >= 2" in config.experiment.limits
     least, most = config.variation.steps
     assert f"the steps: {least} to {most} at once, to at most 50 %" in done.stdout
@@ -300,7 +302,7 @@ def test_a_target_that_is_near_has_one_long_training_each_as_well(
     home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "c" / "config.toml"
-    _, done, config = planned_once(home, path, target="0.9", budget="0.06")
+    _, done, config = planned_once(home, path, "0.9", "0.06")
     assert "compression >= 1.111111" in config.experiment.limits
     assert "at once, to at most 90 %" in done.stdout and " as set" not in done.stdout
 
@@ -310,7 +312,7 @@ def test_fewer_tokens_are_kept_where_that_is_asked_and_the_target_is_of_the_whol
 ) -> None:
     path = tmp_path / "c" / "config.toml"
     place = ("--config", str(path), "--devices", "cpu:0,cpu:1", "--write-only")
-    few = ("--vocabulary", "200", "--budget-gpu-hours", "0.1")
+    few = ("--vocabulary", "200", "--budget-gpu-hours", "0.1", *SPEED)
     high = nasd("compress", "mine", *QUESTIONS, "--target", "0.995", *few, *place, folder=home)
     assert high.returncode == 2 and "--vocabulary 200: with so few tokens the" in high.stderr
     assert not path.exists()

@@ -310,6 +310,7 @@ def fit(
     smallest = Plan(*wishes[-1][0], min(most, least), FINETUNE[-1])
     found, scale, aims = None, 1.0, iter(AIM)
     aim, spent = next(aims), 0.0
+    too_dear: dict[Plan, float] = {}  # that were simulated, and the slot-hours
     for _ in range(LOOKS):
         plan = choose(aim * budget / scale, most, enough, least, price, wishes) or smallest
         if found is not None and plan == found.plan:
@@ -321,7 +322,9 @@ def fit(
             found, scale = _Fitted(plan, planned, spent), spent / price(plan)
             if spent >= USED * budget:
                 break
-        elif (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:
+            continue
+        too_dear[plan] = spent
+        if (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:
             break
     if found is None:
         raise NasdError(
@@ -334,8 +337,11 @@ def fit(
     if rungs and not any(one.rungs for one in found.config.stages):
         told.insert(len(keys), f"no rungs: {rungs_for(found.config, subject)[1]}")
     capped = {} if KEY in fixed else {KEY: budget}
-    dearer = _dearer(config, found.plan, fixed, wishes, lambda one: scale * price(one), unit)
-    return keys | capped, told + dearer
+
+    def told_of(plan: Plan) -> float:
+        return too_dear[plan] if plan in too_dear else scale * price(plan)
+
+    return keys | capped, told + _dearer(config, found.plan, fixed, wishes, told_of, unit)
 
 
 @dataclass(frozen=True)

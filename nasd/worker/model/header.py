@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from nasd.worker.model.architecture import CONFIG, Architecture
+from nasd.worker.model.phenotype import Undrawn
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -24,7 +25,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
 
 def wanted(kind: type[nn.Module], arch: Architecture) -> dict[str, list[int]]:
     """Of each tensor that the model has."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = kind(arch)
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 

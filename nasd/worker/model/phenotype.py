@@ -235,11 +235,11 @@ def empty(kind: type[Model], arch: Architecture) -> Model:
     imports sympy and torch's compiler, a second and more of each process that only reads a model
     (findings/torch-meta-device-imports-the-compiler.sh).
     """
-    with _Undrawn():
+    with Undrawn():
         return kind(arch)
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Leaves what torch would draw as it lies in memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
