@@ -5,8 +5,8 @@ import sys
 from importlib import import_module
 
 BENCHES = (
-    "ablation", "child", "control", "fidelity", "live", "memory", "quality", "recipe", "rules",
-    "search", "slots", "startup", "training",
+    "ablation", "child", "control", "fidelity", "live", "memory", "mended", "quality", "recipe",
+    "rules", "search", "slots", "startup", "training",
 )  # fmt: skip
 
 # Processes that a bench spawns import this file, too, and need none of it.
