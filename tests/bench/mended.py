@@ -1,6 +1,6 @@
 """`bin/bench mended STATE ...`: how much of what a mutant lacks its training mends, in searches
-that were made. Mutants are born by the loss that they have untrained, beside those of other parents;
-this tells how far that goes. Fits, over all children that were tried so and trained and scored,
+that were made. Mutants are born by the loss that they have untrained, beside those of other
+parents; this tells how far that goes. Fits, over all children that were tried, trained and scored,
 
     loss scored = a + b * loss of the parent + c * (loss untrained - loss of the parent)
 
