@@ -10,10 +10,7 @@ score.
 """
 
 import argparse
-import json
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nasd.contract.config import SCREEN
+from nasd.contract.errors import NasdError
 from nasd.contract.protocol import PARENT
-from nasd.record.folders import StateFolder
-from nasd.record.lifecycle import State
+from nasd.record import snapshot
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,11 @@ class Fit(NamedTuple):
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bin/bench mended", description=__doc__)
     parser.add_argument("states", nargs="+", type=Path, metavar="STATE", help="a state folder")
-    found = [one for state in parser.parse_args(arguments).states for one in children(state)]
+    states = parser.parse_args(arguments).states
+    try:
+        found = [one for state in states for one in children(state)]
+    except NasdError as error:
+        parser.error(str(error))
     rows = ("child", "loss of its parent", "added untrained", "loss in the end")
     table = Table(*rows, title="Children that were tried untrained")
     for one in found:
@@ -66,29 +67,23 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def children(folder: Path) -> list[Child]:
-    """Of the search in this folder, in the order of their numbers."""
-    database = f"file:{StateFolder(folder).database}?mode=ro"
-    with closing(sqlite3.connect(database, uri=True)) as connection:
-        told = connection.execute(
-            "SELECT candidate.id, generation, parent, result.stage, metrics, state FROM result"
-            " JOIN candidate ON candidate.id = result.candidate ORDER BY at"
-        ).fetchall()
-        born = connection.execute(
-            "SELECT candidate, generation, parent, loss FROM mutant"
-            " WHERE candidate IS NOT NULL AND loss IS NOT NULL ORDER BY candidate"
-        ).fetchall()
-    parents, scored = {}, {}
-    for number, generation, parent, stage, metrics, state in told:
-        said = json.loads(metrics)
-        if stage == SCREEN:
-            parents[generation, parent] = said[PARENT]
-        elif state == State.SCORED and "loss" in said:
-            scored[number] = said["loss"]  # of the last stage that has one
-    return [
-        Child(f"{folder} generation {generation}", number, before, loss - before, scored[number])
-        for number, generation, parent, loss in born
-        if number in scored and (before := parents.get((generation, parent))) is not None
-    ]
+    """Of the search in this folder, in the order of their numbers; raises NasdError for none."""
+    with snapshot.opened(folder) as connection:
+        found = snapshot.read(connection)
+    parents = {
+        (one.generation, one.parent): result.metrics[PARENT]
+        for one in found.candidates.values()
+        if (result := found.results.get((one.id, SCREEN))) is not None
+    }
+    told = []
+    for one in found.individuals:
+        before = parents.get((one.generation, one.parent))
+        scored = (found.scores(one.id) or {}).get("loss")  # several tasks have none
+        if one.untrained is None or before is None or scored is None:
+            continue
+        group = f"{folder} generation {one.generation}"
+        told.append(Child(group, one.id, before, one.untrained - before, scored))
+    return told
 
 
 def fit(found: Sequence[Child]) -> Fit | None:

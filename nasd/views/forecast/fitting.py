@@ -310,21 +310,19 @@ def fit(
     smallest = Plan(*wishes[-1][0], min(most, least), FINETUNE[-1])
     found, scale, aims = None, 1.0, iter(AIM)
     aim, spent = next(aims), 0.0
-    too_dear: dict[Plan, float] = {}  # that were simulated, and the slot-hours
+    simulated: dict[Plan, float] = {}  # slot-hours
     for _ in range(LOOKS):
         plan = choose(aim * budget / scale, most, enough, least, price, wishes) or smallest
         if found is not None and plan == found.plan:
             break
         planned = applied(config, keys_of(plan))
         run = simulate(planned, about(planned), planned.experiment.seed, lambda text: None)
-        spent = run.snapshot.gpu_hours(run.ended)
+        spent = simulated[plan] = run.snapshot.gpu_hours(run.ended)
         if spent <= WITHIN * budget:
             found, scale = _Fitted(plan, planned, spent), spent / price(plan)
             if spent >= USED * budget:
                 break
-            continue
-        too_dear[plan] = spent
-        if (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:
+        elif (found is None and plan == smallest) or (aim := next(aims, 0.0)) == 0.0:
             break
     if found is None:
         raise NasdError(
@@ -338,10 +336,10 @@ def fit(
         told.insert(len(keys), f"no rungs: {rungs_for(found.config, subject)[1]}")
     capped = {} if KEY in fixed else {KEY: budget}
 
-    def told_of(plan: Plan) -> float:
-        return too_dear[plan] if plan in too_dear else scale * price(plan)
+    def hours(plan: Plan) -> float:
+        return simulated[plan] if plan in simulated else scale * price(plan)
 
-    return keys | capped, told + _dearer(config, found.plan, fixed, wishes, told_of, unit)
+    return keys | capped, told + _dearer(config, found.plan, fixed, wishes, hours, unit)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
 
 def wanted(kind: type[nn.Module], arch: Architecture) -> dict[str, list[int]]:
     """Of each tensor that the model has."""
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), Undrawn():  # drawn there, an embedding imports torch's compiler
         model = kind(arch)
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 

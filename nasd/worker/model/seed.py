@@ -245,11 +245,11 @@ def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PretrainedConfig
 
     # Our own model type transformers does not know, and need not: the tokenizer names its class.
-    known = {"config": PretrainedConfig()} if family is OWN else {}
+    told = {"config": PretrainedConfig()} if family is OWN else {}
     resolved = resolve(source, base)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(resolved), trust_remote_code=False, **known
+            str(resolved), trust_remote_code=False, **told
         )
     except Exception as error:  # of many kinds, among them those of parsers and of the network
         raise _error(
@@ -266,10 +266,10 @@ def load_tokenizer(source: str, base: Path) -> "PreTrainedTokenizerFast":
     # Where there are no files at all, transformers makes up a tokenizer without words.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise _error(source, "it has no tokenizer: put the tokenizer's files beside the model's")
-    if (numbers := vocabulary.numbers(tokenizer)) > arch.vocab_size:
+    if (known := vocabulary.numbers(tokenizer)) > arch.vocab_size:
         raise _error(
             source,
-            f"its tokenizer knows {numbers} tokens, and the model only {arch.vocab_size}:"
+            f"its tokenizer knows {known} tokens, and the model only {arch.vocab_size}:"
             " take a tokenizer and a model that belong together",
         )
     for name in ("mask_token", "cls_token", "sep_token", "pad_token"):
