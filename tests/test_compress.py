@@ -66,6 +66,7 @@ def test_distilberts_space_goes_down_in_steps_from_what_it_has() -> None:
         "sizes": [768, 1536, 2304, 3072],
         "activations": ["gelu"],
         "ranks": [192, 256, 384, 512],
+        "frequent_words": 1000,
     }
     assert smaller.space(DISTILBERT, BACKBONE, 0.45)["blocks"] == [2, 6]
     assert smaller.space(DISTILBERT, BACKBONE, 0.3)["blocks"] == [1, 6]
@@ -128,7 +129,7 @@ def test_every_space_holds_the_model_and_reaches_the_target(
     smallest = smaller.smallest_of(config.search_space, model, backbone)
     assert smallest <= target * parameters(model, backbone)
     for rank in space["ranks"]:
-        narrow = parameters(Genotype(model.blocks, rank), backbone)
+        narrow = parameters(Genotype(model.blocks, rank, space["frequent_words"]), backbone)
         assert narrow < parameters(model, backbone) or rank == model.rank
 
 

@@ -13,6 +13,7 @@ from nasd.contract.genotype import Block, FeedForward, Genotype, unchanged
 from nasd.search.variation.breeding import check_genotype
 from nasd.worker import export
 from nasd.worker.model import phenotype
+from nasd.worker.model.architecture import Architecture
 from nasd.worker.model.inherit import Trace, born
 from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.screening import _same
@@ -23,9 +24,11 @@ BLOCKS = (Block(4, (FeedForward("gelu", (16,)),)), Block(2, (FeedForward("relu",
 FULL = Genotype(BLOCKS)
 
 
-def child_of(parent: Any, rank: int | None, counts: torch.Tensor | None = None) -> Any:
+def child_of(
+    parent: Any, rank: int | None, counts: torch.Tensor | None = None, frequent: int = 0
+) -> Any:
     own = Genotype.from_json(parent.architecture.to_json())
-    child = replace(own, rank=rank)
+    child = replace(own, rank=rank, frequent=frequent)
     seen = replace(windows(), counts=None if counts is None else lambda: counts)
     return born(child, unchanged(own), [parent], generator(3), seen)
 
@@ -56,6 +59,53 @@ def test_the_same_rank_is_copied() -> None:
     child = child_of(parent, 8)
     assert torch.equal(child.encoder.embeddings.word.weight, parent.encoder.embeddings.word.weight)
     assert torch.equal(outputs(child, windows()), outputs(parent, windows()))
+
+
+@pytest.mark.parametrize(
+    ("rank", "frequent"), [(8, 0), (8, 3), (12, 7), (23, 7), (8, 9), (None, 0)]
+)
+def test_frequent_words_beside_the_parents_rank_or_a_higher_one_change_nothing(
+    rank: int | None, frequent: int
+) -> None:
+    parent = model_of(replace(FULL, rank=8, frequent=7), kind=MaskedLM)
+    with torch.no_grad():
+        rows = parent.encoder.embeddings.row
+        rows.copy_(torch.randperm(VOCABULARY, generator=generator(4)).to(rows.dtype))
+        if frequent < 7 and rank == 8:  # or those that are frequent no more would not fit in
+            table = parent.encoder.embeddings.frequent.weight
+            table.copy_(torch.randn(7, 8) @ parent.encoder.embeddings.widen.weight.T)
+    child = child_of(parent, rank, torch.arange(VOCABULARY), frequent)
+    assert child.architecture.words == (rank, frequent)
+    seen = windows()
+    ids = seen.input_ids
+    with torch.no_grad():
+        assert (child(ids).log_softmax(-1) - parent(ids).log_softmax(-1)).abs().max() < 1e-4
+    if frequent == 7:
+        assert torch.equal(child.encoder.embeddings.row, rows)
+    child(ids).square().sum().backward()
+    assert all(bool(one.grad.any()) for one in child.encoder.embeddings.word.parameters())
+
+
+def test_words_that_are_frequent_in_the_texts_keep_all_they_have_and_the_others_what_they_can() -> (
+    None
+):
+    parent = model_of(FULL)
+    counts = torch.ones(VOCABULARY, dtype=torch.int64)
+    often = torch.tensor([3, 11, 40, 41])
+    counts[often] = torch.tensor([50, 20, 90, 60])
+    child = child_of(parent, 6, counts, 4)
+    wanted, found = words_of(parent), words_of(child)
+    torch.testing.assert_close(found[often], wanted[often])
+    rare = torch.ones(VOCABULARY, dtype=torch.bool)
+    rare[often] = False
+    centred = wanted[rare] - wanted[rare].mean(0)
+    best = torch.linalg.svdvals(centred)[6:].square().sum()
+    lost = (found - wanted)[rare].square().sum()
+    torch.testing.assert_close(lost, best, rtol=1e-4, atol=1e-5)
+    # Its children know them by the same rows, whatever they count.
+    again = child_of(child, 4, torch.arange(VOCABULARY), 4)
+    assert torch.equal(again.encoder.embeddings.row, child.encoder.embeddings.row)
+    torch.testing.assert_close(words_of(again)[often], wanted[often])
 
 
 def test_what_is_as_simple_as_the_rank_is_kept_whole_mean_and_all() -> None:
@@ -113,6 +163,8 @@ def test_a_mutant_with_other_embeddings_shares_no_block_with_its_parent() -> Non
     assert not torch.equal(mine.carried(0), Trace(parent.encoder, windows()).carried(0))
     mutant: Any = type("Mutant", (), {"genotype": replace(FULL, rank=6).to_json()})
     assert _same(mutant, parent) == 0
+    beside: Any = type("Mutant", (), {"genotype": replace(FULL, rank=6, frequent=2).to_json()})
+    assert _same(beside, model_of(replace(FULL, rank=6))) == 0
 
 
 def test_an_exported_model_has_the_factors_in_its_files(tmp_path: Path) -> None:
@@ -123,6 +175,17 @@ def test_an_exported_model_has_the_factors_in_its_files(tmp_path: Path) -> None:
     assert shapes["encoder.embeddings.widen.weight"] == (WIDTH, 6)
     again = phenotype.load(QuestionAnswering, tmp_path)
     assert again.architecture == model.architecture
+
+
+def test_what_says_that_more_words_are_frequent_than_there_are_is_refused() -> None:
+    told = model_of(replace(FULL, rank=6, frequent=3)).architecture.to_json()
+    for given, fault in (
+        ({"frequent": VOCABULARY}, "frequent in config.json is no whole number from 1 to 49"),
+        ({"frequent": -1}, "frequent in config.json is no whole number"),
+        ({"rank": None}, "frequent in config.json stands there without a rank"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            Architecture.from_json({**told, **given})
 
 
 def test_onnx_keeps_the_factors(tmp_path: Path) -> None:
@@ -143,5 +206,10 @@ def test_a_rank_that_saves_nothing_and_one_outside_of_the_space_are_refused() ->
         blocks=(1, 4), heads=(2, 4), ffns=2, layers=(2,), sizes=(16, 24), ranks=(8,)
     )
     check_genotype(replace(FULL, rank=8), space, WIDTH)
+    with pytest.raises(NasdError, match=r"5 words have embeddings in full, and search_space\.freq"):
+        check_genotype(replace(FULL, rank=8, frequent=5), space, WIDTH)
+    config = demo_config(search_space__ranks=[16], search_space__frequent_words=225)
+    with pytest.raises(NasdError, match=r"frequent_words: the seed has 225 words, and 225 of them"):
+        check_against_seed(config, 32, 512, "config.toml", vocabulary=225)
     with pytest.raises(NasdError, match=r"rank is 6, and search_space\.ranks allows 8, full"):
         check_genotype(replace(FULL, rank=6), space, WIDTH)

@@ -107,6 +107,14 @@ def test_a_rank_is_told_counts_as_one_module_and_saves_parameters() -> None:
     saved = 30522 * 768 - 96 * (30522 + 768)
     assert parameters(narrow, BACKBONE) == parameters(DISTILBERT, BACKBONE) - saved
     assert text_of(narrow.to_json()) == str(narrow)
+    beside = Genotype(DISTILBERT.blocks, 96, 1000)
+    assert changes(beside, unchanged(beside), narrow) == [
+        "embeddings of rank 96 (1,000 words in full) instead of rank 96"
+    ]
+    assert distance(beside, narrow) == 1
+    assert parameters(beside, BACKBONE) == parameters(narrow, BACKBONE) + 1000 * (768 - 96)
+    assert text_of(beside.to_json()) == str(beside) == str(narrow).replace("e96", "e96+1000")
+    assert Genotype.from_json(beside.to_json()) == beside
 
 
 def broken(**changes: Any) -> dict[str, Any]:
@@ -126,6 +134,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"blocks": []}, "it has no blocks"),
         ({"blocks": [{"heads": 12}]}, "ffns"),
         ({**broken(), "rank": 0}, "0 is not a whole number from 1 to 1,000,000"),
+        ({**broken(), "rank": 96, "frequent": True}, "True is not a whole number from 1 to"),
+        ({**broken(), "frequent": 5}, "frequent words stand beside a rank alone"),
         ({**broken(), "rank": "96"}, "'96' is not a whole number from 1 to 1,000,000"),
         (broken(heads=0), "0 is not a whole number from 1 to 1,000,000"),
         (broken(heads=True), "True is not a whole number from 1 to 1,000,000"),

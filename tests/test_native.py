@@ -54,6 +54,11 @@ CASES = {
     "two texts": (replace(PLAIN, separator=3), "qa", "BertForQuestionAnswering"),
     "narrow embeddings": (replace(PLAIN, embedding_width=8), "qa", "ElectraForQuestionAnswering"),
     "a product of two": (replace(PLAIN, rank=4), "qa", "DistilBertForQuestionAnswering"),
+    "frequent words": (
+        replace(PLAIN, rank=4, frequent=3),
+        "qa",
+        "DistilBertForQuestionAnswering",
+    ),
     "labels": (
         replace(PLAIN, labels=LABELS),
         "classify",

@@ -120,6 +120,12 @@ def test_ranks_go_down_from_full_to_the_largest_and_up_again() -> None:
         changed = OPERATORS[name].apply(draft, SPACE, random.Random(0))
         seen.append(draft.genotype.rank if changed else "no room")
     assert seen == ["no room", 16, 8, 4, "no room", 8, 16, None, "no room"]
+    often = SPACE.model_copy(update={"frequent_words": 3})
+    for name, words in (("factorise", (16, 3)), ("factorise", (8, 3)), ("unfactorise", (16, 3))):
+        assert OPERATORS[name].apply(draft, often, random.Random(0))
+        assert draft.genotype.words == words
+    assert OPERATORS["unfactorise"].apply(draft, often, random.Random(0))
+    assert draft.genotype.words == (None, 0)
     never = SPACE.model_copy(update={"ranks": ()})
     assert not OPERATORS["factorise"].apply(draft, never, random.Random(0))
 

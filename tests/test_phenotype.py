@@ -199,7 +199,7 @@ BLOCKS = st.fixed_dictionaries(
     st.lists(BLOCKS, min_size=1, max_size=4),
     st.integers(2, 40),
     st.integers(1, 20),
-    st.sampled_from([{}, {"rank": 5}]),
+    st.sampled_from([{}, {"rank": 5}, {"rank": 5, "frequent": 1}]),
 )
 @settings(max_examples=60, deadline=None)
 def test_the_encoder_has_the_parameters_that_its_genotype_counts(
@@ -209,7 +209,7 @@ def test_the_encoder_has_the_parameters_that_its_genotype_counts(
     counted = genotype.parameters(
         Genotype.from_json({"blocks": blocks, **rank}), Backbone(vocab_size, positions, 12)
     )
-    assert ("rank" in arch.to_json()) == bool(rank)
+    assert {"rank", "frequent"} & arch.to_json().keys() == rank.keys()
     assert sum(p.numel() for p in phenotype.empty(MaskedLM, arch).encoder.parameters()) == counted
     assert arch.to_json()["blocks"] == blocks
     assert Architecture.from_json(json.loads(json.dumps(arch.to_json()))) == arch
@@ -398,11 +398,11 @@ def auto() -> Any:
 
 
 @pytest.mark.parametrize("kind", [MaskedLM, QuestionAnswering])
-@pytest.mark.parametrize("rank", [None, 5])
+@pytest.mark.parametrize("words", [{}, {"rank": 5}, {"rank": 5, "frequent": 4}])
 def test_transformers_reads_and_writes_the_same_folders(
-    kind: Any, rank: int | None, auto: Any, tmp_path: Path
+    kind: Any, words: dict[str, int], auto: Any, tmp_path: Path
 ) -> None:
-    arch = replace(ARCH, rank=rank)
+    arch = replace(ARCH, **words)
     model = built(kind, arch=arch)
     phenotype.save(model, tmp_path / "ours")
     theirs, loading = auto[kind].from_pretrained(tmp_path / "ours", output_loading_info=True)

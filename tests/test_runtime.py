@@ -27,19 +27,23 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return make_workshop(tmp_path_factory.mktemp("workshop"))
 
 
-@pytest.fixture(scope="module", params=[None, 8], ids=["full", "factorised"])
+@pytest.fixture(
+    scope="module", params=[(None, 0), (8, 0), (8, 30)], ids=["full", "factorised", "frequent"]
+)
 def home(shop: Workshop, request: pytest.FixtureRequest) -> Path:
     """An untrained model as a folder, with both files; its word embeddings in full, or a product of
-    two matrices."""
-    arch = replace(phenotype.load_architecture(shop.seed_weights), rank=request.param)
+    two matrices, with or without frequent words beside it."""
+    rank, frequent = request.param
+    seed_s = phenotype.load_architecture(shop.seed_weights)
+    arch = replace(seed_s, rank=rank, frequent=frequent)
     model = phenotype.empty(QuestionAnswering, arch)
     phenotype.initialise(model, torch.Generator().manual_seed(3), 0.2)
-    weights = shop.folder / f"model-{request.param}"
+    weights = shop.folder / f"model-{rank}-{frequent}"
     phenotype.save(model, weights)
     from nasd.worker.model import seed
 
     tokenizer = Path(seed.resolve("package:nasd/demo_seed", shop.folder))
-    folder = shop.folder / f"home-{request.param}"
+    folder = shop.folder / f"home-{rank}-{frequent}"
     folder.mkdir()
     export.write(weights, tokenizer, folder, {"answering": ANSWERING})
     export.write_onnx(folder)

@@ -43,7 +43,7 @@ def new_dict(**changes: Any) -> dict[str, Any]:
     first = next(one for one in plain["stages"] if one["name"] == "pretrain_0")
     data = of_tuned_parents(deepcopy(plain), STEPS)
     data["variation"]["steps"] = [1, 1]
-    data["search_space"]["ranks"] = [4, 8]
+    data["search_space"] |= {"ranks": [4, 8], "frequent_words": 5}
     data["stages"].insert(0, {**first, **LANGUAGE})
     return data
 

@@ -702,7 +702,7 @@ class Overlap(Search):
         assert (put_in or not found.late(0)) and not found.late(3)
 
 
-@pytest.mark.parametrize(("machine", "times"), [(Search, 25), (Overlap, 10)])
+@pytest.mark.parametrize(("machine", "times"), [(Search, 12), (Overlap, 6)])
 def test_whatever_goes_wrong_the_search_ends_as_if_nothing_had(machine: Any, times: int) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=times, stateful_step_count=40)

@@ -18,8 +18,9 @@ from nasd.contract.protocol import Verdict
 from nasd.control import preflight
 from nasd.views import caveats
 from nasd.worker import prepare, trimming
-from nasd.worker.model import phenotype, vocabulary
-from nasd.worker.model.phenotype import QuestionAnswering
+from nasd.worker.model import factors, phenotype, vocabulary
+from nasd.worker.model.architecture import Architecture
+from nasd.worker.model.phenotype import MaskedLM, QuestionAnswering
 from nasd.worker.model.seed import load_seed, load_tokenizer
 from nasd.worker.tasks import corpus
 from nasd.worker.tasks.passages import QaFeatures
@@ -137,6 +138,20 @@ def test_numbers_that_no_token_has_are_passed_over() -> None:
         assert smaller.decode(smaller("ba")["input_ids"]) == "ba"
     with pytest.raises(NasdError, match="12 tokens are more than it has"):
         vocabulary.chosen(tokenizer, 12, {"it": counts})
+
+
+@pytest.mark.parametrize("kept", [[0, 2, 3, 5, 6, 9], [1, 4, 7, 8], [0, 1, 2, 4, 7, 8, 9]])
+def test_tokens_that_are_kept_keep_their_rows_also_where_some_are_frequent(kept: list[int]) -> None:
+    arch = Architecture(10, 8, 12, (), rank=5, frequent=3)
+    model = phenotype.empty(MaskedLM, arch)
+    phenotype.initialise(model, torch.Generator().manual_seed(1), 0.2)
+    with torch.no_grad():
+        model.encoder.embeddings.row.copy_(torch.tensor([9, 3, 5, 0, 7, 1, 8, 4, 6, 2]))
+    small = vocabulary.trimmed_model(model, np.array(kept))
+    assert small.architecture.words == (5, 3)
+    assert small.architecture.vocab_size == len(kept)
+    wanted, found = (factors.full(one.encoder.embeddings) for one in (model, small))
+    torch.testing.assert_close(found, wanted[kept])
 
 
 def test_the_outputs_are_the_seeds_for_text_of_kept_tokens(shop: Workshop) -> None:

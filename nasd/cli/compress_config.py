@@ -190,7 +190,7 @@ def _told(
 
     space, size = config.search_space, parameters(seed.baseline, seed.backbone)
     whole = embeddings(left.baseline, left.backbone)
-    fixed = embeddings(left.baseline, left.backbone, space.ranks)
+    fixed = embeddings(left.baseline, left.backbone, space.ranks, space.frequent_words)
     room = min(1.0, (target - fixed) / (1 - whole))
     population = config.population
     behind = config.experiment.generations

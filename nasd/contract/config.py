@@ -443,7 +443,12 @@ def parse(data: dict[str, Any], origin: str) -> Config:
 
 
 def check_against_seed(
-    config: Config, width: int, positions: int, origin: str, rotary: bool = False
+    config: Config,
+    width: int,
+    positions: int,
+    origin: str,
+    rotary: bool = False,
+    vocabulary: int | None = None,
 ) -> None:
     """What can only be checked once the seed's shape is known; raises NasdError."""
     for heads in config.search_space.heads:
@@ -463,6 +468,12 @@ def check_against_seed(
                 f"{origin}: search_space.ranks: a rank of {rank} saves nothing at the seed's width"
                 f" {width}; take smaller ones"
             )
+    frequent = config.search_space.frequent_words
+    if vocabulary is not None and frequent >= vocabulary:
+        raise NasdError(
+            f"{origin}: search_space.frequent_words: the seed has {vocabulary:,} words, and"
+            f" {frequent:,} of them are to keep embeddings in full beside a rank; take fewer"
+        )
     relations = None if config.teacher is None else config.teacher.relation_heads
     if relations is not None and width % relations:
         raise NasdError(

@@ -54,7 +54,8 @@ def exported_bytes(genotype: Genotype, backbone: Backbone) -> int:
     head = ANSWERS * (backbone.width + 1)
     if backbone.deep_head:  # its layer, and that one's norm
         head += backbone.width * (backbone.width + 1 + 2 * backbone.biases)
-    return FLOAT32 * (parameters(genotype, backbone) + head)
+    rows = backbone.vocab_size if genotype.frequent else 0  # where each word stands
+    return FLOAT32 * (parameters(genotype, backbone) + head + rows)
 
 
 def int8_bytes(genotype: Genotype, backbone: Backbone) -> int:
@@ -63,8 +64,9 @@ def int8_bytes(genotype: Genotype, backbone: Backbone) -> int:
     for each token; positions, norms, biases and depthwise convolutions in float32. The file has its
     graph on top."""
     width, words = backbone.width, backbone.vocab_size
-    rank = genotype.rank or width
-    found = words * (rank + FLOAT32) + FLOAT32 * (backbone.positions + 2) * width
+    rank, often = genotype.rank or width, genotype.frequent
+    found = (words - often) * (rank + FLOAT32) + often * (width + FLOAT32)
+    found += (FLOAT32 * words if often else 0) + FLOAT32 * (backbone.positions + 2) * width
     if genotype.rank is not None:
         found += _int8_matrix(rank, width)
     norm = 2 * FLOAT32 * width

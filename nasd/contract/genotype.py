@@ -131,16 +131,25 @@ class Genotype:
 
     rank: of the word embeddings, where they are the product of a narrow table [vocabulary, rank]
     and a matrix [rank, width] (as in ALBERT, Lan et al. 2020); None where the table is full.
+    frequent: so many of the most frequent words have a row of the full width in its place (as in
+    the adaptive inputs of Baevski and Auli 2019); 0 where there is no product.
     """
 
     blocks: tuple[Block, ...]
     rank: int | None = None
+    frequent: int = 0
 
     def __str__(self) -> str:
         """One line, equal neighbours counted: `4x[12h g3072] [8h r512+g1024-2048] [12h g3072]`,
-        with `e96` before it where the embeddings' rank is 96, `6/12h` where 6 of 12 heads remain,
-        and `c3` or `b5` behind heads with convolutions."""
-        return _in_line([str(block) for block in self.blocks], self.rank)
+        with `e96` before it where the embeddings' rank is 96, `e96+1000` where 1,000 words' are in
+        full beside it, `6/12h` where 6 of 12 heads remain, and `c3` or `b5` behind heads with
+        convolutions."""
+        return _in_line([str(block) for block in self.blocks], self.rank, self.frequent)
+
+    @property
+    def words(self) -> tuple[int | None, int]:
+        """The shape of its word embeddings."""
+        return self.rank, self.frequent
 
     @property
     def hash(self) -> str:
@@ -153,6 +162,7 @@ class Genotype:
             "blocks": [block.to_json() for block in self.blocks],
             # Only where there is one, so that every other architecture keeps its hash.
             **({} if self.rank is None else {"rank": self.rank}),
+            **({"frequent": self.frequent} if self.frequent else {}),
         }
 
     @classmethod
@@ -178,17 +188,20 @@ class Genotype:
                 for block in data["blocks"]
             )
             rank = None if data.get("rank") is None else _count(data["rank"])
+            frequent = _count(data["frequent"]) if data.get("frequent") else 0
         except KeyError as error:
             raise NasdError(f"this is not a genotype: {error} is missing") from error
         except (TypeError, ValueError) as error:
             raise NasdError(f"this is not a genotype: {error}") from error
-        genotype = cls(blocks, rank)
+        genotype = cls(blocks, rank, frequent)
         if not blocks:
             raise NasdError("this is not a genotype: it has no blocks")
         if any(not block.ffns or any(not ffn.sizes for ffn in block.ffns) for block in blocks):
             raise NasdError("this is not a genotype: a block has no FFN, or an FFN no hidden size")
         if any(ffn.gated and len(ffn.sizes) > 1 for block in blocks for ffn in block.ffns):
             raise NasdError("this is not a genotype: a gated FFN has one hidden size")
+        if frequent and rank is None:
+            raise NasdError("this is not a genotype: frequent words stand beside a rank alone")
         for what, count, most in (
             ("blocks", len(blocks), MOST_BLOCKS),
             ("FFNs in a block", max(len(block.ffns) for block in blocks), MOST_FFNS),
@@ -321,8 +334,9 @@ def ancestry(lineage: Lineage, child: int, parents: Sequence[Sequence[str]]) -> 
 def changes(genotype: Genotype, lineage: Lineage, parent: Genotype) -> list[str]:
     """What a mutation did to the parent, module by module, in words; blocks count from 1."""
     found = []
-    if genotype.rank != parent.rank:
-        found.append(f"embeddings {_rank_in_words(genotype)} instead of {_rank_in_words(parent)}")
+    if genotype.words != parent.words:
+        now, then = _rank_in_words(genotype), _rank_in_words(parent).removeprefix("of ")
+        found.append(f"embeddings {now} instead of {then}")
     for number, (block, origin) in enumerate(zip(genotype.blocks, lineage, strict=True), start=1):
         here = f"block {number}"
         ffns = "; ".join(ffn.in_words for ffn in block.ffns)
@@ -353,7 +367,8 @@ def heads_in_words(heads: int, remaining: int | None) -> str:
 
 
 def _rank_in_words(genotype: Genotype) -> str:
-    return "in full" if genotype.rank is None else f"of rank {genotype.rank}"
+    beside = f" ({genotype.frequent:,} words in full)" if genotype.frequent else ""
+    return "in full" if genotype.rank is None else f"of rank {genotype.rank}{beside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,11 +422,13 @@ def parameters_around(backbone: Backbone) -> int:
 
 
 def weights_of_words(genotype: Genotype, backbone: Backbone) -> int:
-    """Entries of the word embeddings: of one table, or of its two factors."""
+    """Entries of the word embeddings: of one table, or of its two factors and of what the frequent
+    words have in their place."""
     columns = backbone.embedding_width or backbone.width
     if genotype.rank is None:
         return backbone.vocab_size * columns
-    return genotype.rank * (backbone.vocab_size + columns)
+    others = backbone.vocab_size - genotype.frequent
+    return genotype.frequent * columns + genotype.rank * (others + columns)
 
 
 def weights_of_attention(block: Block, width: int) -> int:
@@ -449,7 +466,7 @@ def distance(one: Genotype, other: Genotype) -> int:
     """How many modules differ with the blocks aligned by position; a module without a partner
     counts as one, and so do embeddings of another rank. The measure of diversity for the initial
     population (thesis 4.2.2)."""
-    total = int(one.rank != other.rank)
+    total = int(one.words != other.words)
     for index in range(max(len(one.blocks), len(other.blocks))):
         pair = [g.blocks[index] if index < len(g.blocks) else None for g in (one, other)]
         first, second = pair
@@ -468,7 +485,8 @@ def distance(one: Genotype, other: Genotype) -> int:
 def text_of(data: Mapping[str, Any]) -> str:
     """The line of a genotype from what its `to_json` gave, without the way over a Genotype: views
     show them by the thousand."""
-    return _in_line([_block_line(block) for block in data["blocks"]], data.get("rank"))
+    blocks = [_block_line(block) for block in data["blocks"]]
+    return _in_line(blocks, data.get("rank"), data.get("frequent", 0))
 
 
 def _block_line(block: Mapping[str, Any]) -> str:
@@ -501,7 +519,7 @@ def _block_text(heads: int, remaining: int | None, marks: str, ffns: Iterable[st
     return f"{there}h{marks} {'+'.join(ffns)}"
 
 
-def _in_line(blocks: Iterable[str], rank: int | None) -> str:
+def _in_line(blocks: Iterable[str], rank: int | None, frequent: int) -> str:
     runs, last, count = list[str](), None, 0
     for text in blocks:
         count = count + 1 if text == last else 1
@@ -510,7 +528,8 @@ def _in_line(blocks: Iterable[str], rank: int | None) -> str:
         else:
             runs.append(f"[{text}]")
         last = text
-    return " ".join(runs if rank is None else [f"e{rank}", *runs])
+    words = f"e{rank}+{frequent}" if frequent else f"e{rank}"
+    return " ".join(runs if rank is None else [words, *runs])
 
 
 def _count(value: Any) -> int:

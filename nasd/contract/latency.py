@@ -23,9 +23,10 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Embeddings; rank: as in a genotype."""
+    """Embeddings; rank, frequent: as in a genotype."""
 
     rank: int | None
+    frequent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def measured(space: "SearchSpace", local: bool = False) -> dict[str, Part]:
     layer more takes follows from them; and of attentions that lose heads those that lose most.
     local: whether blocks may look at neighbours alone."""
     found: dict[str, Part] = {EMBEDDINGS: Words(None)}
-    found |= {f"{EMBEDDINGS} {rank}": Words(rank) for rank in sorted(space.ranks)}
+    often = space.frequent_words
+    found |= {f"{EMBEDDINGS} {rank}": Words(rank, often) for rank in sorted(space.ranks)}
     found |= {attention(heads): heads for heads in sorted(space.heads)}
     if (least := fewest(space)) is not None:
         lose = [heads for heads in sorted(space.heads) if heads > least]
@@ -116,7 +118,8 @@ def drawn(space: "SearchSpace", rng: random.Random) -> Genotype:
         remaining = _one_of(fewer, rng)
         made = replace(block, convolution=convolution, branch=branch, remaining=remaining)
         blocks.append(made)
-    return Genotype(tuple(blocks), rng.choice((None, *space.ranks)))
+    rank = rng.choice((None, *space.ranks))
+    return Genotype(tuple(blocks), rank, 0 if rank is None else space.frequent_words)
 
 
 def _one_of(values: Sequence[int], rng: random.Random) -> int | None:

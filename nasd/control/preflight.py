@@ -99,7 +99,14 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
 def check_seed(config: Config, seed: Seed, origin: str) -> None:
     """Raises NasdError where the seed does not fit the config, or its search space."""
     backbone = seed.backbone
-    check_against_seed(config, backbone.width, backbone.positions, origin, backbone.rotary)
+    check_against_seed(
+        config,
+        backbone.width,
+        backbone.positions,
+        origin,
+        backbone.rotary,
+        config.seed_model.vocabulary or backbone.vocab_size,
+    )
     with _named(origin):
         check_space(config.search_space, backbone.width)
     try:

@@ -17,6 +17,7 @@ from nasd.contract.genotype import (
 
 STEPS = (0.25, 0.5, 0.75, 1.0)  # of the widest intermediate size
 RANKS = (1 / 4, 1 / 3, 1 / 2, 2 / 3)  # of the width: below a quarter words lose too much
+FREQUENT = 1000  # words that keep full embeddings beside a rank, where there are 16 times as many
 FINE = 8  # GPUs are fast at multiples of it
 FEWEST_HEADS = 0.25  # of the most that the model has
 LEFT = (0.25, 0.5, 0.75)  # of them, where heads are removed
@@ -37,14 +38,14 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
     ffns = [ffn for block in model.blocks for ffn in block.ffns]
     own = {size for ffn in ffns for size in ffn.sizes}
     sizes = sorted(own | {_fine(step * max(own)) for step in STEPS})
-    ranks = _ranks(model, backbone)
+    frequent = model.frequent or min(FREQUENT, backbone.vocab_size // 16)
+    ranks = _ranks(model, backbone, frequent)
     heads = _heads({block.heads for block in model.blocks}, backbone.width)
     remaining = _remaining(model)
     block = _smallest_block(model, backbone, sizes, heads, remaining)
-    least = min(ranks, default=None)
-    check_target(
-        target, parameters(model, backbone), parameters(Genotype((block,), least), backbone)
-    )
+    least = _least(model, ranks, frequent)
+    smallest = parameters(Genotype((block,), *least), backbone)
+    check_target(target, parameters(model, backbone), smallest)
     return {
         "blocks": [_fewest(model, backbone, target, block, least), len(model.blocks)],
         "heads": heads,
@@ -54,6 +55,7 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
         "sizes": sizes,
         "activations": sorted({ffn.activation for ffn in ffns}),
         "ranks": ranks,
+        "frequent_words": frequent if ranks else 0,
         **_kernels(model),
     }
 
@@ -102,20 +104,28 @@ def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
     block = _smallest_block(
         model, backbone, config_space.sizes, config_space.heads, config_space.remaining_heads
     )
-    rank = min(config_space.ranks, default=model.rank)
-    return parameters(Genotype((block,) * config_space.blocks[0], rank), backbone)
+    words = _least(model, config_space.ranks, config_space.frequent_words)
+    return parameters(Genotype((block,) * config_space.blocks[0], *words), backbone)
 
 
-def embeddings(model: Genotype, backbone: Backbone, ranks: Sequence[int] = ()) -> float:
+def embeddings(
+    model: Genotype, backbone: Backbone, ranks: Sequence[int] = (), frequent: int = 0
+) -> float:
     """Their share of the model's parameters; at the narrowest of these ranks, where there are
-    some."""
+    some, with so many frequent words beside."""
     block = model.blocks[0]
-    rank = min(ranks, default=model.rank)
-    one, two = (parameters(Genotype((block,) * n, rank), backbone) for n in (1, 2))
+    words = _least(model, ranks, frequent)
+    one, two = (parameters(Genotype((block,) * n, *words), backbone) for n in (1, 2))
     return (one - (two - one)) / parameters(model, backbone)
 
 
-def _ranks(model: Genotype, backbone: Backbone) -> list[int]:
+def _least(model: Genotype, ranks: Sequence[int], frequent: int) -> tuple[int | None, int]:
+    """The smallest word embeddings: of the lowest rank, with so many frequent words beside; where
+    there is none, the model's own."""
+    return (min(ranks), frequent) if ranks else model.words
+
+
+def _ranks(model: Genotype, backbone: Backbone, frequent: int) -> list[int]:
     """Of its word embeddings: its own, and lower ones that take less."""
     own = backbone.width if model.rank is None else model.rank
     table = weights_of_words(model, backbone)
@@ -123,7 +133,8 @@ def _ranks(model: Genotype, backbone: Backbone) -> list[int]:
     found = {
         rank
         for rank in lower
-        if rank < own and weights_of_words(replace(model, rank=rank), backbone) < table
+        if rank < own
+        and weights_of_words(replace(model, rank=rank, frequent=frequent), backbone) < table
     }
     return sorted(found | (set() if model.rank is None else {model.rank}))
 
@@ -147,14 +158,18 @@ def _smallest_block(
 
 
 def _fewest(
-    model: Genotype, backbone: Backbone, target: float, block: Block, rank: int | None
+    model: Genotype,
+    backbone: Backbone,
+    target: float,
+    block: Block,
+    words: tuple[int | None, int],
 ) -> int:
     """Blocks: the target's share of the model's, or as many as fit into it at their smallest."""
     whole = parameters(model, backbone)
     fits = [
         blocks
         for blocks in range(1, len(model.blocks) + 1)
-        if parameters(Genotype((block,) * blocks, rank), backbone) <= target * whole
+        if parameters(Genotype((block,) * blocks, *words), backbone) <= target * whole
     ]
     return max(1, min(math.floor(target * len(model.blocks)), fits[-1]))
 

@@ -379,8 +379,9 @@ def _new(origin: BlockLineage) -> str:
 
 
 def _rank(candidate: Candidate) -> str:
-    rank = candidate.genotype.rank
-    return "" if rank is None else f", whose embeddings are a product of rank {rank}"
+    rank, frequent = candidate.genotype.words
+    beside = f", beside {frequent:,} frequent words' own" if frequent else ""
+    return "" if rank is None else f", whose embeddings are a product of rank {rank}{beside}"
 
 
 def _vocabulary(snapshot: Snapshot, candidate: Candidate) -> Iterable[str]:

@@ -27,7 +27,8 @@ from nasd.worker.model.seed_heads import model_of
 
 FOLDER = "native"  # below an exported model
 TOLERANCE = 1e-4  # of a logit, or of the largest one above 1, as a regressor's may be
-WORDS, WIDEN = "encoder.embeddings.word.weight", "encoder.embeddings.widen.weight"
+WORDS = "encoder.embeddings.word.weight"
+PRODUCT = tuple(f"encoder.embeddings.{name}" for name in ("widen.weight", "frequent.weight", "row"))
 TYPES = 2  # of tokens, in BERT's way
 
 
@@ -180,7 +181,8 @@ def _even(model: phenotype.AnyModel, size: int) -> dict[str, Tensor]:
     """Our weights with all networks as wide as the widest and all heads there, by units and heads
     that give nothing, and the word embeddings as one table."""
     arch, found = model.architecture, dict(model.state_dict())
-    if found.pop(WIDEN, None) is not None:
+    if arch.rank is not None:
+        found = {name: weight for name, weight in found.items() if name not in PRODUCT}
         found[WORDS] = factors.full(model.encoder.embeddings).detach()
     for place in range(len(arch.blocks)):
         here = f"encoder.blocks.{place}"

@@ -89,7 +89,8 @@ def _lineage(mutant: Untried) -> Lineage:
 def _same(mutant: Untried, parent: AnyModel) -> int:
     """How many of its lowest blocks give what the parent's give. Not the last of either model: it
     may give less than is asked of another."""
-    if mutant.genotype.get("rank") != parent.architecture.rank:
+    words = mutant.genotype.get("rank"), mutant.genotype.get("frequent", 0)
+    if words != parent.architecture.words:
         return 0
     count = shared(_lineage(mutant), parent.architecture)
     return min(count, len(mutant.lineage) - 1, len(parent.architecture.blocks) - 1)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 BENCHES = (
     "ablation", "child", "control", "fidelity", "live", "memory", "mended", "quality", "recipe",
-    "rules", "search", "slots", "startup", "training",
+    "rules", "search", "slots", "startup", "training", "words",
 )  # fmt: skip
 
 # Processes that a bench spawns import this file, too, and need none of it.

@@ -456,6 +456,9 @@ def check_genotype(genotype: Genotype, space: SearchSpace, width: int) -> None:
     if genotype.rank is not None and genotype.rank not in space.ranks:
         allowed = (*space.ranks, "full")
         raise _outside(f"its embeddings' rank is {genotype.rank}", "ranks", allowed)
+    if genotype.frequent not in (0, space.frequent_words):
+        what = f"{genotype.frequent:,} words have embeddings in full"
+        raise _outside(what, "frequent_words", f"{space.frequent_words:,}, or none")
     for index, block in enumerate(genotype.blocks):
         if width % block.heads:
             raise NasdError(

@@ -38,15 +38,16 @@ class Draft:
     ancestry: tuple[tuple[str, ...], ...]
     blocks: list[tuple[Block, BlockLineage]]
     rank: int | None = None
+    frequent: int = 0
 
     @classmethod
     def of(cls, parents: Sequence[Genotype], ancestry: Sequence[Sequence[str]] = ()) -> "Draft":
         blocks = list(zip(parents[0].blocks, unchanged(parents[0]), strict=True))
-        return cls(tuple(parents), tuple(map(tuple, ancestry)), blocks, parents[0].rank)
+        return cls(tuple(parents), tuple(map(tuple, ancestry)), blocks, *parents[0].words)
 
     @property
     def genotype(self) -> Genotype:
-        return Genotype(tuple(block for block, _ in self.blocks), self.rank)
+        return Genotype(tuple(block for block, _ in self.blocks), self.rank, self.frequent)
 
     @property
     def lineage(self) -> Lineage:
@@ -255,24 +256,29 @@ def crossed(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
             chosen.append((other.blocks[second], lines[1][second]))
     fewest, most = space.blocks
     blocks = tuple(block for block, _ in chosen)
-    if not fewest <= len(blocks) <= most or Genotype(blocks, draft.rank) in (one, other):
+    if not fewest <= len(blocks) <= most or replace(draft.genotype, blocks=blocks) in (
+        one,
+        other,
+    ):
         return False
     draft.blocks = chosen
     return True
 
 
 def rank_changed(draft: Draft, space: SearchSpace, rng: random.Random, up: bool) -> bool:
-    """The word embeddings with the next rank in the space, above whose largest they are full."""
+    """The word embeddings with the next rank in the space, above whose largest they are full; and
+    with as many frequent words beside it as the space has."""
     ranks = sorted(set(space.ranks))
     if draft.rank is None:
         if up or not ranks:
             return False
         draft.rank = ranks[-1]
-        return True
-    other = _next(ranks, draft.rank, up)
-    if other is None and not up:
-        return False
-    draft.rank = other
+    else:
+        other = _next(ranks, draft.rank, up)
+        if other is None and not up:
+            return False
+        draft.rank = other
+    draft.frequent = 0 if draft.rank is None else space.frequent_words
     return True
 
 

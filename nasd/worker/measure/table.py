@@ -235,7 +235,8 @@ def _parts(
         progress("measuring", patience=LONG)
         copies[name] = 1
         if isinstance(what, latency.Words):
-            calls[name] = load(Embeddings(replace(arch, rank=what.rank)), (ids,), measure)
+            words = replace(arch, rank=what.rank, frequent=what.frequent)
+            calls[name] = load(Embeddings(words), (ids,), measure)
             continue
         if isinstance(what, latency.Convolutions | latency.Beside):
             copies[name] = SHORTEST

@@ -86,7 +86,7 @@ def unmeasured(measure: Measure) -> dict[str, str]:
 def _tiny(arch: Any) -> Any:
     from dataclasses import replace
 
-    return replace(arch, vocab_size=8, rank=None, blocks=arch.blocks[:1])
+    return replace(arch, vocab_size=8, rank=None, frequent=0, blocks=arch.blocks[:1])
 
 
 def _energy(call: Callable[[], object], joules: Callable[[], float]) -> float:

@@ -59,8 +59,9 @@ class Architecture:
     vocab_size, positions: rows of the two embedding tables. width: of every hidden state.
     dropout: after the embeddings and each feed-forward network; attention_dropout: on the attention
     probabilities; qa_dropout: before the question-answering head. All are shares of 1.
-    rank: of the word embeddings, where they are a product; None: one full table. labels: what the
-    outputs of a classifier mean; classifier_activation, classifier_dropout: in its head.
+    rank: of the word embeddings, where they are a product; None: one full table. frequent: words
+    that have a row of the full width then. labels: what the outputs of a classifier mean;
+    classifier_activation, classifier_dropout: in its head.
 
     embedding_width: of the embeddings, where a layer then maps them to the width. biases: of linear
     layers and norms. pre_norm: norms stand before their modules, and one behind the last block.
@@ -94,6 +95,7 @@ class Architecture:
     window: int | None = None
     deep_head: bool = False
     separator: int | None = None
+    frequent: int = 0
 
     def with_blocks(self, blocks: Iterable[Mapping[str, Any]]) -> Self:
         """The same backbone around other blocks, given as in a genotype's JSON."""
@@ -101,7 +103,13 @@ class Architecture:
 
     def with_genotype(self, data: Mapping[str, Any]) -> Self:
         """The same backbone with all that a genotype's JSON says."""
-        return replace(self, blocks=_blocks(data["blocks"]), rank=data.get("rank"))
+        words = {"rank": data.get("rank"), "frequent": data.get("frequent", 0)}
+        return replace(self, blocks=_blocks(data["blocks"]), **words)
+
+    @property
+    def words(self) -> tuple[int | None, int]:
+        """The shape of its word embeddings, as a genotype's."""
+        return self.rank, self.frequent
 
     def with_dropout(self, share: float | None) -> Self:
         """The same architecture with every dropout set to `share`; None leaves them alone."""
@@ -150,7 +158,8 @@ class Architecture:
     def check_parameters(self) -> None:
         """Raises ValueError for more than anyone means, though each number by itself may be one."""
         width, inner = self.width, self.embedding_width or self.width
-        total = self.vocab_size * (self.rank or inner) + (self.rank or 0) * inner
+        total = (self.vocab_size - self.frequent) * (self.rank or inner)
+        total += (self.frequent + (self.rank or 0)) * inner
         total += 0 if self.embedding_width is None else inner * width
         total += 0 if self.theta is not None else self.positions * inner
         for block in self.blocks:
@@ -173,6 +182,10 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
     for key in ("rank", "embedding_width", "window"):
         if data.get(key) is not None:
             check_size(key, data[key])
+    if data.get("frequent"):
+        check_size("frequent", data["frequent"], data["vocab_size"] - 1)
+        if data.get("rank") is None:
+            raise ValueError(f"frequent in {CONFIG} stands there without a rank")
     separator = data.get("separator")
     if separator is not None and separator not in range(data["vocab_size"]):
         raise ValueError(f"separator in {CONFIG} is no token of the vocabulary")
@@ -222,7 +235,7 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> tuple[BlockShape, ...]:
 # Fields that an architecture has learned of later, and says only where they differ.
 LATER = (
     "rank", "embedding_width", "biases", "pre_norm", "theta", "local_theta", "window", "deep_head",
-    "separator",
+    "separator", "frequent",
 )  # fmt: skip
 _DEFAULTS = {field.name: field.default for field in fields(Architecture)}
 _LATER_OF_BLOCKS = {

@@ -16,18 +16,28 @@ class Embeddings(nn.Module):
     """Word plus learned position embeddings, normalised: [b, l] token ids to [b, l, w].
 
     With a rank r the words' table is [vocab_size, r], and `widen` maps what stands there to the
-    embeddings' width e; where that is not w, `project` maps what is normalised to w. With a
-    separator, `second` [e] is added to the words of a second text; it never trains.
+    embeddings' width e; where that is not w, `project` maps what is normalised to w. Of that table
+    the f frequent words are left out, which have a table [f, e] of their own (adaptive inputs,
+    Baevski and Auli 2019); `row` [vocab_size] is where each word stands: below f there, else f
+    further down in the other. With a separator, `second` [e] is added to the words of a second
+    text; it never trains.
     """
 
     second: Tensor
+    row: Tensor
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         inner = arch.embedding_width or arch.width
         columns = arch.rank or inner
-        self.word = nn.Embedding(arch.vocab_size, columns, padding_idx=arch.pad_token_id)
+        rare = arch.vocab_size - arch.frequent
+        padding = None if arch.frequent else arch.pad_token_id
+        self.word = nn.Embedding(rare, columns, padding_idx=padding)
         self.widen = None if arch.rank is None else nn.Linear(columns, inner, bias=False)
+        self.frequent: nn.Embedding | None = None
+        if arch.frequent:
+            self.frequent = nn.Embedding(arch.frequent, inner)
+            self.register_buffer("row", torch.arange(arch.vocab_size, dtype=torch.int32))
         self.position = None if arch.theta is not None else nn.Embedding(arch.positions, inner)
         self.separator = arch.separator
         if arch.separator is not None:
@@ -57,9 +67,7 @@ class Embeddings(nn.Module):
         self, input_ids: Tensor, places: Tensor | None = None, behind: Tensor | None = None
     ) -> Tensor:
         """The same before the norm, [b, l, e]."""
-        words: Tensor = self.word(input_ids)
-        if self.widen is not None:
-            words = self.widen(words)
+        words = self.words(input_ids)
         if behind is None:
             behind = self.behind(input_ids)
         if behind is not None:
@@ -72,6 +80,17 @@ class Embeddings(nn.Module):
             where = self.position(places)
         return words + where
 
+    def words(self, input_ids: Tensor) -> Tensor:
+        """What stands for each word, [b, l, e]."""
+        if self.frequent is None:
+            found: Tensor = self.word(input_ids)
+            return found if self.widen is None else self.widen(found)
+        assert self.widen is not None, "frequent words stand beside a product"
+        row, own = self.row[input_ids], self.frequent.num_embeddings
+        rare = self.widen(self.word((row - own).clamp(min=0)))
+        often = self.frequent(row.clamp(max=own - 1))
+        return torch.where((row < own)[..., None], often, rare.to(often.dtype))
+
     def finished(self, summed: Tensor) -> Tensor:
         """What is made of the sum, without dropout."""
         normed: Tensor = self.norm(summed)
@@ -79,6 +98,10 @@ class Embeddings(nn.Module):
 
     def logits(self, states: Tensor, bias: Tensor) -> Tensor:
         """States [b, k, e] times the embedding of each word, [b, k, vocab_size]."""
-        if self.widen is not None:
-            states = states @ self.widen.weight
-        return F.linear(states, self.word.weight, bias)
+        if self.widen is None:
+            return F.linear(states, self.word.weight, bias)
+        found = F.linear(states @ self.widen.weight, self.word.weight)
+        if self.frequent is not None:
+            often = F.linear(states, self.frequent.weight)
+            found = torch.cat([often, found], -1)[..., self.row]
+        return found + bias

@@ -91,7 +91,7 @@ def born(
     if traces is None:
         traces = [Trace(parent.eval().encoder, windows) for parent in parents]
     mine = Trace(model.encoder, windows)
-    if arch.rank == first.architecture.rank:
+    if arch.words == first.architecture.words:
         mine.begins_as(traces[0], shared(lineage, first.architecture))
     for index, block in enumerate(lineage):
         for note in _fill(index, block, mine, traces, generator, arch.initializer_range):

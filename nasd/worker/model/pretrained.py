@@ -97,6 +97,7 @@ class NasdConfig(PretrainedConfig):
         window: int | None = None,
         deep_head: bool = False,
         separator: int | None = None,
+        frequent: int = 0,
         answering: Mapping[str, float] | None = None,
         labels: Sequence[str] = (),
         classifier_activation: str = "relu",
@@ -123,6 +124,7 @@ class NasdConfig(PretrainedConfig):
         self.window = window
         self.deep_head = deep_head
         self.separator = separator
+        self.frequent = frequent
         self.answering = {**ANSWERING, **(answering or {})}
         self.labels = list(labels)
         self.classifier_activation = classifier_activation

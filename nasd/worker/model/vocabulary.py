@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nasd.contract.errors import NasdError
-from nasd.worker.model import phenotype
+from nasd.worker.model import factors, phenotype
+from nasd.worker.model.embeddings import Embeddings
 
 KEY = "seed_model.vocabulary"
 KIND = "WordPiece"
@@ -112,15 +114,37 @@ def trimmed_model(model: phenotype.Model, kept: NDArray[np.int64]) -> phenotype.
     separator = arch.separator
     if separator is not None:
         separator = int(np.searchsorted(kept, separator))
-    smaller = replace(arch, vocab_size=len(kept), pad_token_id=pad, separator=separator)
-    made = phenotype.empty(type(model), smaller)
     rows = torch.from_numpy(kept)
+    often = min(arch.frequent, len(kept) - 1)
+    smaller = replace(
+        arch, vocab_size=len(kept), pad_token_id=pad, separator=separator, frequent=often
+    )
+    made = phenotype.empty(type(model), smaller)
     state = model.state_dict()
-    for name in (f"encoder.{WORDS}", "head.bias"):
-        if name in state:
-            state[name] = state[name][rows]
+    if often:
+        state |= _trimmed_tables(model.encoder.embeddings, often, rows)
+    else:
+        state[f"encoder.{WORDS}"] = state[f"encoder.{WORDS}"][rows]
+    if "head.bias" in state:
+        state["head.bias"] = state["head.bias"][rows]
     made.load_state_dict(state)
     return made
+
+
+def _trimmed_tables(embeddings: Embeddings, often: int, kept: Tensor) -> dict[str, Tensor]:
+    """Both tables of the kept words: the frequent ones', which others fill up, and the others'."""
+    assert embeddings.frequent is not None, "there are frequent words"
+    rows = embeddings.row[kept]
+    order = rows.argsort()  # frequent ones first
+    others = rows[order[often:]].long() - embeddings.frequent.num_embeddings
+    row = torch.empty_like(rows)
+    row[order] = torch.arange(len(order), dtype=row.dtype)
+    found = {
+        "frequent.weight": factors.full(embeddings)[kept[order[:often]]],
+        "word.weight": embeddings.word.weight[others],
+        "row": row,
+    }
+    return {f"encoder.embeddings.{name}": one.detach() for name, one in found.items()}
 
 
 # -- which may go --------------------------------------------------------------------------------
