@@ -410,6 +410,10 @@ def test_transformers_reads_and_writes_the_same_folders(
     assert type(theirs).__name__ == f"NasdFor{kind.__name__}"
     assert states_equal(theirs, model)
 
+    if words.get("frequent"):
+        with pytest.raises(ValueError, match="frequent words have embeddings of their own"):
+            theirs.resize_token_embeddings(arch.vocab_size + 2)
+
     theirs.save_pretrained(tmp_path / "theirs")
     again = phenotype.load(kind, tmp_path / "theirs")
     assert again.architecture == arch

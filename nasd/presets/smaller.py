@@ -43,7 +43,7 @@ def space(model: Genotype, backbone: Backbone, target: float) -> dict[str, Any]:
     heads = _heads({block.heads for block in model.blocks}, backbone.width)
     remaining = _remaining(model)
     block = _smallest_block(model, backbone, sizes, heads, remaining)
-    least = _least(model, ranks, frequent)
+    least = _least(model, backbone, ranks, frequent)
     smallest = parameters(Genotype((block,), *least), backbone)
     check_target(target, parameters(model, backbone), smallest)
     return {
@@ -104,7 +104,7 @@ def smallest_of(config_space: Any, model: Genotype, backbone: Backbone) -> int:
     block = _smallest_block(
         model, backbone, config_space.sizes, config_space.heads, config_space.remaining_heads
     )
-    words = _least(model, config_space.ranks, config_space.frequent_words)
+    words = _least(model, backbone, config_space.ranks, config_space.frequent_words)
     return parameters(Genotype((block,) * config_space.blocks[0], *words), backbone)
 
 
@@ -114,15 +114,18 @@ def embeddings(
     """Their share of the model's parameters; at the narrowest of these ranks, where there are
     some, with so many frequent words beside."""
     block = model.blocks[0]
-    words = _least(model, ranks, frequent)
+    words = _least(model, backbone, ranks, frequent)
     one, two = (parameters(Genotype((block,) * n, *words), backbone) for n in (1, 2))
     return (one - (two - one)) / parameters(model, backbone)
 
 
-def _least(model: Genotype, ranks: Sequence[int], frequent: int) -> tuple[int | None, int]:
-    """The smallest word embeddings: of the lowest rank, with so many frequent words beside; where
-    there is none, the model's own."""
-    return (min(ranks), frequent) if ranks else model.words
+def _least(
+    model: Genotype, backbone: Backbone, ranks: Sequence[int], frequent: int
+) -> tuple[int | None, int]:
+    """The smallest word embeddings: the model's own, or of the lowest rank, with so many frequent
+    words beside."""
+    shapes = [model, *(replace(model, rank=one, frequent=frequent) for one in ranks)]
+    return min(shapes, key=lambda one: weights_of_words(one, backbone)).words
 
 
 def _ranks(model: Genotype, backbone: Backbone, frequent: int) -> list[int]:

@@ -168,6 +168,16 @@ class NasdPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embeddings.word = value  # type: ignore[assignment]
 
+    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Embedding:
+        """Raises ValueError where some words have embeddings of their own beside one table."""
+        if self.encoder.embeddings.frequent is not None:
+            raise ValueError(
+                "this model's frequent words have embeddings of their own, so that its vocabulary"
+                " cannot be changed by resizing one table"
+            )
+        found: nn.Embedding = super().resize_token_embeddings(*arguments, **options)
+        return found
+
     def own_tokenizer(self, by: str) -> PreTrainedTokenizerBase:
         """The one beside the model, read once; raises ValueError where there is none. by: what asks
         for it."""
