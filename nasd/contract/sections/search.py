@@ -125,7 +125,7 @@ class SearchSpace(Section):
     frequent_words: Annotated[Whole, Field(ge=0, le=genotype.LARGEST)] = 0
     """So many of the words that are most frequent in the training texts and questions keep
     embeddings of the full width where the others' are of a rank (adaptive inputs, Baevski and Auli
-    2019): a model of the same size loses much less by it (docs/measured.md)."""
+    2019): untrained, a model of the same size loses half as much (docs/measured.md)."""
 
     convolutions: tuple[Kernel, ...] = ()
     """Tokens that depthwise convolutions of an attention's queries, keys and values may reach over,
