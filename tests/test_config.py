@@ -24,6 +24,7 @@ from nasd.contract.config import (
     parse,
 )
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone
 from nasd.contract.mistakes import section_in
 from nasd.presets import PRESETS, preset_text
 from tests.conftest import ROOT, small_config, small_dict, thesis_config, to_toml
@@ -264,11 +265,11 @@ def test_a_batch_that_cannot_be_dealt_out_to_its_slots_is_named():
 )
 def test_what_does_not_fit_the_seed_is_named(width, positions, words):
     with pytest.raises(NasdError, match=words):
-        check_against_seed(small_config(), width, positions, "c.toml")
+        check_against_seed(small_config(), Backbone(225, positions, width), "c.toml")
 
 
 def test_heads_and_tokens_that_fit_the_seed_pass():
-    check_against_seed(small_config(), 32, 48, "c.toml")
+    check_against_seed(small_config(), Backbone(225, 48, 32), "c.toml")
 
 
 @given(st.floats(min_value=0, max_value=1, exclude_min=True))

@@ -9,7 +9,7 @@ import torch
 
 from nasd.contract.config import SearchSpace, check_against_seed
 from nasd.contract.errors import NasdError
-from nasd.contract.genotype import Block, FeedForward, Genotype, unchanged
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, unchanged
 from nasd.search.variation.breeding import check_genotype
 from nasd.worker import export
 from nasd.worker.model import phenotype
@@ -201,7 +201,7 @@ def test_onnx_keeps_the_factors(tmp_path: Path) -> None:
 def test_a_rank_that_saves_nothing_and_one_outside_of_the_space_are_refused() -> None:
     config = demo_config(search_space__ranks=[16, 32])
     with pytest.raises(NasdError, match=r"search_space\.ranks: a rank of 32 saves nothing at the"):
-        check_against_seed(config, 32, 512, "config.toml")
+        check_against_seed(config, Backbone(225, 512, 32), "config.toml")
     space = SearchSpace(
         blocks=(1, 4), heads=(2, 4), ffns=2, layers=(2,), sizes=(16, 24), ranks=(8,)
     )
@@ -210,6 +210,6 @@ def test_a_rank_that_saves_nothing_and_one_outside_of_the_space_are_refused() ->
         check_genotype(replace(FULL, rank=8, frequent=5), space, WIDTH)
     config = demo_config(search_space__ranks=[16], search_space__frequent_words=225)
     with pytest.raises(NasdError, match=r"frequent_words: the seed has 225 words, and 225 of them"):
-        check_against_seed(config, 32, 512, "config.toml", vocabulary=225)
+        check_against_seed(config, Backbone(225, 512, 32), "config.toml")
     with pytest.raises(NasdError, match=r"rank is 6, and search_space\.ranks allows 8, full"):
         check_genotype(replace(FULL, rank=6), space, WIDTH)

@@ -280,11 +280,11 @@ def test_a_profile_tells_each_part_of_the_space_and_how_right_it_is(tmp_path: Pa
 
 def test_the_positions_bound_what_is_measured() -> None:
     config = small_config(experiment__objectives=["quality", "latency_ms"])
-    check_against_seed(config, 24, 128, "my.toml")
+    check_against_seed(config, Backbone(225, 128, 24), "my.toml")
     with pytest.raises(NasdError, match=r"my.toml: measure.tokens: 128 tokens are more than"):
-        check_against_seed(config, 24, 127, "my.toml")
+        check_against_seed(config, Backbone(225, 127, 24), "my.toml")
     with pytest.raises(NasdError, match=r"data\."):  # nobody asks for it
-        check_against_seed(small_config(), 24, 1, "my.toml")
+        check_against_seed(small_config(), Backbone(225, 1, 24), "my.toml")
 
 
 def test_a_search_that_cannot_be_measured_here_does_not_begin(

@@ -13,6 +13,7 @@ from nasd.contract import tasks
 from nasd.contract.config import Teacher, check_against_seed, parse
 from nasd.contract.digests import Damaged
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone
 from nasd.contract.protocol import Spec, Teaching, Verdict
 from nasd.control import preflight
 from nasd.control.specs import spec as spec_for
@@ -241,7 +242,7 @@ def test_a_search_with_a_teacher_that_cannot_be_one_is_refused_before_it_begins(
 def test_heads_of_relations_must_divide_the_seeds_width() -> None:
     config = small_config(teacher={"match": ["relations"], "relation_heads": 7})
     with pytest.raises(NasdError, match=r"c\.toml: teacher\.relation_heads: 7 heads do not"):
-        check_against_seed(config, 64, 512, "c.toml")
+        check_against_seed(config, Backbone(225, 512, 64), "c.toml")
 
 
 # -- a search ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from nasd.contract.config import Measure, SearchSpace, check_against_seed, parse
 from nasd.contract.errors import NasdError
 from nasd.contract.footprint import flop, int8_bytes
 from nasd.contract.genotype import (
+    Backbone,
     Block,
     Genotype,
     ModuleLineage,
@@ -267,8 +268,8 @@ def test_relations_that_remaining_heads_cannot_be_divided_into_are_refused() -> 
     config = parse(data, "c")
     wrong = r"teacher.relation_heads: 4 heads do not divide 6, the width of 1 of 4 heads"
     with pytest.raises(NasdError, match=wrong):
-        check_against_seed(config, 24, 10_000, "c")
-    check_against_seed(config, 64, 10_000, "c")
+        check_against_seed(config, Backbone(225, 10_000, 24), "c")
+    check_against_seed(config, Backbone(225, 10_000, 64), "c")
 
 
 # -- a search ------------------------------------------------------------------------------------

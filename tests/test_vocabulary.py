@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype
 from nasd.contract.protocol import Verdict
 from nasd.control import preflight
 from nasd.views import caveats
@@ -152,6 +153,13 @@ def test_tokens_that_are_kept_keep_their_rows_also_where_some_are_frequent(kept:
     assert small.architecture.vocab_size == len(kept)
     wanted, found = (factors.full(one.encoder.embeddings) for one in (model, small))
     torch.testing.assert_close(found, wanted[kept])
+
+
+def test_a_seed_keeps_more_tokens_than_it_has_frequent_ones_with_embeddings_of_their_own() -> None:
+    block = Block(4, (FeedForward("gelu", (64,)),))
+    seed = preflight.Seed(Backbone(225, 512, 64), Genotype((block,), 8, 60), has_mlm_head=True)
+    with pytest.raises(NasdError, match=r"seed_model\.vocabulary: 60 frequent words of the seed"):
+        preflight.check_seed(demo_config(seed_model__vocabulary=60), seed, "c.toml")
 
 
 def test_the_outputs_are_the_seeds_for_text_of_kept_tokens(shop: Workshop) -> None:

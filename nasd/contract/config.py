@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nasd.contract import mistakes, seed_head, tasks, toml
 from nasd.contract.errors import NasdError
+from nasd.contract.genotype import Backbone
 from nasd.contract.limits import Limit
 from nasd.contract.objectives import LATENCY, MEASURED
 from nasd.contract.sections.data import (
@@ -442,17 +443,11 @@ def parse(data: dict[str, Any], origin: str) -> Config:
         raise NasdError(f"{origin}: {mistakes.sentence(error, data, Config)}") from None
 
 
-def check_against_seed(
-    config: Config,
-    width: int,
-    positions: int,
-    origin: str,
-    rotary: bool = False,
-    vocabulary: int | None = None,
-) -> None:
+def check_against_seed(config: Config, backbone: Backbone, origin: str) -> None:
     """What can only be checked once the seed's shape is known; raises NasdError."""
+    width, positions = backbone.width, backbone.positions
     for heads in config.search_space.heads:
-        if rotary and width % (2 * heads):
+        if backbone.rotary and width % (2 * heads):
             raise NasdError(
                 f"{origin}: search_space.heads: {heads} heads are not of an even width each, which"
                 f" the seed's rotary positions ask for; take divisors of {width // 2}"
@@ -469,9 +464,10 @@ def check_against_seed(
                 f" {width}; take smaller ones"
             )
     frequent = config.search_space.frequent_words
-    if vocabulary is not None and frequent >= vocabulary:
+    words = config.seed_model.vocabulary or backbone.vocab_size
+    if frequent >= words:
         raise NasdError(
-            f"{origin}: search_space.frequent_words: the seed has {vocabulary:,} words, and"
+            f"{origin}: search_space.frequent_words: the seed has {words:,} words, and"
             f" {frequent:,} of them are to keep embeddings in full beside a rank; take fewer"
         )
     relations = None if config.teacher is None else config.teacher.relation_heads

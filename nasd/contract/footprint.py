@@ -61,8 +61,8 @@ def exported_bytes(genotype: Genotype, backbone: Backbone) -> int:
 def int8_bytes(genotype: Genotype, backbone: Backbone) -> int:
     """Of the weights of the same model in int8 (nasd.worker.int8): a byte for each entry of a
     matrix or of the word embeddings, with a scale in float32 and a zero for each column, or a scale
-    for each token; positions, norms, biases and depthwise convolutions in float32. The file has its
-    graph on top."""
+    for each token; positions, norms, biases and depthwise convolutions in float32; where some
+    words stand in a table of their own, in which row each does. The file has its graph on top."""
     width, words = backbone.width, backbone.vocab_size
     rank, often = genotype.rank or width, genotype.frequent
     found = (words - often) * (rank + FLOAT32) + often * (width + FLOAT32)

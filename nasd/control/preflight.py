@@ -99,14 +99,13 @@ def check(config: Config, folder: Path, origin: str) -> Seed:
 def check_seed(config: Config, seed: Seed, origin: str) -> None:
     """Raises NasdError where the seed does not fit the config, or its search space."""
     backbone = seed.backbone
-    check_against_seed(
-        config,
-        backbone.width,
-        backbone.positions,
-        origin,
-        backbone.rotary,
-        config.seed_model.vocabulary or backbone.vocab_size,
-    )
+    check_against_seed(config, backbone, origin)
+    kept, own = config.seed_model.vocabulary, seed.baseline.frequent
+    if kept is not None and kept <= own:
+        raise NasdError(
+            f"{origin}: seed_model.vocabulary: {own:,} frequent words of the seed have embeddings"
+            " of their own; keep more tokens than that"
+        )
     with _named(origin):
         check_space(config.search_space, backbone.width)
     try:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def shapes(
         size = weights_of_words(alone, backbone)
         for words in frequent:
             lower = (replace(model, rank=one, frequent=words) for one in range(rank, 0, -1))
-            yield from ([one for one in lower if weights_of_words(one, backbone) <= size][:1])
+            yield from islice((one for one in lower if weights_of_words(one, backbone) <= size), 1)
 
 
 def measured(bench: Bench) -> list[Row]:

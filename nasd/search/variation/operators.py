@@ -256,10 +256,8 @@ def crossed(draft: Draft, space: SearchSpace, rng: random.Random) -> bool:
             chosen.append((other.blocks[second], lines[1][second]))
     fewest, most = space.blocks
     blocks = tuple(block for block, _ in chosen)
-    if not fewest <= len(blocks) <= most or replace(draft.genotype, blocks=blocks) in (
-        one,
-        other,
-    ):
+    known = replace(draft.genotype, blocks=blocks) in (one, other)
+    if known or not fewest <= len(blocks) <= most:
         return False
     draft.blocks = chosen
     return True

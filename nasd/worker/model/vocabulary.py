@@ -115,14 +115,12 @@ def trimmed_model(model: phenotype.Model, kept: NDArray[np.int64]) -> phenotype.
     if separator is not None:
         separator = int(np.searchsorted(kept, separator))
     rows = torch.from_numpy(kept)
-    often = min(arch.frequent, len(kept) - 1)
-    smaller = replace(
-        arch, vocab_size=len(kept), pad_token_id=pad, separator=separator, frequent=often
-    )
+    assert arch.frequent < len(kept), "preflight has refused it"
+    smaller = replace(arch, vocab_size=len(kept), pad_token_id=pad, separator=separator)
     made = phenotype.empty(type(model), smaller)
     state = model.state_dict()
-    if often:
-        state |= _trimmed_tables(model.encoder.embeddings, often, rows)
+    if arch.frequent:
+        state |= _trimmed_tables(model.encoder.embeddings, rows)
     else:
         state[f"encoder.{WORDS}"] = state[f"encoder.{WORDS}"][rows]
     if "head.bias" in state:
@@ -131,12 +129,13 @@ def trimmed_model(model: phenotype.Model, kept: NDArray[np.int64]) -> phenotype.
     return made
 
 
-def _trimmed_tables(embeddings: Embeddings, often: int, kept: Tensor) -> dict[str, Tensor]:
+def _trimmed_tables(embeddings: Embeddings, kept: Tensor) -> dict[str, Tensor]:
     """Both tables of the kept words: the frequent ones', which others fill up, and the others'."""
     assert embeddings.frequent is not None, "there are frequent words"
+    often = embeddings.frequent.num_embeddings
     rows = embeddings.row[kept]
     order = rows.argsort()  # frequent ones first
-    others = rows[order[often:]].long() - embeddings.frequent.num_embeddings
+    others = rows[order[often:]].long() - often
     row = torch.empty_like(rows)
     row[order] = torch.arange(len(order), dtype=row.dtype)
     found = {
