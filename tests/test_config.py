@@ -80,6 +80,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stages__finetune__train": "new"}, "stages.finetune", 'train = "new" stands only'),
     ({"stages__evaluate__epochs": 1}, "stages.evaluate", "no meaning"),
     ({"stages__evaluate__average": 0.5}, "stages.evaluate", "no meaning"),
+    ({"stages__evaluate__soup": 2}, "stages.evaluate", "no meaning"),
+    ({"stages__finetune__soup": 0}, "stages.finetune.soup", "greater than or equal to 1"),
+    (
+        {"stages__finetune__soup": 2, "stages__finetune__rungs": [{"at": 0.5, "keep": 0.5}]},
+        "stages.finetune",
+        "soup stands on no stage with rungs",
+    ),
     ({"stages__finetune__average": 1}, "stages.finetune.average", "less than 1"),
     (
         {"stages__finetune__average": 0.5, "stages__finetune__rungs": [{"at": 0.5, "keep": 0.5}]},

@@ -168,14 +168,18 @@ def test_rungs_that_would_cost_more_to_start_than_to_train_are_not_put(planned) 
     assert not keys and why.endswith("an attempt 36000 s to start")
 
 
-def test_a_stage_that_leaves_an_average_gets_no_rungs(planned) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "words"), [("average", 0.5, "has an average"), ("soup", 2, "has a soup")]
+)
+def test_a_stage_that_cannot_have_rungs_gets_none(planned, key, value, words) -> None:
     stages = [{**one.model_dump(), "rungs": ()} for one in planned.config.stages]
     for one in stages:
-        one["average"] = 0.5 if one["train"] == "all" else 0.0
+        if one["train"] == "all":
+            one[key] = value
     plain = planned.config.model_dump(by_alias=True) | {"stages": stages, "promotion": {}}
     config = Config.model_validate(plain)
     keys, why = rungs_for(config, gather(config, Path("config.toml")))
-    assert not keys and "has an average" in why
+    assert not keys and words in why
 
 
 def test_a_stage_that_not_all_climb_gets_no_rungs_however_long_it_takes(planned) -> None:

@@ -260,18 +260,27 @@ def test_the_operations_of_distilbert_are_those_that_were_counted():
     batch=st.integers(1, 600),
     epochs=st.sampled_from([0.05, 0.4, 1, 2, 3, 8]),
     evaluations=st.integers(1, 9),
+    soup=st.integers(1, 3),
 )
 @hypothesis_settings(max_examples=50)
 def test_the_steps_with_an_evaluation_behind_them_are_listed_as_training_finds_them(
-    examples: int, batch: int, epochs: float, evaluations: int
+    examples: int, batch: int, epochs: float, evaluations: int, soup: int
 ):
     stage = (
         thesis_config()
         .stages[1]
         .model_copy(update={"batch": batch, "epochs": epochs, "evaluations": evaluations})
     )
-    schedule = Schedule.of(stage, examples)
+    each = Schedule.of(stage, examples).steps
+    schedule = Schedule.of(stage.model_copy(update={"soup": soup}), examples)
     steps = range(schedule.steps)
+    assert schedule.steps == soup * each
+    assert {each * number for number in range(1, soup)} == {
+        done for done in range(schedule.steps + 1) if schedule.begins_again_after(done)
+    }
+    assert [schedule.learning_rate(step) for step in range(each)] * soup == [
+        schedule.learning_rate(step) for step in steps
+    ]
     expected = [step + 1 for step in steps if schedule.evaluates_after(step, evaluations)]
     assert list(schedule.evaluation_steps(evaluations)) == expected
 

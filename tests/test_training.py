@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nasd.contract import squad
 from nasd.contract.errors import NasdError
@@ -288,12 +289,14 @@ def mlm_task(shop: Workshop) -> MlmTask:
     return MlmTask(model, corpus, 0.15, {name for name, _ in model.named_parameters()})
 
 
-@pytest.mark.parametrize("average", [0.0, 0.5])
-@pytest.mark.parametrize("stopped_after", [1, 4])
+@pytest.mark.parametrize(
+    ("stopped_after", "average", "soup"),
+    [(1, 0.0, 1), (4, 0.0, 1), (1, 0.5, 1), (4, 0.5, 1), (2, 0.0, 3), (5, 0.5, 3), (11, 0.0, 3)],
+)
 def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(
-    shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int, average: float
+    shop: Workshop, tmp_path: Path, alone: Ranks, stopped_after: int, average: float, soup: int
 ) -> None:
-    short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8, average=average)
+    short = stage(CONFIG, "pretrain_1", epochs=0.3, evaluations=8, average=average, soup=soup)
     straight, told = mlm_task(shop), Notes()
     expected = train(straight, short, alone, settings(tmp_path / "a", 10**9, notes=told))
     first, again = mlm_task(shop), Notes()
@@ -331,6 +334,31 @@ def test_a_stage_leaves_the_average_of_what_it_found_and_what_it_made_of_it(
     for name, start in began.items():
         wanted = torch.lerp(left[0.0][name], start, 0.25)
         torch.testing.assert_close(left[0.25][name], wanted, rtol=0, atol=1e-6)
+
+
+def test_a_soup_is_the_mean_of_trainings_from_the_same_start_in_other_orders(
+    shop: Workshop, tmp_path: Path, alone: Ranks
+) -> None:
+    def trained(soup: int, rounds: int = 0) -> tuple[QaTask, list[tuple[int, float]]]:
+        model = phenotype.load_for_answering(shop.seed_weights, torch.Generator().manual_seed(0))
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0  # drawn by the step; without it a training follows from its order
+        task = QaTask.load(model, Path(shop.prepared.qa_cache))
+        short = stage(CONFIG, "finetune", epochs=0.3, evaluations=8, soup=soup)
+        how = settings(tmp_path / f"{soup}-{rounds}", 10**9)
+        return task, train(task, short, alone, replace(how, rounds=rounds)).curve
+
+    (first, curve), (second, _) = trained(1), trained(1, rounds=1)
+    soup, both = trained(2)
+    assert both[: len(curve)] == curve
+    assert len(both) == 2 * len(curve)
+    differ = False
+    for name, mean in soup.model.state_dict().items():
+        one, other = (task.model.state_dict()[name] for task in (first, second))
+        torch.testing.assert_close(mean, (one + other) / 2, rtol=0, atol=1e-6)
+        differ |= not torch.equal(one, other)
+    assert differ
 
 
 def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:

@@ -13,7 +13,8 @@ class Schedule:
     """How many steps, and the learning rate at each: linear warm-up, then linear to zero.
 
     Of a part of a stage, `steps` are its own, counted from its beginning; `before` lie before it,
-    and `whole` is how many the stage has: epochs and the learning rate are the stage's.
+    and `whole` is how many the stage has: epochs and the learning rate are the stage's. Where it is
+    several trainings (stages.soup), one of them has `each`.
     """
 
     examples: int
@@ -24,42 +25,50 @@ class Schedule:
     peak: float
     before: int
     whole: int
+    each: int
 
     @classmethod
     def of(cls, stage: Stage, examples: int) -> "Schedule":
         assert stage.epochs is not None and stage.learning_rate is not None
         batch = min(stage.batch, examples)
         per_epoch = examples // batch  # the last, smaller batch of an epoch is left out
-        whole = max(1, round(stage.epochs * per_epoch))
+        each = max(1, round(stage.epochs * per_epoch))
+        whole = stage.soup * each
         before, end = (round(share * whole) for share in stage.span)
         return cls(
             examples,
             batch,
             per_epoch,
             end - before,
-            round(stage.warmup * whole),
+            round(stage.warmup * each),
             stage.learning_rate,
             before,
             whole,
+            each,
         )
 
     def learning_rate(self, step: int) -> float:
-        at = self.before + step
+        at = (self.before + step) % self.each
         if at < self.warmup:
             return self.peak * (at + 1) / (self.warmup + 1)
-        return self.peak * (self.whole - at) / max(1, self.whole - self.warmup)
+        return self.peak * (self.each - at) / max(1, self.each - self.warmup)
+
+    def begins_again_after(self, done: int) -> bool:
+        """Whether another training from the same start follows so many steps."""
+        return 0 < done < self.steps and (self.before + done) % self.each == 0
 
     def epoch_ends_after(self, done: int) -> bool:
         """Whether so many steps end an epoch."""
         return (self.before + done) % self.steps_per_epoch == 0
 
     def evaluates_after(self, step: int, per_epoch: int) -> bool:
-        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end."""
-        done = step + 1
-        if done == self.steps:
+        """Whether an evaluation follows `step`: `per_epoch` times an epoch, and at the end, of each
+        training where there are several."""
+        at = (self.before + step) % self.each
+        if step + 1 == self.steps or at + 1 == self.each:
             return True
         share = self._share(per_epoch)
-        return int((self.before + done) / share) > int((self.before + step) / share)
+        return int((at + 1) / share) > int(at / share)
 
     def evaluation_steps(self, per_epoch: int) -> tuple[int, ...]:
         """After how many steps that is so, in order, without a look at each of them; at the least
@@ -69,7 +78,7 @@ class Schedule:
 
     def _evaluations(self, per_epoch: int) -> list[int]:
         """After how many steps of the whole stage, up to the end of this part of it."""
-        share, end = self._share(per_epoch), self.before + self.steps
+        share, end = self._share(per_epoch), min(self.before + self.steps, self.each)
         found = []
         for number in range(1, int(end / share) + 1):
             step = math.ceil(number * share)
@@ -78,7 +87,8 @@ class Schedule:
             while int((step - 1) / share) >= number:
                 step -= 1
             found.append(step)
-        return found
+        begins = range(0, self.whole, self.each)
+        return [begin + step for begin in begins for step in (*found, self.each)]
 
     def _share(self, per_epoch: int) -> float:
         """Steps between two evaluations."""

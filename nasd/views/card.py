@@ -468,6 +468,13 @@ def _training(snapshot: Snapshot, config: Config, candidate: Candidate) -> str:
     )
 
 
+def _epochs(stage: Stage) -> str:
+    if stage.epochs is None:
+        return ""
+    several = f"{stage.soup} x " if stage.soup > 1 else ""
+    return f"{several}{stage.epochs * stage.share:.3g}"
+
+
 def _stage(snapshot: Snapshot, candidate: Candidate, stage: Stage) -> Row:
     result = snapshot.results[candidate.id, stage.name]
     loss = result.curve[-1][1] if result.curve else result.metrics.get("loss")
@@ -475,7 +482,7 @@ def _stage(snapshot: Snapshot, candidate: Candidate, stage: Stage) -> Row:
         stage.name,
         tasks.of(stage.task).words,
         TRAINS[stage.train],
-        "" if stage.epochs is None else f"{stage.epochs * stage.share:.3g}",
+        _epochs(stage),
         stage.batch,
         "" if stage.learning_rate is None else f"{stage.learning_rate:g}",
         result.steps or "",

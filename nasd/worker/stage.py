@@ -306,7 +306,7 @@ def _share_activations(
     states = activations.known(
         task,
         corpus=registry.of(stage).cache(spec).name,
-        epochs=stage.epochs,
+        epochs=stage.epochs * stage.soup,
         precision=spec.precision,
         shelf=activations.Shelf(
             Path(spec.cache), spec.activation_cache_gb * activations.GB, spec.attempt

@@ -78,6 +78,10 @@ class Stage(Section):
     trained (Wortsman et al. 2022, WiSE-FT): for a fine-tuned model that is trained on, and most of
     all for a short while; a fresh head or module would stay so much of what was drawn. Not of a
     stage with rungs."""
+    soup: Annotated[Count, Field(le=100)] = 1
+    """Trainings that the stage is: each of `epochs`, from the weights that it found, in another
+    order. It leaves the mean of what they come to (Wortsman et al. 2022, model soups), for which
+    it has to find a fine-tuned model. Not of a stage with rungs."""
     evaluations: Count = 1
     """Points of the learning curve in an epoch."""
     measure: Annotated[bool, Field(strict=True)] = False
@@ -119,9 +123,10 @@ class Stage(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.train == "none":
-            if self.epochs is not None or self.learning_rate is not None or self.average:
+            trained = self.epochs is not None or self.learning_rate is not None
+            if trained or self.average or self.soup > 1:
                 raise ValueError(
-                    'epochs, learning_rate and average have no meaning where train = "none"'
+                    'epochs, learning_rate, average and soup have no meaning where train = "none"'
                 )
         elif self.epochs is None or self.learning_rate is None:
             raise ValueError("epochs and learning_rate are missing")
@@ -134,6 +139,10 @@ class Stage(Section):
         if self.rungs and self.average:
             raise ValueError(
                 "average stands on no stage with rungs: behind one it goes on half trained"
+            )
+        if self.rungs and self.soup > 1:
+            raise ValueError(
+                "soup stands on no stage with rungs: each of its trainings begins again"
             )
         for before, rung in pairwise(self.rungs):
             if rung.at <= before.at:

@@ -152,8 +152,9 @@ def rungs_for(config: Config, subject: Subject) -> tuple[dict[str, Any], str]:
     if any(one.cuts for one in climbed):
         return {}, "some cutoff stands in the config"
     stage = max(climbed, key=lambda one: _seconds(config, subject, one))
-    if stage.average:
-        return {}, f"{stage.name} has an average, which stands on no stage with rungs"
+    if stage.average or stage.soup > 1:
+        key = "a soup" if stage.soup > 1 else "an average"
+        return {}, f"{stage.name} has {key}, which stands on no stage with rungs"
     steps, start = _work(config, subject, stage).steps, subject.machine.start_seconds
     if config.population.lambda_ < FEWEST_OFFSPRING:
         return {}, f"of {config.population.lambda_} offspring there is little to choose"

@@ -83,6 +83,17 @@ def save(
     return final
 
 
+def put_in(weights: dict[str, Tensor], sign: str) -> dict[str, Tensor]:
+    """To stand beside a model's, in one checkpoint."""
+    return {f"{sign}{name}": one for name, one in weights.items()}
+
+
+def taken_out(model: dict[str, Tensor], sign: str) -> dict[str, Tensor]:
+    """The weights that `put_in` has put there."""
+    names = [name for name in model if name.startswith(sign)]
+    return {name.removeprefix(sign): model.pop(name) for name in names}
+
+
 def newest(folders: Iterable[Path]) -> Checkpoint | None:
     """The newest whole checkpoint below any of `folders`; damaged ones are passed over."""
     for path in checkpoints_below(folders):

@@ -44,6 +44,7 @@ from nasd.worker.training.stop import Stopped, StopRequest
 
 # Of the checkpoint interval: so much must have passed for an epoch's end to get a checkpoint.
 EPOCH_END_SHARE = 0.25
+SOUP = "soup/"  # ahead of a weight's name, in a checkpoint: its sum over the trainings before
 
 
 class Order:
@@ -167,8 +168,9 @@ class Training:
         self.before = [
             (one, one.detach().cpu().clone())
             for one in self.model.parameters()
-            if stage.average and one.requires_grad
+            if (stage.average or stage.soup > 1) and one.requires_grad
         ]
+        self.soup: dict[str, Tensor] = {}  # the sum of what trainings before this one came to
         self.curve: list[tuple[int, float]] = []  # steps made and the loss there
         self.metrics: dict[str, float] = {}  # of the last evaluation
         # Losses and norms of the steps since the last line, as far as they have been fetched; of
@@ -201,6 +203,8 @@ class Training:
                 self.average()
             if due.evaluates:
                 self.evaluate(done)
+            if self.schedule.begins_again_after(done):
+                self.begin_again()
             if due.saves:
                 self.save(done)
             if due.stops:
@@ -215,6 +219,7 @@ class Training:
         start = 0
         found = checkpoint.newest((self.run.checkpoints, *self.run.resume))
         if found is not None:
+            self.soup = checkpoint.taken_out(found.model, SOUP)
             self.model.load_state_dict(found.model, strict=False)
             self.optimizer.load_state_dict(found.optimizer)
             self.monitor.restore(found.progress["monitor"])
@@ -297,9 +302,28 @@ class Training:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Takes the weights back by the stage's share to what it found (Wortsman et al. 2022)."""
-        for parameter, before in self.before:
+        """Puts the mean of all trainings in the place of the last one's weights, and takes them
+        back by the stage's share to what it found (both Wortsman et al. 2022)."""
+        self.add_up()
+        for name, summed in self.soup.items():
+            self.model.get_parameter(name).copy_(summed / self.stage.soup)
+        for parameter, before in self.before if self.stage.average else ():
             parameter.lerp_(before.to(parameter.device), self.stage.average)
+
+    @torch.no_grad()
+    def begin_again(self) -> None:
+        """With what the stage found; what this training has come to is kept for the mean."""
+        self.add_up()
+        for parameter, before in self.before:
+            parameter.copy_(before)
+        self.optimizer = _optimizer(self.model, self.stage)
+        self.monitor = DivergenceMonitor()
+
+    def add_up(self) -> None:
+        if self.stage.soup == 1:
+            return
+        for name, weights in _trained_state(self.model).items():
+            self.soup[name] = self.soup[name] + weights if name in self.soup else weights.clone()
 
     def evaluate(self, done: int) -> None:
         self.metrics = _evaluate(self.task, self.ranks, self.run)
@@ -318,7 +342,7 @@ class Training:
             checkpoint.save(
                 self.run.checkpoints,
                 done,
-                _trained_state(self.model),
+                _trained_state(self.model) | checkpoint.put_in(self.soup, SOUP),
                 self.optimizer.state_dict(),
                 {
                     "monitor": self.monitor.state(),
