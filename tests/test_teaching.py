@@ -227,6 +227,20 @@ def test_weights_that_the_newest_generation_learns_from_are_needed(generation_1:
     assert ladder.teachers(found, config, 1) <= needed
 
 
+def test_show_tells_what_a_stage_leaves_besides_what_one_training_comes_to(tmp_path: Path):
+    state = StateFolder(tmp_path / "state")
+    config = small_config(stages__finetune__soup=3, stages__finetune__average=0.25)
+    tick = make_tick(state, config)
+    drive(tick, phase_of(0, Phase.CLIMBING))
+    found = dossier.compile_dossier(state.path, "1", tick.clock())
+    tick.store.close()
+    console = Console(file=StringIO(), width=100, force_terminal=False, color_system=None)
+    console.print(dossier_view.render(found))
+    assert isinstance(console.file, StringIO)
+    told = "finetune leaves the mean of 3 trainings from one start, with 25 % of the weights as it"
+    assert told in console.file.getvalue()
+
+
 def test_a_teacher_computed_along_costs_a_third_and_one_that_was_asked_before_nothing():
     block = Block(4, (FeedForward("relu", (64,)),))
     genotype, volumes = Genotype((block,) * 3), Volumes(2000, 8, 400, 100, 404, 1000)

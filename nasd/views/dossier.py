@@ -74,7 +74,9 @@ class Ancestor:
 class StageRow:
     """A stage of its ladder. steps: done of so many; seconds: of work in all attempts, as the
     worker measured them, None before the stage is done. curve: (step, evaluation loss), so far.
-    slot_hours: of all attempts at it. teacher: whom it learns from, "" for nobody."""
+    slot_hours: of all attempts at it. teacher: whom it learns from, "" for nobody. trainings: from
+    one start, of which the mean of the weights stays. average: the share of what it found in what
+    it leaves."""
 
     stage: str
     train: str
@@ -86,6 +88,8 @@ class StageRow:
     metrics: dict[str, float]
     slot_hours: float
     teacher: str
+    trainings: int = 1
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,8 @@ class _Compiler:
                 metrics=metrics,
                 slot_hours=self._hours({one.id}, name),
                 teacher=ladder.teacher_name(self.snap, self.config, replace(one, stage=name)),
+                trainings=1 if stage is None else stage.soup,
+                average=0.0 if stage is None else stage.average,
             )
 
     def _live_curve(self, stage: str) -> tuple[tuple[int, float], ...]:

@@ -148,7 +148,7 @@ def _stages(found: Dossier) -> Any:
             _curve(row),
             style="dim" if row.state in ("ahead", "never", "skipped") else "",
         )
-    return Group(table, *_teachers(found))
+    return Group(table, *_teachers(found), *_means(found))
 
 
 def _teachers(found: Dossier) -> Iterator[Text]:
@@ -159,6 +159,18 @@ def _teachers(found: Dossier) -> Iterator[Text]:
             by_name.setdefault(row.teacher, []).append(row.stage)
     for name, stages in by_name.items():
         yield Text(f"learns from {name} as well, in {' and '.join(stages)}")
+
+
+def _means(found: Dossier) -> Iterator[Text]:
+    """Where what a stage leaves is not what a training of it came to."""
+    for row in found.stages:
+        parts = []
+        if row.trainings > 1:
+            parts.append(f"the mean of {row.trainings} trainings from one start")
+        if row.average:
+            parts.append(f"{100 * row.average:g} % of the weights as it found them")
+        if parts:
+            yield Text(f"{row.stage} leaves {', with '.join(parts)}")
 
 
 def _mark(found: Dossier, row: StageRow) -> str:
