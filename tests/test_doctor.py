@@ -179,6 +179,19 @@ def test_before_the_first_run_the_seed_and_the_data_are_looked_at(tmp_path: Path
     assert [one.mark for one in examined(path)["seed"]] == ["bad"]
 
 
+@pytest.mark.parametrize(("dropout", "told"), [(None, False), (0.1, True), (0.0, False)])
+def test_dropout_in_the_attention_is_told_where_slots_are_cpus(
+    tmp_path: Path, dropout: float | None, told: bool
+):
+    changes = [] if dropout is None else [f"seed_model.dropout={dropout}"]
+    changes += ["daemon.disk_reserve_gb=0"]
+    path = write_preset("demo-thesis", tmp_path, changes, force=False)
+    texts = [one.text for one in examined(path)["seed"] if one.mark == "note"]
+    assert [text.startswith("attention with a dropout of 0.1 is not fused") for text in texts] == (
+        [True] if told else []
+    )
+
+
 def test_it_is_told_as_json_as_well(path: Path):
     done = CliRunner().invoke(app, ["doctor", "--json", "--config", str(path)])
     data = json.loads(done.stdout)

@@ -33,6 +33,7 @@ class Seed:
     fault: str = ""  # why the one of the data's task cannot be kept
     # Of the data, see nasd.views.caveats.
     known: Mapping[str, Any] = field(default_factory=dict)
+    attention_dropout: float = 0.0  # as its own config says
 
 
 def check(config: Config, folder: Path, origin: str) -> Seed:
@@ -154,6 +155,7 @@ def look_at_seed(
         tuple(answer["heads"]),
         answer["fault"],
         answer["known"],
+        answer["attention_dropout"],
     )
 
 

@@ -4,7 +4,8 @@ Reads one JSON object, {"source", "folder", "hubs": {key: [name, config, revisio
 {"data", "seed", "stages"} or null, "teacher": [teacher] from outside or null, "tokens": of the
 longest window that it is shown, "vocabulary": how many of the seed's tokens are kept, or null}, and
 prints one JSON line: {"backbone", "baseline",
-"has_mlm_head", "heads", "fault": why the head of the data's task cannot be kept, "" where it can,
+"has_mlm_head", "heads", "attention_dropout": as the seed's own config says, "fault": why the head
+of the data's task cannot be kept, "" where it can,
 "known": what nasd.worker.data_check tells}, or {"error": one sentence}.
 """
 
@@ -71,6 +72,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         "baseline": description.baseline.to_json(),
         "has_mlm_head": description.has_mlm_head,
         "heads": description.heads,
+        "attention_dropout": description.architecture.attention_dropout,
     }
 
 

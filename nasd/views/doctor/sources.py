@@ -128,6 +128,15 @@ def seed(case: Case) -> Iterator[Finding]:
         if (has := task.name in found.heads) or kept:
             about = seed_head.about(task, has, kept, seed_head.among(scored))
             yield Finding("seed", "good", f"{case.config.seed_model.source}: {about}")
+    own = case.config.seed_model.dropout
+    dropout = found.attention_dropout if own is None else own
+    if dropout and case.devices and not case.on_gpus:
+        yield Finding(
+            "seed",
+            "note",
+            f"attention with a dropout of {dropout:g} is not fused on a CPU, and steps take up to"
+            " twice as long; seed_model.dropout = 0.0 trains without it",
+        )
     for told in caveats.of(found.known, sampled=True):
         yield Finding("data", "note", told)
 
