@@ -299,19 +299,6 @@ def test_a_budget_that_pays_few_trainings_goes_to_the_target_in_one_generation(
     assert (told["action"], told["gpu_hours"]) == ("budget", 5.0)
 
 
-@pytest.mark.parametrize(("budget", "soup"), [("0.02", 1), ("0.1", 2)])
-def test_where_a_budget_pays_several_children_each_is_the_mean_of_two_trainings(
-    home: Path, tmp_path: Path, budget: str, soup: int
-) -> None:
-    path = tmp_path / "c" / "config.toml"
-    _, done, config = planned_once(home, path, "0.5", budget, *SPEED)
-    finetune = next(one for one in config.stages if one.name == "finetune")
-    assert finetune.soup == soup
-    told = "each is trained 2 times from one start, and keeps the mean of the weights"
-    assert (told in done.stdout) == (soup > 1)
-    assert config.population.mu >= (smaller.MANY // 2 if soup > 1 else 1)
-
-
 def test_a_target_that_is_near_has_one_long_training_each_as_well(
     home: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +84,6 @@ def write_config(asked: Asked, tflops: float | None) -> None:
             config = checked(rewritten(PRESET, head, values))
             once = frozenset({"experiment.generations"})
             keys, told = fit(config, asked.path, once, asked.budget, seed, tflops=tflops)
-            if keys["population.mu"] >= smaller.MANY:
-                souped = values | {"stages.finetune.soup": smaller.SOUP}
-                with suppress(NasdError):  # fewer of them are not paid either
-                    config = checked(rewritten(PRESET, head, souped))
-                    keys, told = fit(config, asked.path, once, asked.budget, seed, tflops=tflops)
-                    values = souped
         text = rewritten(PRESET, head, {**values, **keys})
         config = checked(text)
     else:
@@ -237,12 +230,7 @@ def _told_steps(config: "Config", target: float) -> list[str]:
     least, most = config.variation.steps
     return [
         f"the steps: {least} to {most} at once, to at most {100 * target:.3g} %, as the budget does"
-        " not pay enough generations of small ones",
-        *(
-            f"each is trained {one.soup} times from one start, and keeps the mean of the weights"
-            for one in config.stages
-            if one.soup > 1
-        ),
+        " not pay enough generations of small ones"
     ]
 
 

@@ -22,7 +22,6 @@ FINE = 8  # GPUs are fast at multiples of it
 FEWEST_HEADS = 0.25  # of the most that the model has
 LEFT = (0.25, 0.5, 0.75)  # of them, where heads are removed
 STEP = 0.01  # in which a share is told
-SOUP, MANY = 2, 4  # trainings of each, where a budget pays one training of so many children
 TRIED = 24  # mutants for each place, where children go all the way at once
 # A dropped block is dear where there is one training; units and heads come first.
 STRAIGHT = {"narrow": 4, "drop_heads": 2, "drop_block": 0.3}
