@@ -364,7 +364,7 @@ def test_a_worker_asks_the_teacher_and_the_student_comes_nearer_to_it(
 def test_two_ranks_learn_from_a_teacher_what_one_does(
     shop: Workshop, tuned: Path, tmp_path: Path, match: tuple[str, ...]
 ) -> None:
-    spec = lesson(shop, tuned, more={"epochs": 0.05}, share=0.7, match=match)
+    spec = lesson(shop, tuned, more={"epochs": 0.05, "soup": 2}, share=0.7, match=match)
     ends = []
     for ranks in (1, 2):
         folder, outcome = work(spec, tmp_path / str(ranks), ranks)
