@@ -80,8 +80,8 @@ class Stage(Section):
     stage with rungs."""
     soup: Annotated[Count, Field(le=100)] = 1
     """Trainings that the stage is: each of `epochs`, from the weights that it found, in another
-    order. It leaves the mean of what they come to (Wortsman et al. 2022, model soups), for which
-    it has to find a fine-tuned model. Not of a stage with rungs."""
+    order. It leaves the mean of what they come to (Wortsman et al. 2022, model soups): for a
+    fine-tuned model that is trained on. Not of a stage with rungs."""
     evaluations: Count = 1
     """Points of the learning curve in an epoch."""
     measure: Annotated[bool, Field(strict=True)] = False
