@@ -7,6 +7,7 @@ from nasd.contract import tasks
 from nasd.contract.config import Config, check_against_slots
 from nasd.contract.errors import NasdError
 from nasd.contract.genotype import Backbone, Block, FeedForward, Genotype, parameters
+from nasd.contract.readable import counted
 from nasd.contract.slots import Slot, divided
 from nasd.contract.volumes import Volumes
 from nasd.control import preflight
@@ -97,7 +98,7 @@ def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, .
     if count is None and listed != "auto":
         check_against_slots(config, len(listed), origin)
         names = divided(listed, config.slots.share)
-        return names, f"{len(names)} slots as listed, {_shared(config)}"
+        return names, f"{counted(len(names), 'slot')} as listed, {_shared(config)}"
     found = simulated.devices(config, begun=False)
     number = count or len({one.device for one in found})
     for stage in config.stages:
@@ -109,7 +110,7 @@ def _slots(config: Config, count: int | None, origin: str) -> tuple[tuple[str, .
     devices = [str(Slot.of(found[0].kind, index)) for index in range(number)]
     names = divided(devices, config.slots.share)
     guessed = "" if count else " (slots.devices is auto: a guess)"
-    return names, f"{len(names)} slots{guessed}, {_shared(config)}"
+    return names, f"{counted(len(names), 'slot')}{guessed}, {_shared(config)}"
 
 
 def _shared(config: Config) -> str:
